@@ -1,0 +1,1 @@
+"""Methods of distributed and federated learning: each is what it changes in the one loop."""

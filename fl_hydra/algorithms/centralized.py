@@ -1,0 +1,21 @@
+"""Centralized training: the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.localsgd import LocalSGD
+
+
+@algorithms.register
+@dataclass
+class Centralized(LocalSGD):
+    """One worker that holds all images; a round is one pass over them."""
+
+    name: str = "centralized"
+
+    K: ClassVar[int | None] = None
+    C: ClassVar[float | None] = None
+    J: ClassVar[int | None] = None

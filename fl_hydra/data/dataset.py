@@ -1,0 +1,230 @@
+"""What a dataset is: uint8 images in a canonical order, known by the fingerprint of their content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_hydra.errors import UserError, require
+from fl_hydra.files import write_atomically
+from fl_hydra.randomness import generator
+from fl_hydra.registry import Component, Registry
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images uint8 [N, height, width, channels] and labels int64 [N] of the official training and test sets."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: Indices
+    test_images: NDArray[np.uint8]
+    test_labels: Indices
+
+    def canonical(self) -> Arrays:
+        """The same images ordered by label, then by pixel bytes, so that results do not depend on the file they came from."""
+        train = _canonical_order(self.train_images, self.train_labels)
+        test = _canonical_order(self.test_images, self.test_labels)
+        return Arrays(self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shapes and content; 64 hex digits."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            array = getattr(self, field.name)
+            digest.update(f"{field.name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def _canonical_order(images: NDArray[np.uint8], labels: Indices) -> Indices:
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    by_pixels = np.argsort(flat.view(f"V{flat.shape[1]}").ravel(), kind="stable")
+    return by_pixels[np.argsort(labels[by_pixels], kind="stable")]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What checks and run names need to know of a dataset; kept beside the data so that nothing large is read for them."""
+
+    fingerprint: str
+    height: int
+    width: int
+    channels: int
+    train_counts: tuple[int, ...]
+    """Official training images of each class."""
+    test_counts: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        return len(self.train_counts)
+
+
+@dataclass
+class Dataset(Component):
+    """A dataset: where its images come from, how much is held out and how training images are augmented."""
+
+    validation: float = 0.1
+    """Fraction of the official training set that is held out, stratified by class; chosen by `split_seed`."""
+    crop: int = 0
+    """Random crop after padding by this many zero pixels on each side; drawn per training image. 0: no crop."""
+    flip: bool = False
+    """Random horizontal flip; drawn per training image."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.validation < 1, f"dataset.validation={self.validation}: a fraction in [0, 1) of the training set is needed")
+        require(0 <= self.crop <= 16, f"dataset.crop={self.crop}: a padding of 0 (no crop) to 16 pixels is needed")
+
+    @property
+    @abstractmethod
+    def class_count(self) -> int:
+        """Number of classes."""
+
+    @abstractmethod
+    def source(self, root: Path) -> Path | None:
+        """The file that :meth:`read` reads, made or downloaded if need be; None if the data is part of a package.
+
+        Raises:
+            UserError: no such file, and no way to get it.
+        """
+
+    @abstractmethod
+    def read(self, root: Path) -> Arrays:
+        """Read the images.
+
+        Raises:
+            UserError: a file is missing, truncated, corrupted or of another kind.
+        """
+
+    def load(self, root: Path) -> Arrays:
+        """The images in canonical order; read once per process."""
+        return _load(type(self), self.name, root.resolve())
+
+    def card(self, root: Path) -> Card:
+        """The dataset's card, from the small file beside the data where that is up to date, else from the data."""
+        return _card(type(self), self.name, root.resolve())
+
+    def train_counts(self, card: Card) -> Indices:
+        """Images of each class that remain for training after the validation split; int64 [classes]."""
+        return np.array([count - self._held_out(count) for count in card.train_counts], np.int64)
+
+    def _held_out(self, count: int) -> int:
+        return round(self.validation * count)
+
+    def split(self, labels: Indices, split_seed: int) -> tuple[Indices, Indices]:
+        """Split the official training set into training and validation, stratified by class.
+
+        Args:
+            labels: int64 [N], labels of the official training set in canonical order.
+            split_seed: decides which images of each class are held out.
+
+        Returns:
+            Ascending positions of the training and of the validation images; disjoint, covering all N.
+        """
+        held = [
+            generator(split_seed, "validation", label).permutation(members)[: self._held_out(len(members))]
+            for label in range(self.class_count)
+            if len(members := np.flatnonzero(labels == label))
+        ]
+        validation = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+        return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+@lru_cache(maxsize=2)
+def _load(cls: type[Dataset], name: str, root: Path) -> Arrays:
+    return cls(name=name).read(root).canonical()
+
+
+@lru_cache(maxsize=8)
+def _card(cls: type[Dataset], name: str, root: Path) -> Card:
+    dataset = cls(name=name)
+    source = dataset.source(root)
+    identity = {"version": cls.version, "file": _identity(source)}
+    path = root / f".{name}.card.json"
+    try:
+        stored = json.loads(path.read_text())
+        if stored.pop("of") == identity:
+            return Card(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no card, or not one of ours: it is only a shortcut, so it is made again
+    arrays = dataset.load(root)
+    card = Card(
+        arrays.fingerprint(),
+        *(int(side) for side in arrays.train_images.shape[1:]),
+        tuple(np.bincount(arrays.train_labels, minlength=dataset.class_count).tolist()),
+        tuple(np.bincount(arrays.test_labels, minlength=dataset.class_count).tolist()),
+    )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"of": identity, **dataclasses.asdict(card)}).encode())
+    except OSError:
+        pass  # a read-only data folder only costs reading the images again next time
+    return card
+
+
+def _identity(source: Path | None) -> list[object] | None:
+    if source is None:
+        return None
+    status = source.stat()
+    return [source.name, status.st_size, status.st_mtime_ns]
+
+
+def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
+    """Read `train_images`, `train_labels`, `test_images`, `test_labels` from an .npz file, checking everything.
+
+    Raises:
+        UserError: truncated, corrupted, or with other arrays than expected.
+    """
+    import zipfile
+    import zlib
+
+    way_out = "replace it by a sound copy, or delete it to have it made again"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            read = {field.name: file[field.name] for field in dataclasses.fields(Arrays)}
+    except KeyError as error:
+        raise UserError(f"{path} is not a prepared dataset: {error.args[0]}; {way_out}") from error
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, TypeError) as error:
+        raise UserError(f"{path} is truncated or corrupted ({error}); {way_out}") from error
+    for part in ("train", "test"):
+        images, labels = read[f"{part}_images"], read[f"{part}_labels"]
+        sound = (
+            images.dtype == np.uint8
+            and images.ndim == 4
+            and images.shape[1:] == (side, side, channels)
+            and labels.shape == images.shape[:1]
+            and np.issubdtype(labels.dtype, np.integer)
+            and len(labels) > 0
+            and 0 <= int(labels.min()) <= int(labels.max()) < classes
+        )
+        require(
+            sound,
+            f"{path}: expected {part}_images uint8 [N, {side}, {side}, {channels}] and {part}_labels [N] in 0..{classes - 1}, got "
+            f"{images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}; {way_out}",
+        )
+    return Arrays(read["train_images"], read["train_labels"].astype(np.int64), read["test_images"], read["test_labels"].astype(np.int64))
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel over all pixels, on the scale 0..1; exact, from a histogram.
+
+    Args:
+        images: uint8 [N, height, width, channels].
+    """
+    values = np.arange(256) / 255
+    histograms = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
+    weights = histograms / histograms.sum(1, keepdims=True)
+    mean = weights @ values
+    return mean, np.sqrt(np.maximum(weights @ values**2 - mean**2, 1e-12))
+
+
+datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")

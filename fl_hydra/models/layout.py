@@ -1,0 +1,62 @@
+"""How a module's parameters lie in one flat vector.
+
+A model in training is a vector of P numbers, a round's workers are a matrix [rows, P]: optimizers and averages then take a
+handful of kernels whatever the number of layers, a message is a vector, and a checkpoint is a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_hydra.randomness import key
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and unstacked shapes of the parameters, in the order in which they lie in the vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        """The layout of a module.
+
+        Raises:
+            ValueError: the module has buffers (such as the running statistics of batch normalisation), which have no place
+                in the vector yet.
+        """
+        if next(module.named_buffers(), None) is not None:
+            raise ValueError(f"{type(module).__name__} has buffers; models with running statistics are not supported")
+        named = dict(module.named_parameters())
+        return cls(tuple(named), tuple(tuple(parameter.shape) for parameter in named.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each parameter."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """P, the length of the vector."""
+        return sum(self.sizes)
+
+    def views(self, vectors: Tensor) -> dict[str, Tensor]:
+        """The parameters inside vectors [..., P], as views [..., *shape] by name."""
+        pieces = vectors.split(self.sizes, dim=-1)
+        return {
+            name: piece.view(*vectors.shape[:-1], *shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
+
+
+def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Tensor:
+    """Initial parameters [P], drawn on the CPU by the module's own initialisation, as a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "weights") & 0x7FFF_FFFF_FFFF_FFFF)
+        module = build()
+    return torch.cat([parameter.detach().to("cpu", dtype).reshape(-1) for parameter in module.parameters()])

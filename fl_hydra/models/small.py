@@ -1,0 +1,40 @@
+"""A small convolutional network for the embedded digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fl_hydra.errors import require
+from fl_hydra.models.base import Model, models
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@models.register
+@dataclass
+class Small(Model):
+    """One 5x5 convolution with stride 2, then a hidden layer: some ten thousand parameters on 16x16 digits."""
+
+    name: str = "small"
+    filters: int = 8
+    hidden: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.filters >= 1, f"model.filters={self.filters}: at least 1 is needed")
+        require(self.hidden >= 1, f"model.hidden={self.hidden}: at least 1 is needed")
+
+    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
+        from torch import nn
+
+        rows, columns = ((side - 5) // 2 + 1 for side in (height, width))
+        require(min(rows, columns) > 0, f"model=small: images of {height}x{width} pixels are too small, it needs 5x5")
+        return nn.Sequential(
+            nn.Conv2d(channels, self.filters, 5, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(self.filters * rows * columns, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, classes),
+        )

@@ -1,0 +1,1 @@
+"""Local optimizers as rules over rows, and learning-rate schedules."""

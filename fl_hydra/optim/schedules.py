@@ -1,0 +1,150 @@
+"""Learning-rate schedules: a factor of the peak rate, as a function of the samples processed and the budget.
+
+Counting samples rather than steps or epochs gives every (K, J, batch size) of a comparison the same curve. A step is placed at
+the samples processed before it; in warm-up, at those after it, so that the first rate is never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+from fl_hydra.errors import require
+from fl_hydra.registry import Component, Registry
+
+
+@dataclass
+class Scheduler(Component):
+    """Optional linear warm-up, then the schedule of the subclass over what remains of the budget."""
+
+    warmup: float = 0.0
+    """Fraction of the budget over which the rate rises linearly to its peak."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup < 1, f"scheduler.warmup={self.warmup}: a fraction of the budget, at least 0 and below 1, is needed")
+
+    def factor(self, before: int, step: int, budget: int) -> float:
+        """The factor of a local step.
+
+        Args:
+            before: samples processed before the step.
+            step: samples of the step.
+            budget: samples of the whole run.
+        """
+        warmup = self.warmup * budget
+        if before < warmup:
+            return min(1.0, (before + step) / warmup)
+        return self.decay((before - warmup) / (budget - warmup))
+
+    @abstractmethod
+    def decay(self, progress: float) -> float:
+        """The factor after the fraction `progress`, in [0, 1), of the budget that follows the warm-up; 1 at 0."""
+
+
+def _check_end(end: float, lowest_allowed: bool = True) -> None:
+    require(
+        0 <= end <= 1 and (end > 0 or lowest_allowed),
+        f"scheduler.end={end}: the last fraction of the rate must be {'at least' if lowest_allowed else 'above'} 0 and at most 1",
+    )
+
+
+schedulers: Registry[Scheduler] = Registry("scheduler", "fl_hydra.optim")
+
+
+@schedulers.register
+@dataclass
+class Constant(Scheduler):
+    """The peak rate throughout."""
+
+    name: str = "constant"
+
+    def decay(self, progress: float) -> float:
+        return 1.0
+
+
+@schedulers.register
+@dataclass
+class Cosine(Scheduler):
+    """Cosine annealing without restarts (Loshchilov and Hutter 2017, equation 5): end + (1 - end)(1 + cos(pi t)) / 2."""
+
+    name: str = "cosine"
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_end(self.end)
+
+    def decay(self, progress: float) -> float:
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@schedulers.register
+@dataclass
+class Step(Scheduler):
+    """Multiplied by `drop` at each milestone, a fraction of the budget after warm-up."""
+
+    name: str = "step"
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            all(0 < milestone < 1 for milestone in self.milestones),
+            f"scheduler.milestones={list(self.milestones)}: fractions of the budget, above 0 and below 1, are needed",
+        )
+        require(0 < self.drop <= 1, f"scheduler.drop={self.drop}: must be above 0 and at most 1")
+
+    def decay(self, progress: float) -> float:
+        return float(self.drop ** sum(progress >= milestone for milestone in self.milestones))
+
+
+@schedulers.register
+@dataclass
+class Linear(Scheduler):
+    """A straight line from 1 to `end`."""
+
+    name: str = "linear"
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_end(self.end)
+
+    def decay(self, progress: float) -> float:
+        return 1 + (self.end - 1) * progress
+
+
+@schedulers.register
+@dataclass
+class Exponential(Scheduler):
+    """Geometric from 1 to `end`."""
+
+    name: str = "exponential"
+    end: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_end(self.end, lowest_allowed=False)
+
+    def decay(self, progress: float) -> float:
+        return float(self.end**progress)
+
+
+@schedulers.register
+@dataclass
+class Polynomial(Scheduler):
+    """end + (1 - end)(1 - t)^power."""
+
+    name: str = "polynomial"
+    power: float = 2.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.power > 0, f"scheduler.power={self.power}: must be greater than 0")
+        _check_end(self.end)
+
+    def decay(self, progress: float) -> float:
+        return float(self.end + (1 - self.end) * (1 - progress) ** self.power)

@@ -1,0 +1,43 @@
+"""Stochastic gradient descent with momentum (Sutskever et al. 2013, in the form of `torch.optim.SGD`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fl_hydra.errors import require
+from fl_hydra.optim.base import Optimizer, check_beta, optimizers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@optimizers.register
+@dataclass
+class SGDM(Optimizer):
+    """g <- g + wd w;  u <- m u + g;  w <- w - lr u  (Nesterov: w <- w - lr (g + m u)). Weight decay is coupled, on every parameter."""
+
+    name: str = "sgdm"
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beta("momentum", self.momentum)
+        require(not self.nesterov or self.momentum > 0, "optimizer.nesterov=true needs optimizer.momentum above 0")
+
+    @property
+    def slots(self) -> dict[str, bool]:
+        return {"momentum": True} if self.momentum else {}
+
+    @property
+    def hyper(self) -> dict[str, float]:
+        return {"momentum": self.momentum, "weight_decay": self.weight_decay}
+
+    def apply(self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor) -> None:
+        if self.weight_decay:
+            gradient.addcmul_(parameters, hyper["weight_decay"])
+        if self.momentum:
+            momentum = slots["momentum"].mul_(hyper["momentum"]).add_(gradient)
+            gradient = gradient.addcmul_(momentum, hyper["momentum"]) if self.nesterov else momentum
+        parameters.addcmul_(gradient, lr, value=-1)

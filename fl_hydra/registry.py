@@ -1,0 +1,67 @@
+"""Plain `{name: class}` registries of the interchangeable parts.
+
+A part (a dataset, a model, an optimizer, a method, ...) is a dataclass: its fields are its hyper-parameters and, at the
+same time, the schema that Hydra checks; its methods are its behaviour. A part's module must not import torch at the top,
+so that `--help`, completion and the answer to a finished run stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, TypeVar
+
+
+@dataclasses.dataclass
+class Component:
+    """What every interchangeable part has: a name, and a version that is part of a run's identity."""
+
+    name: str = ""
+
+    version: ClassVar[int] = 1
+    """Raised when a fix changes results, so that runs made before it are not taken for runs made after it."""
+
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """The top-level keys (of `N_c` and `gamma`) that this part reads; where no part reads one, it is irrelevant."""
+
+
+C = TypeVar("C", bound=Component)
+
+
+class Registry(Mapping[str, type[C]]):
+    """The classes of one configuration group, by name; filled by importing every module of a package."""
+
+    def __init__(self, group: str, package: str) -> None:
+        self.group = group
+        self._package = package
+        self._classes: dict[str, type[C]] = {}
+        self._loaded = False
+
+    def register(self, cls: type[C]) -> type[C]:
+        """Class decorator: add a dataclass under the default of its field `name`."""
+        name = next(field.default for field in dataclasses.fields(cls) if field.name == "name")
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{cls.__name__} needs `name: str = ...` and @dataclass below @register")
+        if name in self._classes and self._classes[name].__qualname__ != cls.__qualname__:
+            raise TypeError(f"two classes are registered as {self.group}={name}")
+        self._classes[name] = cls
+        return cls
+
+    def _load(self) -> dict[str, type[C]]:
+        if not self._loaded:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__, self._package + "."):
+                importlib.import_module(module.name)
+            self._loaded = True
+        return self._classes
+
+    def __getitem__(self, name: str) -> type[C]:
+        return self._load()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._load()))
+
+    def __len__(self) -> int:
+        return len(self._load())

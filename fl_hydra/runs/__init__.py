@@ -1,0 +1,1 @@
+"""A run on the disk: its name, its folder, its checkpoints and metrics, and how it ends."""

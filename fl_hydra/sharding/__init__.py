@@ -1,0 +1,1 @@
+"""How the training images are divided among clients or workers."""

@@ -1,0 +1,1 @@
+"""The one loop: rows, engines, the fabric between them, and state that belongs to clients."""

@@ -1,0 +1,129 @@
+"""State that belongs to a client and outlives a round: momentum of a LocalSGD worker, control variates, personal layers.
+
+Clients of the running cohort are resident: their rows lie stacked on the device and stay there while the cohort does. The
+others are kept on the host until a checkpoint, and then as immutable files, one for each (client, round), which checkpoints
+refer to. So a checkpoint writes only what changed since the last one, memory is bounded whatever K is, and a method without
+such state costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fl_hydra.data.dataset import Indices
+from fl_hydra.runs.checkpoint import read_verified, write_verified
+
+HOST_BYTES = 512 * 2**20
+"""Client state kept on the host between two checkpoints, before it is written out early."""
+
+
+class ClientStore:
+    """State by client id.
+
+    Args:
+        widths: numbers for each client by name; empty for methods without such state.
+        dtype, device: of the resident rows.
+        folder: where files are written; None keeps everything on the host.
+    """
+
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype, device: torch.device, folder: Path | None = None) -> None:
+        self._widths = widths
+        self._dtype, self._device, self._folder = dtype, device, folder
+        self._resident_ids: tuple[int, ...] = ()
+        self._resident: dict[str, Tensor] = {}
+        self._resident_round = -1
+        self._host: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._unwritten: set[int] = set()
+        self._rounds: dict[int, int] = {}
+        """The round after which each client's state was last changed; with its id, the name of its file."""
+        bytes_each = sum(widths.values()) * torch.empty((), dtype=dtype).element_size()
+        self._host_limit = max(1, HOST_BYTES // bytes_each) if widths else 0
+
+    def check_out(self, ids: Indices, round: int) -> dict[str, Tensor]:
+        """The state of a round's cohort, by name [rows, width], to be changed in place; zeros for a client never seen.
+
+        Args:
+            ids: int64 [rows], distinct.
+            round: the round that will change them.
+        """
+        if not self._widths:
+            return {}
+        wanted = tuple(ids.tolist())
+        if wanted != self._resident_ids:
+            self._retire_residents()
+            rows = [self._load(client) for client in wanted]
+            for name, width in self._widths.items():
+                if name not in self._resident or len(self._resident[name]) != len(wanted):
+                    self._resident[name] = torch.empty(len(wanted), width, dtype=self._dtype, device=self._device)
+                for target, row in zip(self._resident[name], rows, strict=True):
+                    target.zero_() if row is None else target.copy_(row[name])
+            self._resident_ids = wanted
+        self._resident_round = round
+        return self._resident
+
+    def _retire_residents(self) -> None:
+        for position, client in enumerate(self._resident_ids):
+            self._host[client] = {name: rows[position].to("cpu", copy=True) for name, rows in self._resident.items()}
+            self._host.move_to_end(client)
+            self._rounds[client] = self._resident_round
+            self._unwritten.add(client)
+        self._resident_ids = ()
+        if self._folder is not None:
+            while len(self._host) > self._host_limit:
+                client, state = self._host.popitem(last=False)
+                self._write(client, state)
+
+    def _load(self, client: int) -> dict[str, Tensor] | None:
+        if client not in self._rounds:
+            return None
+        if client in self._host:
+            return self._host[client]
+        state: dict[str, Tensor] = read_verified(self._path(client, self._rounds[client]))
+        return state
+
+    def _path(self, client: int, round: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{client}-{round}.pt"
+
+    def _write(self, client: int, state: dict[str, Tensor]) -> None:
+        if client in self._unwritten:
+            path = self._path(client, self._rounds[client])
+            path.parent.mkdir(exist_ok=True)
+            write_verified(path, state)
+            self._unwritten.discard(client)
+
+    def save(self) -> dict[int, int]:
+        """Write what is not on the disk yet; the references {client: round} that a checkpoint keeps."""
+        if self._widths and self._folder is not None:
+            resident = self._resident_ids
+            self._retire_residents()
+            self._resident_ids = resident  # they stay where they are
+            for client, state in self._host.items():
+                self._write(client, state)
+        return dict(self._rounds)
+
+    def restore(self, references: dict[int, int]) -> None:
+        """Go back to what a checkpoint refers to.
+
+        Raises:
+            CorruptFile: a file is missing or damaged.
+        """
+        self._resident_ids = ()
+        self._host.clear()
+        self._unwritten.clear()
+        self._rounds = dict(references)
+        for client, round in references.items():
+            read_verified(self._path(client, round))
+
+    def collect(self, kept: list[dict[int, int]]) -> None:
+        """Delete the files that no checkpoint in `kept`, and not the present state, refers to."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        needed = {f"{client}-{round}.pt" for references in [*kept, self._rounds] for client, round in references.items()}
+        for path in self._folder.iterdir():
+            if path.name not in needed:
+                path.unlink(missing_ok=True)

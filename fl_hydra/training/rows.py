@@ -1,0 +1,82 @@
+"""What an algorithm handles: rows of local workers, their batches, and the clients behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fl_hydra.data.dataset import Indices
+from fl_hydra.optim.base import Optimizer
+from fl_hydra.training.fabric import Fabric
+
+
+@dataclass
+class Batch:
+    """One batch for each row.
+
+    inputs: [rows, B, channels, height, width]. targets: int64 [rows, B].
+    weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
+    meter: [rows, 2], to which the first gradient of this batch adds its summed loss and its correct predictions.
+    samples: how many samples count, over all rows.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    meter: Tensor
+    samples: int
+    metered: bool = False
+
+
+@dataclass
+class Rows:
+    """Local workers in training, one row each. Rows are copied into, never rebound.
+
+    parameters, starts: [rows, P]. slots: state by name, [rows, P] or [rows, 1]. hyper: by name, [rows, 1]. lr: [rows, J].
+    """
+
+    parameters: Tensor
+    starts: Tensor
+    slots: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    lr: Tensor
+    optimizer: Optimizer
+
+    def descend(self, gradient: Tensor, j: int) -> None:
+        """Step j of the local optimizer along `gradient` [rows, P], which may be overwritten."""
+        self.optimizer.apply(self.parameters, gradient, self.slots, self.hyper, self.lr[:, j : j + 1])
+
+    def block(self, rows: slice) -> Rows:
+        """Some of the rows, as views."""
+        return Rows(
+            self.parameters[rows],
+            self.starts[rows],
+            {name: slot[rows] for name, slot in self.slots.items()},
+            {name: value[rows] for name, value in self.hyper.items()},
+            self.lr[rows],
+            self.optimizer,
+        )
+
+
+@dataclass
+class Clients:
+    """The cohort of a round, as an algorithm sees it.
+
+    ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run.
+    slots: state of these clients that outlives the round, by name.
+    """
+
+    ids: Indices
+    run: Tensor
+    weights: Tensor
+    slots: dict[str, Tensor]
+    fabric: Fabric
+
+    def receive(self, models: Tensor) -> Tensor:
+        """Each row's copy of its run's model: [runs, P] -> [rows, P]; not to be written to."""
+        return self.fabric.broadcast(models, self.run)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean within each run: [rows, P] -> [runs, P]."""
+        return self.fabric.mean(values, self.weights, self.run)

@@ -1,0 +1,274 @@
+"""The one loop.
+
+Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
+communicate, outer step. Nothing in a round is read back to the host.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fl_hydra.data.augmentation import Images
+from fl_hydra.data.dataset import Dataset, channel_statistics
+from fl_hydra.data.order import Order
+from fl_hydra.models.layout import Layout, initial_vector
+from fl_hydra.sharding.base import equal_sizes
+from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.draws import Draws
+from fl_hydra.training.engines import ENGINES, PRECISIONS, choose_engine
+from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.training.rows import Clients, Rows
+
+Metrics = dict[str, float | int | None]
+"""One line of metrics.jsonl; None where a number is not finite or there is no such set."""
+
+
+class Trainer:
+    """A run in memory.
+
+    Args:
+        experiment: what to train.
+        engine: `loop`, `stacked` or `auto`.
+        device: where.
+        client_folder: where state that belongs to clients is written; None keeps it in memory.
+
+    Raises:
+        UserError: the model does not fit the images, or the shards cannot be made.
+    """
+
+    def __init__(self, experiment: Experiment, *, engine: str = "auto", device: str = "cpu", client_folder: Path | None = None) -> None:
+        self.experiment = experiment
+        self.device = torch.device(device)
+        self.dtype = PRECISIONS[experiment.precision]
+        self.round = 0
+        self.samples = 0
+        self.lr = 0.0
+
+        module = self._build()
+        self.layout = Layout.of(module)
+        self.engine = ENGINES[choose_engine(engine, self.device, self.layout)](module, self.layout, experiment.precision, self.device)
+        self.sample_flops = sample_flops(module, experiment)
+
+        self.split = load_split(experiment.dataset, experiment.data, experiment.split_seed, experiment.precision, self.device)
+        labels = self.split.train.labels.cpu().numpy()
+        shards = experiment.sharding.shards(labels, experiment.K, experiment.N_c, experiment.seed)
+        self.shard_sizes = shards.sizes
+        self.order = Order(shards, experiment.seed)
+        self.cursors = np.zeros(experiment.K, np.int64)
+
+        algorithm, optimizer = experiment.algorithm, experiment.optimizer
+        self.state = algorithm.initial(initial_vector(self._build, experiment.seed, self.dtype).to(self.device)[None])
+        self.fabric = Fabric(runs=1, remote=algorithm.federated)
+        kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
+        self._kept = {name: self.layout.size if full else 1 for name, full in kept.items()}
+        self._fresh = {name: self.layout.size if full else 1 for name, full in optimizer.slots.items() if name not in kept}
+        self.clients = ClientStore(self._kept, self.dtype, self.device, client_folder)
+        self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._metered = 0
+        self._allocate(experiment.m)
+
+    def _build(self) -> nn.Module:
+        card = self.experiment.card
+        return self.experiment.model.build(card.channels, card.height, card.width, card.classes)
+
+    def _allocate(self, rows: int) -> None:
+        """The buffers of a round's rows; they serve every round, and are never rebound within one."""
+
+        def buffer(width: int) -> Tensor:
+            return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
+
+        self._parameters = buffer(self.layout.size)
+        self._fresh_slots = {name: buffer(width) for name, width in self._fresh.items()}
+        self._hyper = {name: buffer(1).fill_(value) for name, value in self.experiment.optimizer.hyper.items()}
+        self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.engine.bind(self._parameters)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.samples >= self.experiment.budget
+
+    def run_round(self) -> None:
+        """One round: cohort, starts, local steps, update."""
+        experiment, algorithm = self.experiment, self.experiment.algorithm
+        ids = experiment.participation.cohort(self.shard_sizes, experiment.m, experiment.seed, self.round)
+        rows = len(ids)
+        if rows != len(self._parameters):
+            self._allocate(rows)
+
+        # The last round is cut: what remains of the budget is spread over the rows.
+        samples = equal_sizes(min(rows * experiment.J * experiment.step_samples, experiment.budget - self.samples), rows)
+        steps = -(-int(samples.max()) // experiment.step_samples)
+        draws = Draws(
+            self.split.train,
+            self.order,
+            ids,
+            self.cursors[ids],
+            samples,
+            steps * algorithm.batches_per_step,
+            experiment.batch_size,
+            experiment.seed,
+            self.dtype,
+        )
+
+        weights = samples * (self.shard_sizes[ids] if algorithm.federated else 1.0)
+        clients = Clients(
+            ids,
+            self._run,
+            torch.from_numpy(weights / weights.sum()).to(self.device, self.dtype),
+            self.clients.check_out(ids, self.round),
+            self.fabric,
+        )
+        starts = algorithm.start(self.state, clients)
+        self._parameters.copy_(starts)
+        for slot in self._fresh_slots.values():
+            slot.zero_()
+        lr = self._learning_rates(rows, steps)
+        local = Rows(self._parameters, starts, {**self._fresh_slots, **clients.slots}, self._hyper, lr, experiment.optimizer)
+        for block in self.engine.blocks(rows):
+            self._local_steps(local.block(block), block, draws, steps)
+        algorithm.update(self.state, clients, starts, self._parameters)
+
+        self._meter += draws.meter.sum(0)
+        self._metered += int(samples.sum())
+        self.cursors[ids] += samples
+        self.samples += int(samples.sum())
+        self.round += 1
+
+    def _learning_rates(self, rows: int, steps: int) -> Tensor:
+        """The rate of every local step of the round: [rows, steps]."""
+        experiment = self.experiment
+        together = rows * experiment.step_samples
+        factors = [experiment.scheduler.factor(self.samples + j * together, together, experiment.budget) for j in range(steps)]
+        self.lr = experiment.optimizer.lr * factors[-1]
+        return (torch.tensor(factors, dtype=self.dtype) * experiment.optimizer.lr).to(self.device).expand(rows, -1)
+
+    def _local_steps(self, rows: Rows, block: slice, draws: Draws, steps: int) -> None:
+        algorithm = self.experiment.algorithm
+        batches = draws.batches(block)
+        for j in range(steps):
+            step_batches = list(islice(batches, algorithm.batches_per_step))
+            first = j * algorithm.batches_per_step
+            counts = draws.counts[block, first : first + algorithm.batches_per_step].sum(1)
+            if not counts.any():
+                return
+            if counts.all():
+                algorithm.step(rows, self.engine.gradient, step_batches, j)
+                continue
+            # Rows whose samples are used up in a cut round stay as they are while the others take their last step.
+            idle = torch.from_numpy(counts == 0).to(self.device)[:, None]
+            before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
+            algorithm.step(rows, self.engine.gradient, step_batches, j)
+            for tensor, kept in before:
+                tensor.copy_(torch.where(idle, kept, tensor))
+
+    def evaluate(self) -> Metrics:
+        """The present line of metrics; the training figures are running means since the last call. The one place that reads back."""
+        models = self.experiment.algorithm.models(self.state)
+        loss, correct = self._meter.tolist()
+        metrics: Metrics = {
+            "round": self.round,
+            "samples": self.samples,
+            "epoch": self.samples / len(self.split.train),
+            "lr": self.lr,
+            "train/loss": _finite(loss / max(1, self._metered)),
+            "train/acc": _finite(correct / max(1, self._metered)),
+        }
+        self._meter.zero_()
+        self._metered = 0
+        for name, images in (("val", self.split.validation), ("test", self.split.test)):
+            mean_loss = mean_accuracy = None
+            if len(images):
+                loss, correct = (self.engine.evaluate(models, images).mean(0) / len(images)).tolist()
+                mean_loss, mean_accuracy = _finite(loss), correct
+            metrics |= {f"{name}/loss": mean_loss, f"{name}/acc": mean_accuracy}
+        return {**metrics, **asdict(self.fabric.traffic), "flops": self.sample_flops * self.engine.samples}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that the next round depends on, as plain values and tensors; client state is written and referred to."""
+        return {
+            "round": self.round,
+            "samples": self.samples,
+            "lr": self.lr,
+            "cursors": torch.from_numpy(self.cursors),
+            "state": {field.name: getattr(self.state, field.name) for field in fields(self.state)},
+            "meter": self._meter,
+            "metered": self._metered,
+            "gradient_samples": self.engine.samples,
+            "traffic": asdict(self.fabric.traffic),
+            "clients": self.clients.save(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CorruptFile: client state that it refers to is damaged.
+        """
+        self.clients.restore(checkpoint["clients"])
+        self.round, self.samples, self.lr = checkpoint["round"], checkpoint["samples"], checkpoint["lr"]
+        self.cursors = checkpoint["cursors"].numpy().copy()
+        for name, tensor in checkpoint["state"].items():
+            getattr(self.state, name).copy_(tensor)
+        self._meter.copy_(checkpoint["meter"])
+        self._metered = checkpoint["metered"]
+        self.engine.samples = checkpoint["gradient_samples"]
+        self.fabric.traffic = Traffic(**checkpoint["traffic"])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sets of a run, on the device."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def load_split(dataset: Dataset, root: Path, split_seed: int, precision: str, device: torch.device) -> Split:
+    """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
+    settings = tuple(asdict(dataset).items())
+    return _load_split(type(dataset), settings, root, split_seed, torch.bfloat16 if precision == "bf16" else PRECISIONS[precision], device)
+
+
+@lru_cache(maxsize=2)
+def _load_split(
+    kind: type[Dataset], settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
+) -> Split:
+    dataset = kind(**dict(settings))
+    arrays = dataset.load(root)
+    train, validation = dataset.split(arrays.train_labels, split_seed)
+    mean, standard_deviation = channel_statistics(arrays.train_images[train])
+
+    def images(pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: np.ndarray[Any, np.dtype[np.int64]], crop: int = 0, flip: bool = False) -> Images:
+        return Images(pixels, labels, mean, standard_deviation, crop=crop, flip=flip, dtype=dtype, device=device)
+
+    return Split(
+        images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
+        images(arrays.train_images[validation], arrays.train_labels[validation]),
+        images(arrays.test_images, arrays.test_labels),
+    )
+
+
+def sample_flops(module: nn.Module, experiment: Experiment) -> int:
+    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    card = experiment.card
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
+    return int(counter.get_total_flops())
