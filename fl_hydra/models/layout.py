@@ -7,7 +7,7 @@ handful of kernels whatever the number of layers, a message is a vector, and a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,19 @@ class Layout:
         return sum(self.sizes)
 
     def views(self, vectors: Tensor) -> dict[str, Tensor]:
-        """The parameters inside vectors [..., P], as views [..., *shape] by name."""
+        """The parameters inside vectors [..., P], as views [..., *shape] by name; convolutions lie in channels_last order."""
         pieces = vectors.split(self.sizes, dim=-1)
-        return {
-            name: piece.view(*vectors.shape[:-1], *shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
-        }
+        views = {}
+        for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True):
+            if len(shape) == 4:
+                views[name] = piece.unflatten(-1, (shape[0], shape[2], shape[3], shape[1])).movedim(-1, -3)
+            else:
+                views[name] = piece.unflatten(-1, shape)
+        return views
+
+    def flat(self, parameters: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+        """The reverse: tensors of the unstacked shapes, in order, as one vector [P]."""
+        return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in parameters], out=out)
 
 
 def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Tensor:
@@ -59,4 +67,4 @@ def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "weights") & 0x7FFF_FFFF_FFFF_FFFF)
         module = build()
-    return torch.cat([parameter.detach().to("cpu", dtype).reshape(-1) for parameter in module.parameters()])
+    return Layout.of(module).flat(parameter.detach().to("cpu", dtype) for parameter in module.parameters())

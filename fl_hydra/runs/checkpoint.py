@@ -1,58 +1,14 @@
-"""Checkpoints that are verified when they are read.
-
-A file is one line with the SHA-256 of what follows, and what follows is written by `torch.save`; so a torn, truncated or
-bit-flipped file is always noticed. The last two checkpoints of a run are kept.
-"""
+"""Checkpoints of a run: verified when they are read, the last two kept."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.files import write_atomically
+from fl_hydra.files import CorruptFile, read_verified, write_verified
 
-MAGIC = b"fl_hydra 1 sha256 "
 KEPT = 2
-
-
-class CorruptFile(Exception):
-    """A checkpoint that cannot be used; the text says why."""
-
-
-def write_verified(path: Path, content: Any) -> None:
-    """Write tensors and plain values to `path`, whole or not at all, with their digest.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getbuffer()
-    header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
-    write_atomically(path, header + payload)
-
-
-def read_verified(path: Path) -> Any:
-    """What :func:`write_verified` wrote, with tensors on the CPU.
-
-    Raises:
-        CorruptFile: missing, truncated or changed since it was written.
-    """
-    import torch
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path.name}: {error.strerror}") from error
-    header, _, payload = data.partition(b"\n")
-    if not header.startswith(MAGIC) or header[len(MAGIC) :] != hashlib.sha256(payload).hexdigest().encode():
-        raise CorruptFile(f"{path.name} is truncated or corrupted")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
-from fl_hydra.runs.checkpoint import read_verified, write_verified
+from fl_hydra.files import read_verified, write_verified
 
 HOST_BYTES = 512 * 2**20
 """Client state kept on the host between two checkpoints, before it is written out early."""

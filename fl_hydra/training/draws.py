@@ -85,5 +85,5 @@ class Draws:
                     self._targets[rows, batch],
                     None if self._weights is None else self._weights[rows, batch],
                     self.meter[rows],
-                    int(self.counts[rows, batch].sum()),
+                    self.counts[rows, batch],
                 )

@@ -21,7 +21,7 @@ from fl_hydra.training.rows import Batch
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """The dtype of master weights, slots and averages."""
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 128
 
 
 class Engine(ABC):
@@ -78,7 +78,7 @@ class Engine(ABC):
     def gradient(self, parameters: Tensor, batch: Batch) -> Tensor:
         """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], a fresh tensor."""
         gradient, meter = self._gradient(parameters, batch)
-        self.samples += batch.samples
+        self.samples += int(batch.counts.sum())
         if not batch.metered:
             batch.meter.add_(meter)
             batch.metered = True
@@ -140,7 +140,7 @@ class LoopEngine(Engine):
         loss = self._mean_loss(logits, targets, weights)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         with torch.no_grad():
-            return torch.cat([gradient.reshape(-1) for gradient in gradients]), self._meter(logits, targets, weights, loss)
+            return self.layout.flat(gradients), self._meter(logits, targets, weights, loss)
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         return torch.stack([self._forward(model, inputs) for model in models])

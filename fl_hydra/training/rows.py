@@ -18,14 +18,14 @@ class Batch:
     inputs: [rows, B, channels, height, width]. targets: int64 [rows, B].
     weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
     meter: [rows, 2], to which the first gradient of this batch adds its summed loss and its correct predictions.
-    samples: how many samples count, over all rows.
+    counts: how many samples count in each row, on the host; int64 [rows].
     """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor | None
     meter: Tensor
-    samples: int
+    counts: Indices
     metered: bool = False
 
 
@@ -46,17 +46,6 @@ class Rows:
     def descend(self, gradient: Tensor, j: int) -> None:
         """Step j of the local optimizer along `gradient` [rows, P], which may be overwritten."""
         self.optimizer.apply(self.parameters, gradient, self.slots, self.hyper, self.lr[:, j : j + 1])
-
-    def block(self, rows: slice) -> Rows:
-        """Some of the rows, as views."""
-        return Rows(
-            self.parameters[rows],
-            self.starts[rows],
-            {name: slot[rows] for name, slot in self.slots.items()},
-            {name: value[rows] for name, value in self.hyper.items()},
-            self.lr[rows],
-            self.optimizer,
-        )
 
 
 @dataclass

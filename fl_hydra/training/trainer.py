@@ -27,6 +27,7 @@ from fl_hydra.training.draws import Draws
 from fl_hydra.training.engines import ENGINES, PRECISIONS, choose_engine
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.training.memory import keep_freed_memory
 from fl_hydra.training.rows import Clients, Rows
 
 Metrics = dict[str, float | int | None]
@@ -76,22 +77,29 @@ class Trainer:
         self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._metered = 0
         self._allocate(experiment.m)
+        keep_freed_memory()
 
     def _build(self) -> nn.Module:
         card = self.experiment.card
         return self.experiment.model.build(card.channels, card.height, card.width, card.classes)
 
     def _allocate(self, rows: int) -> None:
-        """The buffers of a round's rows; they serve every round, and are never rebound within one."""
+        """The buffers of a round's rows; they serve every round, and are never rebound within one.
 
-        def buffer(width: int) -> Tensor:
+        A block of rows takes all its steps in the same working rows, which stay in the cache; `_ends` collects the blocks.
+        """
+
+        def buffer(rows: int, width: int) -> Tensor:
             return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
 
-        self._parameters = buffer(self.layout.size)
-        self._fresh_slots = {name: buffer(width) for name, width in self._fresh.items()}
-        self._hyper = {name: buffer(1).fill_(value) for name, value in self.experiment.optimizer.hyper.items()}
+        blocks = self.engine.blocks(rows)
+        block_rows = blocks[0].stop - blocks[0].start
+        self._working = buffer(block_rows, self.layout.size)
+        self._ends = self._working if len(blocks) == 1 else buffer(rows, self.layout.size)
+        self._fresh_slots = {name: buffer(block_rows, width) for name, width in self._fresh.items()}
+        self._hyper = {name: buffer(block_rows, 1).fill_(value) for name, value in self.experiment.optimizer.hyper.items()}
         self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.engine.bind(self._parameters)
+        self.engine.bind(self._working)
 
     @property
     def finished(self) -> bool:
@@ -103,7 +111,7 @@ class Trainer:
         experiment, algorithm = self.experiment, self.experiment.algorithm
         ids = experiment.participation.cohort(self.shard_sizes, experiment.m, experiment.seed, self.round)
         rows = len(ids)
-        if rows != len(self._parameters):
+        if rows != len(self._ends):
             self._allocate(rows)
 
         # The last round is cut: what remains of the budget is spread over the rows.
@@ -130,14 +138,10 @@ class Trainer:
             self.fabric,
         )
         starts = algorithm.start(self.state, clients)
-        self._parameters.copy_(starts)
-        for slot in self._fresh_slots.values():
-            slot.zero_()
         lr = self._learning_rates(rows, steps)
-        local = Rows(self._parameters, starts, {**self._fresh_slots, **clients.slots}, self._hyper, lr, experiment.optimizer)
         for block in self.engine.blocks(rows):
-            self._local_steps(local.block(block), block, draws, steps)
-        algorithm.update(self.state, clients, starts, self._parameters)
+            self._train_block(block, starts[block], clients, lr[block], draws)
+        algorithm.update(self.state, clients, starts, self._ends)
 
         self._meter += draws.meter.sum(0)
         self._metered += int(samples.sum())
@@ -153,24 +157,32 @@ class Trainer:
         self.lr = experiment.optimizer.lr * factors[-1]
         return (torch.tensor(factors, dtype=self.dtype) * experiment.optimizer.lr).to(self.device).expand(rows, -1)
 
-    def _local_steps(self, rows: Rows, block: slice, draws: Draws, steps: int) -> None:
+    def _train_block(self, block: slice, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
+        """All local steps of some rows."""
         algorithm = self.experiment.algorithm
+        size = block.stop - block.start
+        self._working[:size].copy_(starts)
+        for slot in self._fresh_slots.values():
+            slot.zero_()
+        slots = {**self._fresh_slots, **{name: slot[block] for name, slot in clients.slots.items()}}
+        rows = Rows(self._working[:size], starts, slots, self._hyper, lr, self.experiment.optimizer)
         batches = draws.batches(block)
-        for j in range(steps):
+        for j in range(lr.shape[1]):
             step_batches = list(islice(batches, algorithm.batches_per_step))
-            first = j * algorithm.batches_per_step
-            counts = draws.counts[block, first : first + algorithm.batches_per_step].sum(1)
-            if not counts.any():
-                return
-            if counts.all():
+            active = np.array([batch.counts for batch in step_batches]).any(0)
+            if not active.any():
+                break
+            if active.all():
                 algorithm.step(rows, self.engine.gradient, step_batches, j)
                 continue
             # Rows whose samples are used up in a cut round stay as they are while the others take their last step.
-            idle = torch.from_numpy(counts == 0).to(self.device)[:, None]
+            idle = torch.from_numpy(~active).to(self.device)[:, None]
             before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
             algorithm.step(rows, self.engine.gradient, step_batches, j)
             for tensor, kept in before:
                 tensor.copy_(torch.where(idle, kept, tensor))
+        if self._ends is not self._working:
+            self._ends[block].copy_(self._working[:size])
 
     def evaluate(self) -> Metrics:
         """The present line of metrics; the training figures are running means since the last call. The one place that reads back."""
