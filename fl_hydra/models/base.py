@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 class Model(Component):
     """A recipe for a module."""
 
-    @abstractmethod
-    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
-        """A module from inputs [n, channels, height, width] to logits [n, classes], with PyTorch's default initialisation.
+    def check(self, height: int, width: int) -> None:
+        """Refuse images that the model cannot take.
 
         Raises:
-            UserError: the images are too small for it.
+            UserError: naming what works.
         """
+
+    @abstractmethod
+    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
+        """A module from inputs [n, channels, height, width] to logits [n, classes], with PyTorch's default initialisation."""
 
 
 models: Registry[Model] = Registry("model", "fl_hydra.models")

@@ -22,11 +22,13 @@ class LeNet(Model):
 
     name: str = "lenet"
 
+    def check(self, height: int, width: int) -> None:
+        require(min(height, width) >= 16, f"model=lenet: images of {height}x{width} pixels are too small, 16x16 is needed; choose model=small")
+
     def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
         from torch import nn
 
         rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
-        require(min(rows, columns) > 0, f"model=lenet: images of {height}x{width} pixels are too small, it needs 16x16; choose model=small")
         return nn.Sequential(
             nn.Conv2d(channels, 64, 5),
             nn.MaxPool2d(2),

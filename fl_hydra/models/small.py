@@ -25,11 +25,13 @@ class Small(Model):
         require(self.filters >= 1, f"model.filters={self.filters}: at least 1 is needed")
         require(self.hidden >= 1, f"model.hidden={self.hidden}: at least 1 is needed")
 
+    def check(self, height: int, width: int) -> None:
+        require(min(height, width) >= 5, f"model=small: images of {height}x{width} pixels are too small, 5x5 is needed")
+
     def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
         from torch import nn
 
         rows, columns = ((side - 5) // 2 + 1 for side in (height, width))
-        require(min(rows, columns) > 0, f"model=small: images of {height}x{width} pixels are too small, it needs 5x5")
         return nn.Sequential(
             nn.Conv2d(channels, self.filters, 5, stride=2),
             nn.ReLU(),

@@ -92,7 +92,7 @@ class ClientStore:
     def _write(self, client: int, state: dict[str, Tensor]) -> None:
         if client in self._unwritten:
             path = self._path(client, self._rounds[client])
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_verified(path, state)
             self._unwritten.discard(client)
 

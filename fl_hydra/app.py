@@ -1,0 +1,98 @@
+"""The command line: Hydra composes, everything else is typed objects. Mistakes become one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_hydra.config import unused_keys
+from fl_hydra.errors import UserError
+from fl_hydra.runs.execution import Outcome, execute
+from fl_hydra.runs.progress import ConsoleReporter, brief
+from fl_hydra.schema import explain, register_schema, typed
+from fl_hydra.sweeping.grid import SweepEnded
+
+PROJECT = Path(__file__).resolve().parent.parent
+USAGE_ERROR, FAILED = 2, 1
+
+
+class _Ended(BaseException):
+    """Carries the outcome of a single run, or of the one that a sweep was stopped in, past Hydra."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+class _Mistake(BaseException):
+    """Carries a mistake of the user past Hydra, which would announce it as a failed job."""
+
+
+def _task(composed: DictConfig) -> Outcome:
+    """One run, alone or as a point of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    reporter = ConsoleReporter()
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    try:
+        config = typed(composed)
+        if alone:
+            for note in unused_keys(config):
+                reporter.warn(note)
+        outcome = execute(config, reporter)
+    except UserError as error:
+        raise _Mistake(str(error)) from error
+    if alone or outcome.status == "interrupted":
+        raise _Ended(outcome)
+    return outcome
+
+
+def main() -> None:
+    """Run `sys.argv`; leave with 0 if every run is finished, 1 if not, 2 for a mistake in the command, 128 + n after signal n."""
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print as a traceback; it is told in one line here
+    register_schema()
+    try:
+        hydra.main(config_path=str(PROJECT / "conf"), config_name="config")(_task)()
+    except _Ended as ended:
+        _leave(ended.outcome)
+    except SweepEnded as ended:
+        sys.exit(ended.status)
+    except KeyboardInterrupt:
+        _fail("stopped before training", 128 + signal.SIGINT)
+    except (_Mistake, UserError) as error:
+        _fail(str(error), USAGE_ERROR)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if full_error:
+            raise
+        _fail(explain(error), USAGE_ERROR)
+
+
+def _leave(outcome: Outcome) -> NoReturn:
+    if outcome.status == "interrupted":
+        print(f"{outcome.reason}:\n    {command()}", file=sys.stderr)
+        sys.exit(128 + outcome.signal_number)
+    if outcome.status == "finished":
+        print(f"{'finished' if outcome.trained else 'finished before'}: {brief(outcome.metrics)} in {outcome.folder}")
+        sys.exit(0)
+    _fail(f"{outcome.status}: {outcome.reason}", FAILED)
+
+
+def command() -> str:
+    """The command line as it was typed."""
+    script = sys.argv[0]
+    return shlex.join((["python", script] if script.endswith(".py") else [Path(script).name]) + sys.argv[1:])
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

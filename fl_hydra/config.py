@@ -1,0 +1,209 @@
+"""The configuration: what Hydra composes, checked, and resolved into an :class:`Experiment`.
+
+Nothing here imports torch, so that `--help`, completion and the answer to a finished run are quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from fl_hydra.algorithms.base import Algorithm, algorithms
+from fl_hydra.data.dataset import Dataset, datasets
+from fl_hydra.errors import require
+from fl_hydra.models.base import Model, models
+from fl_hydra.optim.base import Optimizer, optimizers
+from fl_hydra.optim.schedules import Scheduler, schedulers
+from fl_hydra.participation.base import Participation, participations
+from fl_hydra.registry import Component, Registry
+from fl_hydra.sharding.base import Sharding, shardings
+from fl_hydra.training.experiment import Experiment
+
+REGISTRIES: tuple[Registry[Any], ...] = (datasets, models, optimizers, schedulers, algorithms, shardings, participations)
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+ENGINES = ("auto", "loop", "stacked")
+DISTRIBUTED_EPOCHS = 150
+FEDERATED_SAMPLES = 5_120_000
+
+
+@dataclass
+class Evaluation:
+    """When a run is evaluated."""
+
+    points: int = 50
+    """Equally spaced in the budget; each falls on the first border of a round after it. The end is always one."""
+
+    def __post_init__(self) -> None:
+        require(self.points >= 1, f"evaluation.points={self.points}: at least 1 is needed")
+
+
+@dataclass
+class Checkpoint:
+    """How often a run can be gone back to; not part of its identity."""
+
+    seconds: float = 60.0
+    """A checkpoint is written at the first border of a round after this time."""
+
+    def __post_init__(self) -> None:
+        require(self.seconds >= 0, f"checkpoint.seconds={self.seconds}: must be 0 (every round) or more")
+
+
+@dataclass
+class Config:
+    """The keys of a run. `K`, `C`, `J` default to the algorithm's; the budgets to its own."""
+
+    dataset: Dataset = MISSING
+    model: Model = MISSING
+    optimizer: Optimizer = MISSING
+    scheduler: Scheduler = MISSING
+    algorithm: Algorithm = MISSING
+    sharding: Sharding = MISSING
+    participation: Participation = MISSING
+
+    K: int | None = None
+    C: float | None = None
+    J: int | None = None
+    N_c: int | None = None
+    gamma: float | None = None
+    batch_size: int = 64
+    epochs: float | None = None
+    rounds: int | None = None
+    samples: int | None = None
+    seed: int = 0
+    split_seed: int = 0
+    precision: str = "fp32"
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    engine: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    data: str = "data"
+    outputs: str = "outputs"
+    section: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("engine", self.engine, ENGINES)
+        require(
+            self.device in ("auto", "cpu", "cuda") or (self.device.startswith("cuda:") and self.device[5:].isdigit()),
+            f"device={self.device}: choose auto, cpu, cuda or cuda:N",
+        )
+        require(self.batch_size >= 1, f"batch_size={self.batch_size}: at least 1 sample is needed in a batch")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads}: at least 1 is needed; leave it out for all cores")
+        require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
+        require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
+        budgets = {name: getattr(self, name) for name in ("epochs", "rounds", "samples") if getattr(self, name) is not None}
+        given = " and ".join(f"{name}={value}" for name, value in budgets.items())
+        require(len(budgets) <= 1, f"{given}: two budgets; give one of epochs, rounds and samples")
+        for name, value in budgets.items():
+            require(value > 0 and math.isfinite(value), f"{name}={value}: the budget must be greater than 0")
+        for name in ("seed", "split_seed"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
+
+    @property
+    def parts(self) -> dict[str, Component]:
+        """The chosen option of each group."""
+        return {registry.group: getattr(self, registry.group) for registry in REGISTRIES}
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    require(value in allowed, f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
+
+
+def resolve(config: Config) -> Experiment:
+    """Check the combination and work out every number; reads no more of the dataset than its card.
+
+    Raises:
+        UserError: one line that says what was wrong, what is allowed and what to do.
+    """
+    algorithm = config.algorithm
+    K: int = _counted("K", config.K, algorithm.K, 1, algorithm)
+    C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
+    algorithm.check(K, C)
+    one_pass = algorithm.J is None  # centralized: a round is one pass over the images
+    J: int = _counted("J", config.J, algorithm.J, 1, algorithm)
+    require(J >= 1, f"J={J}: at least 1 local step is needed in a round")
+
+    card = config.dataset.card(Path(config.data))
+    counts = config.dataset.train_counts(card)
+    images = int(counts.sum())
+    config.model.check(card.height, card.width)
+    N_c = config.N_c if "N_c" in config.sharding.uses else None
+    config.sharding.check(counts, K, N_c, config.seed)
+
+    m = max(1, round(C * K))
+    require(
+        m == K or config.participation.name != "all",
+        f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
+    )
+    experiment = Experiment(
+        dataset=config.dataset,
+        card=card,
+        model=config.model,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        algorithm=algorithm,
+        sharding=config.sharding,
+        participation=config.participation,
+        K=K,
+        m=m,
+        J=-(-images // config.batch_size) if one_pass else J,
+        N_c=N_c,
+        batch_size=config.batch_size,
+        budget=1,
+        points=config.evaluation.points,
+        precision=config.precision,
+        seed=config.seed,
+        split_seed=config.split_seed,
+        data=Path(config.data),
+    )
+    if config.samples is not None:
+        budget = config.samples
+    elif config.rounds is not None:
+        budget = config.rounds * experiment.round_samples
+    elif config.epochs is not None:
+        budget = max(1, round(config.epochs * images))
+    else:
+        budget = FEDERATED_SAMPLES if algorithm.federated else DISTRIBUTED_EPOCHS * images
+    return dataclasses.replace(experiment, budget=budget)
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there; imports torch only if one is asked for by name.
+
+    Raises:
+        UserError: naming what works.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        require(int(device[5:] or 0) < count, f"device={device}: this machine has {count} CUDA devices; use device=auto or device=cpu")
+
+
+def _counted(key: str, given: Any, default: Any, without: Any, algorithm: Algorithm) -> Any:
+    """A top-level number: what was given, else the algorithm's default; refused where it means nothing to the algorithm."""
+    if default is None:
+        require(given is None, f"{key}={given}: algorithm={algorithm.name} has no {key}; leave it out")
+        return without
+    return default if given is None else given
+
+
+def unused_keys(config: Config) -> list[str]:
+    """A note for each key that was given although no chosen part reads it; such keys are not part of a run's identity."""
+    used = frozenset[str]().union(*(part.uses for part in config.parts.values()))
+    notes = []
+    for key in ("N_c", "gamma"):
+        value = getattr(config, key)
+        if value is not None and key not in used:
+            readers = [f"{registry.group}={name}" for registry in REGISTRIES for name, part in registry.items() if key in part.uses]
+            instead = f"; it is read by {' or '.join(readers)}" if readers else ""
+            notes.append(f"{key}={value} has no effect here{instead}")
+    return notes

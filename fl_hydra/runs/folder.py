@@ -1,0 +1,98 @@
+"""The files of a run.
+
+`config.yaml`, `metrics.jsonl` (a row for each evaluation), `timings.jsonl`, `environment.json`, `summary.json` (written last:
+a run that has it is finished), `checkpoints/` and, after a failure, `error.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fl_hydra.errors import UserError
+from fl_hydra.files import CorruptFile, remove_leftovers, write_atomically
+
+
+class RunBusy(UserError):
+    """Another process is writing this run."""
+
+
+class RunFolder:
+    """One run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.timings = path / "timings.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock, which the system releases when the process ends, however it ends.
+
+        Raises:
+            RunBusy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        owner = self.path / ".owner"
+        try:
+            with lock:
+                owner.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+                for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
+                    remove_leftovers(folder)
+                yield
+        except Timeout as error:
+            try:
+                who = owner.read_text()
+            except OSError:
+                who = "another process"
+            raise RunBusy(f"{self.path} is being written by {who}; wait for it, or stop it and run the same command again") from error
+
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a finished run; None if it is not finished."""
+        try:
+            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+            return summary
+        except (OSError, ValueError):
+            return None
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file whole."""
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def cut_metrics(self, length: int) -> None:
+        """Cut metrics.jsonl back to the length in bytes that a checkpoint recorded.
+
+        Raises:
+            CorruptFile: it is shorter than that.
+        """
+        present = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if present < length:
+            raise CorruptFile(f"{self.metrics.name} has {present} of the {length} bytes that it refers to")
+        if present > length:
+            os.truncate(self.metrics, length)
+
+    def append(self, path: Path, row: dict[str, Any]) -> int:
+        """Append a row to metrics.jsonl or timings.jsonl; the file's length after it, in bytes.
+
+        Raises:
+            OSError: the disk is full; what was appended in part is cut off on resume.
+        """
+        with open(path, "ab") as file:
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]

@@ -1,0 +1,112 @@
+"""What the user sees while a run trains: a live bar on a terminal, a line for each evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_hydra.training.experiment import Experiment
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from fl_hydra.training.trainer import Metrics
+
+
+def headline(experiment: Experiment) -> str:
+    """A run in one line."""
+    e = experiment
+    who = "" if e.K == 1 else f" K={e.K}" + (f" ({e.m} a round)" if e.m != e.K else "")
+    skew = f" N_c={e.N_c}" if e.N_c is not None else ""
+    return (
+        f"{e.dataset.name} {e.algorithm.name}{who} J={e.J}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
+        f"{e.model.name}, {e.precision}, seed {e.seed}: {e.rounds} rounds, {e.budget} samples"
+    )
+
+
+def brief(metrics: Metrics) -> str:
+    """The figures of a row that are worth a glance."""
+    parts = []
+    for name, label in (("train/loss", "loss"), ("val/acc", "val"), ("test/acc", "test")):
+        value = metrics.get(name)
+        if value is not None:
+            parts.append(f"{label} {value:.4f}" if name.endswith("loss") else f"{label} {100 * value:.2f}%")
+    return ", ".join(parts) or "no figures yet"
+
+
+class ConsoleReporter:
+    """Reports to standard error: a bar of rounds with the last figures, rounds per second and time left, or plain lines."""
+
+    def __init__(self, live: bool | None = None) -> None:
+        self._live = sys.stderr.isatty() if live is None else live
+        self._progress: Progress | None = None
+        self._experiment: Experiment | None = None
+        self._began = 0.0
+        self._first_round = 0
+        self._round = 0
+
+    def started(self, experiment: Experiment, folder: Path, round: int) -> None:
+        """Say what is trained and where, and from which round it goes on."""
+        self._experiment, self._began, self._first_round, self._round = experiment, time.monotonic(), round, round
+        self._line(headline(experiment))
+        self._line(f"  {'resumed at round ' + str(round) + ' in ' if round else ''}{folder}")
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("round"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.add_task("", total=experiment.rounds, completed=round, rate="", figures="")
+            self._progress.start()
+
+    def advanced(self, round: int, samples: int) -> None:
+        """A round is done."""
+        self._round = round
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=round, rate=self._rate())
+
+    def evaluated(self, metrics: Metrics) -> None:
+        """A row of metrics is there."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], figures=brief(metrics))
+        elif self._experiment is not None:
+            self._line(f"  round {self._round}/{self._experiment.rounds}: {brief(metrics)}, {self._rate()}, {self._left()} left")
+
+    def warn(self, message: str) -> None:
+        """Something that the user should know."""
+        self._line(f"note: {message}")
+
+    def ended(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _rounds_per_second(self) -> float:
+        return (self._round - self._first_round) / max(1e-9, time.monotonic() - self._began)
+
+    def _rate(self) -> str:
+        return f"{self._rounds_per_second():.3g} rounds/s"
+
+    def _left(self) -> str:
+        assert self._experiment is not None
+        seconds = round((self._experiment.rounds - self._round) / max(1e-9, self._rounds_per_second()))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def _line(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            try:
+                print(text, file=sys.stderr, flush=True)
+            except OSError:
+                pass  # whoever read it is gone (a closed terminal, a pipe into head); the run goes on without a reader

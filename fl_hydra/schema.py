@@ -1,0 +1,58 @@
+"""The configuration's schema in Hydra's store: every registered part under `schema/<group>/<name>`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.errors import UserError
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra, so that wrong types and unknown keys end at composition."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for registry in REGISTRIES:
+        for name, part in registry.items():
+            store.store(group=f"schema/{registry.group}", name=name, node=part)
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed configuration as typed objects, whose ranges are checked as they are made.
+
+    Raises:
+        UserError: a value is missing, of the wrong type or out of range.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def explain(error: BaseException) -> str:
+    """A composition error and its causes as one line: what was wrong and what is allowed, without what helps to debug Hydra."""
+    if isinstance(error, UserError):
+        return str(error)
+    noise = ("reference_type=", "object_type=", "full_key:", "set the environment variable", "to append to your config")
+    lines: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        for line in map(str.strip, str(current).splitlines()):
+            if line.startswith("Config search path"):
+                break
+            if line and line not in lines and not line.lower().startswith(noise):
+                lines.append(line)
+        current = current.__cause__
+    text = "; ".join(lines).replace(":;", ":") or type(error).__name__
+    if unknown := re.search(r"Key '(.+?)' not in '(\w+)'", text):
+        classes = [Config, *(part for registry in REGISTRIES for part in registry.values())]
+        known = [field.name for part in classes if part.__name__ == unknown[2] for field in dataclasses.fields(part)]
+        text += f"; choose from {', '.join(known)}" if known else ""
+    return text

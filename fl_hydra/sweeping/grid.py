@@ -1,0 +1,110 @@
+"""A grid of runs: every point is checked before the first one trains, finished points are skipped, failures are listed at the end."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import open_dict
+
+if TYPE_CHECKING:
+    from fl_hydra.config import Config
+    from fl_hydra.runs.execution import Outcome
+    from fl_hydra.training.experiment import Experiment
+
+Point = list[str]
+"""The overrides of one run."""
+
+
+class SweepEnded(BaseException):
+    """Carries the exit status of a sweep past Hydra."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+class GridSweeper(BasicSweeper):
+    """The Cartesian product of comma-separated values, from the command line or from `hydra.sweeper.params`."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=dict(params or {}))
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Train every point that is not finished yet, and print one table of all of them.
+
+        Raises:
+            UserError: some points are not valid; nothing was trained.
+            SweepEnded: always at the end, with the exit status.
+        """
+        from fl_hydra.sweeping.table import print_outcomes
+
+        points = self._points(arguments)
+        labels = label_points(points)
+        outcomes = self._train(points, self._checked(points, labels))
+        print_outcomes(labels, outcomes)
+        raise SweepEnded(0 if all(outcome.status == "finished" for outcome in outcomes) else 1)
+
+    def _points(self, arguments: list[str]) -> list[Point]:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return self.split_arguments(parser.parse_overrides(self._parse_config() + arguments), max_batch_size=None)[0]
+
+    def _checked(self, points: list[Point], labels: list[str]) -> list[tuple[Config, Experiment]]:
+        """Compose and check every point; all bad ones are named together."""
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from fl_hydra.config import check_device, resolve, unused_keys
+        from fl_hydra.errors import UserError
+        from fl_hydra.runs.progress import ConsoleReporter
+        from fl_hydra.schema import explain, typed
+
+        assert self.hydra_context is not None and self.config is not None
+        checked, bad, notes = [], [], dict[str, None]()
+        for point, label in zip(points, labels, strict=True):
+            try:
+                composed = copy.deepcopy(self.hydra_context.config_loader.load_sweep_config(self.config, point))
+                with open_dict(composed):
+                    del composed["hydra"]
+                config = typed(composed)
+                check_device(config.device)
+                checked.append((config, resolve(config)))
+                notes |= dict.fromkeys(unused_keys(config))
+            except (UserError, HydraException, OmegaConfBaseException) as error:
+                bad.append(f"  {label}: {explain(error)}")
+        if bad:
+            raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n" + "\n".join(bad))
+        for note in notes:
+            ConsoleReporter(live=False).warn(note)
+        return checked
+
+    def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]]) -> list[Outcome]:
+        """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended."""
+        from fl_hydra.runs.execution import Outcome, find
+        from fl_hydra.runs.identity import run_folder
+
+        assert self.launcher is not None
+        outcomes: dict[Path, Outcome] = {}
+        waiting: dict[Path, Point] = {}
+        folders = []
+        for point, (config, experiment) in zip(points, checked, strict=True):
+            folder = run_folder(experiment, Path(config.outputs))
+            folders.append(folder)
+            if (found := find(experiment, Path(config.outputs))) is not None:
+                outcomes[folder] = found
+            else:
+                waiting.setdefault(folder, point)
+        results = self.launcher.launch(list(waiting.values()), initial_job_idx=0) if waiting else []
+        for folder, result in zip(waiting, results, strict=True):
+            outcome = result._return_value  # the property would raise what a failed job raised
+            outcomes[folder] = outcome if isinstance(outcome, Outcome) else Outcome("failed", folder, {}, " ".join(str(outcome).split()))
+        return [outcomes[folder] for folder in folders]
+
+
+def label_points(points: list[Point]) -> list[str]:
+    """Points named by the overrides in which they differ; by all of them where there is only one."""
+    common = set(points[0]).intersection(*points) if len(points) > 1 else set[str]()
+    return [" ".join(override for override in point if override not in common and not override.startswith("hydra.")) for point in points]
