@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ class Config:
         require(self.threads is None or self.threads >= 1, f"threads={self.threads}: at least 1 is needed; leave it out for all cores")
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
+        require(
+            self.section is None or bool(re.fullmatch(r"[A-Za-z0-9_-]+", self.section)),
+            f"section={self.section}: letters, digits, _ and - are allowed",
+        )
         budgets = {name: getattr(self, name) for name in ("epochs", "rounds", "samples") if getattr(self, name) is not None}
         given = " and ".join(f"{name}={value}" for name, value in budgets.items())
         require(len(budgets) <= 1, f"{given}: two budgets; give one of epochs, rounds and samples")

@@ -32,8 +32,8 @@ def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
 def hash_uniform(stream: Tensor, counter: Tensor) -> Tensor:
     """A 32-bit counter hash in integer tensor operations: the same numbers on a CPU and on a GPU.
 
-    Two rounds of the "lowbias32" multiply-xorshift finaliser (Wellons 2018, Hash function prospector), one over the counter and one over the
-    result mixed with the stream.
+    Two rounds of the "lowbias32" multiply-xorshift finaliser (Wellons 2018, Hash function prospector): one over the
+    counter, one over the result mixed with the stream.
 
     Args:
         stream: int64, values in [0, 2**32): which stream; broadcast against `counter`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -16,10 +17,10 @@ from fl_hydra.errors import UserError
 def register_schema() -> None:
     """Make the schema known to Hydra, so that wrong types and unknown keys end at composition."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=Config, replace=True)
     for registry in REGISTRIES:
         for name, part in registry.items():
-            store.store(group=f"schema/{registry.group}", name=name, node=part)
+            store.store(group=f"schema/{registry.group}", name=name, node=part, replace=True)
 
 
 def typed(composed: DictConfig) -> Config:
@@ -52,7 +53,7 @@ def explain(error: BaseException) -> str:
         current = current.__cause__
     text = "; ".join(lines).replace(":;", ":") or type(error).__name__
     if unknown := re.search(r"Key '(.+?)' not in '(\w+)'", text):
-        classes = [Config, *(part for registry in REGISTRIES for part in registry.values())]
+        classes: list[type[Any]] = [Config, *(part for registry in REGISTRIES for part in registry.values())]
         known = [field.name for part in classes if part.__name__ == unknown[2] for field in dataclasses.fields(part)]
         text += f"; choose from {', '.join(known)}" if known else ""
     return text

@@ -6,7 +6,7 @@ dataclass of its hyper-parameters that overrides the seams it changes; the defau
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,10 +16,7 @@ from fl_hydra.registry import Component, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.training.rows import Batch, Clients, Rows
-
-    Gradient = Callable[[Tensor, Batch], Tensor]
-    """Supplied by the engine: (parameters [rows, P], batch) -> the gradient [rows, P] of each row's mean loss."""
+    from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 
 
 @dataclass

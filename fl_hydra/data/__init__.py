@@ -1,1 +1,1 @@
-"""Datasets, their splits, shards and batches. Everything here but `augmentation` works in numpy, without torch."""
+"""Datasets, their splits, shards and batches. Everything here works in numpy, without torch."""

@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +51,9 @@ def _prepare(root: Path, prepared: Path) -> None:
     torchvision_datasets = import_torchvision("torchvision.datasets")
     archive, folder = root / ARCHIVE, root / FOLDER
     if archive.exists() and not torchvision_datasets.utils.check_md5(archive, ARCHIVE_MD5):
-        raise UserError(f"{archive} is truncated or corrupted (its md5 is not {ARCHIVE_MD5}); delete it to have it downloaded, or {by_hand}")
+        raise UserError(
+            f"{archive} is truncated or corrupted (its md5 is not {ARCHIVE_MD5}); delete it to have it downloaded, or {by_hand}"
+        )
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".cifar100-") as scratch:
         where = scratch
@@ -99,9 +100,9 @@ def import_torchvision(name: str) -> ModuleType:
 
     for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
         del sys.modules[module]
-    library: Any = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _kept_alive.append(library)
     return importlib.import_module(name)
 

@@ -42,7 +42,7 @@ class Arrays:
         for field in dataclasses.fields(self):
             array = getattr(self, field.name)
             digest.update(f"{field.name}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -107,11 +107,11 @@ class Dataset(Component):
 
     def load(self, root: Path) -> Arrays:
         """The images in canonical order; read once per process."""
-        return _load(type(self), self.name, root.resolve())
+        return _load(self.name, root.resolve())
 
     def card(self, root: Path) -> Card:
         """The dataset's card, from the small file beside the data where that is up to date, else from the data."""
-        return _card(type(self), self.name, root.resolve())
+        return _card(self.name, root.resolve())
 
     def train_counts(self, card: Card) -> Indices:
         """Images of each class that remain for training after the validation split; int64 [classes]."""
@@ -139,30 +139,32 @@ class Dataset(Component):
         return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
+datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
+
+
 @lru_cache(maxsize=2)
-def _load(cls: type[Dataset], name: str, root: Path) -> Arrays:
-    return cls(name=name).read(root).canonical()
+def _load(name: str, root: Path) -> Arrays:
+    return datasets[name]().read(root).canonical()
 
 
 @lru_cache(maxsize=8)
-def _card(cls: type[Dataset], name: str, root: Path) -> Card:
-    dataset = cls(name=name)
+def _card(name: str, root: Path) -> Card:
+    dataset = datasets[name]()
     source = dataset.source(root)
-    identity = {"version": cls.version, "file": _identity(source)}
+    identity = {"version": dataset.version, "file": _identity(source)}
     path = root / f".{name}.card.json"
     try:
         stored = json.loads(path.read_text())
         if stored.pop("of") == identity:
-            return Card(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            return Card(**{**stored, "train_counts": tuple(stored["train_counts"]), "test_counts": tuple(stored["test_counts"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no card, or not one of ours: it is only a shortcut, so it is made again
     arrays = dataset.load(root)
-    card = Card(
-        arrays.fingerprint(),
-        *(int(side) for side in arrays.train_images.shape[1:]),
-        tuple(np.bincount(arrays.train_labels, minlength=dataset.class_count).tolist()),
-        tuple(np.bincount(arrays.test_labels, minlength=dataset.class_count).tolist()),
+    _, height, width, channels = arrays.train_images.shape
+    train_counts, test_counts = (
+        tuple(np.bincount(labels, minlength=dataset.class_count).tolist()) for labels in (arrays.train_labels, arrays.test_labels)
     )
+    card = Card(arrays.fingerprint(), height, width, channels, train_counts, test_counts)
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"of": identity, **dataclasses.asdict(card)}).encode())
@@ -225,6 +227,3 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], 
     weights = histograms / histograms.sum(1, keepdims=True)
     mean = weights @ values
     return mean, np.sqrt(np.maximum(weights @ values**2 - mean**2, 1e-12))
-
-
-datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")

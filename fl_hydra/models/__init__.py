@@ -1,1 +1,1 @@
-"""Models, and the flat vector that holds a model's parameters."""
+"""Models."""

@@ -23,7 +23,9 @@ class LeNet(Model):
     name: str = "lenet"
 
     def check(self, height: int, width: int) -> None:
-        require(min(height, width) >= 16, f"model=lenet: images of {height}x{width} pixels are too small, 16x16 is needed; choose model=small")
+        require(
+            min(height, width) >= 16, f"model=lenet: images of {height}x{width} pixels are too small, 16x16 is needed; choose model=small"
+        )
 
     def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
         from torch import nn

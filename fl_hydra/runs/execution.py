@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fl_hydra.config import Config, check_device, resolve
 from fl_hydra.errors import UserError
-from fl_hydra.files import CorruptFile
 from fl_hydra.runs.checkpoint import Checkpoints
-from fl_hydra.runs.folder import RunBusy, RunFolder
+from fl_hydra.runs.folder import RunBusy, RunFolder, join_section
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.interruption import Interrupted, Interruption
 from fl_hydra.training.experiment import Experiment
@@ -73,6 +72,8 @@ def execute(config: Config, reporter: Reporter) -> Outcome:
     """
     experiment = resolve(config)
     outputs = Path(config.outputs)
+    if config.section is not None:
+        join_section(config.section, run_folder(experiment, outputs), outputs)
     if (found := find(experiment, outputs)) is not None:
         return found
     check_device(config.device)
@@ -175,7 +176,8 @@ class _Execution:
         for key in ("engine", "device", "torch"):
             if key in stored and stored[key] != environment[key]:
                 self.reporter.warn(
-                    f"this run was begun with {key}={stored[key]} and goes on with {environment[key]}: it stays right, but not the same bit by bit"
+                    f"this run was begun with {key}={stored[key]} and goes on with {environment[key]}: "
+                    "its figures stay right, but not the same bit by bit"
                 )
         self.folder.write_json("environment.json", environment)
         self._write_config()
@@ -216,7 +218,9 @@ class _Execution:
         self.reporter.evaluated(self.row)
 
     def _diverged(self) -> str:
-        bad = [name for name in ("train/loss", "val/loss", "test/loss") if self.row[name] is None and self.row[name[:-4] + "acc"] is not None]
+        bad = [
+            name for name in ("train/loss", "val/loss", "test/loss") if self.row[name] is None and self.row[name[:-4] + "acc"] is not None
+        ]
         return f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr" if bad else ""
 
     def _save(self, trainer: Trainer, seconds: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fl_hydra.errors import UserError
+from fl_hydra.errors import UserError, require
 from fl_hydra.files import CorruptFile, remove_leftovers, write_atomically
 
 
@@ -96,3 +96,25 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def join_section(section: str, run: Path, outputs: Path) -> None:
+    """Note that a section of the report asked for a run; sections that need the same run share it."""
+    path = outputs / "sections" / f"{section}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = run.relative_to(outputs).as_posix()
+    with FileLock(path.with_suffix(".lock")):
+        names = path.read_text().splitlines() if path.exists() else []
+        if name not in names:
+            write_atomically(path, "\n".join([*names, name, ""]).encode())
+
+
+def section_runs(section: str, outputs: Path) -> list[Path]:
+    """The runs that a section asked for, in that order.
+
+    Raises:
+        UserError: there is no such section.
+    """
+    path = outputs / "sections" / f"{section}.txt"
+    require(path.exists(), f"no run was asked for with section={section} and outputs={outputs}: train with section={section} first")
+    return [outputs / name for name in path.read_text().splitlines()]

@@ -88,8 +88,13 @@ def _integer_programme(counts: Indices, K: int, N_c: int) -> NDArray[np.int64] |
     low = np.concatenate([sizes, np.full(K, N_c), counts, -free, zero])
     high = np.concatenate([sizes, np.full(K, N_c), counts, zero, free])
     bounds = Bounds(0, np.concatenate([np.tile(counts, K), np.tile(counts > 0, K)]))
-    found = milp(np.zeros(2 * K * L), integrality=1, bounds=bounds, constraints=LinearConstraint(rows, low, high), options={"time_limit": 20})
-    return None if found.x is None else np.rint(found.x[: K * L]).astype(np.int64).reshape(K, L)
+    found = milp(
+        np.zeros(2 * K * L), integrality=1, bounds=bounds, constraints=LinearConstraint(rows, low, high), options={"time_limit": 20}
+    )
+    if found.x is None:
+        return None
+    taken: NDArray[np.int64] = np.rint(found.x[: K * L]).astype(np.int64).reshape(K, L)
+    return taken
 
 
 def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.bool_]]:
@@ -135,7 +140,7 @@ def _degrees(counts: Indices, K: int, N_c: int) -> Indices | None:
     for _ in range(K * N_c):
         missing = K * N_c - int(degrees.sum())
         if missing == 0:
-            return degrees
+            return np.asarray(degrees, np.int64)
         room = (degrees < np.minimum(K, counts)) if missing > 0 else (degrees > 1)
         if not room.any():
             return None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.data.augmentation import Images, augmentation_stream
+from fl_hydra.training.images import Images, augmentation_stream
 from fl_hydra.data.dataset import Indices
 from fl_hydra.data.order import Order
 from fl_hydra.training.rows import Batch
@@ -71,7 +71,7 @@ class Draws:
         indices = self._indices[rows, batches]
         streams, positions = self._streams[rows].expand_as(indices), self._positions[rows, batches]
         inputs = self._images.augmented(indices.reshape(-1), streams.reshape(-1), positions.reshape(-1))
-        return inputs.unflatten(0, indices.shape)
+        return inputs.view(*indices.shape, *inputs.shape[1:])
 
     def batches(self, rows: slice) -> Iterator[Batch]:
         """The batches of some rows, one after the other."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fl_hydra.data.augmentation import Images
-from fl_hydra.models.layout import Layout
+from fl_hydra.training.images import Images
+from fl_hydra.training.layout import Layout
 from fl_hydra.training.rows import Batch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}

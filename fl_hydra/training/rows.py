@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,6 +28,10 @@ class Batch:
     meter: Tensor
     counts: Indices
     metered: bool = False
+
+
+Gradient = Callable[[Tensor, Batch], Tensor]
+"""Supplied by the engine: (parameters [rows, P], batch) -> the gradient [rows, P] of each row's mean loss, a fresh tensor."""
 
 
 @dataclass

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_hydra.data.augmentation import Images
-from fl_hydra.data.dataset import Dataset, channel_statistics
+from fl_hydra.training.images import Images
+from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
 from fl_hydra.data.order import Order
-from fl_hydra.models.layout import Layout, initial_vector
+from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.sharding.base import equal_sizes
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.draws import Draws
@@ -254,19 +254,21 @@ class Split:
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: str, device: torch.device) -> Split:
     """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
     settings = tuple(asdict(dataset).items())
-    return _load_split(type(dataset), settings, root, split_seed, torch.bfloat16 if precision == "bf16" else PRECISIONS[precision], device)
+    return _load_split(dataset.name, settings, root, split_seed, torch.bfloat16 if precision == "bf16" else PRECISIONS[precision], device)
 
 
 @lru_cache(maxsize=2)
 def _load_split(
-    kind: type[Dataset], settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
+    name: str, settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
 ) -> Split:
-    dataset = kind(**dict(settings))
+    dataset = datasets[name](**dict(settings))
     arrays = dataset.load(root)
     train, validation = dataset.split(arrays.train_labels, split_seed)
     mean, standard_deviation = channel_statistics(arrays.train_images[train])
 
-    def images(pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: np.ndarray[Any, np.dtype[np.int64]], crop: int = 0, flip: bool = False) -> Images:
+    def images(
+        pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: np.ndarray[Any, np.dtype[np.int64]], crop: int = 0, flip: bool = False
+    ) -> Images:
         return Images(pixels, labels, mean, standard_deviation, crop=crop, flip=flip, dtype=dtype, device=device)
 
     return Split(

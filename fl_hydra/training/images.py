@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-import numpy as np
 from fl_hydra.data.dataset import Indices
 from fl_hydra.randomness import hash_uniform, key
 
@@ -41,7 +41,7 @@ class Images:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        count, self.height, self.width, self.channels = images.shape
+        _, self.height, self.width, self.channels = images.shape
         self._crop, self._flip, self._dtype = crop, flip, dtype
         pixels = F.pad(torch.from_numpy(np.ascontiguousarray(images)), (0, 0, crop, crop, crop, crop))
         self._padded_height, self._padded_width = pixels.shape[1:3]

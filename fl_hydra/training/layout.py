@@ -48,13 +48,13 @@ class Layout:
 
     def views(self, vectors: Tensor) -> dict[str, Tensor]:
         """The parameters inside vectors [..., P], as views [..., *shape] by name; convolutions lie in channels_last order."""
-        pieces = vectors.split(self.sizes, dim=-1)
-        views = {}
+        pieces = torch.split(vectors, self.sizes, dim=-1)
+        views, leading = {}, vectors.shape[:-1]
         for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True):
             if len(shape) == 4:
-                views[name] = piece.unflatten(-1, (shape[0], shape[2], shape[3], shape[1])).movedim(-1, -3)
+                views[name] = piece.view(*leading, shape[0], shape[2], shape[3], shape[1]).movedim(-1, -3)
             else:
-                views[name] = piece.unflatten(-1, shape)
+                views[name] = piece.view(*leading, *shape)
         return views
 
     def flat(self, parameters: Iterable[Tensor], out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := section=demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench cifar100 runs
+
+help: ## what the other targets do
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+setup: $(VENV)/.installed ## create .venv and install what constraints.txt pins
+
+demo: setup ## train centralized, LocalSGD and FedAvg on the digits; a figure and a table in outputs/report
+	$(RUN) train.py $(DEMO) epochs=60
+	$(RUN) train.py $(DEMO) algorithm=localsgd K=4 J=8 epochs=60
+	$(RUN) train.py -m $(DEMO) algorithm=fedavg K=20 C=0.2 J=4 rounds=300 sharding=iid,classes N_c=2
+	$(RUN) -m fl_hydra.report demo
+
+test: setup ## run the tests
+	$(RUN) -m pytest
+
+lint: setup ## ruff format and lint, mypy --strict
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+bench: setup ## speed and memory against a plain loop; run it alone on the machine
+	$(RUN) -m benchmarks.bench
+
+cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour on two cores
+	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000
+	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
+	$(RUN) -m fl_hydra.report cifar100
+
+runs: setup ## list every run in outputs
+	$(RUN) -m fl_hydra.report --list

@@ -1,0 +1,41 @@
+"""`python -m fl_hydra.report SECTION`: the figure and the table of a section; `--list` shows every run there is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fl_hydra.errors import UserError
+from fl_hydra.report.figures import draw_accuracy
+from fl_hydra.report.runs import read_run, read_runs
+from fl_hydra.report.tables import print_runs, write_results
+from fl_hydra.runs.folder import section_runs
+
+
+def main() -> None:
+    """Write `report/SECTION.png`, `.md` and `.csv` into the outputs folder."""
+    parser = argparse.ArgumentParser(prog="python -m fl_hydra.report", description=main.__doc__)
+    parser.add_argument("section", nargs="?", help="the section=NAME that its runs were trained with")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
+    arguments = parser.parse_args()
+    try:
+        if arguments.list:
+            folders = sorted(path.parent for path in arguments.outputs.glob("*/*/*/config.yaml"))
+            print_runs([(folder, read_run(folder)) for folder in folders])
+            return
+        if arguments.section is None:
+            parser.error("name a section, or give --list")
+        runs = read_runs(section_runs(arguments.section, arguments.outputs))
+        target = arguments.outputs / "report"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (draw_accuracy(runs, target / f"{arguments.section}.png"), *write_results(runs, target / arguments.section)):
+            print(f"wrote {path}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

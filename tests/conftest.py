@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.make import PROJECT, write_cifar100
+
+
+torch.set_num_threads(1)  # tests run beside each other
+
+
+@dataclass
+class Result:
+    status: int
+    output: str
+
+
+class Program:
+    """`python train.py` in a real process of its own, forked from one that has imported torch already."""
+
+    def __init__(self, process: subprocess.Popen[str], data: Path) -> None:
+        self._process = process
+        self._data = data
+
+    def __call__(self, *argv: str, cwd: Path, **request: Any) -> Result:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        argv = (*argv, "threads=1") if "--" not in "".join(argv) else argv
+        self._process.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), **request}) + "\n")
+        self._process.stdin.flush()
+        return Result(**json.loads(self._process.stdout.readline()))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small cifar100.npz in the real format."""
+    folder = tmp_path_factory.mktemp("data")
+    write_cifar100(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def program(data: Path) -> Iterator[Program]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.support.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT
+    ) as process:
+        yield Program(process, data)
+        assert process.stdin is not None
+        process.stdin.close()

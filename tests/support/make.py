@@ -1,0 +1,53 @@
+"""Experiments, trainers and data files made for tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from fl_hydra.config import Config, resolve
+from fl_hydra.schema import register_schema, typed
+from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.trainer import Trainer
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def config(*overrides: str) -> Config:
+    """The shipped configuration with overrides, as the command line composes it."""
+    register_schema()
+    with initialize_config_dir(str(PROJECT / "conf")):
+        composed = compose("config", overrides=list(overrides))
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    return typed(composed)
+
+
+def experiment(*overrides: str, **parts: Any) -> Experiment:
+    """A resolved experiment; `parts` replace its fields afterwards."""
+    return replace(resolve(config(*overrides)), **parts)
+
+
+def trainer(*overrides: str, engine: str = "loop", **parts: Any) -> Trainer:
+    """A trainer on the CPU that writes nothing."""
+    return Trainer(experiment(*overrides, **parts), engine=engine, device="cpu")
+
+
+def write_cifar100(folder: Path, train: int = 1000, test: int = 200) -> Path:
+    """A small cifar100.npz in the real format, with learnable images."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, count in (("train", train), ("test", test)):
+        labels = (np.arange(count) % 100).astype(np.uint8)
+        noise = rng.integers(0, 100, (count, 32, 32, 3))
+        arrays[f"{name}_images"] = (noise + labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"{name}_labels"] = labels
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cifar100.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path

@@ -1,0 +1,213 @@
+"""Algorithms against the properties of their papers, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.optim.sgdm import SGDM
+from fl_hydra.training.fabric import Fabric
+from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
+from fl_hydra.training.trainer import Trainer
+from tests.support.make import experiment, trainer
+
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+@dataclass
+class RecordingLocalSGD(LocalSGD):
+    def __post_init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        self.seen.append((batches[0].inputs.clone(), batches[0].targets.clone(), batches[0].weights))
+        super().step(rows, gradient, batches, j)
+
+
+@dataclass
+class RecordingFedAvg(FedAvg):
+    def __post_init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        self.seen.append((batches[0].inputs.clone(), batches[0].targets.clone()))
+        super().step(rows, gradient, batches, j)
+
+
+def module_of(run: Trainer) -> nn.Module:
+    """An ordinary module with the trainer's present weights."""
+    module = run._build().double()
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), run.layout.views(run.state.model[0]).values(), strict=True):
+            parameter.copy_(value)
+    return module
+
+
+def weights_of(module: nn.Module, run: Trainer) -> Tensor:
+    return run.layout.flat(parameter.detach() for parameter in module.parameters())
+
+
+def test_one_worker_is_torch_sgd_step_by_step() -> None:
+    algorithm = RecordingLocalSGD()
+    run = trainer(
+        "algorithm=localsgd", "K=1", "J=1", "rounds=6", "precision=fp64", "batch_size=16", "scheduler.warmup=0.3", algorithm=algorithm
+    )
+    module = module_of(run)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
+    while not run.finished:
+        run.run_round()
+        inputs, targets, _ = algorithm.seen[-1]
+        optimizer.param_groups[0]["lr"] = run.lr
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
+        optimizer.step()
+        torch.testing.assert_close(run.state.model[0], weights_of(module, run), **EXACT)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine: str) -> None:
+    algorithm = RecordingLocalSGD()
+    run = trainer(
+        "algorithm=localsgd", "K=4", "J=1", "rounds=6", "precision=fp64", "batch_size=8", engine=engine, algorithm=algorithm
+    )
+    module = module_of(run)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
+    while not run.finished:
+        algorithm.seen.clear()
+        run.run_round()
+        inputs = torch.cat([inputs.flatten(0, 1) for inputs, _, _ in algorithm.seen])
+        targets = torch.cat([targets.flatten() for _, targets, _ in algorithm.seen])
+        assert len(targets) == 32
+        optimizer.param_groups[0]["lr"] = run.lr
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(inputs), targets).backward()
+        optimizer.step()
+        torch.testing.assert_close(run.state.model[0], weights_of(module, run), **EXACT)
+
+
+def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
+    algorithm = RecordingFedAvg()
+    run = trainer(
+        "algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm
+    )
+    assert len(set(run.shard_sizes.tolist())) == 2, "the weights should differ"
+    while not run.finished:
+        module = module_of(run)
+        algorithm.seen.clear()
+        run.run_round()
+        share = run.shard_sizes / run.shard_sizes.sum()
+        losses = [share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)]
+        torch.stack(losses).sum().backward()
+        gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
+        torch.testing.assert_close(run.state.model[0], weights_of(module, run) - 0.1 * gradient, **EXACT)
+
+
+def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) -> float:
+    """Run a method on the two clients f_k(x) = a_k / 2 (x - b_k)^2 with a = (1, 3), b = (0, 1) and rate 0.1."""
+    a, b = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    run = torch.zeros(2, dtype=torch.int64)
+    weights = torch.full((2,), 0.5, dtype=torch.float64)
+    clients = Clients(np.arange(2), run, weights, {}, Fabric(runs=1, remote=True))
+    state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64))
+    lr = torch.full((2, J), 0.1, dtype=torch.float64)
+    optimizer = SGDM(momentum=0.0)
+    hyper = {name: torch.full((2, 1), value, dtype=torch.float64) for name, value in optimizer.hyper.items()}
+    batch = Batch(torch.empty(2, 0), torch.empty(2, 0), None, torch.zeros(2, 2), np.zeros(2, np.int64))
+    for _ in range(rounds):
+        starts = algorithm.start(state, clients)
+        rows = Rows(starts.clone(), starts, {}, hyper, lr, optimizer)
+        for j in range(J):
+            algorithm.step(rows, lambda parameters, _: a * (parameters - b), [batch] * algorithm.batches_per_step, j)
+        algorithm.update(state, clients, starts, rows.parameters)
+    return float(state.model)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), LocalSGD()], ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize(("J", "fixed_point"), [(1, 0.75), (2, 0.728571), (8, 0.623296), (400, 0.5)])
+def test_fixed_point_of_heterogeneous_quadratics(algorithm: Algorithm, J: int, fixed_point: float) -> None:
+    """x* = sum (1 - r_k^J) b_k / sum (1 - r_k^J) with r_k = 1 - lr a_k: the bias of local steps, which no averaging removes."""
+    assert quadratic_rounds(algorithm, J, rounds=400) == pytest.approx(fixed_point, abs=1e-6)
+
+
+@pytest.mark.parametrize("K", [2, 4, 8])
+@pytest.mark.parametrize("J", [4, 8, 16, 32, 64])
+def test_every_point_of_the_grid_processes_the_same_samples(K: int, J: int) -> None:
+    run = trainer("algorithm=localsgd", f"K={K}", f"J={J}", "epochs=1.7", "model.filters=1", "model.hidden=1", "batch_size=16")
+    while not run.finished:
+        run.run_round()
+    assert run.samples == round(1.7 * 1295)
+    assert run.engine.samples == run.samples
+    assert int(run.cursors.sum()) == run.samples
+    assert run.cursors.max() - run.cursors.min() <= 1, "the last round is spread over the rows"
+    assert run.round == run.experiment.rounds
+
+
+def test_rounds_means_exactly_that_many() -> None:
+    run = trainer("algorithm=fedavg", "K=10", "C=0.5", "J=3", "rounds=5", "batch_size=8")
+    while not run.finished:
+        run.run_round()
+    assert run.round == 5
+    assert run.samples == 5 * 5 * 3 * 8
+
+
+def test_identical_clients_average_to_one_of_them() -> None:
+    """With one shard for all, full batches and equal starts, every client's end is the same, and so is the average."""
+
+    @dataclass
+    class Same(FedAvg):
+        def update(self, state, clients, starts, ends):  # type: ignore[no-untyped-def]
+            torch.testing.assert_close(ends, ends[:1].expand_as(ends), **EXACT)
+            super().update(state, clients, starts, ends)
+
+    run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
+    run.order.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
+    run.run_round()
+
+
+def test_clients_do_not_share_a_model() -> None:
+    """Each client starts from the server's model, not from what the client before it left behind."""
+    run = trainer("algorithm=fedavg", "K=4", "C=1", "J=3", "rounds=2", "precision=fp64", "batch_size=8", "dataset.crop=0")
+    server = run.state.model.clone()
+    run.run_round()
+    ends = run._ends.clone()
+    for k in range(4):
+        alone = trainer("algorithm=fedavg", "K=4", "C=1", "J=3", "rounds=2", "precision=fp64", "batch_size=8", "dataset.crop=0")
+        torch.testing.assert_close(alone.state.model, server, **EXACT)
+        alone.experiment.participation.cohort = lambda *_, k=k: np.array([k])  # type: ignore[method-assign]
+        alone.run_round()
+        torch.testing.assert_close(alone.state.model[0], ends[k], **EXACT)
+
+
+def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
+    workers = trainer("algorithm=localsgd", "K=2", "J=2", "rounds=3")
+    workers.run_round()
+    kept = workers.clients.check_out(np.arange(2), 1)["momentum"].clone()
+    assert kept.abs().sum() > 0
+    clients = trainer("algorithm=fedavg", "K=4", "C=0.5", "J=2", "rounds=3", "optimizer.momentum=0.9")
+    clients.run_round()
+    assert clients.clients.check_out(np.arange(2), 1) == {}
+
+
+def test_centralized_round_is_one_pass() -> None:
+    e = experiment("epochs=7")
+    assert (e.K, e.m, e.rounds) == (1, 1, 7)
+
+
+def test_traffic_is_counted() -> None:
+    run = trainer("algorithm=fedavg", "K=10", "C=0.3", "J=1", "rounds=2", "batch_size=4")
+    run.run_round()
+    run.run_round()
+    payload = run.layout.size * 4
+    traffic = run.fabric.traffic
+    assert (traffic.bytes_down, traffic.bytes_up, traffic.messages) == (2 * 3 * payload, 2 * 3 * payload, 2 * 3 * 2)
+    alone = trainer("epochs=1")
+    alone.run_round()
+    assert alone.fabric.traffic.bytes_up == alone.fabric.traffic.bytes_down == alone.fabric.traffic.messages == 0
