@@ -90,6 +90,12 @@ class Config:
     section: str | None = None
 
     def __post_init__(self) -> None:
+        for registry in REGISTRIES:
+            part = getattr(self, registry.group)
+            require(
+                registry.get(part.name) is type(part),
+                f"{registry.group}.name={part.name}: a name cannot be changed alone; choose with {registry.group}=",
+            )
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("engine", self.engine, ENGINES)
         require(

@@ -13,7 +13,6 @@ import torch
 
 from tests.support.make import PROJECT, write_cifar100
 
-
 torch.set_num_threads(1)  # tests run beside each other
 
 
@@ -33,7 +32,7 @@ class Program:
     def __call__(self, *argv: str, cwd: Path, **request: Any) -> Result:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        argv = (*argv, "threads=1") if "--" not in "".join(argv) else argv
+        argv = ("threads=1", *argv) if "--" not in "".join(argv) and not any(a.startswith("threads=") for a in argv) else argv
         self._process.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), **request}) + "\n")
         self._process.stdin.flush()
         return Result(**json.loads(self._process.stdout.readline()))

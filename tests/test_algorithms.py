@@ -75,9 +75,7 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine: str) -> None:
     algorithm = RecordingLocalSGD()
-    run = trainer(
-        "algorithm=localsgd", "K=4", "J=1", "rounds=6", "precision=fp64", "batch_size=8", engine=engine, algorithm=algorithm
-    )
+    run = trainer("algorithm=localsgd", "K=4", "J=1", "rounds=6", "precision=fp64", "batch_size=8", engine=engine, algorithm=algorithm)
     module = module_of(run)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
     while not run.finished:
@@ -95,16 +93,16 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
 
 def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
     algorithm = RecordingFedAvg()
-    run = trainer(
-        "algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm
-    )
+    run = trainer("algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm)
     assert len(set(run.shard_sizes.tolist())) == 2, "the weights should differ"
     while not run.finished:
         module = module_of(run)
         algorithm.seen.clear()
         run.run_round()
         share = run.shard_sizes / run.shard_sizes.sum()
-        losses = [share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)]
+        losses = [
+            share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)
+        ]
         torch.stack(losses).sum().backward()
         gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
         torch.testing.assert_close(run.state.model[0], weights_of(module, run) - 0.1 * gradient, **EXACT)

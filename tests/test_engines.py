@@ -40,7 +40,9 @@ def test_engines_agree(algorithm: str, optimizer: str, precision: str, tolerance
     one, other = loop.evaluate(), stacked.evaluate()
     assert one.keys() == other.keys()
     for name, value in one.items():
-        assert other[name] == pytest.approx(value, rel=100 * tolerance, abs=0.011 if "acc" in name and precision == "fp32" else tolerance), name
+        assert other[name] == pytest.approx(
+            value, rel=100 * tolerance, abs=0.011 if "acc" in name and precision == "fp32" else tolerance
+        ), name
 
 
 def test_bf16_engines_agree_roughly_and_keep_fp32_masters() -> None:

@@ -191,7 +191,7 @@ def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
 
     way_out = "replace it by a sound copy, or delete it to have it made again"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             read = {field.name: file[field.name] for field in dataclasses.fields(Arrays)}
     except KeyError as error:
         raise UserError(f"{path} is not a prepared dataset: {error.args[0]}; {way_out}") from error

@@ -30,6 +30,8 @@ class Order:
     def indices(self, client: int, cursor: int, count: int) -> Indices:
         """Positions in the training images of the next `count` draws; int64 [count]."""
         size = len(self._shards[client])
+        if size == 1:
+            return np.full(count, self._shards[client][0])
         first, last = cursor // size, (cursor + count - 1) // size
         walks = [self._permutation(client, walk) for walk in range(first, last + 1)]
         drawn = walks[0] if len(walks) == 1 else np.concatenate(walks)

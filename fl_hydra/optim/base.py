@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +25,8 @@ class Optimizer(Component):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optimizer.lr={self.lr}: the learning rate must be greater than 0")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
+        require(0 < self.lr < math.inf, f"optimizer.lr={self.lr}: the learning rate must be greater than 0 and finite")
+        require(0 <= self.weight_decay < math.inf, f"optimizer.weight_decay={self.weight_decay}: must be 0 or more and finite")
 
     @property
     @abstractmethod

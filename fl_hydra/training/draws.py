@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.training.images import Images, augmentation_stream
 from fl_hydra.data.dataset import Indices
 from fl_hydra.data.order import Order
+from fl_hydra.training.images import Images, augmentation_stream
 from fl_hydra.training.rows import Batch
 
 SLAB = 512

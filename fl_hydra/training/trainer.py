@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_hydra.training.images import Images
 from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
 from fl_hydra.data.order import Order
-from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.sharding.base import equal_sizes
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.draws import Draws
 from fl_hydra.training.engines import ENGINES, PRECISIONS, choose_engine
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.training.images import Images
+from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.memory import keep_freed_memory
 from fl_hydra.training.rows import Clients, Rows
 

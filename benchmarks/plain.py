@@ -1,0 +1,66 @@
+"""What a user's script does, without its clumsiness: the yardstick of the benchmark.
+
+In-memory tensors, default memory format, fp32, crop and flip drawn for each image and applied to the batch at once, one
+reused model, `torch.optim.SGD`, averaging with running sums.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PlainFedAvg:
+    """A FedAvg loop over the clients of a round.
+
+    Args:
+        images: normalised training images, float [N, channels, height, width].
+        labels: int64 [N].
+        shards: images of each client.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, shards: list[Tensor], *, cohort: int, J: int, batch_size: int) -> None:
+        self.images = F.pad(images, (4, 4, 4, 4))
+        self.labels, self.shards = labels, shards
+        self.cohort, self.J, self.batch_size = cohort, J, batch_size
+        self.model = lenet(100)
+        self.server = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, weight_decay=1e-4)
+
+    def augmented(self, indices: Tensor) -> Tensor:
+        """Random crop and flip of each image."""
+        count = len(indices)
+        rows = torch.randint(0, 9, (count, 1)) + torch.arange(32)
+        columns = torch.randint(0, 9, (count, 1)) + torch.where(torch.rand(count, 1) < 0.5, torch.arange(32), torch.arange(31, -1, -1))
+        return self.images[indices[:, None, None, None], torch.arange(3)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+    def run_round(self) -> None:
+        """One round."""
+        cohort = torch.randperm(len(self.shards))[: self.cohort].tolist()
+        total = sum(len(self.shards[client]) for client in cohort)
+        sums = [torch.zeros_like(parameter) for parameter in self.server]
+        for client in cohort:
+            shard = self.shards[client]
+            with torch.no_grad():
+                for parameter, value in zip(self.model.parameters(), self.server, strict=True):
+                    parameter.copy_(value)
+            order = shard[torch.randperm(len(shard))]
+            for j in range(self.J):
+                indices = order[j * self.batch_size : (j + 1) * self.batch_size]
+                loss = F.cross_entropy(self.model(self.augmented(indices)), self.labels[indices])
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+            with torch.no_grad():
+                for sum_, parameter in zip(sums, self.model.parameters(), strict=True):
+                    sum_.add_(parameter, alpha=len(shard) / total)
+        self.server = sums
+
+
+def lenet(classes: int) -> nn.Module:
+    """The network as it is usually written, ReLU before pooling."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(1600, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, classes)),
+    )

@@ -1,0 +1,201 @@
+"""The command line: every shipped configuration runs, every mistake is one line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_hydra.config import REGISTRIES
+from fl_hydra.data.cifar100 import CIFAR100
+from fl_hydra.models.lenet import LeNet
+from tests.conftest import Program
+from tests.support.make import PROJECT, experiment, trainer
+
+SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
+NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"]}
+
+
+@pytest.mark.parametrize("option", SHIPPED)
+@pytest.mark.parametrize("dataset", ["digits", "cifar100"])
+def test_every_shipped_configuration_runs_two_rounds(option: str, dataset: str, program: Program, data: Path, tmp_path: Path) -> None:
+    """On digits and on files in the real format of CIFAR-100."""
+    group, name = option.split("/")
+    chosen = {"dataset": dataset, "algorithm": "fedavg", group: name}
+    overrides = [f"{key}={value}" for key, value in chosen.items()]
+    if chosen["algorithm"] == "centralized":
+        overrides += ["batch_size=500"]
+    else:
+        overrides += ["K=50", "J=1", "batch_size=4", *([] if chosen["algorithm"] == "localsgd" else ["C=0.04"])]
+        overrides = [override for override in overrides if option != "participation/all" or not override.startswith("C=")]
+    result = program(*overrides, *NEEDS.get(option, []), "rounds=2", "evaluation.points=1", f"data={data}", cwd=tmp_path)
+    assert result.status == 0, result.output
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["metrics"]["round"] == 2
+
+
+def test_every_registered_part_has_a_file() -> None:
+    for registry in REGISTRIES:
+        files = {path.stem for path in (PROJECT / "conf" / registry.group).glob("*.yaml")}
+        assert set(registry) <= files
+
+
+def test_lenet_on_cifar100_has_815332_parameters(data: Path) -> None:
+    module = LeNet().build(3, 32, 32, 100)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 815_332
+    assert sum(parameter.numel() for parameter in LeNet().build(3, 32, 32, 10).parameters()) == 797_962
+    run = trainer("dataset=cifar100", f"data={data}", "algorithm=fedavg", "rounds=1")
+    assert run.layout.size == 815_332
+    assert run.sample_flops == pytest.approx(80.8e6, rel=0.01), "forward, backward to weights, backward to inputs but the first"
+
+
+def test_first_federated_baseline_is_the_default() -> None:
+    e = experiment("algorithm=fedavg", "dataset=digits")
+    assert (e.K, e.m, e.J, e.batch_size, e.rounds, e.budget) == (100, 10, 4, 64, 2000, 5_120_000)
+    assert (e.optimizer.lr, e.optimizer.weight_decay, e.scheduler.name) == (0.1, 1e-4, "constant")
+
+
+MISTAKES = [
+    ("algorithm=fedavg K=0", "K=0: the number of clients must be at least 1"),
+    ("algorithm=localsgd K=0", "K=0: the number of workers must be at least 1"),
+    ("algorithm=fedavg K=-3", "must be at least 1"),
+    ("algorithm=fedavg C=0", "C=0.0: the fraction of clients in a round must be above 0 and at most 1"),
+    ("algorithm=fedavg C=1.5", "at most 1"),
+    ("algorithm=localsgd C=0.5", "leave C out"),
+    ("algorithm=fedavg J=0", "J=0: at least 1 local step"),
+    ("algorithm=fedavg J=2.5", "could not be converted to Integer"),
+    ("algorithm=fedavg sharding=classes N_c=11", "N_c=11: the dataset has 10 classes; choose N_c from 1 to 10"),
+    ("algorithm=fedavg sharding=classes N_c=0", "at least 1 class"),
+    ("algorithm=fedavg sharding=classes", "add N_c=1 to N_c=10"),
+    ("algorithm=fedavg sharding=classes K=10 N_c=1", "the nearest that work: N_c=2 with this K"),
+    ("algorithm=fedavg K=2000", "each client needs an image and there are 1295; choose K from 1 to 1295"),
+    ("algorithm=fedavg participation=all", "participation=all takes every client"),
+    ("J=4", "algorithm=centralized has no J; leave it out"),
+    ("K=2", "algorithm=centralized has no K; leave it out"),
+    ("C=0.1", "algorithm=centralized has no C; leave it out"),
+    ("epochs=2 rounds=3", "two budgets; give one of epochs, rounds and samples"),
+    ("samples=100 rounds=3", "two budgets"),
+    ("epochs=0", "the budget must be greater than 0"),
+    ("epochs=nan", "the budget must be greater than 0"),
+    ("rounds=-1", "the budget must be greater than 0"),
+    ("optimizer.lr=-0.1", "optimizer.lr=-0.1: the learning rate must be greater than 0"),
+    ("optimizer.lr=nan", "the learning rate must be greater than 0"),
+    ("optimizer.lr=inf", "the learning rate must be"),
+    ("optimizer.weight_decay=-1", "must be 0 or more"),
+    ("optimizer.momentum=1", "must be at least 0 and below 1"),
+    ("optimizer.momentum=0 optimizer.nesterov=true", "needs optimizer.momentum above 0"),
+    ("scheduler.warmup=1", "below 1"),
+    ("scheduler=cosine scheduler.end=2", "at most 1"),
+    ("scheduler=step scheduler.milestones=[0.5,1.5]", "fractions of the budget"),
+    ("batch_size=0", "at least 1 sample"),
+    ("seed=-1", "must be 0 or more"),
+    ("precision=fp8", "choose fp32, bf16 or fp64"),
+    ("engine=magic", "choose auto, loop or stacked"),
+    ("device=tpu", "choose auto, cpu, cuda or cuda:N"),
+    ("device=cuda:99", "CUDA devices; use device=auto or device=cpu"),
+    ("threads=0", "at least 1 is needed"),
+    ("dataset.validation=1", "a fraction in [0, 1)"),
+    ("gamma=0", "must be greater than 0"),
+    ("evaluation.points=0", "at least 1"),
+    ("checkpoint.seconds=-1", "must be 0"),
+    ("section=a/b", "letters, digits"),
+    ("K=abc", "'abc' of type 'str' could not be converted to Integer"),
+    ("batch_size=null", "batch_size"),
+    ("foo=1", "Key 'foo' not in 'Config'; choose from dataset, model"),
+    ("optimizer.foo=1", "Key 'foo' not in 'SGDM'; choose from name, lr, weight_decay, momentum, nesterov"),
+    ("algorithm=fedavgg", "Available options in 'algorithm': centralized; fedavg; localsgd"),
+    ("nothing/here=1", "nothing/here"),
+    ("K=2,4", "add --multirun to your command line"),
+    ("dataset=cifar100 data=missing_folder_and_no_network", "put cifar-100-python.tar.gz"),
+    ("optimizer.lr=", "optimizer.lr"),
+    ("algorithm.name=fedavg", "algorithm.name"),
+]
+
+
+@pytest.mark.parametrize(("command", "says"), MISTAKES)
+def test_a_mistake_is_one_line_before_any_training(command: str, says: str, program: Program, tmp_path: Path) -> None:
+    result = program(*command.split(), cwd=tmp_path, environment={"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"})
+    errors = [line for line in result.output.splitlines() if "downloading it" not in line]
+    assert result.status == 2, result.output
+    assert len(errors) == 1, result.output
+    assert errors[0].startswith("error: ")
+    assert says in errors[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_all_bad_points_of_a_sweep_are_named_and_nothing_is_trained(program: Program, tmp_path: Path) -> None:
+    result = program("-m", "algorithm=fedavg", "K=0,10,2000", "J=0,1", "rounds=1", cwd=tmp_path)
+    assert result.status == 2
+    assert "5 of 6 points are not valid; nothing was trained" in result.output
+    for point in ("K=0 J=0", "K=0 J=1", "K=10 J=0", "K=2000 J=0", "K=2000 J=1"):
+        assert f"  {point}: " in result.output
+    assert "  K=10 J=1: " not in result.output
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_grid_of_the_brief_composes_into_fifteen_runs(program: Program, tmp_path: Path) -> None:
+    arguments = ["-m", "algorithm=localsgd", "K=2,4,8", "J=4,8,16,32,64", "epochs=1", "evaluation.points=1"]
+    result = program(*arguments, cwd=tmp_path)
+    assert result.status == 0, result.output
+    assert "15 of 15 points finished" in result.output
+    for K, J in itertools.product((2, 4, 8), (4, 8, 16, 32, 64)):
+        assert f"K={K} J={J}" in result.output
+    samples = {json.loads(path.read_text())["metrics"]["samples"] for path in tmp_path.rglob("summary.json")}
+    assert samples == {1295}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--cfg", "job"], ["--info", "searchpath"], ["-sc", "query=bash"], ["epochs=1"]],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_answers_without_importing_torch(arguments: list[str], program: Program, tmp_path: Path) -> None:
+    program("epochs=1", cwd=tmp_path)
+    script = f"import sys; sys.argv = ['train.py', *{arguments!r}]\nfrom fl_hydra.app import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+    script += "assert 'torch' not in sys.modules, 'torch was imported'"
+    environment = {"COMP_LINE": "python train.py algorithm=", "COMP_POINT": "26", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(PROJECT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if arguments == ["epochs=1"]:
+        assert "finished before" in done.stdout
+    if arguments[0] == "-sc":
+        assert "algorithm=fedavg" in done.stdout
+
+
+def test_the_algorithm_in_the_readme_runs_as_written(tmp_path: Path) -> None:
+    """The files of README's example, at the places it names, then its command."""
+    import shutil
+
+    readme = (PROJECT / "README.md").read_text()
+    section = readme.split("## Adding an algorithm")[1].split("\n## ")[0]
+    blocks = re.findall(r"`([\w/]+\.(?:py|yaml))`:?\n\n```(?:python|yaml)\n(.*?)```", section, re.S)
+    assert [Path(name).suffix for name, _ in blocks] == [".py", ".yaml"]
+    for name in ("fl_hydra", "conf", "train.py"):
+        copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+        copy(PROJECT / name, tmp_path / name)  # type: ignore[operator]
+    for name, content in blocks:
+        (tmp_path / name).write_text(content)
+    command = re.search(r"```sh\npython (train.py .*?)\n", section)
+    assert command
+    done = subprocess.run(
+        [sys.executable, *command[1].split(), "rounds=3", "threads=1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
+
+
+def test_cifar100_prepared_file_has_the_fingerprint_of_its_content(data: Path) -> None:
+    arrays = CIFAR100().load(data)
+    assert arrays.fingerprint() == CIFAR100().card(data).fingerprint

@@ -1,0 +1,345 @@
+"""Runs that cannot be lost: kills, damage, full disks, signals, two processes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
+from tests.conftest import Program
+
+# Momentum of AdamW that stays with each worker: all kinds of state are in play. A checkpoint after every round.
+LOCALSGD = ("algorithm=localsgd", "K=3", "J=4", "optimizer=adamw", "epochs=8", "batch_size=16", "checkpoint.seconds=0")
+FEDAVG = ("algorithm=fedavg", "K=20", "C=0.25", "J=3", "rounds=40", "batch_size=16", "checkpoint.seconds=0", "engine=stacked")
+
+
+def run_folder(outputs: Path) -> Path:
+    (config,) = outputs.glob("outputs/*/*/*/config.yaml")
+    return config.parent
+
+
+def digests(folder: Path) -> tuple[str, str]:
+    """SHA-256 of the final weights and of the metrics, and both as the summary has them."""
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
+    newest = max((folder / "checkpoints").glob("round-*.pt"))
+    model = read_verified(newest)["trainer"]["state"]["model"].numpy().tobytes()
+    assert summary["metrics_sha256"] == metrics
+    assert summary["weights_sha256"] == hashlib.sha256(model).hexdigest()
+    return summary["weights_sha256"], metrics
+
+
+@pytest.fixture(scope="module", params=[LOCALSGD, FEDAVG], ids=["localsgd", "fedavg"])
+def whole(
+    request: pytest.FixtureRequest, program: Program, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[str, ...], tuple[str, str]]:
+    """A command, and the digests of its run when nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = program(*request.param, cwd=folder)
+    assert result.status == 0, result.output
+    return request.param, digests(run_folder(folder))
+
+
+def kills() -> Iterator[tuple[str, float]]:
+    """Seeded moments of death: inside writing, renaming and appending, between rounds, and anywhere at all."""
+    rng = random.Random(7)
+    for kind, count, high in (("write", 3, 40), ("replace", 2, 40), ("renamed", 2, 40), ("append", 3, 25), ("round", 2, 25)):
+        for _ in range(count):
+            yield kind, rng.randint(3, high)
+    for _ in range(3):
+        yield "seconds", round(rng.uniform(0.02, 0.6), 3)
+
+
+@pytest.mark.parametrize(("kind", "n"), list(kills()))
+def test_a_killed_run_ends_as_one_never_killed(
+    kind: str, n: float, whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path
+) -> None:
+    command, expected = whole
+    killed = program(*command, cwd=tmp_path, kill={"kind": kind, "n": n})
+    assert killed.status == -signal.SIGKILL, killed.output
+    again = program(*command, cwd=tmp_path)
+    assert again.status == 0, again.output
+    assert digests(run_folder(tmp_path)) == expected
+    assert not list(tmp_path.rglob("*.tmp")), "a leftover of the killed process"
+
+
+def test_killed_again_and_again(whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path) -> None:
+    command, expected = whole
+    rng = random.Random(3)
+    for attempt in range(100):
+        kind = rng.choice(["write", "replace", "renamed", "append", "round"])
+        if program(*command, cwd=tmp_path, kill={"kind": kind, "n": rng.randint(5, 30)}).status == 0:
+            break
+    assert attempt >= 2
+    assert digests(run_folder(tmp_path)) == expected
+
+
+def test_a_finished_run_answers_at_once(program: Program, tmp_path: Path) -> None:
+    first = program("epochs=2", cwd=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    second = program("epochs=2", cwd=tmp_path)
+    assert (first.status, second.status) == (0, 0)
+    assert "finished before" in second.output
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
+    number: int, whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path
+) -> None:
+    command, expected = whole
+    # No checkpoint would be due: what is saved is saved because of the signal.
+    rare = [*command[:-1], "checkpoint.seconds=9999"] if command is LOCALSGD else [*command, "checkpoint.seconds=9999"]
+    stopped = program(*rare, cwd=tmp_path, asks=[number, 3])
+    assert stopped.status == 128 + number
+    assert "run the same command again" in stopped.output
+    assert "python train.py algorithm=" in stopped.output
+    again = program(*command, cwd=tmp_path)
+    assert "resumed at round 4" in again.output
+    assert digests(run_folder(tmp_path)) == expected
+
+
+def half_done(program: Program, tmp_path: Path) -> Path:
+    program(*LOCALSGD, cwd=tmp_path, kill={"kind": "round", "n": 12})
+    return run_folder(tmp_path)
+
+
+def damage_torn(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def damage_truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def damage_emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = [damage_torn, damage_truncated, damage_flipped, damage_emptied]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", ["checkpoint", "client state"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, which: str, program: Program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = half_done(program, tmp_path)
+    newest = max((folder / "checkpoints").glob("round-*.pt"))
+    if which == "client state":
+        clients = read_verified(newest)["trainer"]["clients"]
+        damage(folder / "checkpoints" / "clients" / f"1-{clients[1]}.pt")
+    else:
+        damage(newest)
+    again = program(*LOCALSGD, cwd=tmp_path)
+    assert again.status == 0, again.output
+    assert "cannot be used" in again.output
+    assert "falling back to the one before" in again.output
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    program(*LOCALSGD, cwd=reference)
+    assert digests(folder) == digests(run_folder(reference))
+
+
+def test_all_checkpoints_damaged_starts_again_and_says_so(program: Program, tmp_path: Path) -> None:
+    folder = half_done(program, tmp_path)
+    for path in (folder / "checkpoints").glob("round-*.pt"):
+        damage_flipped(path)
+    again = program(*LOCALSGD, cwd=tmp_path)
+    assert again.status == 0
+    assert again.output.count("cannot be used") == 2
+    assert "resumed" not in again.output
+
+
+def test_metrics_shorter_than_the_checkpoint_says_fall_back(program: Program, tmp_path: Path) -> None:
+    folder = half_done(program, tmp_path)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-200])
+    again = program(*LOCALSGD, cwd=tmp_path)
+    assert again.status == 0, again.output
+    assert "metrics.jsonl has" in again.output
+
+
+def test_two_checkpoints_are_kept_and_client_files_are_collected(program: Program, tmp_path: Path) -> None:
+    program(*LOCALSGD, cwd=tmp_path)
+    checkpoints = run_folder(tmp_path) / "checkpoints"
+    assert len(list(checkpoints.glob("round-*.pt"))) == 2
+    assert len(list((checkpoints / "clients").iterdir())) == 2 * 3
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path
+) -> None:
+    """A real ENOSPC: the outputs lie on a file system that is too small for the second checkpoint."""
+    command, expected = whole
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=340k", "tmpfs", str(small)], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a file system of a given size cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        ballast = small / "ballast"
+        ballast.write_bytes(bytes(170_000 if command is LOCALSGD else 260_000))
+        full = program(*command, f"outputs={small}/outputs", cwd=tmp_path)
+        assert full.status == 1, full.output
+        assert "No space left on device" in full.output
+        assert "make room, then run the same command again" in full.output
+        assert "Traceback" not in full.output
+        assert not list(small.rglob("*.tmp"))
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        again = program(*command, f"outputs={small}/outputs", cwd=tmp_path)
+        assert again.status == 0, again.output
+        assert digests(run_folder(small)) == expected
+    finally:
+        subprocess.run(["umount", str(small)], check=False)
+
+
+def test_atomic_write_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verified_files_notice_damage(damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    path = tmp_path / "file.pt"
+    write_verified(path, {"tensor": torch.arange(1000)})
+    assert read_verified(path)["tensor"].sum() == 499500
+    damage(path)
+    with pytest.raises(CorruptFile, match="truncated or corrupted"):
+        read_verified(path)
+
+
+def test_the_second_process_on_one_run_says_that_it_is_being_written(tmp_path: Path) -> None:
+    import sys
+
+    from tests.support.make import PROJECT
+
+    command = [sys.executable, str(PROJECT / "train.py"), "algorithm=fedavg", "K=10", "rounds=100000", "threads=1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        while "rounds/s" not in first.stderr.readline():
+            assert first.poll() is None
+        drained = threading.Thread(target=first.stderr.read)
+        drained.start()
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=60) == 128 + signal.SIGTERM
+        drained.join()
+    assert second.returncode == 1
+    assert "is being written by process" in second.stderr
+    assert str(first.pid) in second.stderr
+
+
+def test_a_dead_process_holds_no_lock(program: Program, tmp_path: Path) -> None:
+    half_done(program, tmp_path)
+    assert program(*LOCALSGD, cwd=tmp_path).status == 0
+
+
+DIVERGING = ("algorithm=fedavg", "K=10", "C=0.5", "J=20", "rounds=40", "optimizer.momentum=0.9")
+
+
+def test_divergence_ends_a_run_and_keeps_its_metrics(program: Program, tmp_path: Path) -> None:
+    result = program(*DIVERGING, "optimizer.lr=1e6", cwd=tmp_path)
+    assert result.status == 1
+    assert "diverged" in result.output
+    assert "optimizer.lr" in result.output
+    folder = run_folder(tmp_path)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+    assert rows[-1]["train/loss"] is None
+    assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
+    again = program(*DIVERGING, "optimizer.lr=1e6", cwd=tmp_path)
+    assert again.status == 1
+    assert "diverged" in again.output
+
+
+SWEEP = ("-m", "algorithm=localsgd", "K=2,4", "J=2,3", "epochs=3", "batch_size=32")
+
+
+def test_a_stopped_sweep_skips_what_is_finished_and_resumes_the_rest(program: Program, tmp_path: Path) -> None:
+    stopped = program(*SWEEP, "checkpoint.seconds=0", cwd=tmp_path, kill={"kind": "round", "n": 40})
+    assert stopped.status == -signal.SIGKILL
+    finished = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert 0 < len(finished) < 4
+    again = program(*SWEEP, cwd=tmp_path)
+    assert again.status == 0, again.output
+    assert "resumed at round" in again.output
+    assert again.output.count("finished before") == len(finished)
+    assert "4 of 4 points finished" in again.output
+    for path in tmp_path.rglob("summary.json"):
+        assert finished.get(path.parent.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    samples = [json.loads(path.read_text())["metrics"]["samples"] for path in tmp_path.rglob("summary.json")]
+    assert samples == [3 * 1295] * 4
+
+
+def test_a_sweep_goes_on_after_a_divergence_and_lists_it(program: Program, tmp_path: Path) -> None:
+    result = program("-m", *DIVERGING, "optimizer.lr=1e6,0.01", cwd=tmp_path)
+    assert result.status == 1
+    assert "1 of 2 points finished" in result.output
+    assert "optimizer.lr=1e6: diverged: " in result.output.replace("1000000.0", "1e6")
+
+
+def test_a_stopped_sweep_says_how_to_go_on(program: Program, tmp_path: Path) -> None:
+    stopped = program(*SWEEP, cwd=tmp_path, asks=[signal.SIGINT, 4])
+    assert stopped.status == 128 + signal.SIGINT
+    assert "python train.py -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
+
+
+def test_points_that_are_one_run_are_trained_once(program: Program, tmp_path: Path) -> None:
+    result = program("-m", "algorithm=fedavg", "K=5", "rounds=2", "gamma=0.1,1", cwd=tmp_path)
+    assert result.status == 0
+    assert "gamma=0.1 has no effect here" in result.output
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
+    assert "2 of 2 points finished" in result.output
+
+
+def test_sections_share_runs(program: Program, tmp_path: Path) -> None:
+    program("epochs=1", "section=one", cwd=tmp_path)
+    other = program("epochs=1", "section=two", cwd=tmp_path)
+    assert "finished before" in other.output
+    assert (tmp_path / "outputs/sections/one.txt").read_text() == (tmp_path / "outputs/sections/two.txt").read_text()
+
+
+def test_what_does_not_change_the_result_does_not_change_the_name(program: Program, tmp_path: Path) -> None:
+    program("epochs=1", cwd=tmp_path)
+    for same in ("engine=loop", "device=cpu", "checkpoint.seconds=3", "samples=1295", "section=x"):
+        arguments = [same] if same == "samples=1295" else ["epochs=1", same]
+        assert "finished before" in program(*arguments, cwd=tmp_path).output, same
+    for other in ("precision=fp64", "evaluation.points=7", "seed=1", "split_seed=1", "dataset.crop=0", "optimizer.momentum=0.8"):
+        assert "finished before" not in program("epochs=1", other, cwd=tmp_path).output, other
+
+
+def test_a_broken_pipe_does_not_end_a_run(tmp_path: Path) -> None:
+    import sys
+
+    from tests.support.make import PROJECT
+
+    command = f"{sys.executable} {PROJECT / 'train.py'} epochs=20 threads=1 2>&1 | head -n 1"
+    subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert (run_folder(tmp_path) / "summary.json").exists()
