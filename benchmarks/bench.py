@@ -9,13 +9,12 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,12 @@ def experiment(
 
 def trainer(root: Path, engine: str = "auto", **overrides: Any) -> Trainer:
     """A trainer on the made-up CIFAR-100, FedAvg K=100, C=0.1, J=4, batch 64 unless overridden."""
-    settings = {"algorithm": FedAvg(), "K": 100, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32"} | overrides
+    settings: dict[str, Any] = {"algorithm": FedAvg(), "K": 100, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32"} | overrides
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Trainer(experiment(MadeUp(), root, **settings), engine=engine, device=device)
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each contender; they take turns, so that a drift of the machine meets all of them."""
     for contender in contenders.values():
         contender()
@@ -193,7 +192,7 @@ def measure(root: Path, repeats: int) -> dict[str, Any]:
         | {name: 2560 / value for name, value in seconds.items()},
         "ratios": ratios,
         "many_clients": {str(K): value for K, value in many.items()},
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
     }
 
 
@@ -210,7 +209,13 @@ def many_clients_child(K: int) -> None:
         settings: dict[str, Any] = {"algorithm": FedAvg(), "K": K, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32"}
         run = Trainer(experiment(ManyClients(), Path(folder), **settings))
         seconds = interleaved({"round": run.run_round}, 25)["round"]
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, in MB; what its parent held does not count."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def holds(name: str, ratio: float) -> str:

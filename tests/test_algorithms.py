@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.optim.sgdm import SGDM
@@ -19,7 +19,9 @@ from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, trainer
 
-EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+def assert_exact(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=1e-12)
 
 
 @dataclass
@@ -69,7 +71,7 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
         optimizer.step()
-        torch.testing.assert_close(run.state.model[0], weights_of(module, run), **EXACT)
+        assert_exact(run.state.model[0], weights_of(module, run))
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
@@ -88,7 +90,7 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs), targets).backward()
         optimizer.step()
-        torch.testing.assert_close(run.state.model[0], weights_of(module, run), **EXACT)
+        assert_exact(run.state.model[0], weights_of(module, run))
 
 
 def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
@@ -105,7 +107,7 @@ def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
         ]
         torch.stack(losses).sum().backward()
         gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
-        torch.testing.assert_close(run.state.model[0], weights_of(module, run) - 0.1 * gradient, **EXACT)
+        assert_exact(run.state.model[0], weights_of(module, run) - 0.1 * gradient)
 
 
 def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) -> float:
@@ -162,7 +164,7 @@ def test_identical_clients_average_to_one_of_them() -> None:
     @dataclass
     class Same(FedAvg):
         def update(self, state, clients, starts, ends):  # type: ignore[no-untyped-def]
-            torch.testing.assert_close(ends, ends[:1].expand_as(ends), **EXACT)
+            assert_exact(ends, ends[:1].expand_as(ends))
             super().update(state, clients, starts, ends)
 
     run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
@@ -170,18 +172,51 @@ def test_identical_clients_average_to_one_of_them() -> None:
     run.run_round()
 
 
+@dataclass
+class Keeping(FedAvg):
+    """FedAvg that keeps every client's end."""
+
+    def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
+        self.ends = ends.clone()
+        super().update(state, clients, starts, ends)
+
+
+COHORT = ("algorithm=fedavg", "K=4", "C=1", "J=3", "rounds=2", "precision=fp64", "batch_size=16", "dataset.crop=0")
+
+
 def test_clients_do_not_share_a_model() -> None:
     """Each client starts from the server's model, not from what the client before it left behind."""
-    run = trainer("algorithm=fedavg", "K=4", "C=1", "J=3", "rounds=2", "precision=fp64", "batch_size=8", "dataset.crop=0")
-    server = run.state.model.clone()
-    run.run_round()
-    ends = run._ends.clone()
+    together = Keeping()
+    trainer(*COHORT, algorithm=together).run_round()
     for k in range(4):
-        alone = trainer("algorithm=fedavg", "K=4", "C=1", "J=3", "rounds=2", "precision=fp64", "batch_size=8", "dataset.crop=0")
-        torch.testing.assert_close(alone.state.model, server, **EXACT)
+        alone = trainer(*COHORT, algorithm=FedAvg())
         alone.experiment.participation.cohort = lambda *_, k=k: np.array([k])  # type: ignore[method-assign]
         alone.run_round()
-        torch.testing.assert_close(alone.state.model[0], ends[k], **EXACT)
+        assert_exact(alone.state.model[0], together.ends[k])
+
+
+def test_mean_taken_as_rows_come_in_is_the_mean_of_all_ends() -> None:
+    streamed, whole = trainer(*COHORT), trainer(*COHORT, algorithm=Keeping())
+    for run in (streamed, whole):
+        while not run.finished:
+            run.run_round()
+    assert_exact(streamed.state.model, whole.state.model)
+    assert streamed.fabric.traffic == whole.fabric.traffic
+
+
+def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None:
+    alone = trainer(*COHORT, algorithm=(one := Keeping()))
+    alone.run_round()
+    torch.set_num_threads(2)
+    try:
+        threaded = trainer(*COHORT, algorithm=(several := Keeping()))
+        assert threaded._pool is not None
+        threaded.run_round()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one.ends, several.ends)
+    assert threaded.engine.samples == alone.engine.samples
 
 
 def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:

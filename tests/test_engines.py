@@ -101,7 +101,7 @@ def under_guard(run: Trainer) -> None:
         with Capturable():
             train(*args)
 
-    run._train_block = guarded  # type: ignore[method-assign]
+    run._train_block = guarded  # type: ignore[method-assign, assignment]
     run.run_round()
 
 

@@ -72,8 +72,16 @@ class Algorithm(Component):
         rows.descend(gradient(rows.parameters, batches[0]), j)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
-        """How what came back, starts and ends [rows, P], becomes the next state; changes `state` in place."""
-        state.model.copy_(clients.mean(ends))
+        """How what came back, starts and ends [rows, P], becomes the next state; changes `state` in place.
+
+        Override it where more than the mean of the ends is needed. Where it is not overridden, the mean is taken as the rows
+        come in, and they never lie side by side.
+        """
+        self.outer(state, clients.mean(ends))
+
+    def outer(self, state: State, mean: Tensor) -> None:
+        """The outer step from the mean of what came back, [runs, P]; changes `state` in place."""
+        state.model.copy_(mean)
 
     def models(self, state: State) -> Tensor:
         """What is evaluated: [models, P]."""

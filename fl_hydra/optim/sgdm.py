@@ -35,7 +35,9 @@ class SGDM(Optimizer):
         return {"momentum": self.momentum, "weight_decay": self.weight_decay}
 
     def apply(self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor) -> None:
-        if self.weight_decay:
+        if self.weight_decay and not self.momentum:
+            parameters.mul_(1 - lr * hyper["weight_decay"])  # the same step, with less to read and write
+        elif self.weight_decay:
             gradient.addcmul_(parameters, hyper["weight_decay"])
         if self.momentum:
             momentum = slots["momentum"].mul_(hyper["momentum"]).add_(gradient)

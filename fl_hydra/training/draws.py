@@ -62,7 +62,9 @@ class Draws:
         self._positions = cursor + torch.arange(draws, device=device).view(1, batches, batch_size)
         self._targets = images.labels[self._indices]
         self._weights: Tensor | None = None
-        if (samples < draws).any():
+        self.cut = bool((samples < draws).any())
+        """Whether some row has fewer samples than its batches hold."""
+        if self.cut:
             counting = np.arange(draws)[None] < samples[:, None]
             self._weights = torch.from_numpy(counting).to(device, dtype).view(rows, batches, batch_size)
         self._slab = self._augment(slice(0, rows), slice(0, batches)) if rows * draws <= SLAB else None

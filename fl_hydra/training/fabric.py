@@ -43,11 +43,15 @@ class Fabric:
         self.traffic.messages += messages
         return rows
 
-    def mean(self, values: Tensor, weights: Tensor, run: Tensor) -> Tensor:
-        """The weighted mean within each run: values [rows, P], weights [rows] summing to 1 in a run -> [runs, P]."""
+    def count_up(self, values: Tensor) -> None:
+        """Enter in the ledger that rows [rows, P] were sent to be averaged."""
         sent, messages = self._sent(values)
         self.traffic.bytes_up += sent
         self.traffic.messages += messages
+
+    def mean(self, values: Tensor, weights: Tensor, run: Tensor) -> Tensor:
+        """The weighted mean within each run: values [rows, P], weights [rows] summing to 1 in a run -> [runs, P]."""
+        self.count_up(values)
         if self._runs == 1:
             return (weights @ values)[None]
         mixing = torch.zeros(self._runs, len(values), dtype=values.dtype, device=values.device)

@@ -13,8 +13,8 @@ KEEP = 2**30
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks of up to a gigabyte for the next allocation; elsewhere, do nothing.
 
-    By default it hands every large block back to the system at once. A training step allocates the same activations and
-    gradients again and again, and would pay for fresh, zeroed pages each time: a third of the time of a small step.
+    By default it hands every block above 32 MB back to the system at once, and a stacked step, which allocates the same
+    large gradients again and again, would pay for fresh, zeroed pages each time: a third of a small round.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

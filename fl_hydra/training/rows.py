@@ -31,7 +31,8 @@ class Batch:
 
 
 Gradient = Callable[[Tensor, Batch], Tensor]
-"""Supplied by the engine: (parameters [rows, P], batch) -> the gradient [rows, P] of each row's mean loss, a fresh tensor."""
+"""Supplied by the engine: (parameters [rows, P], batch) -> the gradient [rows, P] of each row's mean loss. It may be
+overwritten, and is valid until the next call: clone it to keep it longer."""
 
 
 @dataclass

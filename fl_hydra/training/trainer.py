@@ -7,6 +7,7 @@ communicate, outer step. Nothing in a round is read back to the host.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
 from fl_hydra.data.order import Order
 from fl_hydra.sharding.base import equal_sizes
@@ -32,6 +34,15 @@ from fl_hydra.training.rows import Clients, Rows
 
 Metrics = dict[str, float | int | None]
 """One line of metrics.jsonl; None where a number is not finite or there is no such set."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block of rows is trained: parameters [rows, P], slots that are fresh in each round, and hyper-parameters [rows, 1]."""
+
+    parameters: Tensor
+    slots: dict[str, Tensor]
+    hyper: dict[str, Tensor]
 
 
 class Trainer:
@@ -50,6 +61,8 @@ class Trainer:
     def __init__(self, experiment: Experiment, *, engine: str = "auto", device: str = "cpu", client_folder: Path | None = None) -> None:
         self.experiment = experiment
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = PRECISIONS[experiment.precision]
         self.round = 0
         self.samples = 0
@@ -76,30 +89,40 @@ class Trainer:
         self.clients = ClientStore(self._kept, self.dtype, self.device, client_folder)
         self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._metered = 0
+        self._abandoned = False
         self._allocate(experiment.m)
-        keep_freed_memory()
 
     def _build(self) -> nn.Module:
         card = self.experiment.card
         return self.experiment.model.build(card.channels, card.height, card.width, card.classes)
 
     def _allocate(self, rows: int) -> None:
-        """The buffers of a round's rows; they serve every round, and are never rebound within one.
-
-        A block of rows takes all its steps in the same working rows, which stay in the cache; `_ends` collects the blocks.
-        """
-
-        def buffer(rows: int, width: int) -> Tensor:
-            return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
-
+        """The buffers of a round's rows; they serve every round, and are never rebound within one."""
         blocks = self.engine.blocks(rows)
-        block_rows = blocks[0].stop - blocks[0].start
-        self._working = buffer(block_rows, self.layout.size)
-        self._ends = self._working if len(blocks) == 1 else buffer(rows, self.layout.size)
-        self._fresh_slots = {name: buffer(block_rows, width) for name, width in self._fresh.items()}
-        self._hyper = {name: buffer(block_rows, 1).fill_(value) for name, value in self.experiment.optimizer.hyper.items()}
+        size = blocks[0].stop - blocks[0].start
+        threads = self.engine.threads(rows, self.experiment.batch_size)
+        self._places = [self._place(size) for _ in range(threads)]
+        self._rows = rows
+        self._streams = len(blocks) > 1 and type(self.experiment.algorithm).update is Algorithm.update
+        """Whether the mean is taken block by block, so that the rows' ends need no memory."""
+        if len(blocks) == 1:
+            self._ends = self._places[0].parameters
+        else:
+            self._ends = self._buffer(threads if self._streams else rows, self.layout.size)
         self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.engine.bind(self._working)
+        self.engine.bind([place.parameters for place in self._places])
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads > 1 else None
+
+    def _buffer(self, rows: int, width: int) -> Tensor:
+        return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
+
+    def _place(self, rows: int) -> _Place:
+        optimizer = self.experiment.optimizer
+        return _Place(
+            self._buffer(rows, self.layout.size),
+            {name: self._buffer(rows, width) for name, width in self._fresh.items()},
+            {name: self._buffer(rows, 1).fill_(value) for name, value in optimizer.hyper.items()},
+        )
 
     @property
     def finished(self) -> bool:
@@ -111,7 +134,7 @@ class Trainer:
         experiment, algorithm = self.experiment, self.experiment.algorithm
         ids = experiment.participation.cohort(self.shard_sizes, experiment.m, experiment.seed, self.round)
         rows = len(ids)
-        if rows != len(self._ends):
+        if rows != self._rows:
             self._allocate(rows)
 
         # The last round is cut: what remains of the budget is spread over the rows.
@@ -139,9 +162,12 @@ class Trainer:
         )
         starts = algorithm.start(self.state, clients)
         lr = self._learning_rates(rows, steps)
-        for block in self.engine.blocks(rows):
-            self._train_block(block, starts[block], clients, lr[block], draws)
-        algorithm.update(self.state, clients, starts, self._ends)
+        self._train_rows(starts, clients, lr, draws)
+        if self._streams:
+            self.fabric.count_up(starts)
+            algorithm.outer(self.state, self._ends.sum(0, keepdim=True))
+        else:
+            algorithm.update(self.state, clients, starts, self._ends)
 
         self._meter += draws.meter.sum(0)
         self._metered += int(samples.sum())
@@ -157,32 +183,63 @@ class Trainer:
         self.lr = experiment.optimizer.lr * factors[-1]
         return (torch.tensor(factors, dtype=self.dtype) * experiment.optimizer.lr).to(self.device).expand(rows, -1)
 
-    def _train_block(self, block: slice, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
-        """All local steps of some rows."""
+    def _train_rows(self, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
+        """All local steps of all rows, block by block. Each place takes its share of the blocks, where there are several in a thread.
+
+        Which thread trains a row does not change its numbers.
+        """
+        blocks = self.engine.blocks(len(starts))
+
+        def share(number: int) -> None:
+            if self._streams:
+                self._ends[number].zero_()
+            for block in blocks[number :: len(self._places)]:
+                place = self._places[number]
+                self._train_block(place, block, starts[block], clients, lr[block], draws)
+                if self._streams:
+                    for row, weight in zip(place.parameters, clients.weights[block], strict=True):
+                        self._ends[number].addcmul_(row, weight)
+                elif self._ends is not place.parameters:
+                    self._ends[block].copy_(place.parameters)
+
+        if self._pool is None:
+            share(0)
+            return
+        cores = torch.get_num_threads()
+        shares = [self._pool.submit(share, number) for number in range(len(self._places))]
+        torch.set_num_threads(cores)  # the pool's threads have set their own number, and with it the default of new ones
+        try:
+            for done in shares:
+                done.result()
+        except BaseException:
+            self._abandoned = True
+            raise
+
+    def _train_block(self, place: _Place, block: slice, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
+        """All local steps of some rows, in one place that stays in the cache."""
         algorithm = self.experiment.algorithm
-        size = block.stop - block.start
-        self._working[:size].copy_(starts)
-        for slot in self._fresh_slots.values():
+        place.parameters.copy_(starts)
+        for slot in place.slots.values():
             slot.zero_()
-        slots = {**self._fresh_slots, **{name: slot[block] for name, slot in clients.slots.items()}}
-        rows = Rows(self._working[:size], starts, slots, self._hyper, lr, self.experiment.optimizer)
+        slots = {**place.slots, **{name: slot[block] for name, slot in clients.slots.items()}}
+        rows = Rows(place.parameters, starts, slots, place.hyper, lr, self.experiment.optimizer)
         batches = draws.batches(block)
         for j in range(lr.shape[1]):
             step_batches = list(islice(batches, algorithm.batches_per_step))
-            active = np.array([batch.counts for batch in step_batches]).any(0)
-            if not active.any():
+            if self._abandoned:
                 break
-            if active.all():
+            active = np.array([batch.counts for batch in step_batches]).any(0) if draws.cut else None
+            if active is None or active.all():
                 algorithm.step(rows, self.engine.gradient, step_batches, j)
                 continue
+            if not active.any():
+                break
             # Rows whose samples are used up in a cut round stay as they are while the others take their last step.
             idle = torch.from_numpy(~active).to(self.device)[:, None]
             before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
             algorithm.step(rows, self.engine.gradient, step_batches, j)
             for tensor, kept in before:
                 tensor.copy_(torch.where(idle, kept, tensor))
-        if self._ends is not self._working:
-            self._ends[block].copy_(self._working[:size])
 
     def evaluate(self) -> Metrics:
         """The present line of metrics; the training figures are running means since the last call. The one place that reads back."""
