@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from fl_hydra.sharding.base import equal_sizes
 from fl_hydra.sharding.iid import IID
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer
+
+CLIENTS = (100, 10_000, 100_000)
+Name = TypeVar("Name", str, int)
 
 REQUIRED = {
     "FedAvg round, fp32": ("at least", 1.15),
@@ -122,11 +125,11 @@ def trainer(root: Path, engine: str = "auto", **overrides: Any) -> Trainer:
     return Trainer(experiment(MadeUp(), root, **settings), engine=engine, device=device)
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(contenders: Mapping[Name, Callable[[], object]], repeats: int) -> dict[Name, float]:
     """Median seconds of each contender; they take turns, so that a drift of the machine meets all of them."""
     for contender in contenders.values():
         contender()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, contender in contenders.items():
             began = time.perf_counter()
@@ -182,8 +185,9 @@ def measure(root: Path, repeats: int) -> dict[str, Any]:
     }
     central_seconds = interleaved(central, repeats)
 
-    many = {K: many_clients(K) for K in (100, 10_000, 100_000)}
-    for K in (10_000, 100_000):
+    many_seconds = interleaved({K: many_clients(root, K).run_round for K in CLIENTS}, repeats * 2)
+    many = {K: {"seconds": many_seconds[K], "peak_mb": peak_with_clients(K)} for K in CLIENTS}
+    for K in CLIENTS[1:]:
         ratios[f"time per round, K={K:,} to K=100"] = many[K]["seconds"] / many[100]["seconds"]
         ratios[f"peak memory, K={K:,} to K=100"] = many[K]["peak_mb"] / many[100]["peak_mb"]
     return {
@@ -196,20 +200,17 @@ def measure(root: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-def many_clients(K: int) -> dict[str, float]:
-    """Median time of a round and peak memory with K clients of which ten take part, in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.bench", "--many-clients", str(K)], capture_output=True, text=True, check=True)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+def many_clients(root: Path, K: int) -> Trainer:
+    """K clients of which ten take part in a round."""
+    return Trainer(experiment(ManyClients(), root, algorithm=FedAvg(), K=K, m=10, J=4, batch_size=64, precision="fp32"))
 
 
-def many_clients_child(K: int) -> None:
-    """What that process does."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"algorithm": FedAvg(), "K": K, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32"}
-        run = Trainer(experiment(ManyClients(), Path(folder), **settings))
-        seconds = interleaved({"round": run.run_round}, 25)["round"]
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
+def peak_with_clients(K: int) -> float:
+    """Peak memory in MB of five rounds with K clients, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench", "--peak-with-clients", str(K)], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
 
 
 def peak_mb() -> float:
@@ -265,14 +266,17 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print tables and JSON, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--many-clients", type=int, metavar="K", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-with-clients", type=int, metavar="K", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"))
     arguments = parser.parse_args()
-    if arguments.many_clients is not None:
-        many_clients_child(arguments.many_clients)
-        return
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.peak_with_clients is not None:
+            run = many_clients(Path(folder), arguments.peak_with_clients)
+            for _ in range(5):
+                run.run_round()
+            print(peak_mb())
+            return
         figures = {"machine": machine(), **measure(Path(folder), arguments.repeats)}
     show(figures)
     text = json.dumps(figures, indent=2)

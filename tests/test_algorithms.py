@@ -211,6 +211,7 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
     try:
         threaded = trainer(*COHORT, algorithm=(several := Keeping()))
         assert threaded._pool is not None
+        assert {threaded._pool.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
         threaded.run_round()
         assert torch.get_num_threads() == 2
     finally:

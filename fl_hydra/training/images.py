@@ -74,16 +74,13 @@ class Images:
         Returns:
             [n, channels, height, width] in the channels_last memory format.
         """
-        top = left = torch.zeros_like(indices)
-        columns = self._columns.expand(len(indices), -1)
-        if self._crop:
-            draw = hash_uniform(streams, 2 * positions)
-            places = 2 * self._crop + 1
-            top, left = (draw & 0xFFFF) * places >> 16, (draw >> 16) * places >> 16
-        if self._flip:
-            flipped = hash_uniform(streams, 2 * positions + 1)[:, None] >= 1 << 31
-            columns = torch.where(flipped, self.width - 1 - columns, columns)
-        return self._gather(indices, top[:, None] + self._rows, left[:, None] + columns)
+        if not self._crop and not self._flip:
+            return self._gather(indices, self._rows.expand(len(indices), -1), self._columns.expand(len(indices), -1))
+        draw = hash_uniform(streams, positions)[:, None]  # 15 bits for the top, 15 for the left, 1 for the flip
+        places = 2 * self._crop + 1
+        rows = ((draw & 0x7FFF) * places >> 15) + self._rows
+        columns = torch.where(draw >= 1 << 31, self.width - 1 - self._columns, self._columns) if self._flip else self._columns
+        return self._gather(indices, rows, ((draw >> 15 & 0x7FFF) * places >> 15) + columns)
 
     def plain(self, start: int, stop: int) -> Tensor:
         """Images start..stop-1 as they are, normalised: [stop - start, channels, height, width], channels_last."""

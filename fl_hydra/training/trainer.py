@@ -7,7 +7,6 @@ communicate, outer step. Nothing in a round is read back to the host.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -31,6 +30,7 @@ from fl_hydra.training.images import Images
 from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.memory import keep_freed_memory
 from fl_hydra.training.rows import Clients, Rows
+from fl_hydra.training.threads import single_threaded_pool
 
 Metrics = dict[str, float | int | None]
 """One line of metrics.jsonl; None where a number is not finite or there is no such set."""
@@ -111,7 +111,7 @@ class Trainer:
             self._ends = self._buffer(threads if self._streams else rows, self.layout.size)
         self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.engine.bind([place.parameters for place in self._places])
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads > 1 else None
+        self._pool = single_threaded_pool(threads) if threads > 1 else None
 
     def _buffer(self, rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
@@ -165,7 +165,7 @@ class Trainer:
         self._train_rows(starts, clients, lr, draws)
         if self._streams:
             self.fabric.count_up(starts)
-            algorithm.outer(self.state, self._ends.sum(0, keepdim=True))
+            algorithm.outer(self.state, self._ends if len(self._ends) == 1 else self._ends.sum(0, keepdim=True))
         else:
             algorithm.update(self.state, clients, starts, self._ends)
 
@@ -191,29 +191,35 @@ class Trainer:
         blocks = self.engine.blocks(len(starts))
 
         def share(number: int) -> None:
-            if self._streams:
-                self._ends[number].zero_()
+            total = self._ends[number] if self._streams else None
             for block in blocks[number :: len(self._places)]:
                 place = self._places[number]
                 self._train_block(place, block, starts[block], clients, lr[block], draws)
-                if self._streams:
-                    for row, weight in zip(place.parameters, clients.weights[block], strict=True):
-                        self._ends[number].addcmul_(row, weight)
+                if total is not None:
+                    self._add(total, place.parameters, clients.weights[block], first=block.start == blocks[number].start)
                 elif self._ends is not place.parameters:
                     self._ends[block].copy_(place.parameters)
 
         if self._pool is None:
             share(0)
             return
-        cores = torch.get_num_threads()
         shares = [self._pool.submit(share, number) for number in range(len(self._places))]
-        torch.set_num_threads(cores)  # the pool's threads have set their own number, and with it the default of new ones
         try:
             for done in shares:
                 done.result()
         except BaseException:
             self._abandoned = True
             raise
+
+    @staticmethod
+    def _add(total: Tensor, rows: Tensor, weights: Tensor, first: bool) -> None:
+        """Add weighted rows [rows, P] to total [P]; the first ones replace what it holds."""
+        for row, weight in zip(rows, weights, strict=True):
+            if first:
+                torch.mul(row, weight, out=total)
+                first = False
+            else:
+                total.addcmul_(row, weight)
 
     def _train_block(self, place: _Place, block: slice, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
         """All local steps of some rows, in one place that stays in the cache."""
