@@ -68,7 +68,7 @@ def main() -> None:
     except SweepEnded as ended:
         sys.exit(ended.status)
     except KeyboardInterrupt:
-        _fail("stopped before training", 128 + signal.SIGINT)
+        _fail(f"stopped; everything that was trained is kept. To go on:\n    {command()}", 128 + signal.SIGINT)
     except (_Mistake, UserError) as error:
         _fail(str(error), USAGE_ERROR)
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -138,9 +138,8 @@ def resolve(config: Config) -> Experiment:
     K: int = _counted("K", config.K, algorithm.K, 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
-    one_pass = algorithm.J is None  # centralized: a round is one pass over the images
-    J: int = _counted("J", config.J, algorithm.J, 1, algorithm)
-    require(J >= 1, f"J={J}: at least 1 local step is needed in a round")
+    J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
+    require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
 
     card = config.dataset.card(Path(config.data))
     counts = config.dataset.train_counts(card)
@@ -165,7 +164,7 @@ def resolve(config: Config) -> Experiment:
         participation=config.participation,
         K=K,
         m=m,
-        J=-(-images // config.batch_size) if one_pass else J,
+        J=J,
         N_c=N_c,
         batch_size=config.batch_size,
         budget=1,
@@ -178,7 +177,7 @@ def resolve(config: Config) -> Experiment:
     if config.samples is not None:
         budget = config.samples
     elif config.rounds is not None:
-        budget = config.rounds * experiment.round_samples
+        budget = config.rounds * (images if J is None else experiment.round_samples(0, m))
     elif config.epochs is not None:
         budget = max(1, round(config.epochs * images))
     else:

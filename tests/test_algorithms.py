@@ -231,8 +231,15 @@ def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
 
 
 def test_centralized_round_is_one_pass() -> None:
-    e = experiment("epochs=7")
-    assert (e.K, e.m, e.rounds) == (1, 1, 7)
+    e = experiment("epochs=40", "batch_size=64")
+    assert (e.K, e.m, e.J, e.rounds) == (1, 1, None, 40)
+    run = trainer("epochs=40", "model.filters=1", "model.hidden=1")
+    for epoch in range(1, 41):
+        run.run_round()
+        assert 0 <= run.samples - epoch * 1295 < 64 or run.finished
+    assert run.finished
+    assert run.samples == 40 * 1295
+    assert run.experiment.budget == experiment("rounds=40").budget
 
 
 def test_traffic_is_counted() -> None:

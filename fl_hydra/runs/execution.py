@@ -72,13 +72,13 @@ def execute(config: Config, reporter: Reporter) -> Outcome:
     """
     experiment = resolve(config)
     outputs = Path(config.outputs)
-    if config.section is not None:
-        join_section(config.section, run_folder(experiment, outputs), outputs)
-    if (found := find(experiment, outputs)) is not None:
-        return found
-    check_device(config.device)
     folder = RunFolder(run_folder(experiment, outputs))
     try:
+        if config.section is not None:
+            join_section(config.section, folder.path, outputs)
+        if (found := find(experiment, outputs)) is not None:
+            return found
+        check_device(config.device)
         with folder.locked():
             # Another process may have finished it between the look and the lock.
             return find(experiment, outputs) or _Execution(config, experiment, folder, reporter).run()

@@ -33,7 +33,8 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._previous[number] = signal.signal(number, self._ask)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, and in the background of a script, it stays ignored
+                    self._previous[number] = signal.signal(number, self._ask)
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._break_off)
         return self
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 def headline(experiment: Experiment) -> str:
     """A run in one line."""
     e = experiment
+    steps = "" if e.J is None else f" J={e.J}"
     who = "" if e.K == 1 else f" K={e.K}" + (f" ({e.m} a round)" if e.m != e.K else "")
     skew = f" N_c={e.N_c}" if e.N_c is not None else ""
     return (
-        f"{e.dataset.name} {e.algorithm.name}{who} J={e.J}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
+        f"{e.dataset.name} {e.algorithm.name}{who}{steps}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
         f"{e.model.name}, {e.precision}, seed {e.seed}: {e.rounds} rounds, {e.budget} samples"
     )
 

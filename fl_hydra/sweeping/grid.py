@@ -84,6 +84,7 @@ class GridSweeper(BasicSweeper):
     def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]]) -> list[Outcome]:
         """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended."""
         from fl_hydra.runs.execution import Outcome, find
+        from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import run_folder
 
         assert self.launcher is not None
@@ -93,6 +94,8 @@ class GridSweeper(BasicSweeper):
         for point, (config, experiment) in zip(points, checked, strict=True):
             folder = run_folder(experiment, Path(config.outputs))
             folders.append(folder)
+            if config.section is not None:
+                join_section(config.section, folder, Path(config.outputs))
             if (found := find(experiment, Path(config.outputs))) is not None:
                 outcomes[folder] = found
             else:

@@ -138,7 +138,7 @@ class Trainer:
             self._allocate(rows)
 
         # The last round is cut: what remains of the budget is spread over the rows.
-        samples = equal_sizes(min(rows * experiment.J * experiment.step_samples, experiment.budget - self.samples), rows)
+        samples = equal_sizes(min(experiment.round_samples(self.samples, rows), experiment.budget - self.samples), rows)
         steps = -(-int(samples.max()) // experiment.step_samples)
         draws = Draws(
             self.split.train,
