@@ -81,7 +81,7 @@ class ManyClients(MadeUp):
     crop: int = 1
 
     def read(self, root: Path) -> Arrays:
-        return made_up(100_000, 16, 1)
+        return made_up(400_000, 16, 1)
 
 
 def made_up(count: int, side: int, channels: int) -> Arrays:

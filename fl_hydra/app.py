@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_hydra.config import unused_keys
-from fl_hydra.errors import UserError
+from fl_hydra.errors import UserError, require
 from fl_hydra.runs.execution import Outcome, execute
 from fl_hydra.runs.progress import ConsoleReporter, brief
 from fl_hydra.schema import explain, register_schema, typed
@@ -44,6 +45,7 @@ def _task(composed: DictConfig) -> Outcome:
     reporter = ConsoleReporter()
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
+        require(not HydraConfig.get().job.chdir, "hydra.job.chdir=true: runs find their folder by themselves; set outputs= instead")
         config = typed(composed)
         if alone:
             for note in unused_keys(config):
@@ -51,8 +53,10 @@ def _task(composed: DictConfig) -> Outcome:
         outcome = execute(config, reporter)
     except UserError as error:
         raise _Mistake(str(error)) from error
-    if alone or outcome.status == "interrupted":
+    if alone:
         raise _Ended(outcome)
+    if outcome.signal_number:  # the sweep ends, too, where the signal came in a run's last round
+        raise _Ended(replace(outcome, status="interrupted"))
     return outcome
 
 
@@ -75,11 +79,17 @@ def main() -> None:
         if full_error:
             raise
         _fail(explain(error), USAGE_ERROR)
+    except Exception as error:
+        if full_error:
+            raise
+        _fail(f"{explain(error)} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
 
 
 def _leave(outcome: Outcome) -> NoReturn:
     if outcome.status == "interrupted":
-        print(f"{outcome.reason}:\n    {command()}", file=sys.stderr)
+        stopped = signal.Signals(outcome.signal_number).name
+        reason = outcome.reason or f"stopped by {stopped}; what was trained is kept: run the same command again to go on"
+        print(f"{reason}:\n    {command()}", file=sys.stderr)
         sys.exit(128 + outcome.signal_number)
     if outcome.status == "finished":
         print(f"{'finished' if outcome.trained else 'finished before'}: {brief(outcome.metrics)} in {outcome.folder}")

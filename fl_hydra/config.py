@@ -6,7 +6,6 @@ Nothing here imports torch, so that `--help`, completion and the answer to a fin
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +113,7 @@ class Config:
         given = " and ".join(f"{name}={value}" for name, value in budgets.items())
         require(len(budgets) <= 1, f"{given}: two budgets; give one of epochs, rounds and samples")
         for name, value in budgets.items():
-            require(value > 0 and math.isfinite(value), f"{name}={value}: the budget must be greater than 0")
+            require(0 < value <= 10**9, f"{name}={value:.6g}: the budget must be greater than 0 and at most 1,000,000,000")
         for name in ("seed", "split_seed"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
 
@@ -145,6 +144,8 @@ def resolve(config: Config) -> Experiment:
     counts = config.dataset.train_counts(card)
     images = int(counts.sum())
     config.model.check(card.height, card.width)
+    require(images > 0, f"dataset.validation={config.dataset.validation}: no image is left for training; choose a smaller fraction")
+    require(config.batch_size <= images, f"batch_size={config.batch_size}: there are {images} training images; choose 1 to {images}")
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     config.sharding.check(counts, K, N_c, config.seed)
 

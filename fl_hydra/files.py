@@ -80,13 +80,14 @@ def read_verified(path: Path) -> Any:
 
     Raises:
         CorruptFile: missing, truncated or changed since it was written.
+        OSError: it cannot be read now, which says nothing about what it holds.
     """
     import torch
 
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path.name}: {error.strerror}") from error
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{path.name} is missing") from error
     header, _, payload = data.partition(b"\n")
     if not header.startswith(MAGIC) or header[len(MAGIC) :] != hashlib.sha256(payload).hexdigest().encode():
         raise CorruptFile(f"{path.name} is truncated or corrupted")

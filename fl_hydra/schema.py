@@ -29,12 +29,26 @@ def typed(composed: DictConfig) -> Config:
     Raises:
         UserError: a value is missing, of the wrong type or out of range.
     """
+    _refuse_unknown(composed, Config, "")
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(explain(error)) from error
     assert isinstance(config, Config)
     return config
+
+
+def _refuse_unknown(composed: DictConfig, schema: type[Any], prefix: str) -> None:
+    """Hydra lets `+key=value` add any key; one that no part reads would be a mistake without a word."""
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in composed:
+        name = str(key)
+        if name not in known:
+            raise UserError(f"{prefix}{name}: no such key; choose from {', '.join(sorted(known))}")
+        if not OmegaConf.is_missing(composed, name) and isinstance(value := composed._get_node(name), DictConfig):
+            kind = OmegaConf.get_type(value)
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                _refuse_unknown(value, kind, f"{prefix}{name}.")
 
 
 def explain(error: BaseException) -> str:

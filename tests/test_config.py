@@ -114,6 +114,15 @@ MISTAKES = [
     ("dataset=cifar100 data=missing_folder_and_no_network", "put cifar-100-python.tar.gz"),
     ("optimizer.lr=", "optimizer.lr"),
     ("algorithm.name=fedavg", "algorithm.name"),
+    ("+foo=1", "no such key"),
+    ("+optimizer.momentun=0.5", "optimizer.momentun: no such key; choose from lr, momentum"),
+    ("batch_size=100000", "there are 1295 training images; choose 1 to 1295"),
+    ("dataset.validation=0.9999", "no image is left for training"),
+    ("epochs=1e300", "at most 1,000,000,000"),
+    ("data=???", "data"),
+    ("hydra.job.chdir=true", "set outputs= instead"),
+    ("-m optimizer.lr=interval(0,1)", "a grid takes lists"),
+    ("-m algorithm=glob(x*)", "the grid is empty"),
 ]
 
 

@@ -135,15 +135,19 @@ def test_channel_statistics() -> None:
     np.testing.assert_allclose(deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)
 
 
-def test_order_visits_everything_once_a_pass_across_batches() -> None:
-    shards = Shards.from_sizes(np.arange(17), equal_sizes(17, 2))
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 63, 64, 200])
+def test_order_visits_everything_once_a_pass_across_batches(size: int) -> None:
+    """Short shards, whose passes are drawn together, and long ones."""
+    shards = Shards.from_sizes(np.arange(2 * size), equal_sizes(2 * size, 2))
     order = Order(shards, seed=0)
-    long = order.indices(1, 0, 40)
-    assert [sorted(long[start : start + 8].tolist()) for start in (0, 8, 16)] == [list(range(9, 17))] * 3
-    assert long[:8].tolist() != long[8:16].tolist()
-    pieces = np.concatenate([order.indices(1, start, 5) for start in range(0, 40, 5)])
+    long = order.indices(1, 0, 5 * size)
+    assert [sorted(long[start : start + size].tolist()) for start in range(0, 5 * size, size)] == [list(range(size, 2 * size))] * 5
+    pieces = np.concatenate([order.indices(1, start, min(3, 5 * size - start)) for start in range(0, 5 * size, 3)])
     assert pieces.tolist() == long.tolist(), "however it is cut into batches"
-    assert Order(shards, seed=1).indices(1, 0, 8).tolist() != long[:8].tolist()
+    if size > 2:
+        assert long[:size].tolist() != long[size : 2 * size].tolist()
+        assert Order(shards, seed=1).indices(1, 0, 5 * size).tolist() != long.tolist()
+        assert [image - size for image in long] != order.indices(0, 0, 5 * size).tolist()
 
 
 def test_cohorts_are_a_function_of_seed_and_round_and_fair() -> None:

@@ -27,7 +27,7 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
         rows = list(csv.DictReader(file))
     assert [(row["setting"], row["seeds"]) for row in rows] == [("LocalSGD K=2 J=2, iid", "2"), ("LocalSGD K=2 J=4, iid", "2")]
     runs = read_runs([path.parent for path in sorted(tmp_path.rglob("summary.json"))])
-    group = next(group for group in by_setting(runs) if group[0].config["J"] == 2)
+    group = next(group for _, group in by_setting(runs) if group[0].config["J"] == 2)
     expected = mean_and_deviation([run.rows[-1]["test/acc"] for run in group], 100)
     assert rows[0]["test acc %"] == expected
     assert " ± " in expected

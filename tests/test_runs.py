@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
+from fl_hydra.runs.checkpoint import Checkpoints
 from tests.conftest import Program
 
 # Momentum of AdamW that stays with each worker: all kinds of state are in play. A checkpoint after every round.
@@ -167,6 +168,36 @@ def test_all_checkpoints_damaged_starts_again_and_says_so(program: Program, tmp_
     assert "resumed" not in again.output
 
 
+def test_damaged_client_state_of_every_checkpoint_leaves_nothing_behind(
+    whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path
+) -> None:
+    command, expected = whole
+    program(*command, cwd=tmp_path, kill={"kind": "round", "n": 12})
+    folder = run_folder(tmp_path)
+    for path in [*(folder / "checkpoints").glob("clients/*.pt")] or (folder / "checkpoints").glob("round-*.pt"):
+        damage_flipped(path)
+    (folder / "checkpoints" / "round-000000001 (1).pt").write_bytes(b"a copy that a synchronised drive made")
+    (folder / "environment.json").write_text("[]")
+    again = program(*command, cwd=tmp_path)
+    assert again.status == 0, again.output
+    assert "resumed" not in again.output
+    assert digests(folder) == expected
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"round": 3})
+
+    def flaky(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", flaky)
+    with pytest.raises(OSError, match="Input/output"):
+        checkpoints.restore(lambda content: None, lambda message: None)
+    monkeypatch.undo()
+    assert checkpoints.restore(lambda content: None, lambda message: None)
+
+
 def test_metrics_shorter_than_the_checkpoint_says_fall_back(program: Program, tmp_path: Path) -> None:
     folder = half_done(program, tmp_path)
     metrics = folder / "metrics.jsonl"
@@ -313,6 +344,30 @@ def test_a_stopped_sweep_says_how_to_go_on(program: Program, tmp_path: Path) -> 
     assert "python train.py -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
 
 
+def test_a_signal_in_the_last_round_of_a_point_stops_the_sweep(program: Program, tmp_path: Path) -> None:
+    stopped = program("-m", "rounds=1", "seed=1,2,3", cwd=tmp_path, asks=[signal.SIGINT, 0])
+    assert stopped.status == 128 + signal.SIGINT
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "finished"', ""])
+def test_a_damaged_summary_is_made_again(content: str, program: Program, tmp_path: Path) -> None:
+    program("epochs=2", cwd=tmp_path)
+    summary = run_folder(tmp_path) / "summary.json"
+    whole = summary.read_text()
+    summary.write_text(content)
+    assert program("epochs=2", cwd=tmp_path).status == 0
+    assert summary.read_text() == whole
+
+
+def test_threads_that_differ_are_noted_and_do_not_leak_into_other_points(program: Program, tmp_path: Path) -> None:
+    program("algorithm=localsgd", "epochs=9", "threads=1", "checkpoint.seconds=0", cwd=tmp_path, kill={"kind": "round", "n": 2})
+    again = program("algorithm=localsgd", "epochs=9", "threads=2", cwd=tmp_path)
+    assert "begun with threads=1 and goes on with 2" in again.output
+    environment = json.loads((run_folder(tmp_path) / "environment.json").read_text())
+    assert (environment["threads"], environment["continued_with"][0]["threads"]) == (1, 2)
+
+
 def test_points_that_are_one_run_are_trained_once(program: Program, tmp_path: Path) -> None:
     result = program("-m", "algorithm=fedavg", "K=5", "rounds=2", "gamma=0.1,1", cwd=tmp_path)
     assert result.status == 0
@@ -326,6 +381,8 @@ def test_sections_share_runs(program: Program, tmp_path: Path) -> None:
     other = program("epochs=1", "section=two", cwd=tmp_path)
     assert "finished before" in other.output
     assert (tmp_path / "outputs/sections/one.txt").read_text() == (tmp_path / "outputs/sections/two.txt").read_text()
+    program("-m", "epochs=1", "seed=1,0", "section=three", cwd=tmp_path)
+    assert len((tmp_path / "outputs/sections/three.txt").read_text().splitlines()) == 2
 
 
 def test_what_does_not_change_the_result_does_not_change_the_name(program: Program, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def _card(name: str, root: Path) -> Card:
 
 def _identity(source: Path | None) -> list[object] | None:
     if source is None:
-        return None
+        return [version("scikit-learn")]
     status = source.stat()
     return [source.name, status.st_size, status.st_mtime_ns]
 

@@ -7,8 +7,11 @@ from functools import lru_cache
 import numpy as np
 
 from fl_hydra.data.dataset import Indices
-from fl_hydra.randomness import generator
+from fl_hydra.randomness import generator, key
 from fl_hydra.sharding.base import Shards
+
+SHORT = 64
+"""A shard with fewer images is walked through many times in a round, and its passes are drawn together."""
 
 
 class Order:
@@ -30,9 +33,23 @@ class Order:
     def indices(self, client: int, cursor: int, count: int) -> Indices:
         """Positions in the training images of the next `count` draws; int64 [count]."""
         size = len(self._shards[client])
-        if size == 1:
-            return np.full(count, self._shards[client][0])
         first, last = cursor // size, (cursor + count - 1) // size
+        if size < SHORT:
+            return self._short_walks(client, first, last)[cursor - first * size :][:count]
         walks = [self._permutation(client, walk) for walk in range(first, last + 1)]
         drawn = walks[0] if len(walks) == 1 else np.concatenate(walks)
         return drawn[cursor - first * size :][:count]
+
+    def _short_walks(self, client: int, first: int, last: int) -> Indices:
+        """Passes first..last over a shard that one batch may run through many times, all at once.
+
+        Each pass sorts the shard by its own stretch of one counter-based stream, so a pass is the same whichever are asked for.
+        """
+        shard = self._shards[client]
+        size = len(shard)
+        # Philox gives four numbers for each step of its counter.
+        begin, end = first * size, (last + 1) * size
+        stream = np.random.Philox(key=key(self._seed, "order", client), counter=begin // 4)
+        keys = stream.random_raw(end - begin + begin % 4)[begin % 4 :].reshape(-1, size)
+        walks: Indices = shard[keys.argsort(axis=1, kind="stable")].ravel()
+        return walks

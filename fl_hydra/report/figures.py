@@ -35,16 +35,13 @@ def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
 
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.6), sharey=True, layout="constrained")
-        for index, group in enumerate(by_setting(runs)):
-            for row, metric in enumerate(("val/acc", "test/acc")):
-                values = 100 * np.array(
-                    [[np.nan if v is None else v for v in run.column(metric)] for run in group if run.status == "finished"]
-                )
-                if not values.size:
-                    continue
+        for index, (label, group) in enumerate(by_setting(runs)):
+            finished = [run for run in group if run.status == "finished"]
+            for row, metric in enumerate(("val/acc", "test/acc") if finished else ()):
+                values = 100 * np.array([[np.nan if v is None else v for v in run.column(metric)] for run in finished])
                 for column, x in enumerate(("round", "samples")):
-                    at = group[0].column(x)
-                    axes[row, column].plot(at, values.mean(0), color=f"C{index}", label=group[0].label)
+                    at = finished[0].column(x)
+                    axes[row, column].plot(at, values.mean(0), color=f"C{index}", label=label)
                     if len(values) > 1:
                         low, high = values.mean(0) - values.std(0, ddof=1), values.mean(0) + values.std(0, ddof=1)
                         axes[row, column].fill_between(at, low, high, color=f"C{index}", alpha=0.2, linewidth=0)

@@ -46,10 +46,10 @@ def read_run(folder: Path) -> Run | None:
     """A run from its folder; None if it has not ended."""
     try:
         summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return Run(folder, summary["config"], rows, summary["status"]) if rows else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return Run(folder, summary["config"], rows, summary["status"])
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -64,13 +64,29 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def by_setting(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but the seed, together."""
+def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs that differ in nothing but the seed, together, with a label.
+
+    Where settings share a label, what else they differ in is added to it.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         setting = {key: value for key, value in run.config.items() if key != "seed"}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
-    return list(groups.values())
+    labelled = []
+    for group in groups.values():
+        alike = [other[0] for other in groups.values() if other[0].label == group[0].label]
+        mine, others = _flat(group[0].config), [_flat(run.config) for run in alike]
+        differing = [key for key in mine if key != "seed" and any(other.get(key) != mine[key] for other in others)]
+        labelled.append((", ".join([group[0].label, *(f"{key}={mine[key]}" for key in differing)]), group))
+    return labelled
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def mean_and_deviation(values: Sequence[float | None], scale: float = 1.0, digits: int = 2) -> str:

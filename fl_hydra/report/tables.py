@@ -13,11 +13,11 @@ from fl_hydra.report.runs import Run, by_setting, mean_and_deviation
 HEADER = ("setting", "seeds", "rounds", "samples", "val acc %", "test acc %", "test loss", "MB sent", "GFLOP", "status")
 
 
-def _result(group: list[Run]) -> tuple[str, ...]:
+def _result(label: str, group: list[Run]) -> tuple[str, ...]:
     last = [run.rows[-1] for run in group]
     bad = [run.status for run in group if run.status != "finished"]
     return (
-        group[0].label,
+        label,
         str(len(group)),
         str(last[0]["round"]),
         str(last[0]["samples"]),
@@ -35,7 +35,7 @@ def write_results(runs: Sequence[Run], stem: Path) -> list[Path]:
     from rich.console import Console
     from rich.table import Table
 
-    rows = [_result(group) for group in by_setting(runs)]
+    rows = [_result(label, group) for label, group in by_setting(runs)]
     table = Table(*HEADER)
     for row in rows:
         table.add_row(*row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """Rounds after which there is a checkpoint, newest first."""
-        return sorted((int(path.stem.split("-")[1]) for path in self.folder.glob("round-*.pt")), reverse=True)
+        names = (re.fullmatch(r"round-(\d{9})\.pt", path.name) for path in self.folder.glob("round-*.pt"))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
 
     def path(self, round: int) -> Path:
         """The file of the checkpoint after `round` rounds."""
@@ -35,7 +37,7 @@ class Checkpoints:
         return rounds[:KEPT]
 
     def restore(self, use: Callable[[dict[str, Any]], None], warn: Callable[[str], None]) -> bool:
-        """Hand the newest sound checkpoint to `use`; damaged ones are named, deleted and passed over.
+        """Hand the newest sound checkpoint to `use`; damaged ones are named, set aside as `*.damaged` and passed over.
 
         Args:
             use: takes a checkpoint's content; raises CorruptFile if something that it refers to is damaged.
@@ -50,5 +52,5 @@ class Checkpoints:
                 return True
             except CorruptFile as error:
                 warn(f"checkpoint after round {round} cannot be used ({error}); falling back to the one before it")
-                self.path(round).unlink(missing_ok=True)
+                self.path(round).replace(self.path(round).with_suffix(".damaged"))
         return False

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import platform
 import time
 import traceback
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fl_hydra.config import Config, check_device, resolve
+from fl_hydra.config import ENGINES, Config, check_device, resolve
 from fl_hydra.errors import UserError
 from fl_hydra.runs.checkpoint import Checkpoints
 from fl_hydra.runs.folder import RunBusy, RunFolder, join_section
@@ -40,6 +42,7 @@ class Outcome:
     """How a run ended: `finished`, `diverged`, `failed`, `busy` or `interrupted`, with the reason where it is not finished.
 
     metrics: the last row. trained: whether anything was trained now, or the result was there already.
+    signal_number: of the signal that asked to stop, if one came; a run that was in its last round ends all the same.
     """
 
     status: str
@@ -104,9 +107,18 @@ def _explain(error: Exception, folder: RunFolder) -> str:
     if isinstance(error, OSError):
         way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         where = error.filename or folder.path
-        return f"{error.strerror or error}: {where}; the last checkpoint is kept: {way_out}, then run the same command again"
+        kept = "the last checkpoint is kept: " if any(folder.checkpoints.glob("round-*.pt")) else ""
+        return f"{error.strerror or error}: {where}; {kept}{way_out}, then run the same command again"
     what = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {what[:300]} (details in {folder.path / 'error.txt'})"
+
+
+@lru_cache(maxsize=1)
+def _default_threads() -> int:
+    """The threads that PyTorch takes by itself, read before any run has changed them."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 class _Execution:
@@ -137,13 +149,13 @@ class _Execution:
                     due = self._next_evaluation(trainer)
                     self._evaluate(trainer, self.seconds + time.monotonic() - began)
                     if reason := self._diverged():
-                        return self._conclude(trainer, "diverged", reason)
+                        return self._conclude(trainer, "diverged", reason, interruption.requested)
                 if interruption.requested or trainer.finished or time.monotonic() - saved >= self.config.checkpoint.seconds:
                     self._save(trainer, self.seconds + time.monotonic() - began)
                     saved = time.monotonic()
                     if not trainer.finished:
                         interruption.check()
-            return self._conclude(trainer, "finished")
+            return self._conclude(trainer, "finished", "", interruption.requested)
 
     def _next_evaluation(self, trainer: Trainer) -> int:
         """Samples at which the next row is due: the next of the points that divide the budget equally."""
@@ -157,9 +169,7 @@ class _Execution:
         from fl_hydra.training.trainer import Trainer
 
         stored = self._stored_environment()
-        threads = self.config.threads or stored.get("threads")
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(self.config.threads or stored.get("threads") or _default_threads())
         device = self.config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,23 +183,27 @@ class _Execution:
             "python": platform.python_version(),
             **{package: version(package) for package in ("fl-hydra", "torch", "numpy", "hydra-core")},
         }
-        for key in ("engine", "device", "torch"):
+        for key in ("engine", "threads", "device", "torch"):
             if key in stored and stored[key] != environment[key]:
                 self.reporter.warn(
                     f"this run was begun with {key}={stored[key]} and goes on with {environment[key]}: "
                     "its figures stay right, but not the same bit by bit"
                 )
-        self.folder.write_json("environment.json", environment)
+        # What a run was begun with stays on top; every later start that differs is added.
+        history = stored.pop("continued_with", [])
+        if stored and environment not in (stored, *history):
+            history.append(environment)
+        self.folder.write_json("environment.json", {**(stored or environment), **({"continued_with": history} if history else {})})
         self._write_config()
         return trainer
 
     def _stored_environment(self) -> dict[str, Any]:
-        import json
-
+        """What the run was begun with; empty if it was not begun, or if the file was damaged."""
         try:
-            stored: dict[str, Any] = json.loads((self.folder.path / "environment.json").read_text())
-            return stored
-        except (OSError, ValueError):
+            stored = json.loads((self.folder.path / "environment.json").read_text())
+            sound = stored["engine"] in ENGINES and isinstance(stored["threads"], int) and stored["threads"] >= 1
+            return dict(stored) if sound else {}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def _write_config(self) -> None:
@@ -233,7 +247,7 @@ class _Execution:
         if len(self.references) == len(kept):  # else a kept checkpoint of an earlier process may refer to more
             trainer.clients.collect(list(self.references.values()))
 
-    def _conclude(self, trainer: Trainer, status: str, reason: str = "") -> Outcome:
+    def _conclude(self, trainer: Trainer, status: str, reason: str, asked_to_stop: int | None) -> Outcome:
         weights = trainer.state.model.cpu().contiguous().numpy()
         self.folder.write_json(
             "summary.json",
@@ -248,4 +262,4 @@ class _Execution:
                 "config": describe(self.experiment),
             },
         )
-        return Outcome(status, self.folder.path, self.row, reason)
+        return Outcome(status, self.folder.path, self.row, reason, signal_number=asked_to_stop or 0)

@@ -58,9 +58,9 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run; None if it is not finished."""
         try:
-            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-            return summary
-        except (OSError, ValueError):
+            summary = json.loads((self.path / "summary.json").read_text())
+            return dict(summary) if {"status", "metrics", "config"} <= set(summary) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

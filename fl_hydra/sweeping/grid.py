@@ -10,6 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import open_dict
 
+from fl_hydra.errors import require
+
 if TYPE_CHECKING:
     from fl_hydra.config import Config
     from fl_hydra.runs.execution import Outcome
@@ -50,7 +52,15 @@ class GridSweeper(BasicSweeper):
     def _points(self, arguments: list[str]) -> list[Point]:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        return self.split_arguments(parser.parse_overrides(self._parse_config() + arguments), max_batch_size=None)[0]
+        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        for override in overrides:
+            require(
+                not override.is_sweep_override() or override.is_discrete_sweep(),
+                f"{override.input_line}: a grid takes lists, as key=a,b,c, or range(start,stop); there is nothing to search here",
+            )
+        points = self.split_arguments(overrides, max_batch_size=None)[0]
+        require(bool(points), "the grid is empty: a glob matches nothing")
+        return points
 
     def _checked(self, points: list[Point], labels: list[str]) -> list[tuple[Config, Experiment]]:
         """Compose and check every point; all bad ones are named together."""

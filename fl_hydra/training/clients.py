@@ -112,12 +112,12 @@ class ClientStore:
         Raises:
             CorruptFile: a file is missing or damaged.
         """
+        for client, round in references.items():  # before anything is changed: a damaged file leaves the store as it was
+            read_verified(self._path(client, round))
         self._resident_ids = ()
         self._host.clear()
         self._unwritten.clear()
         self._rounds = dict(references)
-        for client, round in references.items():
-            read_verified(self._path(client, round))
 
     def collect(self, kept: list[dict[int, int]]) -> None:
         """Delete the files that no checkpoint in `kept`, and not the present state, refers to."""

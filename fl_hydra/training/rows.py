@@ -69,7 +69,9 @@ class Clients:
     fabric: Fabric
 
     def receive(self, models: Tensor) -> Tensor:
-        """Each row's copy of its run's model: [runs, P] -> [rows, P]; not to be written to."""
+        """Each row's copy of its run's model: [runs, P] -> [rows, P]. It may share the model's memory: not to be written to, and
+        not to be read after the model was changed.
+        """
         return self.fabric.broadcast(models, self.run)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ communicate, outer step. Nothing in a round is read back to the host.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -90,6 +91,7 @@ class Trainer:
         self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._metered = 0
         self._abandoned = False
+        self._pool: ThreadPoolExecutor | None = None
         self._allocate(experiment.m)
 
     def _build(self) -> nn.Module:
@@ -111,6 +113,8 @@ class Trainer:
             self._ends = self._buffer(threads if self._streams else rows, self.layout.size)
         self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.engine.bind([place.parameters for place in self._places])
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
         self._pool = single_threaded_pool(threads) if threads > 1 else None
 
     def _buffer(self, rows: int, width: int) -> Tensor:
