@@ -105,7 +105,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     stopped = program(*rare, cwd=tmp_path, asks=[number, 3])
     assert stopped.status == 128 + number
     assert "run the same command again" in stopped.output
-    assert "python train.py algorithm=" in stopped.output
+    assert "python train.py threads=1 algorithm=" in stopped.output
     again = program(*command, cwd=tmp_path)
     assert "resumed at round 4" in again.output
     assert digests(run_folder(tmp_path)) == expected
@@ -341,7 +341,7 @@ def test_a_sweep_goes_on_after_a_divergence_and_lists_it(program: Program, tmp_p
 def test_a_stopped_sweep_says_how_to_go_on(program: Program, tmp_path: Path) -> None:
     stopped = program(*SWEEP, cwd=tmp_path, asks=[signal.SIGINT, 4])
     assert stopped.status == 128 + signal.SIGINT
-    assert "python train.py -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
+    assert "python train.py threads=1 -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
 
 
 def test_a_signal_in_the_last_round_of_a_point_stops_the_sweep(program: Program, tmp_path: Path) -> None:
