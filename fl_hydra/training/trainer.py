@@ -85,9 +85,9 @@ class Trainer:
         self.state = algorithm.initial(initial_vector(self._build, experiment.seed, self.dtype).to(self.device)[None])
         self.fabric = Fabric(runs=1, remote=algorithm.federated)
         kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
-        self._kept = {name: self.layout.size if full else 1 for name, full in kept.items()}
+        widths = {name: self.layout.size if full else 1 for name, full in kept.items()}
         self._fresh = {name: self.layout.size if full else 1 for name, full in optimizer.slots.items() if name not in kept}
-        self.clients = ClientStore(self._kept, self.dtype, self.device, client_folder)
+        self.clients = ClientStore(widths, self.dtype, self.device, client_folder)
         self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._metered = 0
         self._abandoned = False
@@ -188,16 +188,16 @@ class Trainer:
         return (torch.tensor(factors, dtype=self.dtype) * experiment.optimizer.lr).to(self.device).expand(rows, -1)
 
     def _train_rows(self, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
-        """All local steps of all rows, block by block. Each place takes its share of the blocks, where there are several in a thread.
+        """All local steps of all rows, block by block. Each place takes its share of the blocks; several places, each in a thread.
 
         Which thread trains a row does not change its numbers.
         """
         blocks = self.engine.blocks(len(starts))
 
         def share(number: int) -> None:
+            place = self._places[number]
             total = self._ends[number] if self._streams else None
             for block in blocks[number :: len(self._places)]:
-                place = self._places[number]
                 self._train_block(place, block, starts[block], clients, lr[block], draws)
                 if total is not None:
                     self._add(total, place.parameters, clients.weights[block], first=block.start == blocks[number].start)
