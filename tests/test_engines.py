@@ -65,6 +65,34 @@ def test_many_models_are_evaluated_as_each_alone() -> None:
     torch.testing.assert_close(together[1][1:2], alone, rtol=1e-12, atol=1e-9)
 
 
+def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
+    """A step that moves the rows before it asks for the gradient gets the gradient where they are, in every engine."""
+
+    @dataclass
+    class Sharp(FedAvg):
+        def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+            first = gradient(rows.parameters, batches[0]).clone()
+            rows.parameters.add_(first, alpha=0.1)
+            there = gradient(rows.parameters, batches[0]).clone()
+            rows.parameters.sub_(first, alpha=0.1)
+            rows.descend(there, j)
+
+    runs = [trainer(*arguments("fedavg", "sgd", "precision=fp64"), engine=engine, algorithm=Sharp()) for engine in ("loop", "stacked")]
+    asked = {True: 0, False: 0}
+    shared = runs[1].engine._shared
+
+    def counted(parameters: torch.Tensor) -> torch.Tensor | None:
+        model = shared(parameters)
+        asked[model is not None] += 1
+        return model
+
+    runs[1].engine._shared = counted  # type: ignore[method-assign]
+    for run in runs:
+        run.run_round()
+    assert asked == {True: 1, False: 5}, "of two gradients in each of three steps, the first is taken at equal rows"
+    torch.testing.assert_close(runs[0].state.model, runs[1].state.model, rtol=1e-12, atol=1e-12)
+
+
 REFUSED = {
     "aten::_local_scalar_dense": "reads a value back to the host",
     "aten::item": "reads a value back to the host",

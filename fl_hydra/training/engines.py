@@ -48,6 +48,7 @@ class Engine(ABC):
         """Samples that gradients were computed for, counted as often as they were asked for."""
         self._counting = Lock()
         self._bf16 = precision == "bf16"
+        self._common: tuple[int, int, Tensor] | None = None
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
@@ -75,6 +76,20 @@ class Engine(ABC):
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
+
+    def share(self, rows: Tensor, model: Tensor) -> None:
+        """Be told that all `rows` [rows, P] are copies of `model` [P], so that their first gradient may be taken as that of one model.
+
+        It holds until the rows are written to, or the model is: their version counters tell.
+        """
+        self._common = (rows.data_ptr(), rows._version + model._version, model)
+
+    def _shared(self, parameters: Tensor) -> Tensor | None:
+        """The model [P] that all these rows still equal, if there is one."""
+        if self._common is None:
+            return None
+        address, version, model = self._common
+        return model if parameters.data_ptr() == address and parameters._version + model._version == version else None
 
     def threads(self, rows: int, batch_size: int) -> int:
         """How many blocks of a round of so many rows are trained at once, each by a thread of its own."""
@@ -194,18 +209,29 @@ class StackedEngine(Engine):
 
     name = "stacked"
 
+    def __init__(self, module: nn.Module, layout: Layout, precision: str, device: torch.device) -> None:
+        super().__init__(module, layout, precision, device)
+        self._gradients: Tensor | None = None
+
     def blocks(self, rows: int) -> list[slice]:
         return [slice(0, rows)]
 
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        def loss(vector: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-            logits = self._forward(vector, inputs)
+        def loss(views: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+            logits = self._forward(views, inputs)
             value = self._mean_loss(logits, targets, weights)
             return value, self._meter(logits, targets, weights, value)
 
-        in_dims = (0, 0, 0, None if batch.weights is None else 0)
-        gradient, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(parameters, batch.inputs, batch.targets, batch.weights)
-        return gradient, meter.detach()
+        # While the rows are equal, the forward pass is that of one model with a batch of all their samples.
+        model = self._shared(parameters)
+        in_dims = (0 if model is None else None, 0, 0, None if batch.weights is None else 0)
+        views = self.layout.views(parameters if model is None else model)
+        gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(views, batch.inputs, batch.targets, batch.weights)
+        if self._gradients is None or self._gradients.shape != parameters.shape:
+            self._gradients = torch.empty_like(parameters)
+        for name, place in self.layout.views(self._gradients).items():
+            place.copy_(gradients[name])
+        return self._gradients, meter.detach()
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         logits: Tensor = vmap(self._forward, in_dims=(0, None))(models, inputs)
@@ -215,12 +241,19 @@ class StackedEngine(Engine):
 ENGINES: dict[str, type[Engine]] = {"loop": LoopEngine, "stacked": StackedEngine}
 
 
-def choose_engine(name: str, device: torch.device, layout: Layout) -> str:
-    """Resolve `auto`: on a GPU, and for networks without convolutions, calls are dearer than arithmetic, so rows are stacked.
+LARGE_STEP = 1e9
+"""FLOPs of one row's local step from which a CPU spends its time in the convolutions themselves, and not in calling them."""
 
-    On a CPU a stacked convolution becomes a grouped one, which takes 2.5 times as long as one row after the other.
+
+def choose_engine(name: str, device: torch.device, layout: Layout, step_flops: float) -> str:
+    """Resolve `auto`: where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU.
+
+    On a CPU a stacked convolution becomes a grouped one, which takes up to 2.5 times as long as one row after the other.
+
+    Args:
+        step_flops: of one row's local step.
     """
     if name != "auto":
         return name
     convolutional = any(len(shape) > 2 for shape in layout.shapes)
-    return "loop" if device.type == "cpu" and convolutional else "stacked"
+    return "loop" if device.type == "cpu" and convolutional and step_flops >= LARGE_STEP else "stacked"

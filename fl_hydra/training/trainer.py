@@ -71,8 +71,9 @@ class Trainer:
 
         module = self._build()
         self.layout = Layout.of(module)
-        self.engine = ENGINES[choose_engine(engine, self.device, self.layout)](module, self.layout, experiment.precision, self.device)
         self.sample_flops = sample_flops(module, experiment)
+        chosen = choose_engine(engine, self.device, self.layout, self.sample_flops * experiment.step_samples)
+        self.engine = ENGINES[chosen](module, self.layout, experiment.precision, self.device)
 
         self.split = load_split(experiment.dataset, experiment.data, experiment.split_seed, experiment.precision, self.device)
         labels = self.split.train.labels.cpu().numpy()
@@ -229,6 +230,8 @@ class Trainer:
         """All local steps of some rows, in one place that stays in the cache."""
         algorithm = self.experiment.algorithm
         place.parameters.copy_(starts)
+        if starts.stride(0) == 0:
+            self.engine.share(place.parameters, starts[0])
         for slot in place.slots.values():
             slot.zero_()
         slots = {**place.slots, **{name: slot[block] for name, slot in clients.slots.items()}}
