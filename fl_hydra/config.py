@@ -26,8 +26,8 @@ from fl_hydra.training.experiment import Experiment
 
 REGISTRIES: tuple[Registry[Any], ...] = (datasets, models, optimizers, schedulers, algorithms, shardings, participations)
 
-PRECISIONS = ("fp32", "bf16", "fp64")
-ENGINES = ("auto", "loop", "stacked")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
+ENGINES = ("auto", "loop", "stacked", "im2col", "graph", "graph-im2col", "graph-loop")
 DISTRIBUTED_EPOCHS = 150
 FEDERATED_SAMPLES = 5_120_000
 
@@ -186,17 +186,26 @@ def resolve(config: Config) -> Experiment:
     return dataclasses.replace(experiment, budget=budget)
 
 
-def check_device(device: str) -> None:
-    """Refuse a GPU that is not there; imports torch only if one is asked for by name.
+def check_device(device: str, engine: str = "auto") -> None:
+    """Refuse a GPU that is not there, and graphs without one; imports torch only if there is something to check.
 
     Raises:
         UserError: naming what works.
     """
-    if device.startswith("cuda"):
+    graphs = engine.startswith("graph")
+    if device.startswith("cuda") or graphs:
         import torch
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        require(int(device[5:] or 0) < count, f"device={device}: this machine has {count} CUDA devices; use device=auto or device=cpu")
+        number = int(device[5:] or 0) if device.startswith("cuda") else 0
+        require(
+            device in ("auto", "cpu") or number < count,
+            f"device={device}: this machine has {count} CUDA devices; use device=auto or device=cpu",
+        )
+        require(
+            not graphs or (device != "cpu" and count > 0),
+            f"engine={engine}: CUDA graphs need a CUDA device; choose engine=auto, loop, stacked or im2col",
+        )
 
 
 def _counted(key: str, given: Any, default: Any, without: Any, algorithm: Algorithm) -> Any:

@@ -14,7 +14,7 @@ from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.optim.sgdm import SGDM
-from fl_hydra.training.fabric import Fabric
+from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, trainer
@@ -67,7 +67,7 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
     while not run.finished:
         run.run_round()
         inputs, targets, _ = algorithm.seen[-1]
-        optimizer.param_groups[0]["lr"] = run.lr
+        optimizer.param_groups[0]["lr"] = run.member.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
         inputs = torch.cat([inputs.flatten(0, 1) for inputs, _, _ in algorithm.seen])
         targets = torch.cat([targets.flatten() for _, targets, _ in algorithm.seen])
         assert len(targets) == 32
-        optimizer.param_groups[0]["lr"] = run.lr
+        optimizer.param_groups[0]["lr"] = run.member.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs), targets).backward()
         optimizer.step()
@@ -96,12 +96,12 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
 def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
     algorithm = RecordingFedAvg()
     run = trainer("algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm)
-    assert len(set(run.shard_sizes.tolist())) == 2, "the weights should differ"
+    assert len(set(run.member.shard_sizes.tolist())) == 2, "the weights should differ"
     while not run.finished:
         module = module_of(run)
         algorithm.seen.clear()
         run.run_round()
-        share = run.shard_sizes / run.shard_sizes.sum()
+        share = run.member.shard_sizes / run.member.shard_sizes.sum()
         losses = [
             share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)
         ]
@@ -115,12 +115,14 @@ def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) 
     a, b = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     run = torch.zeros(2, dtype=torch.int64)
     weights = torch.full((2,), 0.5, dtype=torch.float64)
-    clients = Clients(np.arange(2), run, weights, {}, Fabric(runs=1, remote=True))
+    fabric = Fabric(remote=True)
+    fabric.begin([2], [Traffic()])
+    clients = Clients(np.arange(2), run, weights, {}, fabric)
     state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64))
     lr = torch.full((2, J), 0.1, dtype=torch.float64)
     optimizer = SGDM(momentum=0.0)
     hyper = {name: torch.full((2, 1), value, dtype=torch.float64) for name, value in optimizer.hyper.items()}
-    batch = Batch(torch.empty(2, 0), torch.empty(2, 0), None, torch.zeros(2, 2), np.zeros(2, np.int64))
+    batch = Batch(torch.empty(2, 0), torch.empty(2, 0), None, torch.zeros(2, 2), np.zeros(2, np.int64), np.zeros(2, np.int64))
     for _ in range(rounds):
         starts = algorithm.start(state, clients)
         rows = Rows(starts.clone(), starts, {}, hyper, lr, optimizer)
@@ -143,19 +145,19 @@ def test_every_point_of_the_grid_processes_the_same_samples(K: int, J: int) -> N
     run = trainer("algorithm=localsgd", f"K={K}", f"J={J}", "epochs=1.7", "model.filters=1", "model.hidden=1", "batch_size=16")
     while not run.finished:
         run.run_round()
-    assert run.samples == round(1.7 * 1295)
-    assert run.engine.samples == run.samples
-    assert int(run.cursors.sum()) == run.samples
-    assert run.cursors.max() - run.cursors.min() <= 1, "the last round is spread over the rows"
-    assert run.round == run.experiment.rounds
+    assert run.member.samples == round(1.7 * 1295)
+    assert run.member.computed == run.member.samples
+    assert int(run.member.cursors.sum()) == run.member.samples
+    assert run.member.cursors.max() - run.member.cursors.min() <= 1, "the last round is spread over the rows"
+    assert run.member.round == run.member.experiment.rounds
 
 
 def test_rounds_means_exactly_that_many() -> None:
     run = trainer("algorithm=fedavg", "K=10", "C=0.5", "J=3", "rounds=5", "batch_size=8")
     while not run.finished:
         run.run_round()
-    assert run.round == 5
-    assert run.samples == 5 * 5 * 3 * 8
+    assert run.member.round == 5
+    assert run.member.samples == 5 * 5 * 3 * 8
 
 
 def test_identical_clients_average_to_one_of_them() -> None:
@@ -168,7 +170,7 @@ def test_identical_clients_average_to_one_of_them() -> None:
             super().update(state, clients, starts, ends)
 
     run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
-    run.order.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
+    run.member.order.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
     run.run_round()
 
 
@@ -190,7 +192,7 @@ def test_clients_do_not_share_a_model() -> None:
     trainer(*COHORT, algorithm=together).run_round()
     for k in range(4):
         alone = trainer(*COHORT, algorithm=FedAvg())
-        alone.experiment.participation.cohort = lambda *_, k=k: np.array([k])  # type: ignore[method-assign]
+        alone.member.experiment.participation.cohort = lambda *_, k=k: np.array([k])  # type: ignore[method-assign]
         alone.run_round()
         assert_exact(alone.state.model[0], together.ends[k])
 
@@ -201,7 +203,7 @@ def test_mean_taken_as_rows_come_in_is_the_mean_of_all_ends() -> None:
         while not run.finished:
             run.run_round()
     assert_exact(streamed.state.model, whole.state.model)
-    assert streamed.fabric.traffic == whole.fabric.traffic
+    assert streamed.member.traffic == whole.member.traffic
 
 
 def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None:
@@ -217,17 +219,17 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
     finally:
         torch.set_num_threads(1)
     assert torch.equal(one.ends, several.ends)
-    assert threaded.engine.samples == alone.engine.samples
+    assert threaded.member.computed == alone.member.computed
 
 
 def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
     workers = trainer("algorithm=localsgd", "K=2", "J=2", "rounds=3")
     workers.run_round()
-    kept = workers.clients.check_out(np.arange(2), 1)["momentum"].clone()
+    kept = workers._client_slots["momentum"]
     assert kept.abs().sum() > 0
     clients = trainer("algorithm=fedavg", "K=4", "C=0.5", "J=2", "rounds=3", "optimizer.momentum=0.9")
     clients.run_round()
-    assert clients.clients.check_out(np.arange(2), 1) == {}
+    assert clients._client_slots == {}
 
 
 def test_centralized_round_is_one_pass() -> None:
@@ -236,10 +238,10 @@ def test_centralized_round_is_one_pass() -> None:
     run = trainer("epochs=40", "model.filters=1", "model.hidden=1")
     for epoch in range(1, 41):
         run.run_round()
-        assert 0 <= run.samples - epoch * 1295 < 64 or run.finished
+        assert 0 <= run.member.samples - epoch * 1295 < 64 or run.finished
     assert run.finished
-    assert run.samples == 40 * 1295
-    assert run.experiment.budget == experiment("rounds=40").budget
+    assert run.member.samples == 40 * 1295
+    assert run.member.experiment.budget == experiment("rounds=40").budget
 
 
 def test_traffic_is_counted() -> None:
@@ -247,8 +249,8 @@ def test_traffic_is_counted() -> None:
     run.run_round()
     run.run_round()
     payload = run.layout.size * 4
-    traffic = run.fabric.traffic
+    traffic = run.member.traffic
     assert (traffic.bytes_down, traffic.bytes_up, traffic.messages) == (2 * 3 * payload, 2 * 3 * payload, 2 * 3 * 2)
     alone = trainer("epochs=1")
     alone.run_round()
-    assert alone.fabric.traffic.bytes_up == alone.fabric.traffic.bytes_down == alone.fabric.traffic.messages == 0
+    assert alone.member.traffic.bytes_up == alone.member.traffic.bytes_down == alone.member.traffic.messages == 0

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.training.engines import StackedEngine
 from fl_hydra.training.rows import Batch, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import trainer
@@ -37,7 +38,7 @@ def test_engines_agree(algorithm: str, optimizer: str, precision: str, tolerance
         loop.run_round()
         stacked.run_round()
     torch.testing.assert_close(loop.state.model, stacked.state.model, rtol=tolerance, atol=tolerance)
-    one, other = loop.evaluate(), stacked.evaluate()
+    one, other = loop.evaluate()[0], stacked.evaluate()[0]
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert other[name] == pytest.approx(
@@ -79,14 +80,16 @@ def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
 
     runs = [trainer(*arguments("fedavg", "sgd", "precision=fp64"), engine=engine, algorithm=Sharp()) for engine in ("loop", "stacked")]
     asked = {True: 0, False: 0}
-    shared = runs[1].engine._shared
+    engine = runs[1].engine
+    assert isinstance(engine, StackedEngine)
+    shared = engine._shared
 
     def counted(parameters: torch.Tensor) -> torch.Tensor | None:
         model = shared(parameters)
         asked[model is not None] += 1
         return model
 
-    runs[1].engine._shared = counted  # type: ignore[method-assign]
+    engine._shared = counted  # type: ignore[method-assign]
     for run in runs:
         run.run_round()
     assert asked == {True: 1, False: 5}, "of two gradients in each of three steps, the first is taken at equal rows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,32 +28,45 @@ def headline(experiment: Experiment) -> str:
     )
 
 
-def brief(metrics: Metrics) -> str:
-    """The figures of a row that are worth a glance."""
+FIGURES = (("train/loss", "loss", 1, 4), ("val/acc", "val", 100, 2), ("test/acc", "test", 100, 2))
+
+
+def brief(*rows: Metrics) -> str:
+    """The figures of a row that are worth a glance; from lowest to highest where there are several rows."""
     parts = []
-    for name, label in (("train/loss", "loss"), ("val/acc", "val"), ("test/acc", "test")):
-        value = metrics.get(name)
-        if value is not None:
-            parts.append(f"{label} {value:.4f}" if name.endswith("loss") else f"{label} {100 * value:.2f}%")
+    for name, label, scale, digits in FIGURES:
+        values = [value * scale for row in rows if (value := row.get(name)) is not None]
+        if values:
+            low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+            parts.append(f"{label} {low if low == high else f'{low} to {high}'}{'%' if scale == 100 else ''}")
     return ", ".join(parts) or "no figures yet"
 
 
 class ConsoleReporter:
-    """Reports to standard error: a bar of rounds with the last figures, rounds per second and time left, or plain lines."""
+    """Reports to standard error: a bar of rounds with the last figures, rounds per second and time left, or plain lines.
+
+    Of runs that train together, rounds and time left are those of the one with the longest way to go.
+    """
 
     def __init__(self, live: bool | None = None) -> None:
         self._live = sys.stderr.isatty() if live is None else live
         self._progress: Progress | None = None
-        self._experiment: Experiment | None = None
+        self._rounds = 0
+        self._together = 1
         self._began = 0.0
         self._first_round = 0
         self._round = 0
 
-    def started(self, experiment: Experiment, folder: Path, round: int) -> None:
+    def started(self, runs: Sequence[tuple[Experiment, Path, int]]) -> None:
         """Say what is trained and where, and from which round it goes on."""
-        self._experiment, self._began, self._first_round, self._round = experiment, time.monotonic(), round, round
-        self._line(headline(experiment))
-        self._line(f"  {'resumed at round ' + str(round) + ' in ' if round else ''}{folder}")
+        if len(runs) > 1:
+            self._line(f"{len(runs)} runs together:")
+        for experiment, folder, round in runs:
+            self._line(headline(experiment))
+            self._line(f"  {'resumed at round ' + str(round) + ' in ' if round else ''}{folder}")
+        experiment, _, round = max(runs, key=lambda run: run[0].rounds - run[2])
+        self._rounds, self._together = experiment.rounds, len(runs)
+        self._began, self._first_round, self._round = time.monotonic(), round, round
         if self._live:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -66,21 +80,22 @@ class ConsoleReporter:
                 TextColumn("{task.fields[figures]}"),
                 console=Console(stderr=True),
             )
-            self._progress.add_task("", total=experiment.rounds, completed=round, rate="", figures="")
+            self._progress.add_task("", total=self._rounds, completed=round, rate="", figures="")
             self._progress.start()
 
-    def advanced(self, round: int, samples: int) -> None:
+    def advanced(self, round: int) -> None:
         """A round is done."""
         self._round = round
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=round, rate=self._rate())
 
-    def evaluated(self, metrics: Metrics) -> None:
-        """A row of metrics is there."""
+    def evaluated(self, rows: Sequence[Metrics]) -> None:
+        """Rows of metrics are there, one for each run that had one due."""
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], figures=brief(metrics))
-        elif self._experiment is not None:
-            self._line(f"  round {self._round}/{self._experiment.rounds}: {brief(metrics)}, {self._rate()}, {self._left()} left")
+            self._progress.update(self._progress.task_ids[0], figures=brief(*rows))
+        else:
+            together = f" ({len(rows)} of {self._together} runs)" if self._together > 1 else ""
+            self._line(f"  round {self._round}/{self._rounds}{together}: {brief(*rows)}, {self._rate()}, {self._left()} left")
 
     def warn(self, message: str) -> None:
         """Something that the user should know."""
@@ -99,8 +114,7 @@ class ConsoleReporter:
         return f"{self._rounds_per_second():.3g} rounds/s"
 
     def _left(self) -> str:
-        assert self._experiment is not None
-        seconds = round((self._experiment.rounds - self._round) / max(1e-9, self._rounds_per_second()))
+        seconds = round((self._rounds - self._round) / max(1e-9, self._rounds_per_second()))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def _line(self, text: str) -> None:

@@ -80,7 +80,7 @@ class GridSweeper(BasicSweeper):
                 with open_dict(composed):
                     del composed["hydra"]
                 config = typed(composed)
-                check_device(config.device)
+                check_device(config.device, config.engine)
                 checked.append((config, resolve(config)))
                 notes |= dict.fromkeys(unused_keys(config))
             except (UserError, HydraException, OmegaConfBaseException) as error:

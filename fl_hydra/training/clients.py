@@ -26,13 +26,13 @@ class ClientStore:
 
     Args:
         widths: numbers for each client by name; empty for methods without such state.
-        dtype, device: of the resident rows.
+        dtype: of the rows.
         folder: where files are written; None keeps everything on the host.
     """
 
-    def __init__(self, widths: dict[str, int], dtype: torch.dtype, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype, folder: Path | None = None) -> None:
         self._widths = widths
-        self._dtype, self._device, self._folder = dtype, device, folder
+        self._folder = folder
         self._resident_ids: tuple[int, ...] = ()
         self._resident: dict[str, Tensor] = {}
         self._resident_round = -1
@@ -43,29 +43,29 @@ class ClientStore:
         bytes_each = sum(widths.values()) * torch.empty((), dtype=dtype).element_size()
         self._host_limit = max(1, HOST_BYTES // bytes_each) if widths else 0
 
-    def check_out(self, ids: Indices, round: int) -> dict[str, Tensor]:
-        """The state of a round's cohort, by name [rows, width], to be changed in place; zeros for a client never seen.
+    def check_out(self, ids: Indices, round: int, rows: dict[str, Tensor]) -> None:
+        """Lay the state of a round's cohort into `rows`, where it is changed in place and stays while the cohort does.
 
         Args:
             ids: int64 [rows], distinct.
             round: the round that will change them.
+            rows: by name [rows, width]; zeros for a client never seen.
         """
         if not self._widths:
-            return {}
+            return
         wanted = tuple(ids.tolist())
-        if wanted != self._resident_ids:
-            self._retire_residents()
-            rows = [self._load(client) for client in wanted]
-            for name, width in self._widths.items():
-                if name not in self._resident or len(self._resident[name]) != len(wanted):
-                    self._resident[name] = torch.empty(len(wanted), width, dtype=self._dtype, device=self._device)
-                for target, row in zip(self._resident[name], rows, strict=True):
-                    target.zero_() if row is None else target.copy_(row[name])
-            self._resident_ids = wanted
+        moved = any(name not in self._resident or self._resident[name].data_ptr() != row.data_ptr() for name, row in rows.items())
+        if wanted != self._resident_ids or moved:
+            self.retire()
+            for position, client in enumerate(wanted):
+                state = self._load(client)
+                for name, row in rows.items():
+                    row[position].zero_() if state is None else row[position].copy_(state[name])
+            self._resident_ids, self._resident = wanted, rows
         self._resident_round = round
-        return self._resident
 
-    def _retire_residents(self) -> None:
+    def retire(self) -> None:
+        """Take the present cohort's state back to the host: its rows are needed for others."""
         for position, client in enumerate(self._resident_ids):
             self._host[client] = {name: rows[position].to("cpu", copy=True) for name, rows in self._resident.items()}
             self._host.move_to_end(client)
@@ -100,7 +100,7 @@ class ClientStore:
         """Write what is not on the disk yet; the references {client: round} that a checkpoint keeps."""
         if self._widths and self._folder is not None:
             resident = self._resident_ids
-            self._retire_residents()
+            self.retire()
             self._resident_ids = resident  # they stay where they are
             for client, state in self._host.items():
                 self._write(client, state)

@@ -3,71 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
-from fl_hydra.data.order import Order
-from fl_hydra.training.images import Images, augmentation_stream
+from fl_hydra.training.images import Images
 from fl_hydra.training.rows import Batch
 
-SLAB = 512
+CPU_SLAB, GPU_SLAB = 512, 16_384
 """Images that are cropped and normalised in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
-
-_stream = lru_cache(maxsize=2**17)(augmentation_stream)
 
 
 class Draws:
-    """The batches of every row in one round.
+    """The batches of every row in some steps of a round. Everything is a tensor on the device, but the counts.
 
     Args:
         images: the training images.
-        order: what each client draws.
-        ids: int64 [rows], the clients.
-        cursors: int64 [rows], samples each has drawn before.
-        samples: int64 [rows], samples each draws in this round; fewer than batches * batch_size in a cut round.
-        batches: batches of each row.
-        batch_size: samples of a batch.
-        seed: of the augmentation.
-        dtype: of weights and meter.
+        indices: int64 [rows, batches, batch_size], positions in `images`.
+        streams: int64 [rows], the number that names each row's crops and flips.
+        cursors: int64 [rows], samples that each row's client had drawn before these.
+        weights: [rows, batches, batch_size], 1 where a sample counts and 0 where it pads; None where all count.
+        meter: [rows, 2], to which each batch adds its summed loss and correct predictions.
+        counts: int64 [rows, batches], samples that count in each batch.
+        asked: int64 [rows, batches], counts up how often a gradient of each batch was asked for.
     """
 
     def __init__(
         self,
         images: Images,
-        order: Order,
-        ids: Indices,
-        cursors: Indices,
-        samples: Indices,
-        batches: int,
-        batch_size: int,
-        seed: int,
-        dtype: torch.dtype,
+        indices: Tensor,
+        streams: Tensor,
+        cursors: Tensor,
+        weights: Tensor | None,
+        meter: Tensor,
+        counts: Indices,
+        asked: Indices,
     ) -> None:
-        device = images.device
-        rows, draws = len(ids), batches * batch_size
-        self._images, self._batches, self._batch_size = images, batches, batch_size
-        indices = np.stack([order.indices(client, cursor, draws) for client, cursor in zip(ids.tolist(), cursors.tolist(), strict=True)])
-        streams = np.array([_stream(seed, client) for client in ids.tolist()], np.int64)
-        self.counts = np.clip(samples[:, None] - np.arange(batches) * batch_size, 0, batch_size)
-        """Samples that count in each batch; int64 [rows, batches]."""
-        self.meter = torch.zeros(rows, 2, dtype=dtype, device=device)
-
-        self._indices = torch.from_numpy(indices).to(device, non_blocking=True).view(rows, batches, batch_size)
-        self._streams = torch.from_numpy(streams).to(device, non_blocking=True).view(rows, 1, 1)
-        cursor = torch.from_numpy(cursors).to(device, non_blocking=True).view(rows, 1, 1)
-        self._positions = cursor + torch.arange(draws, device=device).view(1, batches, batch_size)
-        self._targets = images.labels[self._indices]
-        self._weights: Tensor | None = None
-        self.cut = bool((samples < draws).any())
-        """Whether some row has fewer samples than its batches hold."""
-        if self.cut:
-            counting = np.arange(draws)[None] < samples[:, None]
-            self._weights = torch.from_numpy(counting).to(device, dtype).view(rows, batches, batch_size)
-        self._slab = self._augment(slice(0, rows), slice(0, batches)) if rows * draws <= SLAB else None
+        rows, self._batches, self._batch_size = indices.shape
+        self._images, self._indices, self._weights = images, indices, weights
+        self.meter, self.counts, self.asked = meter, counts, asked
+        self._streams = streams.view(rows, 1, 1)
+        within = torch.arange(self._batches * self._batch_size, device=images.device).view(1, self._batches, self._batch_size)
+        self._positions = cursors.view(rows, 1, 1) + within
+        self._targets = images.labels[indices]
+        self._slab_size = CPU_SLAB if images.device.type == "cpu" else GPU_SLAB
+        self._slab = self._augment(slice(0, rows), slice(0, self._batches)) if indices.numel() <= self._slab_size else None
 
     def _augment(self, rows: slice, batches: slice) -> Tensor:
         indices = self._indices[rows, batches]
@@ -77,7 +58,7 @@ class Draws:
 
     def batches(self, rows: slice) -> Iterator[Batch]:
         """The batches of some rows, one after the other."""
-        window = max(1, SLAB // ((rows.stop - rows.start) * self._batch_size))
+        window = max(1, self._slab_size // ((rows.stop - rows.start) * self._batch_size))
         for first in range(0, self._batches, window):
             last = min(first + window, self._batches)
             slab = self._augment(rows, slice(first, last)) if self._slab is None else self._slab[rows, first:last]
@@ -88,4 +69,5 @@ class Draws:
                     None if self._weights is None else self._weights[rows, batch],
                     self.meter[rows],
                     self.counts[rows, batch],
+                    self.asked[rows, batch],
                 )

@@ -1,31 +1,35 @@
 """Engines: where the gradients of rows come from. They are interchangeable and tested against each other.
 
-- `loop`: one row after the other through the ordinary module and autograd; the reference.
-- `stacked`: all rows in one call (`torch.func.vmap`).
+- :class:`LoopEngine`: one row after the other through the ordinary module and autograd; the reference.
+- :class:`StackedEngine`: all rows in one call (`torch.func.vmap`), with convolutions as grouped ones or as matrix products.
+
+How an engine's steps are launched, one by one or as replayed CUDA graphs, is :mod:`fl_hydra.training.graphs`.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Lock
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.overrides import TorchFunctionMode
 
 from fl_hydra.training.images import Images
 from fl_hydra.training.layout import Layout
+from fl_hydra.training.precision import Precision
 from fl_hydra.training.rows import Batch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""The dtype of master weights, slots and averages."""
-
-EVALUATION_BATCH = 128
+CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
+"""Images of one evaluation call: what stays in a CPU's cache; all of a usual test set on a GPU."""
 
 
 class Engine(ABC):
@@ -34,30 +38,33 @@ class Engine(ABC):
     Args:
         module: the architecture; its own parameters are never read.
         layout: of the module's parameters.
-        precision: `fp32`, `bf16` (autocast over fp32 masters) or `fp64`.
+        precision: of master rows and of the computation.
         device: where the rows live.
+        notify: is told, in one line, what the user should know.
     """
 
-    name: str
+    shares: ClassVar[bool] = False
+    """Whether gradients of equal rows are taken as those of one model."""
 
-    def __init__(self, module: nn.Module, layout: Layout, precision: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        precision: Precision,
+        device: torch.device,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self._architecture = module
         self.layout = layout
         self.device = device
-        self.samples = 0
-        """Samples that gradients were computed for, counted as often as they were asked for."""
-        self._counting = Lock()
-        self._bf16 = precision == "bf16"
-        self._common: tuple[int, int, Tensor] | None = None
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        self.precision = precision
+        self._notify = notify
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:
         views = self.layout.views(vector) if isinstance(vector, Tensor) else vector
-        with self._autocast():
+        with self.precision.active(self.device):
             logits: Tensor = functional_call(self._architecture, views, (inputs,))
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return logits.to(self.precision.master)
 
     @staticmethod
     def _mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
@@ -77,36 +84,26 @@ class Engine(ABC):
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
 
-    def share(self, rows: Tensor, model: Tensor) -> None:
-        """Be told that all `rows` [rows, P] are copies of `model` [P], so that their first gradient may be taken as that of one model.
+    def share(self, rows: Tensor, models: Tensor) -> None:
+        """Be told that `rows` [rows, P] are copies of `models` [runs, P], equally many of each, one run after the other.
 
-        It holds until the rows are written to, or the model is: their version counters tell.
+        It holds until either is written to: their version counters tell.
         """
-        self._common = (rows.data_ptr(), rows._version + model._version, model)
 
-    def _shared(self, parameters: Tensor) -> Tensor | None:
-        """The model [P] that all these rows still equal, if there is one."""
-        if self._common is None:
-            return None
-        address, version, model = self._common
-        return model if parameters.data_ptr() == address and parameters._version + model._version == version else None
-
-    def threads(self, rows: int, batch_size: int) -> int:
-        """How many blocks of a round of so many rows are trained at once, each by a thread of its own."""
+    def lanes(self, rows: int, batch_size: int) -> int:
+        """How many blocks of a round of so many rows are trained at once: by threads on a CPU, as branches of a graph on a GPU."""
         return 1
 
     @abstractmethod
-    def blocks(self, rows: int) -> list[slice]:
-        """How the rows of a round are divided: each block takes all its local steps before the next one starts."""
+    def blocks(self, rows: int, most: int) -> list[slice]:
+        """How the rows of a round are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
 
     def gradient(self, parameters: Tensor, batch: Batch) -> Tensor:
         """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again."""
         gradient, meter = self._gradient(parameters, batch)
-        with self._counting:  # rows may be trained in threads
-            self.samples += int(batch.counts.sum())
-        if not batch.metered:
+        if not batch.asked.any():
             batch.meter.add_(meter)
-            batch.metered = True
+        batch.asked += 1
         return gradient
 
     @abstractmethod
@@ -120,8 +117,9 @@ class Engine(ABC):
     def evaluate(self, models: Tensor, images: Images) -> Tensor:
         """Summed loss and number of correct predictions of each model [models, P] over all images: float64 [models, 2]."""
         totals = torch.zeros(len(models), 2, dtype=torch.float64, device=self.device)
-        for start in range(0, len(images), EVALUATION_BATCH):
-            stop = min(start + EVALUATION_BATCH, len(images))
+        size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
+        for start in range(0, len(images), size):
+            stop = min(start + size, len(images))
             targets = images.labels[start:stop].expand(len(models), -1)
             logits = self._logits(models, images.plain(start, stop))
             totals[:, 0] += F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1)
@@ -133,7 +131,7 @@ class Engine(ABC):
 class _Bound:
     """A row that lies in one place for good, with what is made once for it.
 
-    module: the architecture with its `parameters` inside `source`. source: [P], the row itself or its bf16 copy.
+    module: the architecture with its `parameters` inside `source`. source: [P], the row itself or its copy in a lower precision.
     gradient: [P], where the row's gradient is written.
     """
 
@@ -144,12 +142,10 @@ class _Bound:
 
 
 class LoopEngine(Engine):
-    """One row after the other: the reference, and the fastest for convolutions on a CPU."""
+    """One row after the other: the reference, and the fastest for large convolutions on a CPU."""
 
-    name = "loop"
-
-    def __init__(self, module: nn.Module, layout: Layout, precision: str, device: torch.device) -> None:
-        super().__init__(module, layout, precision, device)
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
         self._bound: dict[int, _Bound] = {}
 
     def bind(self, places: Sequence[Tensor]) -> None:
@@ -157,21 +153,23 @@ class LoopEngine(Engine):
         self._bound = {row.data_ptr(): self._bind(row) for place in places for row in place}
 
     def _bind(self, row: Tensor) -> _Bound:
-        # For bf16 the vector is cast at once, and its gradient back: autocast would do the same for each tensor on its own.
-        source = row.bfloat16() if self._bf16 else row
+        # The vector is cast at once, and its gradient back: autocast would do the same for each tensor on its own.
+        source = row if self.precision.compute is None else row.to(self.precision.compute)
         module = copy.deepcopy(self._architecture)
         parameters = list(module.parameters())
         for parameter, view in zip(parameters, self.layout.views(source).values(), strict=True):
             parameter.data = view
         return _Bound(module, parameters, source, torch.empty_like(row))
 
-    def threads(self, rows: int, batch_size: int) -> int:
+    def lanes(self, rows: int, batch_size: int) -> int:
+        if self.device.type != "cpu":
+            return min(rows, GPU_BRANCHES)
         # Two rows on a core each take a fifth less time than one after the other on both: kernels this small divide badly.
         # It needs rows enough to keep every core busy, and batches large enough that Python is not what they wait for.
-        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
+        cores = torch.get_num_threads()
         return cores if batch_size >= 16 and rows >= 0.8 * cores * -(-rows // cores) else 1
 
-    def blocks(self, rows: int) -> list[slice]:
+    def blocks(self, rows: int, most: int) -> list[slice]:
         return [slice(row, row + 1) for row in range(rows)]
 
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -186,74 +184,189 @@ class LoopEngine(Engine):
 
     def _row_gradient(self, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         bound = self._bound.get(row.data_ptr()) or self._bind(row)
-        if self._bf16:
+        if bound.source is not row:
             bound.source.copy_(row)
-        with self._autocast():
+        with self.precision.active(self.device):
             logits = bound.module(inputs)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits.to(self.precision.master)
         loss = self._mean_loss(logits, targets, weights)
-        gradients = torch.autograd.grad(loss, bound.parameters)
+        scale = self.precision.loss_scale
+        gradients = torch.autograd.grad(loss if scale == 1 else loss * scale, bound.parameters)
         with torch.no_grad():
-            if self._bf16:
-                bound.gradient.copy_(self.layout.flat(gradients))
-            else:
+            if self.precision.compute is None:
                 self.layout.flat(gradients, bound.gradient)
+            else:
+                bound.gradient.copy_(self.layout.flat(gradients))
+            if scale != 1:
+                bound.gradient.mul_(1 / scale)
             return bound.gradient, self._meter(logits, targets, weights, loss)
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         return torch.stack([self._forward(model, inputs) for model in models])
 
 
+GPU_BRANCHES = 16
+"""Rows that are captured side by side as branches of one graph."""
+
+
 class StackedEngine(Engine):
-    """All rows in one call."""
+    """All rows in one call. A stacked convolution is a grouped one, unless `im2col` makes it a stack of matrix products."""
 
-    name = "stacked"
+    shares = True
+    im2col: ClassVar[bool] = False
 
-    def __init__(self, module: nn.Module, layout: Layout, precision: str, device: torch.device) -> None:
-        super().__init__(module, layout, precision, device)
-        self._gradients: Tensor | None = None
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._gradients: dict[torch.Size, Tensor] = {}
+        self._chunk = 2**62
+        """Rows of one call; halved when memory runs out."""
+        self._common: tuple[Tensor, int, Tensor] | None = None
 
-    def blocks(self, rows: int) -> list[slice]:
-        return [slice(0, rows)]
+    def share(self, rows: Tensor, models: Tensor) -> None:
+        self._common = (rows, rows._version + models._version, models)
+
+    def _shared(self, parameters: Tensor) -> Tensor | None:
+        """The models [runs, P] that these rows still equal, if they do."""
+        if self._common is None:
+            return None
+        rows, version, models = self._common
+        unchanged = parameters.data_ptr() == rows.data_ptr() and parameters.shape == rows.shape
+        return models if unchanged and rows._version + models._version == version else None
+
+    def blocks(self, rows: int, most: int) -> list[slice]:
+        return _even_parts(rows, most)
 
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        def loss(views: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-            logits = self._forward(views, inputs)
-            value = self._mean_loss(logits, targets, weights)
-            return value, self._meter(logits, targets, weights, value)
+        if parameters.shape not in self._gradients:  # one for each shape, and never rebound: graphs write to it
+            self._gradients[parameters.shape] = torch.empty_like(parameters)
+        out = self._gradients[parameters.shape]
+        if (models := self._shared(parameters)) is not None and self._chunk >= len(parameters):
+            rows = len(parameters) // len(models)
+            try:
+                return out, self._shared_gradient(models, batch, out.view(len(models), rows, -1))
+            except RuntimeError as error:
+                self._halve(len(parameters), error)
+        meters = []
+        start = 0
+        while start < len(parameters):
+            part = slice(start, min(start + self._chunk, len(parameters)))
+            try:
+                meters.append(self._own_gradient(parameters[part], batch.rows(part), out[part]))
+                start = part.stop
+            except RuntimeError as error:
+                self._halve(part.stop - part.start, error)
+        return out, meters[0] if len(meters) == 1 else torch.cat(meters)
 
-        # While the rows are equal, the forward pass is that of one model with a batch of all their samples.
-        model = self._shared(parameters)
-        in_dims = (0 if model is None else None, 0, 0, None if batch.weights is None else 0)
-        views = self.layout.views(parameters if model is None else model)
-        gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(views, batch.inputs, batch.targets, batch.weights)
-        if self._gradients is None or self._gradients.shape != parameters.shape:
-            self._gradients = torch.empty_like(parameters)
-        for name, place in self.layout.views(self._gradients).items():
+    def _halve(self, rows: int, error: RuntimeError) -> None:
+        """Take half as many rows at once after this.
+
+        Raises:
+            RuntimeError: the error itself, if it is another one, or if a single row does not fit.
+        """
+        if rows == 1 or not out_of_memory(error):
+            raise error
+        self._chunk = -(-rows // 2)
+        error.__traceback__ = None  # its frames hold what filled the memory
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._notify(f"{rows} rows at once do not fit into memory; going on with {self._chunk}")
+
+    def _loss(self, views: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = self._forward(views, inputs)
+        value = self._mean_loss(logits, targets, weights)
+        return value * self.precision.loss_scale, self._meter(logits, targets, weights, value)
+
+    def _own_gradient(self, parameters: Tensor, batch: Batch, out: Tensor) -> Tensor:
+        """Gradients of rows at their own parameters, into `out` [rows, P]; the meter [rows, 2]."""
+        in_dims = (0, 0, 0, None if batch.weights is None else 0)
+        with self._convolutions():
+            gradients, meter = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)(
+                self.layout.views(parameters), batch.inputs, batch.targets, batch.weights
+            )
+        self._lay_down(gradients, out)
+        return torch.as_tensor(meter).detach()
+
+    def _shared_gradient(self, models: Tensor, batch: Batch, out: Tensor) -> Tensor:
+        """Gradients of rows that equal their run's model, into `out` [runs, rows, P]: the forward pass is that of one model a run."""
+        split = out.shape[:2]
+        inputs, targets = batch.inputs.reshape(*split, *batch.inputs.shape[1:]), batch.targets.reshape(*split, -1)
+        weights = None if batch.weights is None else batch.weights.reshape(*split, -1)
+        in_dims = (None, 0, 0, None if weights is None else 0)
+        of_run = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)
+        with self._convolutions():
+            if len(models) == 1:
+                first = None if weights is None else weights[0]
+                gradients, meter = of_run(self.layout.views(models[0]), inputs[0], targets[0], first)
+                self._lay_down(gradients, out[0])
+            else:
+                of_runs = vmap(of_run, in_dims=(0, 0, 0, None if weights is None else 0))
+                gradients, meter = of_runs(self.layout.views(models), inputs, targets, weights)
+                self._lay_down(gradients, out)
+        return torch.as_tensor(meter).detach().reshape(-1, 2)
+
+    def _lay_down(self, gradients: dict[str, Tensor], out: Tensor) -> None:
+        for name, place in self.layout.views(out).items():
             place.copy_(gradients[name])
-        return self._gradients, meter.detach()
+        if self.precision.loss_scale != 1:
+            out.mul_(1 / self.precision.loss_scale)
+
+    def _convolutions(self) -> AbstractContextManager[object]:
+        return _ConvolutionsAsProducts() if self.im2col else nullcontext()
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
-        logits: Tensor = vmap(self._forward, in_dims=(0, None))(models, inputs)
+        if len(models) == 1:
+            return self._forward(models[0], inputs)[None]
+        with self._convolutions():
+            logits: Tensor = vmap(self._forward, in_dims=(0, None))(models, inputs)
         return logits
 
 
-ENGINES: dict[str, type[Engine]] = {"loop": LoopEngine, "stacked": StackedEngine}
+class Im2colEngine(StackedEngine):
+    """All rows in one call, convolutions as matrix products over unfolded images."""
+
+    im2col = True
+
+
+class _ConvolutionsAsProducts(TorchFunctionMode):
+    """Turns `conv2d` into im2col and a matrix product, which stacks into a `bmm`; a stack of convolutions would be a grouped one."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.conv2d, F.conv2d):
+            return _convolution_as_product(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _convolution_as_product(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """`F.conv2d` of [n, in, height, width] by one matrix product over the unfolded images."""
+    if groups != 1 or isinstance(padding, str):
+        return F.conv2d(inputs, weight, bias, stride, padding, dilation, groups)
+    stride, padding, dilation = (value if isinstance(value, Sequence) else (value, value) for value in (stride, padding, dilation))
+    kernel = tuple(weight.shape[2:])
+    columns = F.unfold(inputs, kernel, dilation, padding, stride)  # [n, in * kernel, places]
+    height, width = (
+        (size + 2 * padding[side] - dilation[side] * (kernel[side] - 1) - 1) // stride[side] + 1
+        for side, size in enumerate(inputs.shape[2:])
+    )
+    out = weight.flatten(1) @ columns
+    if bias is not None:
+        out = out + bias[:, None]
+    return out.view(*out.shape[:-1], height, width)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on a GPU or in the allocator of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _even_parts(count: int, most: int) -> list[slice]:
+    """0..count-1 in as few parts of at most `most` as possible, of equal size (+-1)."""
+    parts = -(-count // most)
+    borders = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(borders)]
 
 
 LARGE_STEP = 1e9
 """FLOPs of one row's local step from which a CPU spends its time in the convolutions themselves, and not in calling them."""
-
-
-def choose_engine(name: str, device: torch.device, layout: Layout, step_flops: float) -> str:
-    """Resolve `auto`: where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU.
-
-    On a CPU a stacked convolution becomes a grouped one, which takes up to 2.5 times as long as one row after the other.
-
-    Args:
-        step_flops: of one row's local step.
-    """
-    if name != "auto":
-        return name
-    convolutional = any(len(shape) > 2 for shape in layout.shapes)
-    return "loop" if device.type == "cpu" and convolutional and step_flops >= LARGE_STEP else "stacked"

@@ -18,41 +18,54 @@ class Traffic:
 
 
 class Fabric:
-    """Reductions within a run, over rows that one process holds.
+    """Reductions within a run, over rows that one process holds. The rows of a run are neighbours.
 
     Args:
-        runs: how many runs train together.
         remote: whether a single row, too, is far from its model (a client), or is where the model is (a lone worker).
     """
 
-    def __init__(self, runs: int, remote: bool) -> None:
-        self.traffic = Traffic()
-        self._runs = runs
+    def __init__(self, remote: bool) -> None:
         self._remote = remote
+        self._rows: list[int] = []
+        self._ledger: list[Traffic] = []
 
-    def _sent(self, rows: Tensor) -> tuple[int, int]:
-        if not self._remote and len(rows) == self._runs:
-            return 0, 0
-        return rows.numel() * rows.element_size(), len(rows)
+    def begin(self, rows: list[int], ledger: list[Traffic]) -> None:
+        """Before a round: how many rows each run has in it, and the ledger of each."""
+        self._rows, self._ledger = rows, ledger
 
-    def broadcast(self, models: Tensor, run: Tensor) -> Tensor:
-        """Send each row its run's model: models [runs, P], run int64 [rows] -> [rows, P], perhaps without a copy."""
-        rows = models.expand(len(run), -1) if self._runs == 1 else models.index_select(0, run)
-        sent, messages = self._sent(rows)
-        self.traffic.bytes_down += sent
-        self.traffic.messages += messages
-        return rows
+    @property
+    def sections(self) -> list[slice]:
+        """The rows of each run."""
+        stops = [sum(self._rows[: run + 1]) for run in range(len(self._rows))]
+        return [slice(stop - rows, stop) for rows, stop in zip(self._rows, stops, strict=True)]
+
+    def count_down(self, values: Tensor) -> None:
+        """Enter in the ledger that every row was sent one of its run's `values` [runs, P]."""
+        for rows, traffic in zip(self._rows, self._ledger, strict=True):
+            if self._remote or rows > 1:
+                traffic.bytes_down += rows * values[0].numel() * values.element_size()
+                traffic.messages += rows
 
     def count_up(self, values: Tensor) -> None:
-        """Enter in the ledger that rows [rows, P] were sent to be averaged."""
-        sent, messages = self._sent(values)
-        self.traffic.bytes_up += sent
-        self.traffic.messages += messages
+        """Enter in the ledger that every row sent one of `values` [any, P] to be averaged."""
+        for rows, traffic in zip(self._rows, self._ledger, strict=True):
+            if self._remote or rows > 1:
+                traffic.bytes_up += rows * values[0].numel() * values.element_size()
+                traffic.messages += rows
 
-    def mean(self, values: Tensor, weights: Tensor, run: Tensor) -> Tensor:
+    def broadcast(self, models: Tensor) -> Tensor:
+        """Send each row its run's model: [runs, P] -> [rows, P], perhaps without a copy."""
+        self.count_down(models)
+        if len(models) == 1:
+            return models.expand(sum(self._rows), -1)
+        return torch.cat([model.expand(rows, -1) for model, rows in zip(models, self._rows, strict=True)])
+
+    def mean(self, values: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean within each run: values [rows, P], weights [rows] summing to 1 in a run -> [runs, P]."""
         self.count_up(values)
-        if self._runs == 1:
-            return (weights @ values)[None]
-        mixing = torch.zeros(self._runs, len(values), dtype=values.dtype, device=values.device)
-        return mixing.index_put_((run, torch.arange(len(run), device=run.device)), weights) @ values
+        # Run by run: in a product with zeros for the rows of other runs, one that has diverged would spoil them all.
+        return torch.stack([weights[section] @ values[section] for section in self.sections])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums within each run of what the rows know of themselves, [rows, ...] -> [runs, ...]; nothing is sent."""
+        return torch.stack([values[section].sum(0) for section in self.sections])

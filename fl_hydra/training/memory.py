@@ -1,9 +1,14 @@
-"""The C allocator's settings that suit training on a CPU."""
+"""Memory: how much is free, and the C allocator's settings that suit training on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP = 2**30
@@ -22,3 +27,17 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, KEEP)
     mallopt(M_TRIM_THRESHOLD, KEEP)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        line = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
+    except (OSError, IndexError):
+        return None
+    return int(line.split()[0]) * 1024

@@ -19,7 +19,8 @@ class Batch:
     inputs: [rows, B, channels, height, width]. targets: int64 [rows, B].
     weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
     meter: [rows, 2], to which the first gradient of this batch adds its summed loss and its correct predictions.
-    counts: how many samples count in each row, on the host; int64 [rows].
+    counts: how many samples count in each row; int64 [rows], on the host.
+    asked: how often the gradient was asked for; int64 [rows], on the host, counted up in place.
     """
 
     inputs: Tensor
@@ -27,7 +28,12 @@ class Batch:
     weights: Tensor | None
     meter: Tensor
     counts: Indices
-    metered: bool = False
+    asked: Indices
+
+    def rows(self, part: slice) -> Batch:
+        """The batches of some of the rows."""
+        weights = None if self.weights is None else self.weights[part]
+        return Batch(self.inputs[part], self.targets[part], weights, self.meter[part], self.counts[part], self.asked[part])
 
 
 Gradient = Callable[[Tensor, Batch], Tensor]
@@ -56,7 +62,7 @@ class Rows:
 
 @dataclass
 class Clients:
-    """The cohort of a round, as an algorithm sees it.
+    """The cohort of a round, as an algorithm sees it; the rows of a run are neighbours.
 
     ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run.
     slots: state of these clients that outlives the round, by name.
@@ -72,8 +78,8 @@ class Clients:
         """Each row's copy of its run's model: [runs, P] -> [rows, P]. It may share the model's memory: not to be written to, and
         not to be read after the model was changed.
         """
-        return self.fabric.broadcast(models, self.run)
+        return self.fabric.broadcast(models)
 
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean within each run: [rows, P] -> [runs, P]."""
-        return self.fabric.mean(values, self.weights, self.run)
+        return self.fabric.mean(values, self.weights)

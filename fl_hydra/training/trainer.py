@@ -2,14 +2,19 @@
 
 Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
 communicate, outer step. Nothing in a round is read back to the host.
+
+A trainer holds one run, or several that train together ("packed"): their rows lie side by side, the rows of a run are
+neighbours, and no number of one run depends on another.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,196 +24,312 @@ import torch
 from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
-from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
-from fl_hydra.data.order import Order
-from fl_hydra.sharding.base import equal_sizes
+from fl_hydra.data.dataset import Dataset, Indices, channel_statistics, datasets
+from fl_hydra.training.choice import ENGINES, candidates
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.draws import Draws
-from fl_hydra.training.engines import ENGINES, PRECISIONS, choose_engine
+from fl_hydra.training.engines import out_of_memory
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.training.graphs import Tensors
 from fl_hydra.training.images import Images
 from fl_hydra.training.layout import Layout, initial_vector
-from fl_hydra.training.memory import keep_freed_memory
+from fl_hydra.training.member import Member, Plan
+from fl_hydra.training.memory import free_memory, keep_freed_memory
+from fl_hydra.training.precision import PRECISIONS, Precision
 from fl_hydra.training.rows import Clients, Rows
 from fl_hydra.training.threads import single_threaded_pool
 
 Metrics = dict[str, float | int | None]
 """One line of metrics.jsonl; None where a number is not finite or there is no such set."""
 
+GRAPH_STEPS = 64
+"""Local steps that are recorded in one graph; a longer round is several of them."""
+
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a block of rows is trained: parameters [rows, P], slots that are fresh in each round, and hyper-parameters [rows, 1]."""
+    """Where a block of rows is trained: parameters [rows, P] and slots that are fresh in each round."""
 
     parameters: Tensor
     slots: dict[str, Tensor]
-    hyper: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A round's local steps. Tensors have a row for each local worker.
+
+    tensors: what differs from round to round: `indices` [rows, batches, B], `streams`, `cursors`, `lr` [rows, steps], and, where
+    there are such, sample weights `counting` [rows, batches, B] and `starts` [rows, P]. counts: int64 [rows, batches], samples that
+    count. asked: like counts, gradients asked for. cut: whether some row has fewer samples than its batches hold.
+    """
+
+    tensors: Tensors
+    counts: Indices
+    asked: Indices
+    cut: bool
 
 
 class Trainer:
-    """A run in memory.
+    """One run, or several that train together, in memory.
 
     Args:
-        experiment: what to train.
-        engine: `loop`, `stacked` or `auto`.
+        experiments: what to train; several must be alike as :func:`fl_hydra.training.packing.shape` says.
+        engine: one of :data:`fl_hydra.training.choice.ENGINES`, or `auto`.
         device: where.
-        client_folder: where state that belongs to clients is written; None keeps it in memory.
+        client_folders: where state that belongs to clients is written, for each run; None keeps it in memory.
+        rows_at_once: rows that are trained in one block; None: as many as fit into free memory.
+        notify: is told, in one line, what the user should know.
 
     Raises:
         UserError: the model does not fit the images, or the shards cannot be made.
     """
 
-    def __init__(self, experiment: Experiment, *, engine: str = "auto", device: str = "cpu", client_folder: Path | None = None) -> None:
-        self.experiment = experiment
+    def __init__(
+        self,
+        *experiments: Experiment,
+        engine: str = "auto",
+        device: str = "cpu",
+        client_folders: Sequence[Path] | None = None,
+        rows_at_once: int | None = None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        first = self._first = experiments[0]
         self.device = torch.device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dtype = PRECISIONS[experiment.precision]
-        self.round = 0
-        self.samples = 0
-        self.lr = 0.0
+        self.precision = PRECISIONS[first.precision]
+        self.precision.configure(self.device)
+        self.dtype = self.precision.master
+        self._notify = notify
 
         module = self._build()
         self.layout = Layout.of(module)
-        self.sample_flops = sample_flops(module, experiment)
-        chosen = choose_engine(engine, self.device, self.layout, self.sample_flops * experiment.step_samples)
-        self.engine = ENGINES[chosen](module, self.layout, experiment.precision, self.device)
+        self.sample_flops, self._sample_bytes = sample_cost(module, first)
+        if engine == "auto":
+            engine = self._choose(experiments)
+        self.engine_name = engine
+        gradients, launcher = ENGINES[engine]
+        self.engine = gradients(module, self.layout, self.precision, self.device, notify)
+        self.launcher = launcher()
+        self.rows_at_once = rows_at_once
 
-        self.split = load_split(experiment.dataset, experiment.data, experiment.split_seed, experiment.precision, self.device)
+        self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         labels = self.split.train.labels.cpu().numpy()
-        shards = experiment.sharding.shards(labels, experiment.K, experiment.N_c, experiment.seed)
-        self.shard_sizes = shards.sizes
-        self.order = Order(shards, experiment.seed)
-        self.cursors = np.zeros(experiment.K, np.int64)
-
-        algorithm, optimizer = experiment.algorithm, experiment.optimizer
-        self.state = algorithm.initial(initial_vector(self._build, experiment.seed, self.dtype).to(self.device)[None])
-        self.fabric = Fabric(runs=1, remote=algorithm.federated)
+        algorithm, optimizer = first.algorithm, first.optimizer
         kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
-        widths = {name: self.layout.size if full else 1 for name, full in kept.items()}
+        self._kept = {name: self.layout.size if full else 1 for name, full in kept.items()}
         self._fresh = {name: self.layout.size if full else 1 for name, full in optimizer.slots.items() if name not in kept}
-        self.clients = ClientStore(widths, self.dtype, self.device, client_folder)
-        self._meter = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._metered = 0
+        folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
+        self.members = [
+            Member(experiment, labels, ClientStore(self._kept, self.dtype, folder))
+            for experiment, folder in zip(experiments, folders, strict=True)
+        ]
+        initial = torch.stack([initial_vector(self._build, experiment.seed, self.dtype) for experiment in experiments])
+        self.state = algorithm.initial(initial.to(self.device))
+        self.fabric = Fabric(remote=algorithm.federated)
+        self._meter = torch.zeros(len(experiments), 2, dtype=torch.float64, device=self.device)
+        self._streams = type(algorithm).update is Algorithm.update
+        """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
+        self._starts_own = type(algorithm).start is not Algorithm.start
         self._abandoned = False
         self._pool: ThreadPoolExecutor | None = None
-        self._allocate(experiment.m)
+        self._allocate([experiment.m for experiment in experiments])
 
     def _build(self) -> nn.Module:
-        card = self.experiment.card
-        return self.experiment.model.build(card.channels, card.height, card.width, card.classes)
+        card = self._first.card
+        return self._first.model.build(card.channels, card.height, card.width, card.classes)
 
-    def _allocate(self, rows: int) -> None:
-        """The buffers of a round's rows; they serve every round, and are never rebound within one."""
-        blocks = self.engine.blocks(rows)
-        size = blocks[0].stop - blocks[0].start
-        threads = self.engine.threads(rows, self.experiment.batch_size)
-        self._places = [self._place(size) for _ in range(threads)]
+    def _choose(self, experiments: Sequence[Experiment]) -> str:
+        names = candidates(self.device, self.layout, self.sample_flops * self._first.step_samples)
+        return names[0] if len(names) == 1 else measured(names, experiments, self.device, self._notify)
+
+    def _allocate(self, rows: list[int]) -> None:
+        """The buffers of a round with so many rows of each run; they serve every round, and are never rebound within one."""
+        most = self.rows_at_once or self._rows_that_fit(sum(rows))
+        while True:
+            try:
+                self._make_buffers(rows, most)
+                break
+            except RuntimeError as error:
+                if not out_of_memory(error) or most == 1:
+                    raise
+                most = -(-min(most, sum(rows)) // 2)
+                self._notify(f"the rows of a round do not fit into memory together; going on with {most} at once")
+        self.rows_at_once = most
+
+    def _rows_that_fit(self, rows: int) -> int:
+        """How many rows can be trained at once in three quarters of the free memory."""
+        free = free_memory(self.device)
+        if free is None:
+            return rows
+        vectors = 4 + len(self._fresh)  # parameters, their gradient twice over, an intermediate of the optimizer, slots
+        each = vectors * self.layout.size * self.dtype.itemsize + 2 * self._first.batch_size * self._sample_bytes
+        return max(1, min(rows, int(0.75 * free / each)))
+
+    def _make_buffers(self, rows: list[int], most: int) -> None:
+        total = sum(rows)
+        self._blocks = self.engine.blocks(total, most)
+        size = max(block.stop - block.start for block in self._blocks)
+        lanes = min(self.engine.lanes(total, self._first.batch_size), len(self._blocks))
+        if lanes > 1 and self.device.type != "cpu" and not self.launcher.replays:
+            lanes = 1  # streams without a graph do not overlap kernels this small
+        self._places = [
+            _Place(self._buffer(size, self.layout.size), {name: self._buffer(size, width) for name, width in self._fresh.items()})
+            for _ in range(lanes)
+        ]
         self._rows = rows
-        self._streams = len(blocks) > 1 and type(self.experiment.algorithm).update is Algorithm.update
-        """Whether the mean is taken block by block, so that the rows' ends need no memory."""
-        if len(blocks) == 1:
+        self._run_of_row = [run for run, count in enumerate(rows) for _ in range(count)]
+        self._run = torch.tensor(self._run_of_row, device=self.device)
+        if len(self._blocks) == 1:
             self._ends = self._places[0].parameters
+        elif self._streams:
+            self._ends = torch.zeros(lanes, len(rows), self.layout.size, dtype=self.dtype, device=self.device)
         else:
-            self._ends = self._buffer(threads if self._streams else rows, self.layout.size)
-        self._run = torch.zeros(rows, dtype=torch.int64, device=self.device)
+            self._ends = self._buffer(total, self.layout.size)
+        self._client_slots = {name: self._buffer(total, width) for name, width in self._kept.items()}
+        self._row_meter = self._buffer(total, 2)
+        values = [member.experiment.optimizer.hyper for member in self.members]
+        self._hyper = {
+            name: torch.tensor([[values[run][name]] for run in self._run_of_row], dtype=self.dtype, device=self.device)
+            for name in values[0]
+        }
         self.engine.bind([place.parameters for place in self._places])
+        self.launcher.forget()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
-        self._pool = single_threaded_pool(threads) if threads > 1 else None
+        self._pool = single_threaded_pool(lanes) if lanes > 1 and self.device.type == "cpu" else None
 
     def _buffer(self, rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
 
-    def _place(self, rows: int) -> _Place:
-        optimizer = self.experiment.optimizer
-        return _Place(
-            self._buffer(rows, self.layout.size),
-            {name: self._buffer(rows, width) for name, width in self._fresh.items()},
-            {name: self._buffer(rows, 1).fill_(value) for name, value in optimizer.hyper.items()},
-        )
-
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self.samples >= self.experiment.budget
+        """Whether every run's budget is spent."""
+        return all(member.finished for member in self.members)
+
+    @property
+    def member(self) -> Member:
+        """The run, of a trainer that holds one."""
+        (member,) = self.members
+        return member
+
+    def keep(self, runs: Sequence[int]) -> None:
+        """Go on with these runs only; the others' rows are gone."""
+        for member in self.members:
+            member.clients.retire()
+        which = torch.tensor(list(runs), device=self.device)
+        self.members = [self.members[run] for run in runs]
+        self.state = replace(self.state, **{field.name: getattr(self.state, field.name)[which] for field in fields(self.state)})
+        self._meter = self._meter[which]
+        self._allocate([self._rows[run] for run in runs])
 
     def run_round(self) -> None:
-        """One round: cohort, starts, local steps, update."""
-        experiment, algorithm = self.experiment, self.experiment.algorithm
-        ids = experiment.participation.cohort(self.shard_sizes, experiment.m, experiment.seed, self.round)
-        rows = len(ids)
+        """One round of every run: cohorts, starts, local steps, updates."""
+        algorithm = self._first.algorithm
+        plans = [member.plan() for member in self.members]
+        rows = [len(plan.ids) for plan in plans]
         if rows != self._rows:
             self._allocate(rows)
+        self.fabric.begin(rows, [member.traffic for member in self.members])
+        for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
+            member.clients.check_out(plan.ids, member.round, {name: slot[section] for name, slot in self._client_slots.items()})
 
-        # The last round is cut: what remains of the budget is spread over the rows.
-        samples = equal_sizes(min(experiment.round_samples(self.samples, rows), experiment.budget - self.samples), rows)
-        steps = -(-int(samples.max()) // experiment.step_samples)
-        draws = Draws(
-            self.split.train,
-            self.order,
-            ids,
-            self.cursors[ids],
-            samples,
-            steps * algorithm.batches_per_step,
-            experiment.batch_size,
-            experiment.seed,
-            self.dtype,
-        )
-
-        weights = samples * (self.shard_sizes[ids] if algorithm.federated else 1.0)
-        clients = Clients(
-            ids,
-            self._run,
-            torch.from_numpy(weights / weights.sum()).to(self.device, self.dtype),
-            self.clients.check_out(ids, self.round),
-            self.fabric,
-        )
-        starts = algorithm.start(self.state, clients)
-        lr = self._learning_rates(rows, steps)
-        self._train_rows(starts, clients, lr, draws)
-        if self._streams:
-            self.fabric.count_up(starts)
-            algorithm.outer(self.state, self._ends if len(self._ends) == 1 else self._ends.sum(0, keepdim=True))
+        work, weights = self._prepare(plans)
+        clients = Clients(np.concatenate([plan.ids for plan in plans]), self._run, weights, self._client_slots, self.fabric)
+        if self._starts_own:
+            work.tensors["starts"] = algorithm.start(self.state, clients)
         else:
+            self.fabric.count_down(self.state.model)
+        self._row_meter.zero_()
+        self._train_rows(work, weights)
+        if len(self._blocks) > 1 and self._streams:
+            self.fabric.count_up(self.state.model)
+            algorithm.outer(self.state, self._ends[0] if len(self._ends) == 1 else self._ends.sum(0))
+        else:
+            starts = work.tensors["starts"] if self._starts_own else self._starts(slice(0, sum(rows)))
             algorithm.update(self.state, clients, starts, self._ends)
 
-        self._meter += draws.meter.sum(0)
-        self._metered += int(samples.sum())
-        self.cursors[ids] += samples
-        self.samples += int(samples.sum())
-        self.round += 1
+        self._meter += self.fabric.sum(self._row_meter)
+        computed = (work.asked * work.counts).sum(1)
+        for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
+            member.advance(plan, int(computed[section].sum()))
 
-    def _learning_rates(self, rows: int, steps: int) -> Tensor:
-        """The rate of every local step of the round: [rows, steps]."""
-        experiment = self.experiment
-        together = rows * experiment.step_samples
-        factors = [experiment.scheduler.factor(self.samples + j * together, together, experiment.budget) for j in range(steps)]
-        self.lr = experiment.optimizer.lr * factors[-1]
-        return (torch.tensor(factors, dtype=self.dtype) * experiment.optimizer.lr).to(self.device).expand(rows, -1)
+    def _prepare(self, plans: list[Plan]) -> tuple[_Work, Tensor]:
+        """A round's local steps, and the weights [rows] of its mean. All that goes to the device goes in two pieces."""
+        steps = max(plan.steps for plan in plans)
+        size = self._first.batch_size
+        batches = steps * self._first.algorithm.batches_per_step
+        draws = batches * size
+        samples = np.concatenate([plan.samples for plan in plans])
+        cursors = np.concatenate([member.cursors[plan.ids] for member, plan in zip(self.members, plans, strict=True)])
+        streams = np.array([stream for member, plan in zip(self.members, plans, strict=True) for stream in member.streams(plan)], np.int64)
+        indices = np.concatenate([member.draw(plan, draws) for member, plan in zip(self.members, plans, strict=True)])
+        integers = self._to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1))
+        # A run that needs fewer steps than another has no samples left in the last ones.
+        reals = np.concatenate(
+            [
+                np.concatenate([np.tile(plan.rates + plan.rates[-1:] * (steps - plan.steps), (len(plan.ids), 1)), plan.weights[:, None]], 1)
+                for plan in plans
+            ]
+        )
+        numbers = self._to_device(reals).to(self.dtype)
+        tensors = {
+            "indices": integers[:, :draws].reshape(-1, batches, size),
+            "streams": integers[:, draws],
+            "cursors": integers[:, draws + 1],
+            "lr": numbers[:, :steps],
+        }
+        cut = bool((samples < draws).any())
+        if cut:
+            counting = np.arange(draws)[None] < samples[:, None]
+            tensors["counting"] = self._to_device(counting).to(self.dtype).view(-1, batches, size)
+        counts = np.clip(samples[:, None] - np.arange(batches) * size, 0, size)
+        return _Work(tensors, counts, np.zeros_like(counts), cut), numbers[:, steps].contiguous()
 
-    def _train_rows(self, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
-        """All local steps of all rows, block by block. Each place takes its share of the blocks; several places, each in a thread.
+    def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _starts(self, block: slice) -> Tensor:
+        """What rows begin with: their run's model, [rows, P], where it can be without a copy."""
+        models = self.state.model
+        first, last = self._run_of_row[block.start], self._run_of_row[block.stop - 1]
+        if first == last:
+            return models[first : first + 1].expand(block.stop - block.start, -1)
+        return models.index_select(0, self._run[block])
+
+    def _common_models(self, block: slice) -> Tensor | None:
+        """The models of whole runs that a block of rows consists of, if there are equally many rows of each; else None."""
+        first, last = self._run_of_row[block.start], self._run_of_row[block.stop - 1]
+        if first == last:
+            return self.state.model[first : first + 1]
+        whole = sum(self._rows[first : last + 1]) == block.stop - block.start
+        return self.state.model[first : last + 1] if whole and len(set(self._rows[first : last + 1])) == 1 else None
+
+    def _train_rows(self, work: _Work, weights: Tensor) -> None:
+        """All local steps of all rows, block by block. Each place takes its share of the blocks; on a CPU, each in a thread.
 
         Which thread trains a row does not change its numbers.
         """
-        blocks = self.engine.blocks(len(starts))
-
-        def share(number: int) -> None:
-            place = self._places[number]
-            total = self._ends[number] if self._streams else None
-            for block in blocks[number :: len(self._places)]:
-                self._train_block(place, block, starts[block], clients, lr[block], draws)
-                if total is not None:
-                    self._add(total, place.parameters, clients.weights[block], first=block.start == blocks[number].start)
-                elif self._ends is not place.parameters:
-                    self._ends[block].copy_(place.parameters)
+        lanes = len(self._places)
+        if self._streams and len(self._blocks) > 1:
+            self._ends.zero_()
 
         if self._pool is None:
-            share(0)
+            for first in range(0, len(self._blocks), lanes):
+                wave = dict(enumerate(self._blocks[first : first + lanes]))
+                self._train_blocks(wave, work)
+                for lane, block in wave.items():
+                    self._collect(lane, block, weights)
             return
-        shares = [self._pool.submit(share, number) for number in range(len(self._places))]
+
+        def share(lane: int) -> None:
+            for block in self._blocks[lane::lanes]:
+                self._train_blocks({lane: block}, work)
+                self._collect(lane, block, weights)
+
+        shares = [self._pool.submit(share, lane) for lane in range(lanes)]
         try:
             for done in shares:
                 done.result()
@@ -216,96 +337,214 @@ class Trainer:
             self._abandoned = True
             raise
 
-    @staticmethod
-    def _add(total: Tensor, rows: Tensor, weights: Tensor, first: bool) -> None:
-        """Add weighted rows [rows, P] to total [P]; the first ones replace what it holds."""
-        for row, weight in zip(rows, weights, strict=True):
-            if first:
-                torch.mul(row, weight, out=total)
-                first = False
-            else:
-                total.addcmul_(row, weight)
+    def _collect(self, lane: int, block: slice, weights: Tensor) -> None:
+        """Take what a block has come to out of its place, which the next block needs."""
+        if len(self._blocks) == 1:
+            return
+        rows = self._places[lane].parameters[: block.stop - block.start]
+        if not self._streams:
+            self._ends[block].copy_(rows)
+            return
+        for row, weight, run in zip(rows, weights[block], self._run_of_row[block], strict=True):
+            self._ends[lane, run].addcmul_(row, weight)
 
-    def _train_block(self, place: _Place, block: slice, starts: Tensor, clients: Clients, lr: Tensor, draws: Draws) -> None:
-        """All local steps of some rows, in one place that stays in the cache."""
-        algorithm = self.experiment.algorithm
-        place.parameters.copy_(starts)
-        if starts.stride(0) == 0:
-            self.engine.share(place.parameters, starts[0])
-        for slot in place.slots.values():
-            slot.zero_()
-        slots = {**place.slots, **{name: slot[block] for name, slot in clients.slots.items()}}
-        rows = Rows(place.parameters, starts, slots, place.hyper, lr, self.experiment.optimizer)
-        batches = draws.batches(block)
-        for j in range(lr.shape[1]):
+    def _train_blocks(self, wave: dict[int, slice], work: _Work) -> None:
+        """All local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""
+        per_step = self._first.algorithm.batches_per_step
+        rows = slice(min(block.start for block in wave.values()), max(block.stop for block in wave.values()))
+        steps = work.tensors["lr"].shape[1]
+        length = GRAPH_STEPS if self.launcher.replays else steps
+        for first in range(0, steps, length):
+            last = min(first + length, steps)
+            batches = slice(first * per_step, last * per_step)
+            tensors = {name: tensor[rows] for name, tensor in work.tensors.items()}
+            for name in {"indices", "counting"} & tensors.keys():
+                tensors[name] = tensors[name][:, batches]
+            tensors["cursors"] = tensors["cursors"] + first * self._first.step_samples
+            counts = work.counts[rows, batches]
+            train = partial(self._train_segment, wave, rows, slice(first, last), counts, work.cut)
+            key = None if work.cut else (rows.start, rows.stop, first, last)
+            work.asked[rows, batches] += self.launcher.run(key, train, tensors)
+
+    def _train_segment(self, wave: dict[int, slice], rows: slice, steps: slice, counts: Indices, cut: bool, tensors: Tensors) -> Indices:
+        """Some local steps of some blocks; how often each batch's gradient was asked for."""
+        asked = np.zeros_like(counts)
+        draws = Draws(
+            self.split.train,
+            tensors["indices"],
+            tensors["streams"],
+            tensors["cursors"],
+            tensors.get("counting"),
+            self._row_meter[rows],
+            counts,
+            asked,
+        )
+        pieces = [
+            partial(
+                self._train_block,
+                self._places[lane],
+                block,
+                slice(block.start - rows.start, block.stop - rows.start),
+                steps,
+                draws,
+                cut,
+                tensors,
+            )
+            for lane, block in wave.items()
+        ]
+        self.launcher.side_by_side(pieces)
+        return asked
+
+    def _train_block(self, place: _Place, block: slice, local: slice, steps: slice, draws: Draws, cut: bool, tensors: Tensors) -> None:
+        """Some local steps of a block of rows, in one place. `local` is where the block lies in `tensors` and `draws`."""
+        algorithm = self._first.algorithm
+        size = block.stop - block.start
+        parameters = place.parameters[:size]
+        starts = tensors["starts"][local] if self._starts_own else self._starts(block)
+        slots = {name: slot[:size] for name, slot in place.slots.items()}
+        if steps.start == 0:
+            parameters.copy_(starts)
+            for slot in slots.values():
+                slot.zero_()
+            if not self._starts_own and self.engine.shares and (models := self._common_models(block)) is not None:
+                self.engine.share(parameters, models)
+        slots |= {name: slot[block] for name, slot in self._client_slots.items()}
+        hyper = {name: values[block] for name, values in self._hyper.items()}
+        rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], self._first.optimizer)
+        batches = draws.batches(local)
+        for j in range(steps.start, steps.stop):
             step_batches = list(islice(batches, algorithm.batches_per_step))
             if self._abandoned:
                 break
-            active = np.array([batch.counts for batch in step_batches]).any(0) if draws.cut else None
+            active = np.array([batch.counts for batch in step_batches]).any(0) if cut else None
             if active is None or active.all():
                 algorithm.step(rows, self.engine.gradient, step_batches, j)
                 continue
             if not active.any():
                 break
-            # Rows whose samples are used up in a cut round stay as they are while the others take their last step.
+            # Rows whose samples are used up stay as they are while the others take their last steps.
             idle = torch.from_numpy(~active).to(self.device)[:, None]
             before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
             algorithm.step(rows, self.engine.gradient, step_batches, j)
             for tensor, kept in before:
                 tensor.copy_(torch.where(idle, kept, tensor))
 
-    def evaluate(self) -> Metrics:
-        """The present line of metrics; the training figures are running means since the last call. The one place that reads back."""
-        models = self.experiment.algorithm.models(self.state)
-        loss, correct = self._meter.tolist()
-        metrics: Metrics = {
-            "round": self.round,
-            "samples": self.samples,
-            "epoch": self.samples / len(self.split.train),
-            "lr": self.lr,
-            "train/loss": _finite(loss / max(1, self._metered)),
-            "train/acc": _finite(correct / max(1, self._metered)),
-        }
-        self._meter.zero_()
-        self._metered = 0
+    def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
+        """The present line of metrics of some runs; the training figures are running means since their last one.
+
+        The one place that reads back.
+        """
+        which = list(runs)
+        state = replace(self.state, **{field.name: getattr(self.state, field.name)[which] for field in fields(self.state)})
+        models = self._first.algorithm.models(state)
+        figures: dict[str, list[list[float]] | None] = {}
         for name, images in (("val", self.split.validation), ("test", self.split.test)):
-            mean_loss = mean_accuracy = None
-            if len(images):
-                loss, correct = (self.engine.evaluate(models, images).mean(0) / len(images)).tolist()
-                mean_loss, mean_accuracy = _finite(loss), correct
-            metrics |= {f"{name}/loss": mean_loss, f"{name}/acc": mean_accuracy}
-        return {**metrics, **asdict(self.fabric.traffic), "flops": self.sample_flops * self.engine.samples}
+            totals = self.engine.evaluate(models, images).view(len(which), -1, 2).mean(1) if len(images) else None
+            figures[name] = None if totals is None else (totals / len(images)).tolist()
+        meters = self._meter[which].tolist()
+        rows = []
+        for position, run in enumerate(which):
+            member = self.members[run]
+            loss, correct = meters[position]
+            metrics: Metrics = {
+                "round": member.round,
+                "samples": member.samples,
+                "epoch": member.samples / len(self.split.train),
+                "lr": member.lr,
+                "train/loss": _finite(loss / max(1, member.metered)),
+                "train/acc": _finite(correct / max(1, member.metered)),
+            }
+            for name, values in figures.items():
+                metrics[f"{name}/loss"] = None if values is None else _finite(values[position][0])
+                metrics[f"{name}/acc"] = None if values is None else values[position][1]
+            rows.append({**metrics, **asdict(member.traffic), "flops": self.sample_flops * member.computed})
+            self._meter[run].zero_()
+            member.metered = 0
+        return rows
 
-    def checkpoint(self) -> dict[str, Any]:
-        """Everything that the next round depends on, as plain values and tensors; client state is written and referred to."""
+    def weights(self, run: int = 0) -> Tensor:
+        """A run's model, [P], on the host."""
+        return self.state.model[run].cpu()
+
+    def checkpoint(self, run: int = 0) -> dict[str, Any]:
+        """Everything that a run's next round depends on, as plain values and tensors; client state is written and referred to."""
+        member = self.members[run]
         return {
-            "round": self.round,
-            "samples": self.samples,
-            "lr": self.lr,
-            "cursors": torch.from_numpy(self.cursors),
-            "state": {field.name: getattr(self.state, field.name) for field in fields(self.state)},
-            "meter": self._meter,
-            "metered": self._metered,
-            "gradient_samples": self.engine.samples,
-            "traffic": asdict(self.fabric.traffic),
-            "clients": self.clients.save(),
+            "round": member.round,
+            "samples": member.samples,
+            "lr": member.lr,
+            "cursors": torch.from_numpy(member.cursors),
+            "state": {field.name: getattr(self.state, field.name)[run].clone() for field in fields(self.state)},
+            "meter": self._meter[run].clone(),
+            "metered": member.metered,
+            "gradient_samples": member.computed,
+            "traffic": asdict(member.traffic),
+            "clients": member.clients.save(),
         }
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+    def restore(self, checkpoint: dict[str, Any], run: int = 0) -> None:
+        """Go on with a run from its checkpoint.
 
         Raises:
             CorruptFile: client state that it refers to is damaged.
         """
-        self.clients.restore(checkpoint["clients"])
-        self.round, self.samples, self.lr = checkpoint["round"], checkpoint["samples"], checkpoint["lr"]
-        self.cursors = checkpoint["cursors"].numpy().copy()
+        member = self.members[run]
+        member.clients.restore(checkpoint["clients"])
+        member.round, member.samples, member.lr = checkpoint["round"], checkpoint["samples"], checkpoint["lr"]
+        member.cursors = checkpoint["cursors"].numpy().copy()
         for name, tensor in checkpoint["state"].items():
-            getattr(self.state, name).copy_(tensor)
-        self._meter.copy_(checkpoint["meter"])
-        self._metered = checkpoint["metered"]
-        self.engine.samples = checkpoint["gradient_samples"]
-        self.fabric.traffic = Traffic(**checkpoint["traffic"])
+            getattr(self.state, name)[run].copy_(tensor)
+        self._meter[run].copy_(checkpoint["meter"])
+        member.metered = checkpoint["metered"]
+        member.computed = checkpoint["gradient_samples"]
+        member.traffic = Traffic(**checkpoint["traffic"])
+
+
+_fastest: dict[tuple[object, ...], str] = {}
+"""What was measured in this process: engines by what their speed depends on."""
+
+
+def measured(names: Sequence[str], experiments: Sequence[Experiment], device: torch.device, notify: Callable[[str], None]) -> str:
+    """The fastest of some engines for these runs: each trains a few short rounds. Measured once for each shape and precision."""
+    first = experiments[0]
+    rows = sum(experiment.m for experiment in experiments)
+    key = (
+        first.model.name,
+        str(first.card),
+        first.batch_size,
+        rows,
+        first.precision,
+        first.algorithm.name,
+        first.optimizer.name,
+        str(device),
+    )
+    if key not in _fastest:
+        short = [replace(experiment, J=min(experiment.J or 4, 4), budget=10**12) for experiment in experiments]
+        seconds = {}
+        for name in names:
+            try:
+                trainer = Trainer(*short, engine=name, device=str(device))
+                for _ in range(3):  # the first as it comes, the second recorded, the third warm
+                    trainer.run_round()
+                times = []
+                for _ in range(3):
+                    _synchronize(device)
+                    began = time.perf_counter()
+                    trainer.run_round()
+                    _synchronize(device)
+                    times.append(time.perf_counter() - began)
+                seconds[name] = sorted(times)[1]
+            except RuntimeError as error:
+                notify(f"engine={name} cannot be used here: {' '.join(str(error).split())[:200]}")
+        if not seconds:
+            raise RuntimeError(f"none of the engines {', '.join(names)} can be used on {device}; choose engine=stacked or engine=loop")
+        _fastest[key] = min(seconds, key=lambda name: seconds[name])
+    return _fastest[key]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _finite(value: float) -> float | None:
@@ -321,10 +560,9 @@ class Split:
     test: Images
 
 
-def load_split(dataset: Dataset, root: Path, split_seed: int, precision: str, device: torch.device) -> Split:
+def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
     """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
-    settings = tuple(asdict(dataset).items())
-    return _load_split(dataset.name, settings, root, split_seed, torch.bfloat16 if precision == "bf16" else PRECISIONS[precision], device)
+    return _load_split(dataset.name, tuple(asdict(dataset).items()), root, split_seed, precision.images, device)
 
 
 @lru_cache(maxsize=2)
@@ -348,11 +586,23 @@ def _load_split(
     )
 
 
-def sample_flops(module: nn.Module, experiment: Experiment) -> int:
-    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
+def sample_cost(module: nn.Module, experiment: Experiment) -> tuple[int, int]:
+    """What one sample's forward and backward pass takes.
+
+    Returns:
+        floating-point operations of products and convolutions, two for each multiply-add; bytes kept for the backward pass.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     card = experiment.card
-    with FlopCounterMode(display=False) as counter:
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if not isinstance(tensor, nn.Parameter):
+            kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), kept

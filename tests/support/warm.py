@@ -99,7 +99,7 @@ def child(request: dict[str, Any], output: int) -> None:
         original_round = Trainer.run_round
 
         def asked_round(self: Trainer) -> None:
-            if self.round == after:
+            if self.members[0].round == after:
                 os.kill(os.getpid(), number)
             original_round(self)
 
