@@ -16,25 +16,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_hydra.config import unused_keys
+from fl_hydra.endings import Mistake, RunEnded, SweepEnded
 from fl_hydra.errors import UserError, require
 from fl_hydra.runs.execution import Outcome, execute
 from fl_hydra.runs.progress import ConsoleReporter, brief
 from fl_hydra.schema import explain, register_schema, typed
-from fl_hydra.sweeping.grid import SweepEnded
 
 PROJECT = Path(__file__).resolve().parent.parent
 USAGE_ERROR, FAILED = 2, 1
-
-
-class _Ended(BaseException):
-    """Carries the outcome of a single run, or of the one that a sweep was stopped in, past Hydra."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-
-
-class _Mistake(BaseException):
-    """Carries a mistake of the user past Hydra, which would announce it as a failed job."""
 
 
 def _task(composed: DictConfig) -> Outcome:
@@ -52,11 +41,11 @@ def _task(composed: DictConfig) -> Outcome:
                 reporter.warn(note)
         outcome = execute(config, reporter)
     except UserError as error:
-        raise _Mistake(str(error)) from error
+        raise Mistake(str(error)) from error
     if alone:
-        raise _Ended(outcome)
+        raise RunEnded(outcome)
     if outcome.signal_number:  # the sweep ends, too, where the signal came in a run's last round
-        raise _Ended(replace(outcome, status="interrupted"))
+        raise RunEnded(replace(outcome, status="interrupted"))
     return outcome
 
 
@@ -67,13 +56,13 @@ def main() -> None:
     register_schema()
     try:
         hydra.main(config_path=str(PROJECT / "conf"), config_name="config")(_task)()
-    except _Ended as ended:
+    except RunEnded as ended:
         _leave(ended.outcome)
     except SweepEnded as ended:
         sys.exit(ended.status)
     except KeyboardInterrupt:
         _fail(f"stopped; everything that was trained is kept. To go on:\n    {command()}", 128 + signal.SIGINT)
-    except (_Mistake, UserError) as error:
+    except (Mistake, UserError) as error:
         _fail(str(error), USAGE_ERROR)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if full_error:

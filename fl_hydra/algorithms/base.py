@@ -50,6 +50,9 @@ class Algorithm(Component):
     client_slots: ClassVar[dict[str, bool]] = {}
     """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first."""
 
+    packs: ClassVar[bool] = True
+    """Whether several runs can train together: not where an update mixes rows other than through the fabric."""
+
     def check(self, K: int, C: float) -> None:
         """Refuse K and C that the method cannot run with.
 

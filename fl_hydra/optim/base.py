@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
@@ -37,6 +37,12 @@ class Optimizer(Component):
     @abstractmethod
     def hyper(self) -> dict[str, float]:
         """Hyper-parameters that do not change shapes, other than the learning rate: each becomes a tensor [rows, 1]."""
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What rows must have in common to take a step together: all that is not a hyper-parameter, and which of those are 0."""
+        values = asdict(self)
+        return {name: bool(value) if name in self.hyper else value for name, value in values.items() if name != "lr"}
 
     @abstractmethod
     def apply(self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import open_dict
 
+from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
+from fl_hydra.sweeping.points import compose_point
 
 if TYPE_CHECKING:
     from fl_hydra.config import Config
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 Point = list[str]
 """The overrides of one run."""
-
-
-class SweepEnded(BaseException):
-    """Carries the exit status of a sweep past Hydra."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
 
 
 class GridSweeper(BasicSweeper):
@@ -70,16 +63,13 @@ class GridSweeper(BasicSweeper):
         from fl_hydra.config import check_device, resolve, unused_keys
         from fl_hydra.errors import UserError
         from fl_hydra.runs.progress import ConsoleReporter
-        from fl_hydra.schema import explain, typed
+        from fl_hydra.schema import explain
 
         assert self.hydra_context is not None and self.config is not None
         checked, bad, notes = [], [], dict[str, None]()
         for point, label in zip(points, labels, strict=True):
             try:
-                composed = copy.deepcopy(self.hydra_context.config_loader.load_sweep_config(self.config, point))
-                with open_dict(composed):
-                    del composed["hydra"]
-                config = typed(composed)
+                config = compose_point(self.hydra_context, self.config, point)
                 check_device(config.device, config.engine)
                 checked.append((config, resolve(config)))
                 notes |= dict.fromkeys(unused_keys(config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fl_hydra.training.engines import LARGE_STEP, Engine, Im2colEngine, LoopEngine, StackedEngine
+from fl_hydra.training.engines import Engine, Im2colEngine, LoopEngine, StackedEngine
 from fl_hydra.training.graphs import GraphLauncher, Launcher
 from fl_hydra.training.layout import Layout
 
@@ -19,7 +19,12 @@ ENGINES: dict[str, tuple[type[Engine], type[Launcher]]] = {
 """Engines by name: where gradients come from, and how steps are launched."""
 
 
-def candidates(device: torch.device, layout: Layout, step_flops: float) -> list[str]:
+LARGE_STEP = 5 * 10**6
+"""Bytes of activations of a row's step from which a CPU spends its time in the convolutions themselves, and not in calling them:
+LeNet from batch 16 on, the small network never."""
+
+
+def candidates(device: torch.device, layout: Layout, step_bytes: int) -> list[str]:
     """What `engine=auto` has to choose from; more than one only where nothing but a measurement can tell.
 
     Where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU. On a CPU a large stacked
@@ -27,9 +32,9 @@ def candidates(device: torch.device, layout: Layout, step_flops: float) -> list[
     whether grouped convolutions, matrix products or parallel branches of plain ones win.
 
     Args:
-        step_flops: of one row's local step.
+        step_bytes: what the forward pass of one row's batch keeps for its backward pass.
     """
     convolutional = any(len(shape) == 4 for shape in layout.shapes)
     if device.type == "cpu":
-        return ["loop" if convolutional and step_flops >= LARGE_STEP else "stacked"]
+        return ["loop" if convolutional and step_bytes >= LARGE_STEP else "stacked"]
     return ["graph", "graph-im2col", "graph-loop"] if convolutional else ["graph"]

@@ -366,7 +366,3 @@ def _even_parts(count: int, most: int) -> list[slice]:
     parts = -(-count // most)
     borders = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(borders)]
-
-
-LARGE_STEP = 1e9
-"""FLOPs of one row's local step from which a CPU spends its time in the convolutions themselves, and not in calling them."""

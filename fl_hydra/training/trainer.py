@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
-from fl_hydra.data.dataset import Dataset, Indices, channel_statistics, datasets
+from fl_hydra.data.dataset import Card, Dataset, Indices, channel_statistics, datasets
 from fl_hydra.training.choice import ENGINES, candidates
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.draws import Draws
@@ -105,7 +105,7 @@ class Trainer:
 
         module = self._build()
         self.layout = Layout.of(module)
-        self.sample_flops, self._sample_bytes = sample_cost(module, first)
+        self._sample_bytes = sample_bytes(module, first.card)
         if engine == "auto":
             engine = self._choose(experiments)
         self.engine_name = engine
@@ -141,7 +141,7 @@ class Trainer:
         return self._first.model.build(card.channels, card.height, card.width, card.classes)
 
     def _choose(self, experiments: Sequence[Experiment]) -> str:
-        names = candidates(self.device, self.layout, self.sample_flops * self._first.step_samples)
+        names = candidates(self.device, self.layout, self._sample_bytes * self._first.batch_size)
         return names[0] if len(names) == 1 else measured(names, experiments, self.device, self._notify)
 
     def _allocate(self, rows: list[int]) -> None:
@@ -202,6 +202,11 @@ class Trainer:
 
     def _buffer(self, rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def sample_flops(self) -> int:
+        """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
+        return sample_flops(self._build(), self._first.card)
 
     @property
     def finished(self) -> bool:
@@ -586,23 +591,26 @@ def _load_split(
     )
 
 
-def sample_cost(module: nn.Module, experiment: Experiment) -> tuple[int, int]:
-    """What one sample's forward and backward pass takes.
-
-    Returns:
-        floating-point operations of products and convolutions, two for each multiply-add; bytes kept for the backward pass.
-    """
+def sample_flops(module: nn.Module, card: Card) -> int:
+    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    card = experiment.card
-    kept = 0
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def sample_bytes(module: nn.Module, card: Card) -> int:
+    """Bytes that one sample's forward pass keeps for its backward pass."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        if not isinstance(tensor, nn.Parameter):
-            kept += tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
-    return int(counter.get_total_flops()), kept
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(torch.zeros(1, card.channels, card.height, card.width))
+    return sum(kept.values())

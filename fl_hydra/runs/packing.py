@@ -1,0 +1,43 @@
+"""Which runs can train together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from fl_hydra.config import Config
+from fl_hydra.training.experiment import Experiment
+
+
+def shape(config: Config, experiment: Experiment) -> str | None:
+    """What runs must have in common to be rows of one training: equal texts can; None trains alone.
+
+    Seeds, learning rates and other numbers of the optimizer, schedules, budgets, shardings, participation and the number of
+    clients may differ, as long as equally many take part in a round.
+    """
+    e = experiment
+    if not e.algorithm.packs:
+        return None
+    common = {
+        "dataset": asdict(e.dataset),
+        "data": [str(e.data), e.card.fingerprint, e.split_seed],
+        "model": asdict(e.model),
+        "algorithm": asdict(e.algorithm),
+        "optimizer": e.optimizer.form,
+        "steps": [e.m, e.J, e.batch_size, e.precision],
+        "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
+    }
+    return json.dumps(common, sort_keys=True)
+
+
+def packs(shapes: list[str | None], most: int) -> list[list[int]]:
+    """Positions of runs in groups of equal shape, each of at most `most`, in the order in which they were asked for."""
+    groups: dict[str, list[list[int]]] = {}
+    ordered: list[list[int]] = []
+    for position, text in enumerate(shapes):
+        mine = groups.setdefault(text, []) if text is not None else []
+        if not mine or len(mine[-1]) >= most:
+            mine.append([])
+            ordered.append(mine[-1])
+        mine[-1].append(position)
+    return ordered

@@ -1,0 +1,63 @@
+"""Points of a sweep that train together: `hydra/launcher=packed`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+
+from fl_hydra.endings import Mistake, RunEnded
+from fl_hydra.errors import UserError, require
+from fl_hydra.sweeping.points import compose_point
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
+
+
+class PackedLauncher(Launcher):
+    """Trains points that differ only in values that change no shapes as rows of one training, each in its own run directory.
+
+    Points of other shapes form other packs, one after the other; so do more than `runs` of one shape.
+    """
+
+    def __init__(self, runs: int = 16) -> None:
+        self._runs = runs
+        self._context: HydraContext | None = None
+        self._config: DictConfig | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        require(self._runs >= 1, f"hydra.launcher.runs={self._runs}: at least 1 run is needed in a pack")
+        self._context, self._config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Outcomes in the order of the points.
+
+        Raises:
+            RunEnded: a signal asked to stop.
+        """
+        from fl_hydra.config import resolve
+        from fl_hydra.runs.execution import Outcome, execute_together
+        from fl_hydra.runs.packing import packs, shape
+        from fl_hydra.runs.progress import ConsoleReporter
+
+        assert self._context is not None and self._config is not None
+        points = [list(overrides) for overrides in job_overrides]
+        configs = [compose_point(self._context, self._config, point) for point in points]
+        outcomes: dict[int, Outcome] = {}
+        for pack in packs([shape(config, resolve(config)) for config in configs], self._runs):
+            try:
+                ended = execute_together([configs[position] for position in pack], ConsoleReporter())
+            except UserError as error:
+                raise Mistake(str(error)) from error
+            for outcome in ended:
+                if outcome.signal_number:
+                    raise RunEnded(replace(outcome, status="interrupted"))
+            outcomes.update(zip(pack, ended, strict=True))
+        return [
+            JobReturn(overrides=point, status=JobStatus.COMPLETED, _return_value=outcomes[position])
+            for position, point in enumerate(points)
+        ]
