@@ -285,7 +285,10 @@ def _train(executions: list[_Execution], reporter: Reporter) -> None:
     with Interruption() as interruption:
         trainer = _make_trainer(executions, reporter)
         for run, execution in enumerate(executions):
-            execution.restore(trainer, run)
+            if execution.outcome is None:
+                with _alone(execution):
+                    execution.restore(trainer, run)
+        executions = _end_finished(executions, trainer, interruption)
         reporter.started(
             [
                 (execution.experiment, execution.folder.path, member.round)
@@ -293,7 +296,6 @@ def _train(executions: list[_Execution], reporter: Reporter) -> None:
             ]
         )
         began = saved = time.monotonic()
-        executions = _end_finished(executions, trainer, interruption)
         while executions:
             trainer.run_round()
             reporter.advanced(max(member.round for member in trainer.members))
@@ -367,6 +369,7 @@ def _make_trainer(executions: list[_Execution], reporter: Reporter) -> Trainer:
         **({"together": len(executions)} if len(executions) > 1 else {}),
     }
     for execution in executions:
-        execution.write_environment(environment)
-        execution.write_config()
+        with _alone(execution):
+            execution.write_environment(environment)
+            execution.write_config()
     return trainer

@@ -59,6 +59,8 @@ class ConsoleReporter:
 
     def started(self, runs: Sequence[tuple[Experiment, Path, int]]) -> None:
         """Say what is trained and where, and from which round it goes on."""
+        if not runs:
+            return
         if len(runs) > 1:
             self._line(f"{len(runs)} runs together:")
         for experiment, folder, round in runs:

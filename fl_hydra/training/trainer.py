@@ -368,7 +368,7 @@ class Trainer:
             tensors["cursors"] = tensors["cursors"] + first * self._first.step_samples
             counts = work.counts[rows, batches]
             train = partial(self._train_segment, wave, rows, slice(first, last), counts, work.cut)
-            key = None if work.cut else (rows.start, rows.stop, first, last)
+            key = None if work.cut else (rows.start, rows.stop, first, last, steps)
             work.asked[rows, batches] += self.launcher.run(key, train, tensors)
 
     def _train_segment(self, wave: dict[int, slice], rows: slice, steps: slice, counts: Indices, cut: bool, tensors: Tensors) -> Indices:
