@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 DEMO := section=demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench cifar100 runs
+.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,13 @@ lint: setup ## ruff format and lint, mypy --strict
 
 bench: setup ## speed and memory against a plain loop; run it alone on the machine
 	$(RUN) -m benchmarks.bench
+
+peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+
+gpu-check: setup ## on a GPU: its tests, the benchmark, the required figures, two full runs; outputs/gpu-check.md
+	$(RUN) -m benchmarks.gpu_check
 
 cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour on two cores
 	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000

@@ -1,6 +1,6 @@
-"""`make bench`: FedAvg rounds, overhead, throughput and memory; contenders take turns in one process, figures are medians.
+"""`make bench`: speed and memory. Contenders of a section take turns in one process, and figures are medians.
 
-Absolute times are this machine's; the ratios are what is required and compared from commit to commit.
+Absolute times are this machine's; the ratios are what is required, and compared from commit to commit.
 """
 
 from __future__ import annotations
@@ -15,206 +15,311 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
-from benchmarks.plain import PlainFedAvg, lenet
-from fl_hydra.algorithms.base import Algorithm
+from benchmarks.workloads import DEVICE, ManyClients, bare_passes, plain_loop, trainer
 from fl_hydra.algorithms.centralized import Centralized
-from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Arrays, Dataset, channel_statistics, datasets
-from fl_hydra.models.lenet import LeNet
-from fl_hydra.optim.schedules import Constant
-from fl_hydra.optim.sgdm import SGDM
-from fl_hydra.participation.schemes import Uniform
-from fl_hydra.sharding.base import equal_sizes
-from fl_hydra.sharding.iid import IID
-from fl_hydra.training.experiment import Experiment
+from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.trainer import Trainer
 
-CLIENTS = (100, 10_000, 100_000)
+PROJECT = Path(__file__).resolve().parent.parent
+PEERS = PROJECT / ".venv-peers" / "bin" / "python"
 Name = TypeVar("Name", str, int)
 
-REQUIRED = {
-    "FedAvg round, fp32": ("at least", 1.15),
-    "FedAvg round, bf16": ("at least", 2.3),
-    "overhead round": ("at most", 1.5),
-    "time per round, K=10,000 to K=100": ("within", 1.2),
-    "time per round, K=100,000 to K=100": ("within", 1.2),
-    "peak memory, K=10,000 to K=100": ("within", 1.2),
-    "peak memory, K=100,000 to K=100": ("within", 1.2),
-}
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: in full, or only that everything runs."""
+
+    repeats: int = 9
+    batch_size: int = 64
+    clients: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000)
+    cohorts: tuple[int, ...] = (1, 2, 5, 10, 50, 200)
+    packs: tuple[int, ...] = (1, 3, 9, 15)
+    steps: int = 16
 
 
-@datasets.register
+SHORT = Scale(repeats=1, batch_size=2, clients=(10, 100), cohorts=(1, 2), packs=(1, 3), steps=2)
+
+
 @dataclass
-class MadeUp(Dataset):
-    """Random images with the shapes of CIFAR-100."""
+class Figures:
+    """What a section found. rows: lines of its table, of the columns `what`, `ms`, `images/s` and `note`. ratios: what is compared."""
 
-    name: str = "made-up"
-    validation: float = 0.0
-    crop: int = 4
-    flip: bool = True
+    title: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def class_count(self) -> int:
-        return 100
-
-    def source(self, root: Path) -> None:
-        return None
-
-    def read(self, root: Path) -> Arrays:
-        return made_up(50_000, 32, 3)
+    def add(self, what: str, seconds: float, images: int | None = None, note: str = "") -> None:
+        """A line of the table."""
+        rate = None if images is None else images / seconds
+        self.rows.append({"what": what, "ms": 1000 * seconds, "images/s": rate, "note": note})
 
 
-@datasets.register
-@dataclass
-class ManyClients(MadeUp):
-    """Enough small random images for 100,000 clients."""
-
-    name: str = "many-clients"
-    crop: int = 1
-
-    def read(self, root: Path) -> Arrays:
-        return made_up(400_000, 16, 1)
-
-
-def made_up(count: int, side: int, channels: int) -> Arrays:
-    """Random images and labels."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, side, side, channels), np.uint8)
-    return Arrays(images, np.arange(count) % 100, images[:100], np.arange(100))
+REQUIRED: dict[str, tuple[str, float]] = {
+    "FedAvg round, fp32: plain loop / ours": ("at least", 1.2),
+    "FedAvg round, bf16: plain loop / ours": ("at least", 2.5),
+    "overhead round: ours / ten bare passes": ("at most", 1.4),
+    "convolutions and products, fp32": ("at least", 0.75),
+    "Flower / ours": ("at least", 1.0),
+    "Flower / ours, overhead round": ("at least", 1.0),
+    "pfl / ours": ("at least", 1.0),
+    "pfl / ours, overhead round": ("at least", 1.0),
+    "start to first round, seconds": ("at most", 4.0),
+    "each further point, seconds": ("at most", 0.5),
+    "packed 3: together / one after the other": ("at most", 1.05),
+    "packed 9: together / one after the other": ("at most", 1.05),
+    "packed 15: together / one after the other": ("at most", 1.05),
+} | {f"{what}, K={K:,} to K=100": ("within", 1.2) for what in ("time of a round", "peak memory") for K in (10, 1_000, 10_000, 100_000)}
 
 
-def experiment(
-    dataset: Dataset, root: Path, *, algorithm: Algorithm, K: int, m: int, J: int, batch_size: int, precision: str
-) -> Experiment:
-    """A run that is long enough to be timed."""
-    return Experiment(
-        dataset=dataset,
-        card=dataset.card(root),
-        model=LeNet(),
-        optimizer=SGDM(lr=0.1, weight_decay=1e-4, momentum=0.0),
-        scheduler=Constant(),
-        algorithm=algorithm,
-        sharding=IID(),
-        participation=Uniform(),
-        K=K,
-        m=m,
-        J=J,
-        N_c=None,
-        batch_size=batch_size,
-        budget=10**12,
-        points=1,
-        precision=precision,
-        seed=0,
-        split_seed=0,
-        data=root,
-    )
-
-
-def trainer(root: Path, engine: str = "auto", **overrides: Any) -> Trainer:
-    """A trainer on the made-up CIFAR-100, FedAvg K=100, C=0.1, J=4, batch 64 unless overridden."""
-    settings: dict[str, Any] = {"algorithm": FedAvg(), "K": 100, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32"} | overrides
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Trainer(experiment(MadeUp(), root, **settings), engine=engine, device=device)
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def interleaved(contenders: Mapping[Name, Callable[[], object]], repeats: int) -> dict[Name, float]:
     """Median seconds of each contender; they take turns, so that a drift of the machine meets all of them."""
-    for contender in contenders.values():
-        contender()
+    for _ in range(3 if DEVICE == "cuda" else 1):  # graphs are recorded in the second round
+        for contender in contenders.values():
+            contender()
     times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, contender in contenders.items():
+            synchronize()
             began = time.perf_counter()
             contender()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize()
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def bare_passes(count: int) -> Callable[[], None]:
-    """Forward and backward passes of one image through the plain network, nothing else."""
-    module = lenet(100)
-    images, labels = torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
-
-    def run() -> None:
-        for _ in range(count):
-            module.zero_grad()
-            F.cross_entropy(module(images), labels).backward()
-
-    return run
+def engines() -> list[str]:
+    """The engines that run here."""
+    return [name for name in ENGINES if DEVICE == "cuda" or not name.startswith("graph")]
 
 
-def plain_loop(root: Path) -> PlainFedAvg:
-    """The yardstick on the same images."""
-    arrays = MadeUp().load(root)
-    mean, deviation = channel_statistics(arrays.train_images)
-    images = torch.from_numpy(((arrays.train_images / 255 - mean) / deviation).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(arrays.train_labels)
-    shards = list(torch.randperm(len(labels)).split(equal_sizes(len(labels), 100).tolist()))
-    return PlainFedAvg(images, labels, shards, cohort=10, J=4, batch_size=64)
-
-
-def measure(root: Path, repeats: int) -> dict[str, Any]:
-    """All figures."""
-    plain = plain_loop(root)
-    rounds = {
-        "plain loop": plain.run_round,
-        "FedAvg round, fp32": trainer(root).run_round,
-        "FedAvg round, bf16": trainer(root, precision="bf16").run_round,
+def rounds(scale: Scale) -> Figures:
+    """The FedAvg round: K=100, C=0.1, J=4, batch 64, for each engine and precision."""
+    figures = Figures("FedAvg round, K=100, C=0.1, J=4, batch 64")
+    images = 40 * scale.batch_size
+    plain = {"plain loop": plain_loop(batch_size=scale.batch_size).run_round}
+    ours = {
+        f"ours, {precision}": trainer(batch_size=scale.batch_size, precision=precision).run_round for precision in ("fp32", "tf32", "bf16")
     }
-    seconds = interleaved(rounds, repeats)
-    ratios = {name: seconds["plain loop"] / seconds[name] for name in rounds if name != "plain loop"}
+    seconds = interleaved(plain | ours, scale.repeats)
+    for name, value in seconds.items():
+        figures.add(name, value, images)
+    for precision in ("fp32", "bf16"):
+        figures.ratios[f"FedAvg round, {precision}: plain loop / ours"] = seconds["plain loop"] / seconds[f"ours, {precision}"]
+    for precision in ("fp32", "bf16", "fp16") if DEVICE == "cuda" else ("fp32", "bf16"):
+        each = {name: trainer(engine=name, batch_size=scale.batch_size, precision=precision).run_round for name in engines()}
+        for name, value in interleaved(each, max(1, scale.repeats // 3)).items():
+            figures.add(f"engine={name}, {precision}", value, images)
+    return figures
 
-    small = {"ten bare passes": bare_passes(10), "overhead round": trainer(root, J=1, batch_size=1).run_round}
-    small_seconds = interleaved(small, repeats * 10)
-    ratios["overhead round"] = small_seconds["overhead round"] / small_seconds["ten bare passes"]
 
-    steps = 10
-    central = {
-        f"centralized, {precision}": trainer(root, algorithm=Centralized(), K=1, m=1, J=steps, precision=precision).run_round
-        for precision in ("fp32", "bf16")
+def overhead(scale: Scale) -> Figures:
+    """What a round costs beside arithmetic: J=1, batch 1, ten clients."""
+    figures = Figures("overhead round: J=1, batch 1, ten clients")
+    each = {f"engine={name}": trainer(engine=name, J=1, batch_size=1).run_round for name in engines()}
+    contenders = {
+        "ten bare passes": bare_passes(10),
+        "plain loop": plain_loop(1, 1).run_round,
+        "ours": trainer(J=1, batch_size=1).run_round,
     }
-    central_seconds = interleaved(central, repeats)
-
-    many_seconds = interleaved({K: many_clients(root, K).run_round for K in CLIENTS}, repeats * 2)
-    many = {K: {"seconds": many_seconds[K], "peak_mb": peak_with_clients(K)} for K in CLIENTS}
-    for K in CLIENTS[1:]:
-        ratios[f"time per round, K={K:,} to K=100"] = many[K]["seconds"] / many[100]["seconds"]
-        ratios[f"peak memory, K={K:,} to K=100"] = many[K]["peak_mb"] / many[100]["peak_mb"]
-    return {
-        "seconds": seconds | small_seconds,
-        "images_per_second": {name: steps * 64 / value for name, value in central_seconds.items()}
-        | {name: 2560 / value for name, value in seconds.items()},
-        "ratios": ratios,
-        "many_clients": {str(K): value for K, value in many.items()},
-        "peak_mb": peak_mb(),
-    }
+    seconds = interleaved(contenders | each, 10 * scale.repeats)
+    for name, value in seconds.items():
+        figures.add(name, value, 10)
+    figures.ratios["overhead round: ours / ten bare passes"] = seconds["ours"] / seconds["ten bare passes"]
+    return figures
 
 
-def many_clients(root: Path, K: int) -> Trainer:
-    """K clients of which ten take part in a round."""
-    return Trainer(experiment(ManyClients(), root, algorithm=FedAvg(), K=K, m=10, J=4, batch_size=64, precision="fp32"))
+def profile(scale: Scale) -> Figures:
+    """Where a training step's time goes: self-time of convolutions and matrix products, of centralized steps."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    figures = Figures("a training step, centralized, batch 64: self-times")
+    activity = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
+    for precision in ("fp32", "bf16"):
+        run = trainer(algorithm=Centralized(), K=1, m=1, J=scale.steps, batch_size=scale.batch_size, precision=precision)
+        wall = interleaved({"round": run.run_round}, scale.repeats)["round"]
+        with record(activities=[activity]) as recorded:
+            run.run_round()
+            synchronize()
+        times = {
+            event.key: float(event.self_cpu_time_total if DEVICE == "cpu" else event.self_device_time_total) / 1e6
+            for event in recorded.key_averages()
+        }
+        products = sum(seconds for name, seconds in times.items() if any(word in name for word in PRODUCTS))
+        figures.add(f"{precision}: whole step", wall / scale.steps, scale.batch_size)
+        for name, seconds in sorted(times.items(), key=lambda item: -item[1])[:8]:
+            figures.add(f"{precision}: {name[:60]}", seconds / scale.steps, note=f"{100 * seconds / wall:.1f} %")
+        figures.ratios[f"convolutions and products, {precision}"] = products / wall
+    return figures
 
 
-def peak_with_clients(K: int) -> float:
+PRODUCTS = ("convolution", "addmm", "::mm", "bmm", "gemm", "cudnn", "cutlass", "wgrad", "dgrad", "xmma")
+"""What names of convolutions and matrix products contain, on a CPU and on a GPU."""
+
+
+def throughput(scale: Scale) -> Figures:
+    """Images a second of centralized training and of LocalSGD with K=8, J=16."""
+    figures = Figures("images/s, batch 64")
+    size = scale.batch_size
+    runs: dict[str, tuple[Callable[[], object], int]] = {}
+    for precision in ("fp32", "bf16"):
+        central = trainer(algorithm=Centralized(), K=1, m=1, J=scale.steps, batch_size=size, precision=precision)
+        local = trainer(algorithm=LocalSGD(), K=8, m=8, J=scale.steps, batch_size=size, precision=precision)
+        runs[f"centralized, {precision}"] = (central.run_round, scale.steps * size)
+        runs[f"LocalSGD K=8 J=16, {precision}"] = (local.run_round, 8 * scale.steps * size)
+    seconds = interleaved({name: run for name, (run, _) in runs.items()}, max(1, scale.repeats // 3))
+    for name, value in seconds.items():
+        figures.add(name, value, runs[name][1])
+    return figures
+
+
+def packed(scale: Scale) -> Figures:
+    """Runs that differ in their seeds, trained together, against as many rounds of one alone."""
+    figures = Figures("FedAvg rounds of several runs, together (packed) and one after the other")
+    size = scale.batch_size
+    alone = trainer(batch_size=size).run_round
+    for runs in scale.packs:
+        several = trainer(runs=runs, batch_size=size).run_round
+
+        def one_by_one(runs: int = runs) -> None:
+            for _ in range(runs):
+                alone()
+
+        seconds = interleaved({"together": several, "one by one": one_by_one}, max(1, scale.repeats // 3))
+        figures.add(f"{runs} together", seconds["together"], runs * 40 * size)
+        figures.add(f"{runs} one after the other", seconds["one by one"], runs * 40 * size)
+        figures.ratios[f"packed {runs}: together / one after the other"] = seconds["together"] / seconds["one by one"]
+    return figures
+
+
+def evaluation(scale: Scale) -> Figures:
+    """Loss and accuracy of one model on 10,000 images."""
+    figures = Figures("evaluation of 10,000 images")
+    for precision in ("fp32", "bf16"):
+        run = trainer(precision=precision)
+        seconds = interleaved({"evaluation": lambda run=run: run.evaluate()}, scale.repeats)["evaluation"]  # type: ignore[misc]
+        figures.add(precision, seconds, 10_000)
+    return figures
+
+
+def many_clients(K: int) -> Trainer:
+    """K clients with small images, of which ten take part in a round."""
+    return trainer(ManyClients(), K=K)
+
+
+def clients(scale: Scale) -> Figures:
+    """Time and memory against the number of clients, ten of them in a round."""
+    figures = Figures("ten clients a round out of K, J=4, batch 64, small images")
+    seconds = interleaved({K: many_clients(K).run_round for K in scale.clients}, scale.repeats)
+    peaks = {K: _peak_with_clients(K) for K in scale.clients}
+    for K in scale.clients:
+        figures.add(f"K={K:,}", seconds[K], 2560, f"peak {peaks[K]:.0f} MB")
+        if K != 100:
+            figures.ratios[f"time of a round, K={K:,} to K=100"] = seconds[K] / seconds[100]
+            figures.ratios[f"peak memory, K={K:,} to K=100"] = peaks[K] / peaks[100]
+    return figures
+
+
+def cohorts(scale: Scale) -> Figures:
+    """Time against the clients of a round."""
+    figures = Figures("clients of a round out of K=1,000, J=4, batch 64, small images")
+    runs = {m: trainer(ManyClients(), K=1_000, m=m).run_round for m in scale.cohorts}
+    for m, seconds in interleaved(runs, max(1, scale.repeats // 3)).items():
+        figures.add(f"m={m}", seconds, 256 * m, f"{1000 * seconds / m:.1f} ms a client")
+    return figures
+
+
+def start(scale: Scale) -> Figures:
+    """From the command to the first round on prepared images, and from one point of a sweep to the next."""
+    figures = Figures("start-up, files of the size of CIFAR-100")
+    from benchmarks.workloads import made_up
+
+    arrays = made_up(50_000, 32, 3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        import numpy as np
+
+        np.savez(
+            folder / "cifar100.npz",
+            train_images=arrays.train_images,
+            train_labels=arrays.train_labels.astype(np.uint8),
+            test_images=arrays.test_images,
+            test_labels=arrays.test_labels.astype(np.uint8),
+        )
+        firsts, others = [], []
+        for repeat in range(min(3, scale.repeats) + 1):  # the first writes the card beside the data
+            command = [sys.executable, "-m", "benchmarks.startup", f"data={folder}", f"outputs={folder / str(repeat)}"]
+            began = time.time()
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
+            stamps = json.loads(done.stdout.splitlines()[-1])
+            firsts.append(stamps["rounds"][0] - began)
+            others.append(statistics.median(stamps["between"]))
+    figures.add("command to first round", statistics.median(firsts[1:]))
+    figures.add("end of one point to the first round of the next", statistics.median(others[1:]))
+    figures.ratios["start to first round, seconds"] = statistics.median(firsts[1:])
+    figures.ratios["each further point, seconds"] = statistics.median(others[1:])
+    return figures
+
+
+def peers(scale: Scale) -> Figures:
+    """The same rounds in Flower and pfl, where `make peers` has installed them."""
+    figures = Figures("other simulators, the same work on a CPU")
+    if not PEERS.exists() or DEVICE != "cpu":
+        figures.title += ": not installed here (make peers), or not on a CPU"
+        return figures
+    for label, J, size in (("", 4, scale.batch_size), (", overhead round", 1, 1)):
+        mine = trainer(J=J, batch_size=size).run_round
+        for peer, name in (("flower", "Flower"), ("pfl", "pfl")):
+            command = [
+                PEERS,
+                "-m",
+                f"benchmarks.peers.{peer}",
+                "--J",
+                str(J),
+                "--batch-size",
+                str(size),
+                "--rounds",
+                str(scale.repeats + 3),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
+            found = json.loads(done.stdout.splitlines()[-1])
+            ours = interleaved({"ours": mine}, scale.repeats)["ours"]
+            figures.add(f"{name} {found['version']}{label}", found["seconds_per_round"], 10 * J * size, found["setting"])
+            figures.add(f"ours beside it{label}", ours, 10 * J * size)
+            figures.ratios[f"{name} / ours{label}"] = found["seconds_per_round"] / ours
+    return figures
+
+
+SECTIONS: dict[str, Callable[[Scale], Figures]] = {
+    section.__name__: section for section in (rounds, peers, overhead, profile, throughput, packed, evaluation, clients, cohorts, start)
+}
+
+
+def _peak_with_clients(K: int) -> float:
     """Peak memory in MB of five rounds with K clients, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench", "--peak-with-clients", str(K)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.bench", "--peak-with-clients", str(K)], capture_output=True, text=True, check=True, cwd=PROJECT
     )
     return float(done.stdout)
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, in MB; what its parent held does not count."""
+    """The most memory this process has held on the device, in MB; what its parent held does not count."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -229,60 +334,60 @@ def holds(name: str, ratio: float) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on."""
+    """What was measured on, and what was measured."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PROJECT, check=False)
     return {
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "commit": commit.stdout.strip() or None,
     }
 
 
-def show(figures: dict[str, Any]) -> None:
-    """The tables."""
+def show(figures: Figures, verdicts: bool) -> None:
+    """A section's table and ratios, and, where sizes are real, whether they are what is required."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=120)
-    times = Table("what", "median ms", "images/s", title="{processor}, {cores} cores, {gpu}, torch {torch}".format(**figures["machine"]))
-    for name, seconds in figures["seconds"].items():
-        rate = figures["images_per_second"].get(name)
-        times.add_row(name, f"{1000 * seconds:.1f}", f"{rate:.0f}" if rate else "")
-    for name, rate in figures["images_per_second"].items():
-        if name not in figures["seconds"]:
-            times.add_row(name, "", f"{rate:.0f}")
-    for K, value in figures["many_clients"].items():
-        times.add_row(f"K={int(K):,}, ten a round, peak {value['peak_mb']:.0f} MB", f"{1000 * value['seconds']:.1f}", "")
-    console.print(times)
-    ratios = Table("ratio", "value", "required")
-    for name, ratio in figures["ratios"].items():
-        ratios.add_row(name, f"{ratio:.2f}", holds(name, ratio))
-    console.print(ratios)
+    console = Console(width=140)
+    console.print(f"\n{figures.title}")
+    table = Table("what", "ms", "images/s", "")
+    for row in figures.rows:
+        rate = "" if row["images/s"] is None else f"{row['images/s']:.0f}"
+        table.add_row(row["what"], f"{row['ms']:.1f}", rate, row["note"])
+    console.print(table)
+    for name, ratio in figures.ratios.items():
+        console.print(f"  {name}: {ratio:.2f}  {holds(name, ratio) if verdicts else ''}", highlight=False)
 
 
 def main() -> None:
-    """Measure, print tables and JSON, and write the JSON."""
+    """Measure, print tables, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-with-clients", type=int, metavar="K", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"))
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="measure these sections")
+    parser.add_argument("--short", action="store_true", help="tiny sizes: shows that everything runs, and says nothing of speed")
+    parser.add_argument("--repeats", type=int, default=Scale.repeats)
+    parser.add_argument("--json", type=Path, default=PROJECT / "outputs" / "bench.json")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.peak_with_clients is not None:
-            run = many_clients(Path(folder), arguments.peak_with_clients)
-            for _ in range(5):
-                run.run_round()
-            print(peak_mb())
-            return
-        figures = {"machine": machine(), **measure(Path(folder), arguments.repeats)}
-    show(figures)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(text + "\n")
+    if arguments.peak_with_clients is not None:
+        run = many_clients(arguments.peak_with_clients)
+        for _ in range(5):
+            run.run_round()
+        print(peak_mb())
+        return
+    scale = SHORT if arguments.short else Scale(repeats=arguments.repeats)
+    found: dict[str, Any] = {"machine": machine(), "short": arguments.short, "sections": {}}
+    print("{processor}, {cores} cores, GPU: {gpu}, torch {torch}, commit {commit}".format(**found["machine"]))
+    for name in arguments.only:
+        figures = SECTIONS[name](scale)
+        show(figures, verdicts=not arguments.short)
+        found["sections"][name] = {"title": figures.title, "rows": figures.rows, "ratios": figures.ratios}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

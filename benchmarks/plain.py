@@ -18,22 +18,29 @@ class PlainFedAvg:
         images: normalised training images, float [N, channels, height, width].
         labels: int64 [N].
         shards: images of each client.
+        device: where the images and the model are.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, shards: list[Tensor], *, cohort: int, J: int, batch_size: int) -> None:
-        self.images = F.pad(images, (4, 4, 4, 4))
-        self.labels, self.shards = labels, shards
+    def __init__(
+        self, images: Tensor, labels: Tensor, shards: list[Tensor], *, cohort: int, J: int, batch_size: int, device: str = "cpu"
+    ) -> None:
+        self.device = device
+        self.images = F.pad(images, (4, 4, 4, 4)).to(device)
+        self.labels, self.shards = labels.to(device), [shard.to(device) for shard in shards]
         self.cohort, self.J, self.batch_size = cohort, J, batch_size
-        self.model = lenet(100)
+        self.model = lenet(100).to(device)
         self.server = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, weight_decay=1e-4)
 
     def augmented(self, indices: Tensor) -> Tensor:
         """Random crop and flip of each image."""
         count = len(indices)
-        rows = torch.randint(0, 9, (count, 1)) + torch.arange(32)
-        columns = torch.randint(0, 9, (count, 1)) + torch.where(torch.rand(count, 1) < 0.5, torch.arange(32), torch.arange(31, -1, -1))
-        return self.images[indices[:, None, None, None], torch.arange(3)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+        device = self.device
+        forth, back = torch.arange(32, device=device), torch.arange(31, -1, -1, device=device)
+        rows = torch.randint(0, 9, (count, 1), device=device) + forth
+        columns = torch.randint(0, 9, (count, 1), device=device) + torch.where(torch.rand(count, 1, device=device) < 0.5, forth, back)
+        channels = torch.arange(3, device=device)[:, None, None]
+        return self.images[indices[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
 
     def run_round(self) -> None:
         """One round."""
@@ -45,7 +52,7 @@ class PlainFedAvg:
             with torch.no_grad():
                 for parameter, value in zip(self.model.parameters(), self.server, strict=True):
                     parameter.copy_(value)
-            order = shard[torch.randperm(len(shard))]
+            order = shard[torch.randperm(len(shard), device=self.device)]
             for j in range(self.J):
                 indices = order[j * self.batch_size : (j + 1) * self.batch_size]
                 loss = F.cross_entropy(self.model(self.augmented(indices)), self.labels[indices])

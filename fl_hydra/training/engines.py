@@ -62,6 +62,8 @@ class Engine(ABC):
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:
         views = self.layout.views(vector) if isinstance(vector, Tensor) else vector
+        if self.precision.compute is not None:  # by hand: autocast loses sight of parameters under nested transforms
+            views = {name: view.to(self.precision.compute) for name, view in views.items()}
         with self.precision.active(self.device):
             logits: Tensor = functional_call(self._architecture, views, (inputs,))
         return logits.to(self.precision.master)

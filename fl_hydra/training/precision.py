@@ -35,13 +35,17 @@ class Precision:
             yield
 
     def configure(self, device: torch.device) -> None:
-        """Allow or forbid TF32, which is a setting of the process; PyTorch's default allows it in convolutions."""
+        """Settings of the process: TF32, which PyTorch allows in convolutions by default, and kernels that give equal bits each time.
+
+        cuDNN's own measuring of kernels stays off: it may choose differently in the process that resumes a run.
+        """
         if device.type == "cuda":
             mode = "tf32" if self.tf32 else "ieee"
             torch.backends.cuda.matmul.fp32_precision = mode
             torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
             torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
 
 
 PRECISIONS = {

@@ -141,7 +141,7 @@ class Trainer:
         return self._first.model.build(card.channels, card.height, card.width, card.classes)
 
     def _choose(self, experiments: Sequence[Experiment]) -> str:
-        names = candidates(self.device, self.layout, self._sample_bytes * self._first.batch_size)
+        names = candidates(self.device, self.layout, self._sample_bytes * self._first.batch_size, self.precision)
         return names[0] if len(names) == 1 else measured(names, experiments, self.device, self._notify)
 
     def _allocate(self, rows: list[int]) -> None:

@@ -1,0 +1,128 @@
+"""What the benchmark times: made-up data of real shapes, and trainers over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.plain import PlainFedAvg, lenet
+from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.data.dataset import Arrays, Dataset, channel_statistics, datasets
+from fl_hydra.models.lenet import LeNet
+from fl_hydra.optim.schedules import Constant
+from fl_hydra.optim.sgdm import SGDM
+from fl_hydra.participation.schemes import Uniform
+from fl_hydra.sharding.base import equal_sizes
+from fl_hydra.sharding.iid import IID
+from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.trainer import Trainer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@datasets.register
+@dataclass
+class MadeUp(Dataset):
+    """Random images with the shapes of CIFAR-100."""
+
+    name: str = "made-up"
+    validation: float = 0.0
+    crop: int = 4
+    flip: bool = True
+
+    @property
+    def class_count(self) -> int:
+        return 100
+
+    def source(self, root: Path) -> None:
+        return None
+
+    def read(self, root: Path) -> Arrays:
+        return made_up(50_000, 32, 3)
+
+
+@datasets.register
+@dataclass
+class ManyClients(MadeUp):
+    """Enough small random images for 100,000 clients."""
+
+    name: str = "many-clients"
+    crop: int = 1
+
+    def read(self, root: Path) -> Arrays:
+        return made_up(400_000, 16, 1)
+
+
+def made_up(count: int, side: int, channels: int) -> Arrays:
+    """Random images and labels; 10,000 of the images are the test set."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side, channels), np.uint8)
+    return Arrays(images, np.arange(count) % 100, images[:10_000], np.arange(10_000) % 100)
+
+
+@lru_cache(maxsize=1)
+def scratch() -> Path:
+    """A folder for what is computed once about made-up data; it goes with the process."""
+    return Path(_scratch.name)
+
+
+_scratch = tempfile.TemporaryDirectory(prefix="bench-")
+
+
+def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
+    """A run long enough to be timed: FedAvg, K=100, m=10, J=4, batch 64 on the made-up CIFAR-100 unless overridden."""
+    dataset = dataset or MadeUp()
+    settings: dict[str, Any] = {"algorithm": FedAvg(), "K": 100, "m": 10, "J": 4, "batch_size": 64, "precision": "fp32", "seed": 0}
+    return Experiment(
+        dataset=dataset,
+        card=dataset.card(scratch()),
+        model=LeNet(),
+        optimizer=SGDM(lr=0.1, weight_decay=1e-4, momentum=0.0),
+        scheduler=Constant(),
+        sharding=IID(),
+        participation=Uniform(),
+        N_c=None,
+        budget=10**12,
+        points=1,
+        split_seed=0,
+        data=scratch(),
+        **settings | overrides,
+    )
+
+
+def trainer(dataset: Dataset | None = None, *, engine: str = "auto", runs: int = 1, **overrides: Any) -> Trainer:
+    """A trainer of one run, or of several that differ in their seeds."""
+    one = experiment(dataset, **overrides)
+    return Trainer(*(dataclasses.replace(one, seed=seed) for seed in range(runs)), engine=engine, device=DEVICE)
+
+
+def plain_loop(J: int = 4, batch_size: int = 64) -> PlainFedAvg:
+    """The yardstick on the same images."""
+    arrays = MadeUp().load(scratch())
+    mean, deviation = channel_statistics(arrays.train_images)
+    images = torch.from_numpy(((arrays.train_images / 255 - mean) / deviation).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(arrays.train_labels)
+    shards = list(torch.randperm(len(labels)).split(equal_sizes(len(labels), 100).tolist()))
+    return PlainFedAvg(images, labels, shards, cohort=10, J=J, batch_size=batch_size, device=DEVICE)
+
+
+def bare_passes(count: int) -> Callable[[], None]:
+    """Forward and backward passes of one image through the plain network, nothing else."""
+    module = lenet(100).to(DEVICE)
+    images, labels = torch.randn(1, 3, 32, 32, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+
+    def run() -> None:
+        for _ in range(count):
+            module.zero_grad()
+            F.cross_entropy(module(images), labels).backward()
+
+    return run
