@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from benchmarks.workloads import DEVICE, ManyClients, bare_passes, plain_loop, trainer
+from benchmarks.workloads import DEVICE, ManyClients, ReluBeforePool, bare_passes, plain_loop, trainer
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.training.choice import ENGINES
+from fl_hydra.training.rows import Batch
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -170,6 +172,104 @@ PRODUCTS = ("convolution", "addmm", "::mm", "bmm", "gemm", "cudnn", "cutlass", "
 """What names of convolutions and matrix products contain, on a CPU and on a GPU."""
 
 
+def levers(scale: Scale) -> Figures:
+    """What each measure is worth: gradients of ten rows of LeNet, stacked and one by one, fp32."""
+    rows, size = 10, scale.batch_size
+    figures = Figures(f"levers: gradients of ten rows, batch {size}, fp32")
+    stacked, products, loop = (trainer(engine=name, batch_size=size) for name in ("stacked", "im2col", "loop"))
+    images = torch.randn(rows, size, 32, 32, 3, device=DEVICE).permute(0, 1, 4, 2, 3)
+    labels = torch.randint(0, 100, (rows, size), device=DEVICE)
+
+    def gradients(run: Trainer, inputs: torch.Tensor = images, shared: bool = False) -> Callable[[], object]:
+        models = run.state.model
+        parameters = models.expand(rows, -1).clone()
+        places = [parameters[row : row + 1] for row in range(rows)] if run is loop else [parameters]
+        run.engine.bind(places)
+
+        def once() -> None:
+            if shared:
+                run.engine.share(parameters, models)
+            for first in range(0, rows, len(places[0])):
+                part = slice(first, first + len(places[0]))
+                nothing = np.zeros(len(places[0]), np.int64)
+                meter = torch.zeros(len(places[0]), 2, device=DEVICE)
+                run.engine.gradient(
+                    places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
+                )
+
+        return once
+
+    late = trainer(engine="stacked", batch_size=size, model=ReluBeforePool())
+    contenders = {
+        "stacked (vmap): grouped convolutions, channels_last, pooling before ReLU": gradients(stacked),
+        "the same, while the rows are equal (first step of a round)": gradients(stacked, shared=True),
+        "the same, images in the default memory format": gradients(stacked, images.contiguous()),
+        "the same, ReLU before pooling": gradients(late),
+        "im2col and matrix products": gradients(products),
+        "im2col, while the rows are equal": gradients(products, shared=True),
+        "one row after the other (loop), all threads on each": gradients(loop),
+        "loop, images in the default memory format": gradients(loop, images.contiguous()),
+    }
+    for name, seconds in interleaved(contenders, max(1, scale.repeats // 3)).items():
+        figures.add(name, seconds, rows * size)
+
+    flat, slope = torch.randn(2, rows, stacked.layout.size, device=DEVICE)
+    pieces = [list(torch.split(matrix, stacked.layout.sizes, dim=1)) for matrix in (flat, slope)]
+
+    def update(parameters: list[torch.Tensor], gradient: list[torch.Tensor]) -> None:
+        for weight, g in zip(parameters, gradient, strict=True):
+            weight.mul_(1 - 1e-5).add_(g, alpha=-0.1)
+
+    updates = {"update of one flat [rows, P] buffer": lambda: update([flat], [slope]), "update tensor by tensor": lambda: update(*pieces)}
+    for name, seconds in interleaved(updates, 5 * scale.repeats).items():
+        figures.add(name, seconds)
+    if DEVICE == "cpu":
+        threads = trainer(engine="loop", batch_size=max(16, size))  # below 16 the loop uses no threads of its own
+        for name, seconds in interleaved({"FedAvg round, a thread on each core": threads.run_round}, max(1, scale.repeats // 3)).items():
+            figures.add(name, seconds, 40 * size)
+        figures.add("the same rows, a process on each core", _in_processes(size, max(1, scale.repeats // 3)), 40 * size)
+    return figures
+
+
+def _in_processes(batch_size: int, repeats: int) -> float:
+    """Median seconds of the local steps of ten rows divided over a process for each core; what they send is not counted."""
+    cores = torch.get_num_threads()
+    command = [sys.executable, "-m", "benchmarks.bench", "--steps-alone", str(-(-40 // cores)), str(max(16, batch_size))]
+    workers = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        for _ in range(cores)
+    ]
+    times = []
+    for worker in workers:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+        times.append(time.perf_counter() - began)
+    for worker in workers:
+        worker.communicate()
+    return statistics.median(times)
+
+
+def _steps_alone(steps: int, batch_size: int) -> None:
+    """Be one of those processes: a round of so many local steps for each line that is read."""
+    run = trainer(engine="loop", m=1, J=steps, batch_size=batch_size)
+    run.run_round()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        run.run_round()
+        print("done", flush=True)
+
+
 def throughput(scale: Scale) -> Figures:
     """Images a second of centralized training and of LocalSGD with K=8, J=16."""
     figures = Figures("images/s, batch 64")
@@ -250,8 +350,6 @@ def start(scale: Scale) -> Figures:
     arrays = made_up(50_000, 32, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        import numpy as np
-
         np.savez(
             folder / "cifar100.npz",
             train_images=arrays.train_images,
@@ -284,7 +382,7 @@ def peers(scale: Scale) -> Figures:
         mine = trainer(J=J, batch_size=size).run_round
         for peer, name in (("flower", "Flower"), ("pfl", "pfl")):
             command = [
-                PEERS,
+                str(PEERS),
                 "-m",
                 f"benchmarks.peers.{peer}",
                 "--J",
@@ -304,7 +402,8 @@ def peers(scale: Scale) -> Figures:
 
 
 SECTIONS: dict[str, Callable[[Scale], Figures]] = {
-    section.__name__: section for section in (rounds, peers, overhead, profile, throughput, packed, evaluation, clients, cohorts, start)
+    section.__name__: section
+    for section in (rounds, peers, overhead, levers, profile, throughput, packed, evaluation, clients, cohorts, start)
 }
 
 
@@ -352,13 +451,14 @@ def show(figures: Figures, verdicts: bool) -> None:
     """A section's table and ratios, and, where sizes are real, whether they are what is required."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=140)
     console.print(f"\n{figures.title}")
     table = Table("what", "ms", "images/s", "")
     for row in figures.rows:
         rate = "" if row["images/s"] is None else f"{row['images/s']:.0f}"
-        table.add_row(row["what"], f"{row['ms']:.1f}", rate, row["note"])
+        table.add_row(Text(row["what"]), f"{row['ms']:.1f}", rate, row["note"])
     console.print(table)
     for name, ratio in figures.ratios.items():
         console.print(f"  {name}: {ratio:.2f}  {holds(name, ratio) if verdicts else ''}", highlight=False)
@@ -368,6 +468,7 @@ def main() -> None:
     """Measure, print tables, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-with-clients", type=int, metavar="K", help=argparse.SUPPRESS)
+    parser.add_argument("--steps-alone", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="measure these sections")
     parser.add_argument("--short", action="store_true", help="tiny sizes: shows that everything runs, and says nothing of speed")
     parser.add_argument("--repeats", type=int, default=Scale.repeats)
@@ -378,6 +479,9 @@ def main() -> None:
         for _ in range(5):
             run.run_round()
         print(peak_mb())
+        return
+    if arguments.steps_alone is not None:
+        _steps_alone(*arguments.steps_alone)
         return
     scale = SHORT if arguments.short else Scale(repeats=arguments.repeats)
     found: dict[str, Any] = {"machine": machine(), "short": arguments.short, "sections": {}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.make import PROJECT
 
-SECTIONS = ("rounds", "overhead", "profile", "throughput", "packed", "evaluation", "cohorts")
+SECTIONS = ("rounds", "overhead", "levers", "profile", "throughput", "packed", "evaluation", "cohorts")
 """All but those that start processes of their own or build hundreds of thousands of shards."""
 
 

@@ -29,8 +29,8 @@ def candidates(device: torch.device, layout: Layout, step_bytes: int, precision:
     """What `engine=auto` has to choose from; more than one only where nothing but a measurement can tell.
 
     Where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU. On a CPU a large stacked
-    convolution takes 1.5 to 2.5 times as long as one row after the other, and in fp16 a hundred times. On a GPU it depends on the card and its cuDNN
-    whether grouped convolutions, matrix products or parallel branches of plain ones win.
+    convolution takes 1.5 to 2.5 times as long as one row after the other, and in fp16 a hundred times. On a GPU it depends on
+    the card and its cuDNN whether grouped convolutions, matrix products or parallel branches of plain ones win.
 
     Args:
         step_bytes: what the forward pass of one row's batch keeps for its backward pass.

@@ -134,13 +134,14 @@ class _Bound:
     """A row that lies in one place for good, with what is made once for it.
 
     module: the architecture with its `parameters` inside `source`. source: [P], the row itself or its copy in a lower precision.
-    gradient: [P], where the row's gradient is written.
+    gradient: [P], where the row's gradient is written, and its parts, `views`.
     """
 
     module: nn.Module
     parameters: list[nn.Parameter]
     source: Tensor
     gradient: Tensor
+    views: list[Tensor]
 
 
 class LoopEngine(Engine):
@@ -161,7 +162,8 @@ class LoopEngine(Engine):
         parameters = list(module.parameters())
         for parameter, view in zip(parameters, self.layout.views(source).values(), strict=True):
             parameter.data = view
-        return _Bound(module, parameters, source, torch.empty_like(row))
+        gradient = torch.empty_like(row)
+        return _Bound(module, parameters, source, gradient, list(self.layout.views(gradient).values()))
 
     def lanes(self, rows: int, batch_size: int) -> int:
         if self.device.type != "cpu":
@@ -195,10 +197,8 @@ class LoopEngine(Engine):
         scale = self.precision.loss_scale
         gradients = torch.autograd.grad(loss if scale == 1 else loss * scale, bound.parameters)
         with torch.no_grad():
-            if self.precision.compute is None:
-                self.layout.flat(gradients, bound.gradient)
-            else:
-                bound.gradient.copy_(self.layout.flat(gradients))
+            for view, gradient in zip(bound.views, gradients, strict=True):
+                view.copy_(gradient)
             if scale != 1:
                 bound.gradient.mul_(1 / scale)
             return bound.gradient, self._meter(logits, targets, weights, loss)

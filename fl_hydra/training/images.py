@@ -41,16 +41,22 @@ class Images:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        _, self.height, self.width, self.channels = images.shape
+        count, self.height, self.width, self.channels = images.shape
         self._crop, self._flip, self._dtype = crop, flip, dtype
         pixels = F.pad(torch.from_numpy(np.ascontiguousarray(images)), (0, 0, crop, crop, crop, crop))
         self._padded_height, self._padded_width = pixels.shape[1:3]
-        self._pixels = pixels.reshape(-1, self.channels).to(device)
+        if flip:  # mirrored images follow the others, so that a flip is another index
+            pixels = torch.cat([pixels, pixels.flip(2)])
+        self._mirrored = count
+        # Every run of pixels as long as a row of an image, wherever it begins; the runs overlap in memory.
+        runs = len(pixels) * self._padded_height * self._padded_width - self.width + 1
+        row = self.width * self.channels
+        self._runs = pixels.to(device).view(-1).as_strided((runs, row), (self.channels, 1))
         self.labels = torch.from_numpy(labels).to(device)
-        self._scale = torch.tensor(1 / (255 * standard_deviation), dtype=self._working_dtype, device=device)
-        self._shift = torch.tensor(-mean / standard_deviation, dtype=self._working_dtype, device=device)
+        # As wide as a row: factors for three channels alone would be applied three numbers at a time.
+        self._scale = torch.tensor(1 / (255 * standard_deviation), dtype=self._working_dtype, device=device).repeat(self.width)
+        self._shift = torch.tensor(-mean / standard_deviation, dtype=self._working_dtype, device=device).repeat(self.width)
         self._rows = torch.arange(self.height, device=device)
-        self._columns = torch.arange(self.width, device=device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,23 +81,25 @@ class Images:
             [n, channels, height, width] in the channels_last memory format.
         """
         if not self._crop and not self._flip:
-            return self._gather(indices, self._rows.expand(len(indices), -1), self._columns.expand(len(indices), -1))
-        draw = hash_uniform(streams, positions)[:, None]  # 15 bits for the top, 15 for the left, 1 for the flip
+            return self._gather(indices, torch.zeros_like(indices), torch.zeros_like(indices))
+        draw = hash_uniform(streams, positions)  # 15 bits for the top, 15 for the left, 1 for the flip
         places = 2 * self._crop + 1
-        rows = ((draw & 0x7FFF) * places >> 15) + self._rows
-        columns = torch.where(draw >= 1 << 31, self.width - 1 - self._columns, self._columns) if self._flip else self._columns
-        return self._gather(indices, rows, ((draw >> 15 & 0x7FFF) * places >> 15) + columns)
+        top, left = (draw & 0x7FFF) * places >> 15, (draw >> 15 & 0x7FFF) * places >> 15
+        if self._flip:
+            flipped = draw >> 31
+            left = torch.where(flipped > 0, 2 * self._crop - left, left)
+            indices = indices + flipped * self._mirrored
+        return self._gather(indices, top, left)
 
     def plain(self, start: int, stop: int) -> Tensor:
         """Images start..stop-1 as they are, normalised: [stop - start, channels, height, width], channels_last."""
         indices = torch.arange(start, stop, device=self.device)
-        rows = (self._rows + self._crop).expand(len(indices), -1)
-        return self._gather(indices, rows, (self._columns + self._crop).expand(len(indices), -1))
+        corner = torch.full_like(indices, self._crop)
+        return self._gather(indices, corner, corner)
 
-    def _gather(self, indices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """One gather of whole pixels, then normalisation; rows int64 [n, height], columns int64 [n, width]."""
-        corner = indices * (self._padded_height * self._padded_width)
-        pixels = corner[:, None, None] + rows[:, :, None] * self._padded_width + columns[:, None, :]
-        values = self._pixels.index_select(0, pixels.reshape(-1)).to(self._working_dtype)
+    def _gather(self, indices: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """One gather of whole rows, then normalisation. All int64 [n]; top and left are the corner in the padded image."""
+        first = (indices * self._padded_height + top)[:, None] + self._rows
+        values = self._runs.index_select(0, (first * self._padded_width + left[:, None]).view(-1)).to(self._working_dtype)
         values = values.mul_(self._scale).add_(self._shift).to(self._dtype)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)

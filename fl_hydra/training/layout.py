@@ -57,9 +57,9 @@ class Layout:
                 views[name] = piece.view(*leading, *shape)
         return views
 
-    def flat(self, parameters: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+    def flat(self, parameters: Iterable[Tensor]) -> Tensor:
         """The reverse: tensors of the unstacked shapes, in order, as one vector [P]."""
-        return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in parameters], out=out)
+        return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in parameters])
 
 
 def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Tensor:
