@@ -244,6 +244,14 @@ def test_centralized_round_is_one_pass() -> None:
     assert run.member.experiment.budget == experiment("rounds=40").budget
 
 
+def test_without_a_validation_set_there_are_no_validation_figures() -> None:
+    run = trainer("epochs=1", "dataset.validation=0", "dataset.flip=true")
+    run.run_round()
+    (row,) = run.evaluate()
+    assert (row["val/loss"], row["val/acc"]) == (None, None)
+    assert row["test/acc"] is not None
+
+
 def test_traffic_is_counted() -> None:
     run = trainer("algorithm=fedavg", "K=10", "C=0.3", "J=1", "rounds=2", "batch_size=4")
     run.run_round()

@@ -49,7 +49,7 @@ class Images:
             pixels = torch.cat([pixels, pixels.flip(2)])
         self._mirrored = count
         # Every run of pixels as long as a row of an image, wherever it begins; the runs overlap in memory.
-        runs = len(pixels) * self._padded_height * self._padded_width - self.width + 1
+        runs = max(0, len(pixels) * self._padded_height * self._padded_width - self.width + 1)
         row = self.width * self.channels
         self._runs = pixels.to(device).view(-1).as_strided((runs, row), (self.channels, 1))
         self.labels = torch.from_numpy(labels).to(device)
