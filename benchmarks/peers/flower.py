@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # actors would give way to whatever else runs on the machine
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so; actors would give way to whatever else runs
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import ServerApp
