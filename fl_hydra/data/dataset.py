@@ -220,17 +220,17 @@ def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each channel over all pixels, on the scale 0..1.
 
-    Sums and sums of squares are integers below 2**53, so they are exact in float64 whatever the order of the images.
+    Sums and sums of squares are integers, so they do not depend on the order of the images.
 
     Args:
         images: uint8 [N, height, width, channels].
     """
     channels = images.shape[-1]
-    total, squares = np.zeros(channels), np.zeros(channels)
-    for start in range(0, len(images), 1000):
-        pixels = images[start : start + 1000].reshape(-1, channels).astype(np.float64)
-        total += pixels.sum(0)
-        squares += np.diag(pixels.T @ pixels)
+    total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
+    for start in range(0, len(images), 256):
+        pixels = images[start : start + 256].reshape(len(images[start : start + 256]), -1).astype(np.uint32)
+        total += pixels.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
+        squares += (pixels * pixels).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
     count = images.size // channels
     mean = total / count
     return mean / 255, np.sqrt(np.maximum(squares / count - mean**2, 1e-12 * 255**2)) / 255

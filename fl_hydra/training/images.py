@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,10 +42,13 @@ class Images:
     ) -> None:
         count, self.height, self.width, self.channels = images.shape
         self._crop, self._flip, self._dtype = crop, flip, dtype
-        pixels = F.pad(torch.from_numpy(np.ascontiguousarray(images)), (0, 0, crop, crop, crop, crop))
-        self._padded_height, self._padded_width = pixels.shape[1:3]
-        if flip:  # mirrored images follow the others, so that a flip is another index
-            pixels = torch.cat([pixels, pixels.flip(2)])
+        self._padded_height, self._padded_width = self.height + 2 * crop, self.width + 2 * crop
+        # Mirrored images follow the others, so that a flip is another index.
+        pixels = torch.zeros((1 + flip) * count, self._padded_height, self._padded_width, self.channels, dtype=torch.uint8)
+        inner = pixels[:, crop : crop + self.height, crop : crop + self.width]
+        inner[:count] = torch.from_numpy(np.ascontiguousarray(images))
+        if flip:
+            inner[count:] = inner[:count].flip(2)
         self._mirrored = count
         # Every run of pixels as long as a row of an image, wherever it begins; the runs overlap in memory.
         runs = max(0, len(pixels) * self._padded_height * self._padded_width - self.width + 1)
