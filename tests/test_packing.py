@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.config import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
@@ -133,6 +135,16 @@ def test_what_changes_shapes_is_not_packed(different: str) -> None:
     one = config("algorithm=fedavg", "optimizer=sgdm", "K=12", "C=0.25")
     other = config("algorithm=fedavg", "optimizer=sgdm", "K=12", "C=0.25", different)
     assert shape(one, resolve(one)) != shape(other, resolve(other))
+
+
+def test_a_method_may_refuse_to_be_packed() -> None:
+    @dataclass
+    class Alone(FedAvg):
+        packs: ClassVar[bool] = False
+
+    one = config("algorithm=fedavg")
+    assert shape(one, resolve(one)) is not None
+    assert shape(one, replace(resolve(one), algorithm=Alone())) is None
 
 
 def test_packs_are_as_large_as_allowed_and_in_order() -> None:
