@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fl_hydra import config
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.training.choice import ENGINES, fastest
 from fl_hydra.training.engines import StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
+from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.rows import Batch, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, trainer
@@ -257,3 +261,26 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
     assert replays[0] > 3
     assert torch.equal(eager.state.model, replayed.state.model)
     assert eager.evaluate() == replayed.evaluate()
+
+
+def test_auto_takes_the_fastest_that_works_and_measures_once() -> None:
+    asked: list[str] = []
+    lines: list[str] = []
+
+    def rounds(name: str) -> Any:
+        asked.append(name)
+        if name == "broken":
+            raise RuntimeError("no kernel\nfor this card")
+        return lambda: time.sleep({"slow": 0.03, "quick": 0.0}[name])
+
+    for _ in range(2):
+        assert fastest(["slow", "broken", "quick"], rounds, "a test", lines.append) == "quick"
+    assert asked == ["slow", "broken", "quick"]
+    assert lines == ["engine=broken cannot be used here: no kernel for this card"]
+    with pytest.raises(RuntimeError, match="none of the engines broken can be used"):
+        fastest(["broken"], rounds, "another", lines.append)
+
+
+def test_engines_of_the_configuration_are_those_there_are() -> None:
+    assert ("auto", *ENGINES) == config.ENGINES
+    assert set(config.PRECISIONS) == set(PRECISIONS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+
 import torch
 
 from fl_hydra.training.engines import Engine, Im2colEngine, LoopEngine, StackedEngine
@@ -40,3 +43,49 @@ def candidates(device: torch.device, layout: Layout, step_bytes: int, precision:
         slow_when_grouped = step_bytes >= LARGE_STEP or precision.compute == torch.float16
         return ["loop" if convolutional and slow_when_grouped else "stacked"]
     return ["graph", "graph-im2col", "graph-loop"] if convolutional else ["graph"]
+
+
+_fastest: dict[str, str] = {}
+"""What was measured in this process: engines by what their speed depends on."""
+
+
+def fastest(names: Sequence[str], rounds: Callable[[str], Callable[[], None]], shape: str, notify: Callable[[str], None]) -> str:
+    """The fastest of some engines on a GPU, from a few rounds of each; measured once for each shape in a process.
+
+    Args:
+        names: of the engines.
+        rounds: makes what trains a round with an engine.
+        shape: what the speed depends on.
+        notify: is told which engine cannot be used here.
+
+    Raises:
+        RuntimeError: none can.
+    """
+    if shape not in _fastest:
+        seconds = {}
+        for name in names:
+            try:
+                seconds[name] = _seconds(rounds(name))
+            except RuntimeError as error:
+                notify(f"engine={name} cannot be used here: {' '.join(str(error).split())[:200]}")
+        if not seconds:
+            raise RuntimeError(f"none of the engines {', '.join(names)} can be used here; choose engine=stacked or engine=loop")
+        _fastest[shape] = min(seconds, key=lambda name: seconds[name])
+    return _fastest[shape]
+
+
+def _seconds(run_round: Callable[[], None]) -> float:
+    """Median seconds of a round, once it is warm: the first runs as it comes, the second is recorded."""
+    times = []
+    for _ in range(6):
+        _synchronize()
+        began = time.perf_counter()
+        run_round()
+        _synchronize()
+        times.append(time.perf_counter() - began)
+    return sorted(times[3:])[1]
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

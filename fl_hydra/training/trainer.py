@@ -10,11 +10,10 @@ neighbours, and no number of one run depends on another.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
-from fl_hydra.data.dataset import Card, Dataset, Indices, channel_statistics, datasets
-from fl_hydra.training.choice import ENGINES, candidates
+from fl_hydra.data.dataset import Indices
+from fl_hydra.training.choice import ENGINES, candidates, fastest
 from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.cost import sample_bytes, sample_flops
 from fl_hydra.training.draws import Draws
 from fl_hydra.training.engines import out_of_memory
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.graphs import Tensors
-from fl_hydra.training.images import Images
 from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.member import Member, Plan
 from fl_hydra.training.memory import free_memory, keep_freed_memory
-from fl_hydra.training.precision import PRECISIONS, Precision
+from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.rows import Clients, Rows
+from fl_hydra.training.split import load_split
 from fl_hydra.training.threads import single_threaded_pool
 
 Metrics = dict[str, float | int | None]
@@ -141,8 +141,15 @@ class Trainer:
         return self._first.model.build(card.channels, card.height, card.width, card.classes)
 
     def _choose(self, experiments: Sequence[Experiment]) -> str:
-        names = candidates(self.device, self.layout, self._sample_bytes * self._first.batch_size, self.precision)
-        return names[0] if len(names) == 1 else measured(names, experiments, self.device, self._notify)
+        """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
+        first = self._first
+        names = candidates(self.device, self.layout, self._sample_bytes * first.batch_size, self.precision)
+        if len(names) == 1:
+            return names[0]
+        rows = sum(experiment.m for experiment in experiments)
+        described = (first.model, first.card, first.batch_size, rows, first.precision, first.algorithm, first.optimizer, self.device)
+        short = [replace(experiment, J=min(experiment.J or 4, 4), budget=10**12) for experiment in experiments]
+        return fastest(names, lambda name: Trainer(*short, engine=name, device=str(self.device)).run_round, repr(described), self._notify)
 
     def _allocate(self, rows: list[int]) -> None:
         """The buffers of a round with so many rows of each run; they serve every round, and are never rebound within one."""
@@ -505,112 +512,5 @@ class Trainer:
         member.traffic = Traffic(**checkpoint["traffic"])
 
 
-_fastest: dict[tuple[object, ...], str] = {}
-"""What was measured in this process: engines by what their speed depends on."""
-
-
-def measured(names: Sequence[str], experiments: Sequence[Experiment], device: torch.device, notify: Callable[[str], None]) -> str:
-    """The fastest of some engines for these runs: each trains a few short rounds. Measured once for each shape and precision."""
-    first = experiments[0]
-    rows = sum(experiment.m for experiment in experiments)
-    key = (
-        first.model.name,
-        str(first.card),
-        first.batch_size,
-        rows,
-        first.precision,
-        first.algorithm.name,
-        first.optimizer.name,
-        str(device),
-    )
-    if key not in _fastest:
-        short = [replace(experiment, J=min(experiment.J or 4, 4), budget=10**12) for experiment in experiments]
-        seconds = {}
-        for name in names:
-            try:
-                trainer = Trainer(*short, engine=name, device=str(device))
-                for _ in range(3):  # the first as it comes, the second recorded, the third warm
-                    trainer.run_round()
-                times = []
-                for _ in range(3):
-                    _synchronize(device)
-                    began = time.perf_counter()
-                    trainer.run_round()
-                    _synchronize(device)
-                    times.append(time.perf_counter() - began)
-                seconds[name] = sorted(times)[1]
-            except RuntimeError as error:
-                notify(f"engine={name} cannot be used here: {' '.join(str(error).split())[:200]}")
-        if not seconds:
-            raise RuntimeError(f"none of the engines {', '.join(names)} can be used on {device}; choose engine=stacked or engine=loop")
-        _fastest[key] = min(seconds, key=lambda name: seconds[name])
-    return _fastest[key]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The three sets of a run, on the device."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
-def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
-    """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
-    return _load_split(dataset.name, tuple(asdict(dataset).items()), root, split_seed, precision.images, device)
-
-
-@lru_cache(maxsize=2)
-def _load_split(
-    name: str, settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
-) -> Split:
-    dataset = datasets[name](**dict(settings))
-    arrays = dataset.load(root)
-    train, validation = dataset.split(arrays.train_labels, split_seed)
-    mean, standard_deviation = channel_statistics(arrays.train_images[train])
-
-    def images(
-        pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: np.ndarray[Any, np.dtype[np.int64]], crop: int = 0, flip: bool = False
-    ) -> Images:
-        return Images(pixels, labels, mean, standard_deviation, crop=crop, flip=flip, dtype=dtype, device=device)
-
-    return Split(
-        images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
-        images(arrays.train_images[validation], arrays.train_labels[validation]),
-        images(arrays.test_images, arrays.test_labels),
-    )
-
-
-def sample_flops(module: nn.Module, card: Card) -> int:
-    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
-    return int(counter.get_total_flops())
-
-
-def sample_bytes(module: nn.Module, card: Card) -> int:
-    """Bytes that one sample's forward pass keeps for its backward pass."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(torch.zeros(1, card.channels, card.height, card.width))
-    return sum(kept.values())

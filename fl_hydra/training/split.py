@@ -1,0 +1,50 @@
+"""The three sets of images of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
+from fl_hydra.training.images import Images
+from fl_hydra.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sets of a run, on the device."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
+    """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
+    return _load_split(dataset.name, tuple(asdict(dataset).items()), root, split_seed, precision.images, device)
+
+
+@lru_cache(maxsize=2)
+def _load_split(
+    name: str, settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
+) -> Split:
+    dataset = datasets[name](**dict(settings))
+    arrays = dataset.load(root)
+    train, validation = dataset.split(arrays.train_labels, split_seed)
+    mean, standard_deviation = channel_statistics(arrays.train_images[train])
+
+    def images(
+        pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: np.ndarray[Any, np.dtype[np.int64]], crop: int = 0, flip: bool = False
+    ) -> Images:
+        return Images(pixels, labels, mean, standard_deviation, crop=crop, flip=flip, dtype=dtype, device=device)
+
+    return Split(
+        images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
+        images(arrays.train_images[validation], arrays.train_labels[validation]),
+        images(arrays.test_images, arrays.test_labels),
+    )
