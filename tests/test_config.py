@@ -96,7 +96,7 @@ MISTAKES = [
     ("batch_size=0", "at least 1 sample"),
     ("seed=-1", "must be 0 or more"),
     ("precision=fp8", "choose fp32, tf32, bf16, fp16 or fp64"),
-    ("engine=magic", "choose auto, loop or stacked"),
+    ("engine=magic", "choose auto, loop, stacked, im2col, graph, graph-im2col or graph-loop"),
     ("device=tpu", "choose auto, cpu, cuda or cuda:N"),
     ("device=cuda:99", "CUDA devices; use device=auto or device=cpu"),
     ("threads=0", "at least 1 is needed"),
