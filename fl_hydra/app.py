@@ -37,6 +37,8 @@ def _task(composed: DictConfig) -> Outcome:
         require(not HydraConfig.get().job.chdir, "hydra.job.chdir=true: runs find their folder by themselves; set outputs= instead")
         config = typed(composed)
         if alone:
+            if HydraConfig.get().runtime.choices.get("hydra/launcher") == "packed":
+                reporter.warn("hydra/launcher=packed packs the points of a sweep; this is a single run (a sweep takes -m)")
             for note in unused_keys(config):
                 reporter.warn(note)
         outcome = execute(config, reporter)

@@ -240,10 +240,43 @@ def test_a_member_that_cannot_be_written_leaves_the_others(program: Program, tmp
     assert "failed" in result.output
 
 
+def test_a_folder_that_cannot_be_made_leaves_the_others(program: Program, tmp_path: Path) -> None:
+    assert program(*GRID, "seed=0,1", "outputs=probe", cwd=tmp_path).status == 0
+    name = next(path.parent.name for path in (tmp_path / "probe").rglob("summary.json") if "-s0-" in path.parent.name)
+    blocked = tmp_path / "outputs" / "digits" / "localsgd" / name
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file")
+    result = program(*GRID, "seed=0,1", cwd=tmp_path)
+    assert result.status == 1, result.output
+    assert "1 of 2 points finished" in result.output
+    (tmp_path / "file").write_text("")
+    section = program(*GRID, "seed=0,1", "section=mine", "outputs=file", cwd=tmp_path)
+    assert section.status == 2
+    assert section.output.count("\n") == 1, section.output
+    assert "section=mine: file/sections/mine.txt cannot be written" in section.output
+
+
+def test_a_checkpoint_in_memory_does_not_go_on_with_the_run() -> None:
+    settings = members("fedavg", "precision=fp64")[0]
+    run = trainer(*settings)
+    run.run_round()
+    kept = run.checkpoint()
+    whole = train(run)[0]
+    again = trainer(*settings)
+    again.restore(kept)
+    assert_same(train(again)[0], whole, 0)
+
+
 def test_options_of_the_launcher_are_checked(program: Program, tmp_path: Path) -> None:
     result = program(*GRID, "hydra.launcher.runs=0", "seed=0,1", cwd=tmp_path)
     assert result.status == 2
-    assert "hydra.launcher.runs=0: at least 1 run is needed in a pack" in result.output
+    assert "hydra.launcher.runs=0: a whole number of runs, at least 1, is needed in a pack" in result.output
+    word = program(*GRID, "hydra.launcher.runs=x", "seed=0,1", cwd=tmp_path)
+    assert word.status == 2
+    assert "hydra.launcher.runs=x: a whole number" in word.output
+    single = program("hydra/launcher=packed", "rounds=1", cwd=tmp_path)
+    assert single.status == 0
+    assert "note: hydra/launcher=packed packs the points of a sweep" in single.output
     split = program(*GRID, "hydra.launcher.runs=2", "seed=0,1,2", cwd=tmp_path)
     assert split.status == 0
     assert split.output.count("2 runs together:") == 1

@@ -88,17 +88,15 @@ def execute_together(configs: Sequence[Config], reporter: Reporter) -> list[Outc
     """
     executions: dict[Path, _Execution] = {}
     folders = []
+    for config in configs:
+        experiment = resolve(config)
+        folder = RunFolder(run_folder(experiment, Path(config.outputs)))
+        folders.append(folder.path)
+        executions.setdefault(folder.path, _Execution(config, experiment, folder, reporter))
     try:
         with ExitStack() as locks:
-            for config in configs:
-                experiment = resolve(config)
-                outputs = Path(config.outputs)
-                folder = RunFolder(run_folder(experiment, outputs))
-                folders.append(folder.path)
-                if config.section is not None:
-                    join_section(config.section, folder.path, outputs)
-                if folder.path not in executions:
-                    execution = executions[folder.path] = _Execution(config, experiment, folder, reporter)
+            for execution in executions.values():
+                with _alone(execution):
                     execution.begin(locks)
             waiting = [execution for execution in executions.values() if execution.outcome is None]
             if waiting:
@@ -165,6 +163,8 @@ class _Execution:
             UserError: the device is not there.
         """
         outputs = Path(self.config.outputs)
+        if self.config.section is not None:
+            join_section(self.config.section, self.folder.path, outputs)
         self.outcome = find(self.experiment, outputs)
         if self.outcome is not None:
             return
@@ -323,6 +323,8 @@ def _alone(execution: _Execution) -> Iterator[None]:
     """What goes wrong in writing a run ends that run; those that train beside it go on."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         execution.end("failed", _explain(error, execution.folder))
 
@@ -346,6 +348,7 @@ def _make_trainer(executions: list[_Execution], reporter: Reporter) -> Trainer:
 
     config = executions[0].config
     stored = next((environment for execution in executions if (environment := execution.stored_environment())), {})
+    stored = stored.get("continued_with", [stored])[-1]  # what it went on with last
     torch.set_num_threads(config.threads or stored.get("threads") or _default_threads())
     device = config.device
     if device == "auto":

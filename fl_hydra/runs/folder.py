@@ -99,14 +99,23 @@ class RunFolder:
 
 
 def join_section(section: str, run: Path, outputs: Path) -> None:
-    """Note that a section of the report asked for a run; sections that need the same run share it."""
+    """Note that a section of the report asked for a run; sections that need the same run share it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     path = outputs / "sections" / f"{section}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
     name = run.relative_to(outputs).as_posix()
-    with FileLock(path.with_suffix(".lock")):
-        names = path.read_text().splitlines() if path.exists() else []
-        if name not in names:
-            write_atomically(path, "\n".join([*names, name, ""]).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            names = path.read_text().splitlines() if path.exists() else []
+            if name not in names:
+                write_atomically(path, "\n".join([*names, name, ""]).encode())
+    except OSError as error:
+        raise UserError(
+            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
+        ) from error
 
 
 def section_runs(section: str, outputs: Path) -> list[Path]:

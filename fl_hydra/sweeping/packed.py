@@ -30,7 +30,8 @@ class PackedLauncher(Launcher):
         self._config: DictConfig | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        require(self._runs >= 1, f"hydra.launcher.runs={self._runs}: at least 1 run is needed in a pack")
+        whole = isinstance(self._runs, int) and not isinstance(self._runs, bool) and self._runs >= 1
+        require(whole, f"hydra.launcher.runs={self._runs}: a whole number of runs, at least 1, is needed in a pack")
         self._context, self._config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

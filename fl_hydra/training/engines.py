@@ -224,6 +224,9 @@ class StackedEngine(Engine):
         """Rows of one call; halved when memory runs out."""
         self._common: tuple[Tensor, int, Tensor] | None = None
 
+    def bind(self, places: Sequence[Tensor]) -> None:
+        self._gradients.clear()
+
     def share(self, rows: Tensor, models: Tensor) -> None:
         self._common = (rows, rows._version + models._version, models)
 
@@ -263,9 +266,10 @@ class StackedEngine(Engine):
         """Take half as many rows at once after this.
 
         Raises:
-            RuntimeError: the error itself, if it is another one, or if a single row does not fit.
+            RuntimeError: the error itself, if it is another one, if a single row does not fit, or while a graph is recorded.
         """
-        if rows == 1 or not out_of_memory(error):
+        recording = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if rows == 1 or recording or not out_of_memory(error):
             raise error
         self._chunk = -(-rows // 2)
         error.__traceback__ = None  # its frames hold what filled the memory

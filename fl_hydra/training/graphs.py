@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fl_hydra.training.engines import out_of_memory
+
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
 Replay = Callable[[], None]
@@ -57,19 +59,26 @@ class GraphLauncher(Launcher):
     def __init__(self, record: Callable[[Callable[[], object]], Replay] | None = None) -> None:
         self._record = record or _CudaRecorder()
         self._seen: set[Hashable] = set()
+        self._too_large: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[Replay, Tensors, Any]] = {}
         self._streams: list[torch.cuda.Stream] = []
 
     def run(self, key: Hashable, work: Callable[[Tensors], T], tensors: Tensors) -> T:
         if key is None:
             return work(tensors)
-        if key not in self._seen:
+        if key not in self._seen or key in self._too_large:
             self._seen.add(key)
             return work(tensors)
         if key not in self._recorded:
             fixed = {name: tensor.clone() for name, tensor in tensors.items()}
             returned: list[T] = []
-            replay = self._record(lambda: returned.append(work(fixed)))
+            try:
+                replay = self._record(lambda: returned.append(work(fixed)))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self._too_large.add(key)  # a graph needs memory of its own; without one, the work can be done in parts
+                return work(tensors)
             self._recorded[key] = (replay, fixed, returned[0])
         replay, fixed, result = self._recorded[key]
         for name, tensor in tensors.items():
@@ -94,7 +103,10 @@ class GraphLauncher(Launcher):
 
     def forget(self) -> None:
         self._seen.clear()
+        self._too_large.clear()
         self._recorded.clear()
+        if isinstance(self._record, _CudaRecorder):
+            self._record = _CudaRecorder()  # a pool of memory ends with its graphs
 
 
 class _CudaRecorder:

@@ -1,7 +1,8 @@
 """The one loop.
 
 Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
-communicate, outer step. Nothing in a round is read back to the host.
+communicate, outer step. Nothing in a round is read back to the host, but the state of clients that leave the cohort, where a
+method has such state.
 
 A trainer holds one run, or several that train together ("packed"): their rows lie side by side, the rows of a run are
 neighbours, and no number of one run depends on another.
@@ -98,6 +99,8 @@ class Trainer:
         self.device = torch.device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        else:
+            torch.cuda.set_device(self.device)  # streams and graphs are made on the current device
         self.precision = PRECISIONS[first.precision]
         self.precision.configure(self.device)
         self.dtype = self.precision.master
@@ -112,7 +115,7 @@ class Trainer:
         gradients, launcher = ENGINES[engine]
         self.engine = gradients(module, self.layout, self.precision, self.device, notify)
         self.launcher = launcher()
-        self.rows_at_once = rows_at_once
+        self._limit = rows_at_once
 
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         labels = self.split.train.labels.cpu().numpy()
@@ -153,7 +156,7 @@ class Trainer:
 
     def _allocate(self, rows: list[int]) -> None:
         """The buffers of a round with so many rows of each run; they serve every round, and are never rebound within one."""
-        most = self.rows_at_once or self._rows_that_fit(sum(rows))
+        most = self._limit or self._rows_that_fit(sum(rows))
         while True:
             try:
                 self._make_buffers(rows, most)
@@ -161,9 +164,10 @@ class Trainer:
             except RuntimeError as error:
                 if not out_of_memory(error) or most == 1:
                     raise
-                most = -(-min(most, sum(rows)) // 2)
+                most = self._limit = -(-min(most, sum(rows)) // 2)
                 self._notify(f"the rows of a round do not fit into memory together; going on with {most} at once")
         self.rows_at_once = most
+        """Rows of a block, at most."""
 
     def _rows_that_fit(self, rows: int) -> int:
         """How many rows can be trained at once in three quarters of the free memory."""
@@ -435,7 +439,7 @@ class Trainer:
             if not active.any():
                 break
             # Rows whose samples are used up stay as they are while the others take their last steps.
-            idle = torch.from_numpy(~active).to(self.device)[:, None]
+            idle = self._to_device(np.logical_not(active))[:, None]
             before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
             algorithm.step(rows, self.engine.gradient, step_batches, j)
             for tensor, kept in before:
@@ -485,7 +489,7 @@ class Trainer:
             "round": member.round,
             "samples": member.samples,
             "lr": member.lr,
-            "cursors": torch.from_numpy(member.cursors),
+            "cursors": torch.from_numpy(member.cursors.copy()),
             "state": {field.name: getattr(self.state, field.name)[run].clone() for field in fields(self.state)},
             "meter": self._meter[run].clone(),
             "metered": member.metered,
