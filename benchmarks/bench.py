@@ -176,14 +176,14 @@ def levers(scale: Scale) -> Figures:
     """What each measure is worth: gradients of ten rows of LeNet, stacked and one by one, fp32."""
     rows, size = 10, scale.batch_size
     figures = Figures(f"levers: gradients of ten rows, batch {size}, fp32")
-    stacked, products, loop = (trainer(engine=name, batch_size=size) for name in ("stacked", "im2col", "loop"))
+    stacked, products, loop, other = (trainer(engine=name, batch_size=size) for name in ("stacked", "im2col", "loop", "loop"))
     images = torch.randn(rows, size, 32, 32, 3, device=DEVICE).permute(0, 1, 4, 2, 3)
     labels = torch.randint(0, 100, (rows, size), device=DEVICE)
 
     def gradients(run: Trainer, inputs: torch.Tensor = images, shared: bool = False) -> Callable[[], object]:
         models = run.state.model
         parameters = models.expand(rows, -1).clone()
-        places = [parameters[row : row + 1] for row in range(rows)] if run is loop else [parameters]
+        places = [parameters[row : row + 1] for row in range(rows)] if run in (loop, other) else [parameters]
         run.engine.bind(places)
 
         def once() -> None:
@@ -208,7 +208,7 @@ def levers(scale: Scale) -> Figures:
         "im2col and matrix products": gradients(products),
         "im2col, while the rows are equal": gradients(products, shared=True),
         "one row after the other (loop), all threads on each": gradients(loop),
-        "loop, images in the default memory format": gradients(loop, images.contiguous()),
+        "loop, images in the default memory format": gradients(other, images.contiguous()),
     }
     for name, seconds in interleaved(contenders, max(1, scale.repeats // 3)).items():
         figures.add(name, seconds, rows * size)
