@@ -107,7 +107,6 @@ def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
         scheduler=Constant(),
         sharding=IID(),
         participation=Uniform(),
-        N_c=None,
         budget=10**12,
         points=1,
         split_seed=0,

@@ -14,17 +14,33 @@ from typing import Any
 from omegaconf import MISSING
 
 from fl_hydra.algorithms.base import Algorithm, algorithms
+from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.data.dataset import Dataset, datasets
-from fl_hydra.errors import require
+from fl_hydra.errors import UserError, require
+from fl_hydra.local_steps.base import LocalSteps
+from fl_hydra.local_steps.base import rules as local_steps_rules
 from fl_hydra.models.base import Model, models
 from fl_hydra.optim.base import Optimizer, optimizers
+from fl_hydra.optim.outer import Outer, servers
 from fl_hydra.optim.schedules import Scheduler, schedulers
 from fl_hydra.participation.base import Participation, participations
 from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
+from fl_hydra.speeds.base import Speeds, speed_models
 from fl_hydra.training.experiment import Experiment
 
-REGISTRIES: tuple[Registry[Any], ...] = (datasets, models, optimizers, schedulers, algorithms, shardings, participations)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    datasets,
+    models,
+    optimizers,
+    servers,
+    schedulers,
+    algorithms,
+    local_steps_rules,
+    shardings,
+    participations,
+    speed_models,
+)
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 ENGINES = ("auto", "loop", "stacked", "im2col", "graph", "graph-im2col", "graph-loop")
@@ -61,10 +77,13 @@ class Config:
     dataset: Dataset = MISSING
     model: Model = MISSING
     optimizer: Optimizer = MISSING
+    server: Outer = MISSING
     scheduler: Scheduler = MISSING
     algorithm: Algorithm = MISSING
+    local_steps: LocalSteps = MISSING
     sharding: Sharding = MISSING
     participation: Participation = MISSING
+    speeds: Speeds = MISSING
 
     K: int | None = None
     C: float | None = None
@@ -72,11 +91,13 @@ class Config:
     N_c: int | None = None
     gamma: float | None = None
     batch_size: int = 64
+    data_parallel: int = 1
     epochs: float | None = None
     rounds: int | None = None
     samples: int | None = None
     seed: int = 0
     split_seed: int = 0
+    noise_scale: bool = False
     precision: str = "fp32"
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -102,6 +123,7 @@ class Config:
             f"device={self.device}: choose auto, cpu, cuda or cuda:N",
         )
         require(self.batch_size >= 1, f"batch_size={self.batch_size}: at least 1 sample is needed in a batch")
+        require(self.data_parallel >= 1, f"data_parallel={self.data_parallel}: at least 1 worker is needed for a step")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads}: at least 1 is needed; leave it out for all cores")
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
@@ -149,27 +171,63 @@ def resolve(config: Config) -> Experiment:
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     config.sharding.check(counts, K, N_c, config.seed)
 
+    config.scheduler.check(config.batch_size)
+
     m = max(1, round(C * K))
+    require(
+        config.data_parallel == 1 or (K == 1 and not algorithm.federated),
+        f"data_parallel={config.data_parallel}: shares the steps of centralized training among workers; here K={K} workers step by "
+        "themselves: leave it out, or choose algorithm=centralized",
+    )
+    require(
+        config.data_parallel <= config.batch_size,
+        f"data_parallel={config.data_parallel}: each worker needs a sample of a batch; choose 1 to batch_size={config.batch_size}",
+    )
+    require(
+        algorithm.serves or config.server.averages,
+        f"server={config.server.name}: algorithm={algorithm.name} ends a round without a mean for an outer optimizer; leave server out",
+    )
+    measured = config.local_steps.measures
+    noise = config.noise_scale or "noise" in measured
+    asks = "noise_scale=true" if config.noise_scale else f"local_steps={config.local_steps.name}"
+    require(
+        not (noise or "drift" in measured) or (m > 1 and algorithm.synchronous),
+        f"{asks}: compares the rows of a round that begins with equal models and ends with their mean; "
+        f"algorithm={algorithm.name} with {m} a round has none to compare",
+    )
+    require(
+        J is not None or (config.local_steps.steady and not config.local_steps.spread),
+        f"local_steps={config.local_steps.name}: algorithm={algorithm.name} has no J to choose; leave local_steps out",
+    )
     require(
         m == K or config.participation.name != "all",
         f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
+    )
+    require(
+        not isinstance(algorithm, EventDriven) or (config.local_steps.steady and not config.local_steps.spread),
+        f"local_steps={config.local_steps.name}: in algorithm={algorithm.name} workers differ by speeds=; leave local_steps out",
     )
     experiment = Experiment(
         dataset=config.dataset,
         card=card,
         model=config.model,
         optimizer=config.optimizer,
+        server=config.server,
         scheduler=config.scheduler,
         algorithm=algorithm,
+        local_steps=config.local_steps,
         sharding=config.sharding,
         participation=config.participation,
+        speeds=config.speeds,
         K=K,
         m=m,
         J=J,
         N_c=N_c,
         batch_size=config.batch_size,
+        data_parallel=config.data_parallel,
         budget=1,
         points=config.evaluation.points,
+        noise_scale=noise,
         precision=config.precision,
         seed=config.seed,
         split_seed=config.split_seed,
@@ -178,7 +236,13 @@ def resolve(config: Config) -> Experiment:
     if config.samples is not None:
         budget = config.samples
     elif config.rounds is not None:
-        budget = config.rounds * (images if J is None else experiment.round_samples(0, m))
+        whole = experiment.round_samples
+        if whole is None:
+            raise UserError(
+                f"rounds={config.rounds}: with local_steps={config.local_steps.name} rounds differ in length, so their number is no "
+                "budget; give epochs or samples"
+            )
+        budget = config.rounds * whole
     elif config.epochs is not None:
         budget = max(1, round(config.epochs * images))
     else:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.optim.base import Layers
+from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.training.fabric import Fabric, Traffic
-from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
+from fl_hydra.training.rows import Batch, Clients, Gradient, Rows, Server
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, trainer
 
@@ -110,6 +112,12 @@ def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
         assert_exact(run.state.model[0], weights_of(module, run) - 0.1 * gradient)
 
 
+def server(rule: Outer, rate: float = 0.1) -> Server:
+    """The outer optimizer of one run of one parameter."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return Server(rule, {name: one * value for name, value in rule.hyper.items()}, one * rule.lr, one * rate, Layers((1,), (True,)))
+
+
 def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) -> float:
     """Run a method on the two clients f_k(x) = a_k / 2 (x - b_k)^2 with a = (1, 3), b = (0, 1) and rate 0.1."""
     a, b = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -117,15 +125,15 @@ def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) 
     weights = torch.full((2,), 0.5, dtype=torch.float64)
     fabric = Fabric(remote=True)
     fabric.begin([2], [Traffic()])
-    clients = Clients(np.arange(2), run, weights, {}, fabric)
-    state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64))
+    clients = Clients(np.arange(2), run, weights, {}, fabric, server(OuterSGD()))
+    state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64), 2)
     lr = torch.full((2, J), 0.1, dtype=torch.float64)
     optimizer = SGDM(momentum=0.0)
     hyper = {name: torch.full((2, 1), value, dtype=torch.float64) for name, value in optimizer.hyper.items()}
     batch = Batch(torch.empty(2, 0), torch.empty(2, 0), None, torch.zeros(2, 2), np.zeros(2, np.int64), np.zeros(2, np.int64))
     for _ in range(rounds):
         starts = algorithm.start(state, clients)
-        rows = Rows(starts.clone(), starts, {}, hyper, lr, optimizer)
+        rows = Rows(starts.clone(), starts, {}, hyper, lr, optimizer, Layers((1,), (True,)))
         for j in range(J):
             algorithm.step(rows, lambda parameters, _: a * (parameters - b), [batch] * algorithm.batches_per_step, j)
         algorithm.update(state, clients, starts, rows.parameters)

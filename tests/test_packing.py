@@ -17,18 +17,18 @@ from fl_hydra.config import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
-from tests.support.make import config, experiment, trainer
+from tests.support.make import config, experiment, kind, trainer
 
 SHAPES = {
     "centralized": ("rounds=3", "batch_size=64"),
-    "localsgd": ("K=3", "J=4", "batch_size=16"),
+    "localsgd": ("K=4", "J=4", "batch_size=16"),
     "fedavg": ("K=12", "C=0.25", "J=3", "batch_size=16"),
 }
 """What the members of a pack have in common."""
 
 DIFFERENT = {
     "centralized": [("seed=1",), ("seed=2", "optimizer.lr=0.03", "scheduler=cosine"), ("optimizer.momentum=0.5", "rounds=2")],
-    "localsgd": [("samples=700",), ("seed=1", "samples=700", "optimizer.lr=0.03"), ("samples=500", "optimizer.weight_decay=0.01")],
+    "localsgd": [("samples=1000",), ("seed=1", "samples=1000", "optimizer.lr=0.03"), ("samples=700", "optimizer.weight_decay=0.01")],
     "fedavg": [
         ("samples=700",),
         ("samples=700", "seed=3", "sharding=classes", "N_c=2", "optimizer.lr=0.03"),
@@ -40,8 +40,8 @@ DIFFERENT = {
 
 def members(algorithm: str, *more: str) -> list[tuple[str, ...]]:
     return [
-        (f"algorithm={algorithm}", "optimizer=sgdm", *SHAPES.get(algorithm, SHAPES["fedavg"]), *more, *different)
-        for different in DIFFERENT.get(algorithm, DIFFERENT["fedavg"])
+        (f"algorithm={algorithm}", "optimizer=sgdm", *SHAPES[kind(algorithm)], *more, *different)
+        for different in DIFFERENT[kind(algorithm)]
     ]
 
 

@@ -7,15 +7,18 @@ dataclass of its hyper-parameters that overrides the seams it changes; the defau
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
+    from fl_hydra.speeds.base import Reals
+    from fl_hydra.training.fabric import Traffic
     from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 
 
@@ -23,10 +26,27 @@ if TYPE_CHECKING:
 class State:
     """What the server, or the group of workers, carries from round to round. Subclass it to carry more tensors.
 
-    model: [runs, P], one row for each run that trains together.
+    model: [runs, P], one row for each run that trains together. server: the outer optimizer's state by name, [runs, P] or [runs, 1].
     """
 
     model: Tensor
+    server: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, each with a row for each run."""
+        named: dict[str, Tensor] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            named |= {f"{part.name}.{name}": tensor for name, tensor in value.items()} if isinstance(value, dict) else {part.name: value}
+        return named
+
+    def of_runs(self, runs: Any) -> Self:
+        """The state of some runs: copies, by an index that PyTorch understands."""
+
+        def take(value: Any) -> Any:
+            return {name: tensor[runs] for name, tensor in value.items()} if isinstance(value, dict) else value[runs]
+
+        return replace(self, **{part.name: take(getattr(self, part.name)) for part in fields(self)})
 
 
 @dataclass
@@ -44,14 +64,25 @@ class Algorithm(Component):
     batches_per_step: ClassVar[int] = 1
     """How many batches `step` is given."""
 
-    keeps_optimizer: ClassVar[bool] = False
-    """Whether the local optimizer's slots stay with a client between its rounds, or start from zero in each."""
-
     client_slots: ClassVar[dict[str, bool]] = {}
     """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first."""
 
     packs: ClassVar[bool] = True
     """Whether several runs can train together: not where an update mixes rows other than through the fabric."""
+
+    serves: ClassVar[bool] = True
+    """Whether a round ends with a mean, from which an outer optimizer can step."""
+
+    coupled: ClassVar[bool] = False
+    """Whether rows exchange models between the local steps of a round (:meth:`mixing`); all of them then take each step together."""
+
+    synchronous: ClassVar[bool] = True
+    """Whether every round begins with equal models and ends with their mean."""
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether the local optimizer's slots stay with a client between its rounds, or start from zero in each."""
+        return False
 
     def check(self, K: int, C: float) -> None:
         """Refuse K and C that the method cannot run with.
@@ -62,8 +93,12 @@ class Algorithm(Component):
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
 
-    def initial(self, models: Tensor) -> State:
-        """The state before the first round, from initial models [runs, P]."""
+    def round_steps(self, J: int) -> int:
+        """Local steps of a whole round."""
+        return J
+
+    def initial(self, models: Tensor, rows: int) -> State:
+        """The state before the first round, from initial models [runs, P]; `rows` take part in a round of each run."""
         return State(models)
 
     def start(self, state: State, clients: Clients) -> Tensor:
@@ -74,17 +109,37 @@ class Algorithm(Component):
         """Local step j = 0, 1, ...: change `rows` in place. It is captured: nothing may be read back to the host."""
         rows.descend(gradient(rows.parameters, batches[0]), j)
 
+    def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
+        """Where `coupled`: the weights float64 [K, K] with which models are mixed after local step j; row k of it makes worker k's model.
+
+        Args:
+            J: local steps as the rule for them has it. steps: of this round, as the budget leaves them.
+            taken: local steps of the rounds before.
+
+        Returns:
+            None if nothing is exchanged after this step.
+        """
+        return None
+
+    def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
+        """Enter one exchange by :meth:`mixing` in a run's ledger; `payload` are the bytes of a model."""
+        sent = (mixing != 0).sum(0) - (mixing.diagonal() != 0)
+        traffic.exchange(int(sent.sum()), int(sent.max()), payload)
+
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         """How what came back, starts and ends [rows, P], becomes the next state; changes `state` in place.
 
         Override it where more than the mean of the ends is needed. Where it is not overridden, the mean is taken as the rows
         come in, and they never lie side by side.
         """
-        self.outer(state, clients.mean(ends))
+        self.outer(state, clients, clients.mean(ends))
 
-    def outer(self, state: State, mean: Tensor) -> None:
+    def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
         """The outer step from the mean of what came back, [runs, P]; changes `state` in place."""
-        state.model.copy_(mean)
+        clients.server.step(state.model, state.server, mean)
+
+    def finish(self, state: State, clients: Clients) -> None:
+        """What else is communicated at the end of a round, after the outer step."""
 
     def models(self, state: State) -> Tensor:
         """What is evaluated: [models, P]."""

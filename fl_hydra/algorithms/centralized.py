@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl_hydra.algorithms.base import algorithms
-from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.algorithms.localsgd import Workers
 
 
 @algorithms.register
 @dataclass
-class Centralized(LocalSGD):
+class Centralized(Workers):
     """One worker that holds all images; a round is one pass over them."""
 
     name: str = "centralized"

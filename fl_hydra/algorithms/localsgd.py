@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from fl_hydra.algorithms.base import Algorithm, algorithms
+from fl_hydra.algorithms.base import Algorithm, State, algorithms
 from fl_hydra.errors import require
 
+if TYPE_CHECKING:
+    from fl_hydra.training.rows import Clients
 
-@algorithms.register
+POLICIES = ("keep", "reset", "average")
+
+
 @dataclass
-class LocalSGD(Algorithm):
-    """All K workers take J steps each from the common model, then average it with equal weights.
-
-    Momentum stays with its worker, neither averaged nor reset, as in the authors' code. With J=1 this is still exactly
-    minibatch SGD with momentum over the K batches together, since the recursion is linear.
-    """
-
-    name: str = "localsgd"
+class Workers(Algorithm):
+    """K workers, all of which take part in every round, with equal weights."""
 
     federated: ClassVar[bool] = False
     K: ClassVar[int | None] = 4
     C: ClassVar[float | None] = 1.0
     J: ClassVar[int | None] = 8
-    keeps_optimizer: ClassVar[bool] = True
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        return True
 
     def check(self, K: int, C: float) -> None:
         super().check(K, C)
         require(C == 1, f"C={C}: with algorithm={self.name} all workers take part in every round; leave C out")
+
+
+@algorithms.register
+@dataclass
+class LocalSGD(Workers):
+    """All K workers take J steps each from the common model, then average it with equal weights.
+
+    momentum: what becomes of the local optimizer's state when models are averaged. `keep`: it stays with its worker, neither averaged
+    nor reset, as in the authors' code. `reset`: every round begins with zeros. `average`: it is averaged like the models (Yu et al.,
+    ICML 2019, algorithm 1), which is communicated too; step counters stay as they are. With J=1 all but `reset` are minibatch SGD
+    with momentum over the K batches together, since the recursion is linear.
+    """
+
+    name: str = "localsgd"
+    momentum: str = "keep"
+
+    def __post_init__(self) -> None:
+        require(self.momentum in POLICIES, f"algorithm.momentum={self.momentum}: choose keep, reset or average")
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        return self.momentum != "reset"
+
+    def finish(self, state: State, clients: Clients) -> None:
+        if self.momentum == "average":
+            for slot in clients.slots.values():
+                if slot.shape[1] == state.model.shape[1]:
+                    slot.copy_(clients.receive(clients.mean(slot)))

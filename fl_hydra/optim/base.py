@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
@@ -14,19 +14,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Layers:
+    """The parameter tensors inside a row, for rules that treat each on its own.
+
+    sizes: how many numbers each has, in the order in which they lie. weights: whether each is a weight, or the bias or the
+    parameter of a normalisation, which such rules leave out by convention.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[bool, ...]
+
+
 @dataclass
 class Optimizer(Component):
-    """A row rule: `apply` changes parameters [rows, P] and slots in place, each row by its own gradient and hyper-parameters.
+    """A row rule: `step` changes parameters [rows, P] and slots in place, each row by its own gradient and hyper-parameters.
 
-    Nothing is read back to the host, so that a step can be captured.
+    Nothing is read back to the host, so that a step can be captured. Norms run along a row, never across rows.
     """
+
+    group: ClassVar[str] = "optimizer"
+    """The configuration group that messages name."""
 
     lr: float = 0.01
     weight_decay: float = 0.0
+    clip: float | None = None
+    """The largest L2 norm of a row's gradient; a longer one is scaled down to it."""
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, f"optimizer.lr={self.lr}: the learning rate must be greater than 0 and finite")
-        require(0 <= self.weight_decay < math.inf, f"optimizer.weight_decay={self.weight_decay}: must be 0 or more and finite")
+        require(0 < self.lr < math.inf, f"{self.group}.lr={self.lr}: the learning rate must be greater than 0 and finite")
+        self.check_not_negative("weight_decay")
+        require(
+            self.clip is None or 0 < self.clip < math.inf,
+            f"{self.group}.clip={self.clip}: the largest norm of a gradient must be greater than 0 and finite; null clips none",
+        )
+
+    def check_beta(self, *names: str) -> None:
+        """Refuse momentum or moment coefficients outside [0, 1).
+
+        Raises:
+            UserError: naming the first that is.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{self.group}.{name}={value}: must be at least 0 and below 1")
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse numbers that are not greater than 0 and finite.
+
+        Raises:
+            UserError: naming the first that is not.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{self.group}.{name}={value}: must be greater than 0 and finite")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Refuse numbers that are below 0 or not finite.
+
+        Raises:
+            UserError: naming the first that is.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{self.group}.{name}={value}: must be 0 or more and finite")
 
     @property
     @abstractmethod
@@ -34,9 +85,9 @@ class Optimizer(Component):
         """Names of the state kept for each row; True: P numbers, False: one."""
 
     @property
-    @abstractmethod
     def hyper(self) -> dict[str, float]:
         """Hyper-parameters that do not change shapes, other than the learning rate: each becomes a tensor [rows, 1]."""
+        return {"weight_decay": self.weight_decay} | ({} if self.clip is None else {"clip": self.clip})
 
     @property
     def form(self) -> dict[str, Any]:
@@ -44,9 +95,12 @@ class Optimizer(Component):
         values = asdict(self)
         return {name: bool(value) if name in self.hyper else value for name, value in values.items() if name != "lr"}
 
-    @abstractmethod
-    def apply(self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor) -> None:
-        """One step, in place.
+    def step(
+        self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers
+    ) -> None:
+        """One step, in place: each row's gradient is clipped to the norm `clip`, then the rule is applied.
+
+        The factor is that of `torch.nn.utils.clip_grad_norm_`: clip / (norm + 1e-6), at most 1.
 
         Args:
             parameters: [rows, P].
@@ -54,12 +108,25 @@ class Optimizer(Component):
             slots: by name, [rows, P] or [rows, 1]; zeros before the first step.
             hyper: by name, [rows, 1].
             lr: [rows, 1], this step's learning rate.
+            layers: how a row is made up.
         """
+        if self.clip is not None:
+            import torch
 
+            norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient.mul_((hyper["clip"] / (norms + 1e-6)).clamp_(max=1))
+        self.apply(parameters, gradient, slots, hyper, lr, layers)
 
-def check_beta(name: str, value: float) -> None:
-    """Refuse a momentum or moment coefficient outside [0, 1)."""
-    require(0 <= value < 1, f"optimizer.{name}={value}: must be at least 0 and below 1")
+    @abstractmethod
+    def apply(
+        self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers
+    ) -> None:
+        """The rule itself, with the arguments of :meth:`step`; the gradient is clipped already."""
+
+    def decay(self, parameters: Tensor, gradient: Tensor, hyper: dict[str, Tensor], lr: Tensor) -> None:
+        """Weight decay of every parameter, coupled: added to the gradient, in place."""
+        if self.weight_decay:
+            gradient.addcmul_(parameters, hyper["weight_decay"])
 
 
 optimizers: Registry[Optimizer] = Registry("optimizer", "fl_hydra.optim")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fl_hydra.errors import require
@@ -16,23 +17,64 @@ from fl_hydra.registry import Component, Registry
 
 @dataclass
 class Scheduler(Component):
-    """Optional linear warm-up, then the schedule of the subclass over what remains of the budget."""
+    """Optional linear warm-up, then the schedule of the subclass over what remains of the budget.
+
+    The peak rate and the warm-up can grow with the batch (You et al., ICLR 2020, section 4: rate by the square root, warm-up
+    linearly), and the rate with the number of workers.
+    """
 
     warmup: float = 0.0
     """Fraction of the budget over which the rate rises linearly to its peak."""
 
+    scale_batch: str = "none"
+    """How the peak rate grows with batch_size / reference: none, sqrt or linear."""
+
+    scale_K: str = "none"
+    """How the peak rate grows with the number of rows that a round averages: none, sqrt or linear."""
+
+    scale_warmup: bool = False
+    """Whether the warm-up grows linearly with batch_size / reference."""
+
+    reference: int = 128
+    """The batch size that the rate and the warm-up were chosen for."""
+
     def __post_init__(self) -> None:
         require(0 <= self.warmup < 1, f"scheduler.warmup={self.warmup}: a fraction of the budget, at least 0 and below 1, is needed")
+        for name in ("scale_batch", "scale_K"):
+            require(getattr(self, name) in SCALINGS, f"scheduler.{name}={getattr(self, name)}: choose none, sqrt or linear")
+        require(self.reference >= 1, f"scheduler.reference={self.reference}: a batch size of at least 1 is needed")
 
-    def factor(self, before: int, step: int, budget: int) -> float:
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch size whose warm-up would never end.
+
+        Raises:
+            UserError: naming the largest that works.
+        """
+        longest = self.reference / self.warmup if self.warmup else 0
+        require(
+            self.warmup_of(batch_size) < 1,
+            f"scheduler.warmup={self.warmup:g} of the budget at batch size {self.reference} is {self.warmup_of(batch_size):g} at "
+            f"batch_size={batch_size}: the warm-up must end before the budget; choose a batch size below {longest:g} or a shorter warm-up",
+        )
+
+    def scale(self, batch_size: int, rows: int) -> float:
+        """By how much the peak rate is greater than the optimizer's."""
+        return float(SCALINGS[self.scale_batch](batch_size / self.reference) * SCALINGS[self.scale_K](rows))
+
+    def warmup_of(self, batch_size: int) -> float:
+        """Fraction of the budget that the warm-up takes."""
+        return self.warmup * batch_size / self.reference if self.scale_warmup else self.warmup
+
+    def factor(self, before: int, step: int, budget: int, batch_size: int | None = None) -> float:
         """The factor of a local step.
 
         Args:
             before: samples processed before the step.
             step: samples of the step.
             budget: samples of the whole run.
+            batch_size: of a row; None: the reference.
         """
-        warmup = self.warmup * budget
+        warmup = self.warmup_of(batch_size or self.reference) * budget
         if before < warmup:
             return min(1.0, (before + step) / warmup)
         return self.decay((before - warmup) / (budget - warmup))
@@ -40,6 +82,10 @@ class Scheduler(Component):
     @abstractmethod
     def decay(self, progress: float) -> float:
         """The factor after the fraction `progress`, in [0, 1), of the budget that follows the warm-up; 1 at 0."""
+
+
+SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda ratio: 1.0, "sqrt": math.sqrt, "linear": float}
+"""How a rate grows with a ratio."""
 
 
 def _check_end(end: float, lowest_allowed: bool = True) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fl_hydra.errors import require
-from fl_hydra.optim.base import Optimizer, check_beta, optimizers
+from fl_hydra.optim.base import Layers, Optimizer, optimizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,8 @@ class SGDM(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_beta("momentum", self.momentum)
-        require(not self.nesterov or self.momentum > 0, "optimizer.nesterov=true needs optimizer.momentum above 0")
+        self.check_beta("momentum")
+        require(not self.nesterov or self.momentum > 0, f"{self.group}.nesterov=true needs {self.group}.momentum above 0")
 
     @property
     def slots(self) -> dict[str, bool]:
@@ -32,13 +32,15 @@ class SGDM(Optimizer):
 
     @property
     def hyper(self) -> dict[str, float]:
-        return {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        return super().hyper | {"momentum": self.momentum}
 
-    def apply(self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor) -> None:
+    def apply(
+        self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers
+    ) -> None:
         if self.weight_decay and not self.momentum:
             parameters.mul_(1 - lr * hyper["weight_decay"])  # the same step, with less to read and write
-        elif self.weight_decay:
-            gradient.addcmul_(parameters, hyper["weight_decay"])
+        else:
+            self.decay(parameters, gradient, hyper, lr)
         if self.momentum:
             momentum = slots["momentum"].mul_(hyper["momentum"]).add_(gradient)
             gradient = gradient.addcmul_(momentum, hyper["momentum"]) if self.nesterov else momentum

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Reporter(Protocol):
     """Who is told how a run, or several that train together, are getting on."""
 
-    def started(self, runs: Sequence[tuple[Experiment, Path, int]]) -> None: ...
-    def advanced(self, round: int) -> None: ...
+    def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None: ...
+    def advanced(self, round: int, done: float) -> None: ...
     def evaluated(self, rows: Sequence[Metrics]) -> None: ...
     def warn(self, message: str) -> None: ...
     def ended(self) -> None: ...
@@ -291,14 +291,14 @@ def _train(executions: list[_Execution], reporter: Reporter) -> None:
         executions = _end_finished(executions, trainer, interruption)
         reporter.started(
             [
-                (execution.experiment, execution.folder.path, member.round)
+                (execution.experiment, execution.folder.path, member.round, member.done)
                 for execution, member in zip(executions, trainer.members, strict=True)
             ]
         )
         began = saved = time.monotonic()
         while executions:
             trainer.run_round()
-            reporter.advanced(max(member.round for member in trainer.members))
+            reporter.advanced(max(member.round for member in trainer.members), min(member.done for member in trainer.members))
             due = [run for run, execution in enumerate(executions) if trainer.members[run].samples >= execution.due]
             rows = trainer.evaluate(due) if due else []
             for run, row in zip(due, rows, strict=True):

@@ -12,7 +12,7 @@ from fl_hydra.training.experiment import Experiment
 def shape(config: Config, experiment: Experiment) -> str | None:
     """What runs must have in common to be rows of one training: equal texts can; None trains alone.
 
-    Seeds, learning rates and other numbers of the optimizer, schedules, budgets, shardings, participation and the number of
+    Seeds, learning rates and other numbers of the optimizers, schedules, budgets, shardings, participation, speeds and the number of
     clients may differ, as long as equally many take part in a round.
     """
     e = experiment
@@ -24,7 +24,8 @@ def shape(config: Config, experiment: Experiment) -> str | None:
         "model": asdict(e.model),
         "algorithm": asdict(e.algorithm),
         "optimizer": e.optimizer.form,
-        "steps": [e.m, e.J, e.batch_size, e.precision],
+        "server": [e.server.form, e.server.averages],
+        "steps": [e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
         "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
     }
     return json.dumps(common, sort_keys=True)

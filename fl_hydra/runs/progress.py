@@ -21,10 +21,11 @@ def headline(experiment: Experiment) -> str:
     e = experiment
     steps = "" if e.J is None else f" J={e.J}"
     who = "" if e.K == 1 else f" K={e.K}" + (f" ({e.m} a round)" if e.m != e.K else "")
+    rounds = "" if e.rounds is None else f"{e.rounds} rounds, "
     skew = f" N_c={e.N_c}" if e.N_c is not None else ""
     return (
         f"{e.dataset.name} {e.algorithm.name}{who}{steps}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
-        f"{e.model.name}, {e.precision}, seed {e.seed}: {e.rounds} rounds, {e.budget} samples"
+        f"{e.model.name}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"
     )
 
 
@@ -43,53 +44,54 @@ def brief(*rows: Metrics) -> str:
 
 
 class ConsoleReporter:
-    """Reports to standard error: a bar of rounds with the last figures, rounds per second and time left, or plain lines.
+    """Reports to standard error: a bar with the last figures, rounds per second and time left, or plain lines.
 
-    Of runs that train together, rounds and time left are those of the one with the longest way to go.
+    Of runs that train together, the part that is done and the time left are those of the one with the longest way to go.
     """
 
     def __init__(self, live: bool | None = None) -> None:
         self._live = sys.stderr.isatty() if live is None else live
         self._progress: Progress | None = None
-        self._rounds = 0
+        self._done = self._first_done = 0.0
         self._together = 1
         self._began = 0.0
         self._first_round = 0
         self._round = 0
 
-    def started(self, runs: Sequence[tuple[Experiment, Path, int]]) -> None:
-        """Say what is trained and where, and from which round it goes on."""
+    def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None:
+        """Say what is trained and where, and from which round and part of the budget it goes on."""
         if not runs:
             return
         if len(runs) > 1:
             self._line(f"{len(runs)} runs together:")
-        for experiment, folder, round in runs:
+        for experiment, folder, round, _ in runs:
             self._line(headline(experiment))
             self._line(f"  {'resumed at round ' + str(round) + ' in ' if round else ''}{folder}")
-        experiment, _, round = max(runs, key=lambda run: run[0].rounds - run[2])
-        self._rounds, self._together = experiment.rounds, len(runs)
-        self._began, self._first_round, self._round = time.monotonic(), round, round
+        self._together, self._began = len(runs), time.monotonic()
+        self._first_round = self._round = max(round for _, _, round, _ in runs)
+        self._first_done = self._done = min(done for _, _, _, done in runs)
         if self._live:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
-                TextColumn("round"),
-                MofNCompleteColumn(),
+                TextColumn("round {task.fields[round]}"),
                 BarColumn(),
+                TaskProgressColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
                 console=Console(stderr=True),
             )
-            self._progress.add_task("", total=self._rounds, completed=round, rate="", figures="")
+            self._progress.add_task("", total=1.0, round=self._round, rate="", figures="")
+            self._progress.update(self._progress.task_ids[0], completed=self._done)
             self._progress.start()
 
-    def advanced(self, round: int) -> None:
-        """A round is done."""
-        self._round = round
+    def advanced(self, round: int, done: float) -> None:
+        """A round is done, and so is this part of the budget."""
+        self._round, self._done = round, done
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=round, rate=self._rate())
+            self._progress.update(self._progress.task_ids[0], completed=done, round=round, rate=self._rate())
 
     def evaluated(self, rows: Sequence[Metrics]) -> None:
         """Rows of metrics are there, one for each run that had one due."""
@@ -97,7 +99,7 @@ class ConsoleReporter:
             self._progress.update(self._progress.task_ids[0], figures=brief(*rows))
         else:
             together = f" ({len(rows)} of {self._together} runs)" if self._together > 1 else ""
-            self._line(f"  round {self._round}/{self._rounds}{together}: {brief(*rows)}, {self._rate()}, {self._left()} left")
+            self._line(f"  round {self._round}, {self._done:.0%}{together}: {brief(*rows)}, {self._rate()}, {self._left()} left")
 
     def warn(self, message: str) -> None:
         """Something that the user should know."""
@@ -116,7 +118,8 @@ class ConsoleReporter:
         return f"{self._rounds_per_second():.3g} rounds/s"
 
     def _left(self) -> str:
-        seconds = round((self._rounds - self._round) / max(1e-9, self._rounds_per_second()))
+        rate = (self._done - self._first_done) / max(1e-9, time.monotonic() - self._began)
+        seconds = round((1 - self._done) / max(1e-9, rate))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def _line(self, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,20 @@ class Draws:
         streams, positions = self._streams[rows].expand_as(indices), self._positions[rows, batches]
         inputs = self._images.augmented(indices.reshape(-1), streams.reshape(-1), positions.reshape(-1))
         return inputs.view(*indices.shape, *inputs.shape[1:])
+
+    def at(self, rows: Indices, batches: Indices) -> Batch:
+        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `asked` begin at 0."""
+        row, batch = (torch.from_numpy(positions).to(self._indices.device) for positions in (rows, batches))
+        indices = self._indices[row, batch]
+        if self._slab is None:
+            streams = self._streams[row, 0].expand_as(indices)
+            inputs = self._images.augmented(indices.reshape(-1), streams.reshape(-1), self._positions[row, batch].reshape(-1))
+            inputs = inputs.view(*indices.shape, *inputs.shape[1:])
+        else:
+            inputs = self._slab[row, batch]
+        weights = None if self._weights is None else self._weights[row, batch]
+        meter = torch.zeros(len(rows), 2, dtype=self.meter.dtype, device=self.meter.device)
+        return Batch(inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros(len(rows), np.int64))
 
     def batches(self, rows: slice) -> Iterator[Batch]:
         """The batches of some rows, one after the other."""

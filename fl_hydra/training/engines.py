@@ -59,6 +59,8 @@ class Engine(ABC):
         self.device = device
         self.precision = precision
         self._notify = notify
+        self.samples_at_once = 2**62
+        """Samples of a row's batch that are computed at once; a larger batch is accumulated. Halved when memory runs out."""
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:
         views = self.layout.views(vector) if isinstance(vector, Tensor) else vector
@@ -101,12 +103,57 @@ class Engine(ABC):
         """How the rows of a round are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
 
     def gradient(self, parameters: Tensor, batch: Batch) -> Tensor:
-        """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again."""
-        gradient, meter = self._gradient(parameters, batch)
+        """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again.
+
+        Of a batch larger than `samples_at_once` it is the weighted sum of the gradients of its parts.
+        """
+        while True:
+            try:
+                gradient, meter = self._whole_gradient(parameters, batch)
+                break
+            except RuntimeError as error:
+                self._divide(batch.targets.shape[1], error)
         if not batch.asked.any():
             batch.meter.add_(meter)
         batch.asked += 1
         return gradient
+
+    def _whole_gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        size = batch.targets.shape[1]
+        if size <= self.samples_at_once:
+            return self._gradient(parameters, batch)
+        total, meters = torch.zeros_like(parameters), torch.zeros_like(batch.meter)
+        whole = size if batch.weights is None else batch.weights.sum(1, keepdim=True).clamp(min=1)
+        for part in _even_parts(size, self.samples_at_once):
+            piece = batch.samples(part)
+            gradient, meter = self._gradient(parameters, piece)
+            share = (part.stop - part.start if piece.weights is None else piece.weights.sum(1, keepdim=True)) / whole
+            total.add_(gradient.mul_(share))
+            meters.add_(meter)
+        return total, meters
+
+    def _divide(self, size: int, error: RuntimeError) -> None:
+        """Take half as many samples of a batch at once after this.
+
+        Raises:
+            RuntimeError: the error itself, if it is another one, if a single sample does not fit, or while a graph is recorded.
+        """
+        size = min(size, self.samples_at_once)
+        if size == 1 or not self._may_retry(error):
+            raise error
+        self.samples_at_once = -(-size // 2)
+        self._make_room(error)
+        self._notify(f"{size} samples at once do not fit into memory; going on with {self.samples_at_once}")
+
+    def _may_retry(self, error: RuntimeError) -> bool:
+        """Whether less at once may help: memory ran out, and no graph is being recorded."""
+        return out_of_memory(error) and not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+    def _make_room(self, error: RuntimeError) -> None:
+        error.__traceback__ = None  # its frames hold what filled the memory
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @abstractmethod
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]: ...
@@ -268,14 +315,10 @@ class StackedEngine(Engine):
         Raises:
             RuntimeError: the error itself, if it is another one, if a single row does not fit, or while a graph is recorded.
         """
-        recording = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if rows == 1 or recording or not out_of_memory(error):
+        if rows == 1 or not self._may_retry(error):
             raise error
         self._chunk = -(-rows // 2)
-        error.__traceback__ = None  # its frames hold what filled the memory
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._make_room(error)
         self._notify(f"{rows} rows at once do not fit into memory; going on with {self._chunk}")
 
     def _loss(self, views: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.data.dataset import Card, Dataset
+from fl_hydra.local_steps.base import LocalSteps
+from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.schedules import Scheduler
 from fl_hydra.participation.base import Participation
 from fl_hydra.sharding.base import Sharding
+from fl_hydra.speeds.base import Speeds
+from fl_hydra.speeds.models import Equal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a run's result.
 
-    K: clients or workers. m: how many take part in a round. J: local steps of a round; None: one pass over the images.
-    N_c: classes for each client.
+    K: clients or workers. m: how many take part in a round. J: local steps of a round, as the rule `local_steps` takes it; None: one
+    pass over the images. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     """
 
@@ -27,17 +32,22 @@ class Experiment:
     card: Card
     model: Model
     optimizer: Optimizer
+    server: Outer = field(default_factory=OuterSGD)
     scheduler: Scheduler
     algorithm: Algorithm
+    local_steps: LocalSteps = field(default_factory=Fixed)
     sharding: Sharding
     participation: Participation
+    speeds: Speeds = field(default_factory=Equal)
     K: int
     m: int
     J: int | None
-    N_c: int | None
+    N_c: int | None = None
     batch_size: int
+    data_parallel: int = 1
     budget: int
     points: int
+    noise_scale: bool = False
     precision: str
     seed: int
     split_seed: int
@@ -53,18 +63,21 @@ class Experiment:
         """Samples of a local step of one row."""
         return self.algorithm.batches_per_step * self.batch_size
 
-    def round_samples(self, done: int, rows: int) -> int:
-        """Samples of the whole round of so many rows that begins after `done` samples.
-
-        Where J is None that is the rest of a pass over the images, made up of whole steps: batches run across the border of
-        two passes, so a round ends with the first step that completes one.
-        """
-        if self.J is not None:
-            return rows * self.J * self.step_samples
-        rest = self.images - done % self.images
-        return -(-rest // self.step_samples) * self.step_samples
+    @property
+    def round_samples(self) -> int | None:
+        """Samples of a whole round; None where they differ from round to round, by the rule for J or by who takes part."""
+        if self.J is None:
+            return self.images
+        if not self.local_steps.steady or (self.local_steps.spread and self.m < self.K):
+            return None
+        return self.m * self.algorithm.round_steps(self.J) * self.step_samples
 
     @property
-    def rounds(self) -> int:
-        """Rounds of the run; the last one may be cut."""
-        return -(-self.budget // (self.images if self.J is None else self.round_samples(0, self.m)))
+    def rounds(self) -> int | None:
+        """Rounds of the run, of which the last one may be cut; None if that cannot be told beforehand."""
+        return None if self.round_samples is None else -(-self.budget // self.round_samples)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the top of the schedule."""
+        return self.optimizer.lr * self.scheduler.scale(self.batch_size, self.m)

@@ -10,11 +10,35 @@ from torch import Tensor
 
 @dataclass
 class Traffic:
-    """What has been sent so far: payload bytes towards the server or the average, payload bytes back, and messages."""
+    """What a run has sent so far, and how often it had to wait for it.
+
+    bytes_up: payload that workers have sent. bytes_down: payload that a server, or the average, has sent back. messages: of both.
+    steps: local steps in a row, those of the row with most steps in each round. averages: means over all rows of a round.
+    exchanges: messages in a row between neighbours, those of the worker with most of them; exchanged: their payload bytes, of all
+    workers, which are in `bytes_up` too.
+    """
 
     bytes_up: int = 0
     bytes_down: int = 0
     messages: int = 0
+    steps: int = 0
+    averages: int = 0
+    exchanges: int = 0
+    exchanged: int = 0
+
+    def average(self, workers: int, payload: int, times: int = 1) -> None:
+        """Enter means of `payload` bytes from each worker, which all of them receive."""
+        self.bytes_up += times * workers * payload
+        self.bytes_down += times * workers * payload
+        self.messages += times * 2 * workers
+        self.averages += times
+
+    def exchange(self, messages: int, in_a_row: int, payload: int) -> None:
+        """Enter messages of `payload` bytes between neighbours; the busiest worker sends `in_a_row` of them."""
+        self.bytes_up += messages * payload
+        self.exchanged += messages * payload
+        self.messages += messages
+        self.exchanges += in_a_row
 
 
 class Fabric:
@@ -52,6 +76,7 @@ class Fabric:
             if self._remote or rows > 1:
                 traffic.bytes_up += rows * values[0].numel() * values.element_size()
                 traffic.messages += rows
+                traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:
         """Send each row its run's model: [runs, P] -> [rows, P], perhaps without a copy."""

@@ -13,15 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fl_hydra.optim.base import Layers
 from fl_hydra.randomness import key
+
+_NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and unstacked shapes of the parameters, in the order in which they lie in the vector."""
+    """Names and unstacked shapes of the parameters, in the order in which they lie in the vector.
+
+    weights: whether each is a weight, and neither a bias nor a parameter of a normalisation.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    weights: tuple[bool, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
@@ -34,12 +41,22 @@ class Layout:
         if next(module.named_buffers(), None) is not None:
             raise ValueError(f"{type(module).__name__} has buffers; models with running statistics are not supported")
         named = dict(module.named_parameters())
-        return cls(tuple(named), tuple(tuple(parameter.shape) for parameter in named.values()))
+        normalising = {id(p) for part in module.modules() if isinstance(part, _NORMALISATIONS) for p in part.parameters()}
+        return cls(
+            tuple(named),
+            tuple(tuple(parameter.shape) for parameter in named.values()),
+            tuple(parameter.dim() > 1 and id(parameter) not in normalising for parameter in named.values()),
+        )
 
     @property
     def sizes(self) -> list[int]:
         """Numbers of each parameter."""
         return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def layers(self) -> Layers:
+        """What an optimizer knows of it."""
+        return Layers(tuple(self.sizes), self.weights)
 
     @property
     def size(self) -> int:

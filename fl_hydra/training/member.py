@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
+from fl_hydra.algorithms.events import EventDriven, Program
 from fl_hydra.data.dataset import Indices
 from fl_hydra.data.order import Order
-from fl_hydra.sharding.base import equal_sizes
+from fl_hydra.local_steps.base import Measured, Memory
+from fl_hydra.speeds.base import Reals
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic
@@ -23,14 +26,28 @@ class Plan:
     """What a run does in its next round.
 
     ids: int64 [rows], the cohort. samples: int64 [rows], what each draws. steps: local steps of the row with most samples.
-    rates: the learning rate of each step. weights: float64 [rows], of the mean, summing to 1.
+    rates: float64 [rows, steps], learning rates. weights: float64 [rows], of the mean, summing to 1. mixing: what is exchanged after
+    each step, float64 [rows, rows], or None for nothing. ends: simulated seconds at which the round is over.
+    J: local steps that the rule for them has chosen; None where a round is a pass. program: the events of an asynchronous round.
     """
 
     ids: Indices
     samples: Indices
     steps: int
-    rates: list[float]
-    weights: np.ndarray[tuple[int], np.dtype[np.float64]]
+    rates: Reals
+    weights: Reals
+    mixing: list[Reals | None]
+    ends: float
+    J: int | None
+    program: Program | None = None
+
+    @property
+    def last_rate(self) -> float:
+        """The learning rate of the round's last step."""
+        if self.program is None:
+            return float(self.rates[0, -1])
+        last = np.flatnonzero(self.program.events.peer < 0)[-1]
+        return float(self.rates[self.program.events.worker[last], self.program.nth[last]])
 
 
 class Member:
@@ -53,6 +70,13 @@ class Member:
         self.round = 0
         self.samples = 0
         self.lr = 0.0
+        self.memory: Memory = {}
+        """What the rule for local steps remembers."""
+        self.J: int | None = None
+        """Local steps of the last round, as the rule for them had it."""
+        self.seconds = 0.0
+        """Simulated, for computing alone."""
+        self.sample_seconds = experiment.speeds.sample_seconds(experiment.K, experiment.seed) / experiment.data_parallel
         self.traffic = Traffic()
         self.metered = 0
         """Samples in the running means since the last row of metrics."""
@@ -64,18 +88,70 @@ class Member:
         """Whether the budget is spent."""
         return self.samples >= self.experiment.budget
 
+    @property
+    def done(self) -> float:
+        """The part of the budget that is spent."""
+        return min(1.0, self.samples / self.experiment.budget)
+
     def plan(self) -> Plan:
-        """The next round: a function of the run's configuration and of how far it has come."""
-        experiment = self.experiment
-        ids = experiment.participation.cohort(self.shard_sizes, experiment.m, experiment.seed, self.round)
+        """The next round: a function of the run's configuration and of how far it has come. To be asked for once a round."""
+        e = self.experiment
+        if isinstance(e.algorithm, EventDriven):
+            return self._plan_events(e.algorithm)
+        ids = e.participation.cohort(self.shard_sizes, e.m, e.seed, self.round)
+        J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.memory)
+        wanted = self._wanted(ids, J)
         # The last round is cut: what remains of the budget is spread over the rows.
-        whole = experiment.round_samples(self.samples, len(ids))
-        samples = equal_sizes(min(whole, experiment.budget - self.samples), len(ids))
-        steps = -(-int(samples.max()) // experiment.step_samples)
-        together = len(ids) * experiment.step_samples
-        factors = [experiment.scheduler.factor(self.samples + j * together, together, experiment.budget) for j in range(steps)]
-        weights = samples * (self.shard_sizes[ids] if experiment.algorithm.federated else 1.0)
-        return Plan(ids, samples, steps, [experiment.optimizer.lr * factor for factor in factors], weights / weights.sum())
+        samples = _cut(wanted, e.budget - self.samples)
+        steps = -(-int(samples.max()) // e.step_samples)
+        done = self.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
+        factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
+        # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
+        weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
+        return Plan(
+            ids,
+            samples,
+            steps,
+            np.tile(e.peak_lr * np.array(factors), (len(ids), 1)),
+            weights / weights.sum(),
+            [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)],
+            self.seconds + float((samples * self.sample_seconds[ids]).max()),
+            J,
+        )
+
+    def _plan_events(self, algorithm: EventDriven) -> Plan:
+        """The next block of events. It has K J gradients; the last block, as many as the budget leaves."""
+        e = self.experiment
+        assert e.J is not None
+        K, size, left = e.K, e.step_samples, e.budget - self.samples
+        gradients = min(K * e.J, -(-left // size))
+        done = self.cursors // size
+        unit = size / e.speeds.throughput
+        events = algorithm.events(e.J, gradients, done, e.speeds.draw(K, e.seed), unit, e.seed, self.round, self.seconds)
+        program = Program.of(events, algorithm.schedule(events), e.J, done, self.seconds, unit)
+        ticks = np.flatnonzero(events.peer < 0)
+        workers, nth = events.worker[ticks], program.nth[ticks]
+        samples = np.bincount(workers, minlength=K) * size
+        samples[workers[-1]] -= max(0, gradients * size - left)
+        rates = np.zeros((K, int(nth.max()) + 1))
+        for position, (worker, step) in enumerate(zip(workers, nth, strict=True)):
+            before = self.samples + position * size
+            rates[worker, step] = e.peak_lr * e.scheduler.factor(before, size, e.budget, e.batch_size)
+        return Plan(
+            np.arange(K), samples, rates.shape[1], rates, np.full(K, 1 / K), [None] * rates.shape[1], float(events.times[-1]), e.J, program
+        )
+
+    def _wanted(self, ids: Indices, J: int | None) -> Indices:
+        """Samples that each row draws in a whole round.
+
+        Where J is None that is the rest of a pass over the images, made up of whole steps: batches run across the border of
+        two passes, so a round ends with the first step that completes one.
+        """
+        e = self.experiment
+        if J is None:
+            return np.array([-(-(e.images - self.samples % e.images) // e.step_samples) * e.step_samples])
+        steps = e.local_steps.of_clients(e.algorithm.round_steps(J), e.K, e.algorithm.federated, e.seed)
+        return steps[ids] * e.step_samples
 
     def draw(self, plan: Plan, count: int) -> Indices:
         """The next `count` draws of each client: positions in the training images, int64 [rows, count]."""
@@ -87,12 +163,38 @@ class Member:
         """The numbers that name the crops and flips of each client."""
         return [_stream(self.experiment.seed, client) for client in plan.ids.tolist()]
 
-    def advance(self, plan: Plan, computed: int) -> None:
-        """The round is done."""
+    def advance(self, plan: Plan, computed: int, payload: int) -> None:
+        """The round is done; gradients were computed for so many samples, and a model has `payload` bytes."""
+        e = self.experiment
+        if e.data_parallel > 1:
+            self.traffic.average(e.data_parallel, payload, times=plan.steps)
+        for mixing in plan.mixing:
+            if mixing is not None:
+                e.algorithm.charge(self.traffic, mixing, payload)
+        self.traffic.steps += plan.steps
         drawn = int(plan.samples.sum())
         self.cursors[plan.ids] += plan.samples
         self.samples += drawn
         self.metered += drawn
         self.computed += computed
-        self.lr = plan.rates[-1]
+        self.lr = plan.last_rate
+        self.seconds = plan.ends
+        self.J = plan.J
         self.round += 1
+
+    def learn(self, plan: Plan, measured: Measured) -> None:
+        """Tell the rule for local steps what the round has shown."""
+        e = self.experiment
+        if e.J is not None:
+            e.local_steps.learn(measured, e.J, len(plan.ids) * e.batch_size, self.samples / e.budget, self.memory)
+
+
+def _cut(wanted: Indices, left: int) -> Indices:
+    """What each row draws if no more than `left` samples are left for all: shares by what they want, rounded to whole samples."""
+    total = int(wanted.sum())
+    if total <= left:
+        return wanted
+    shares = wanted * left // total
+    first = np.argsort(-(wanted * left % total), kind="stable")[: left - int(shares.sum())]
+    shares[first] += 1
+    return shares

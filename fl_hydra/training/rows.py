@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
-from fl_hydra.optim.base import Optimizer
+from fl_hydra.optim.base import Layers, Optimizer
+from fl_hydra.optim.outer import Outer
 from fl_hydra.training.fabric import Fabric
 
 
@@ -35,6 +36,11 @@ class Batch:
         weights = None if self.weights is None else self.weights[part]
         return Batch(self.inputs[part], self.targets[part], weights, self.meter[part], self.counts[part], self.asked[part])
 
+    def samples(self, part: slice) -> Batch:
+        """Some samples of every row's batch, with the meter and the counts of the whole."""
+        weights = None if self.weights is None else self.weights[:, part]
+        return Batch(self.inputs[:, part], self.targets[:, part], weights, self.meter, self.counts, self.asked)
+
 
 Gradient = Callable[[Tensor, Batch], Tensor]
 """Supplied by the engine: (parameters [rows, P], batch) -> the gradient [rows, P] of each row's mean loss. It may be
@@ -54,10 +60,38 @@ class Rows:
     hyper: dict[str, Tensor]
     lr: Tensor
     optimizer: Optimizer
+    layers: Layers
 
     def descend(self, gradient: Tensor, j: int) -> None:
         """Step j of the local optimizer along `gradient` [rows, P], which may be overwritten."""
-        self.optimizer.apply(self.parameters, gradient, self.slots, self.hyper, self.lr[:, j : j + 1])
+        self.optimizer.step(self.parameters, gradient, self.slots, self.hyper, self.lr[:, j : j + 1], self.layers)
+
+
+@dataclass
+class Server:
+    """The outer optimizer of every run.
+
+    hyper: by name, [runs, 1]. lr: [runs, 1], its own learning rate. local_lr: [runs, 1], the local one of the round's first step.
+    """
+
+    rule: Outer
+    hyper: dict[str, Tensor]
+    lr: Tensor
+    local_lr: Tensor
+    layers: Layers
+
+    def step(self, models: Tensor, slots: dict[str, Tensor], mean: Tensor) -> None:
+        """The outer step from models [runs, P] towards the mean [runs, P] of what came back, in place.
+
+        The pseudo-gradient is old minus new (Reddi et al., ICLR 2021, algorithm 1).
+        """
+        if self.rule.averages:
+            models.copy_(mean)
+            return
+        difference, lr = models - mean, self.lr
+        if self.rule.divides_by_rate:
+            difference, lr = difference / self.local_lr, lr * self.local_lr
+        self.rule.step(models, difference, slots, self.hyper, lr, self.layers)
 
 
 @dataclass
@@ -65,7 +99,7 @@ class Clients:
     """The cohort of a round, as an algorithm sees it; the rows of a run are neighbours.
 
     ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run.
-    slots: state of these clients that outlives the round, by name.
+    slots: state of these clients that outlives the round, by name. server: what takes the outer step.
     """
 
     ids: Indices
@@ -73,6 +107,7 @@ class Clients:
     weights: Tensor
     slots: dict[str, Tensor]
     fabric: Fabric
+    server: Server
 
     def receive(self, models: Tensor) -> Tensor:
         """Each row's copy of its run's model: [runs, P] -> [rows, P]. It may share the model's memory: not to be written to, and

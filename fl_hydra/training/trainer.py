@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.data.dataset import Indices
+from fl_hydra.local_steps.base import Measured
+from fl_hydra.optim.base import Optimizer
+from fl_hydra.speeds.base import Reals
 from fl_hydra.training.choice import ENGINES, candidates, fastest
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.cost import sample_bytes, sample_flops
@@ -36,8 +40,9 @@ from fl_hydra.training.graphs import Tensors
 from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.member import Member, Plan
 from fl_hydra.training.memory import free_memory, keep_freed_memory
+from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.precision import PRECISIONS
-from fl_hydra.training.rows import Clients, Rows
+from fl_hydra.training.rows import Clients, Gradient, Rows, Server
 from fl_hydra.training.split import load_split
 from fl_hydra.training.threads import single_threaded_pool
 
@@ -61,14 +66,16 @@ class _Work:
     """A round's local steps. Tensors have a row for each local worker.
 
     tensors: what differs from round to round: `indices` [rows, batches, B], `streams`, `cursors`, `lr` [rows, steps], and, where
-    there are such, sample weights `counting` [rows, batches, B] and `starts` [rows, P]. counts: int64 [rows, batches], samples that
-    count. asked: like counts, gradients asked for. cut: whether some row has fewer samples than its batches hold.
+    there are such, sample weights `counting` [rows, batches, B], `starts` [rows, P] and `mixing` [rows, steps, rows of a run].
+    counts: int64 [rows, batches], samples that count. asked: like counts, gradients asked for. cut: whether some row has fewer
+    samples than its batches hold. exchanges: after which steps rows exchange models.
     """
 
     tensors: Tensors
     counts: Indices
     asked: Indices
     cut: bool
+    exchanges: tuple[bool, ...]
 
 
 class Trainer:
@@ -108,6 +115,7 @@ class Trainer:
 
         module = self._build()
         self.layout = Layout.of(module)
+        self._layers = self.layout.layers
         self._sample_bytes = sample_bytes(module, first.card)
         if engine == "auto":
             engine = self._choose(experiments)
@@ -129,9 +137,14 @@ class Trainer:
             for experiment, folder in zip(experiments, folders, strict=True)
         ]
         initial = torch.stack([initial_vector(self._build, experiment.seed, self.dtype) for experiment in experiments])
-        self.state = algorithm.initial(initial.to(self.device))
+        self.state = algorithm.initial(initial.to(self.device), first.m)
+        self.state.server = {
+            name: self._buffer(len(experiments), self.layout.size if full else 1) for name, full in first.server.slots.items()
+        }
         self.fabric = Fabric(remote=algorithm.federated)
         self._meter = torch.zeros(len(experiments), 2, dtype=torch.float64, device=self.device)
+        self._measures = first.local_steps.measures
+        self._noise = NoiseScale(len(experiments), self.device) if first.noise_scale else None
         self._streams = type(algorithm).update is Algorithm.update
         """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
         self._starts_own = type(algorithm).start is not Algorithm.start
@@ -181,6 +194,8 @@ class Trainer:
     def _make_buffers(self, rows: list[int], most: int) -> None:
         total = sum(rows)
         self._blocks = self.engine.blocks(total, most)
+        if self._first.algorithm.coupled or isinstance(self._first.algorithm, EventDriven):
+            self._blocks = [slice(0, total)]
         size = max(block.stop - block.start for block in self._blocks)
         lanes = min(self.engine.lanes(total, self._first.batch_size), len(self._blocks))
         if lanes > 1 and self.device.type != "cpu" and not self.launcher.replays:
@@ -200,16 +215,25 @@ class Trainer:
             self._ends = self._buffer(total, self.layout.size)
         self._client_slots = {name: self._buffer(total, width) for name, width in self._kept.items()}
         self._row_meter = self._buffer(total, 2)
-        values = [member.experiment.optimizer.hyper for member in self.members]
-        self._hyper = {
-            name: torch.tensor([[values[run][name]] for run in self._run_of_row], dtype=self.dtype, device=self.device)
-            for name in values[0]
-        }
+        self._row_travel = self._buffer(total, 1)
+        """How far each row has moved, squared, where a rule for local steps wants to know."""
+        self._hyper = self._hyper_parameters([self.members[run].experiment.optimizer for run in self._run_of_row])
+        outer = [member.experiment.server for member in self.members]
+        self._server_hyper = self._hyper_parameters(outer)
+        self._server_lr = torch.tensor([[rule.lr] for rule in outer], dtype=self.dtype, device=self.device)
+        self._first_rows = torch.tensor([sum(rows[:run]) for run in range(len(rows))], device=self.device)
+        if self._noise is not None:
+            self._noise.allocate(lanes, rows, self.layout.size, self.dtype)
         self.engine.bind([place.parameters for place in self._places])
         self.launcher.forget()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
         self._pool = single_threaded_pool(lanes) if lanes > 1 and self.device.type == "cpu" else None
+
+    def _hyper_parameters(self, rules: Sequence[Optimizer]) -> dict[str, Tensor]:
+        """Hyper-parameters by name, [rules, 1]."""
+        values = [rule.hyper for rule in rules]
+        return {name: torch.tensor([[each[name]] for each in values], dtype=self.dtype, device=self.device) for name in values[0]}
 
     def _buffer(self, rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
@@ -236,8 +260,10 @@ class Trainer:
             member.clients.retire()
         which = torch.tensor(list(runs), device=self.device)
         self.members = [self.members[run] for run in runs]
-        self.state = replace(self.state, **{field.name: getattr(self.state, field.name)[which] for field in fields(self.state)})
+        self.state = self.state.of_runs(which)
         self._meter = self._meter[which]
+        if self._noise is not None:
+            self._noise.keep(which)
         self._allocate([self._rows[run] for run in runs])
 
     def run_round(self) -> None:
@@ -252,24 +278,76 @@ class Trainer:
             member.clients.check_out(plan.ids, member.round, {name: slot[section] for name, slot in self._client_slots.items()})
 
         work, weights = self._prepare(plans)
-        clients = Clients(np.concatenate([plan.ids for plan in plans]), self._run, weights, self._client_slots, self.fabric)
-        if self._starts_own:
+        local_lr = work.tensors["lr"].index_select(0, self._first_rows)[:, :1]
+        server = Server(self._first.server, self._server_hyper, self._server_lr, local_lr, self._layers)
+        clients = Clients(np.concatenate([plan.ids for plan in plans]), self._run, weights, self._client_slots, self.fabric, server)
+        if isinstance(algorithm, EventDriven):
+            pass
+        elif self._starts_own:
             work.tensors["starts"] = algorithm.start(self.state, clients)
         else:
             self.fabric.count_down(self.state.model)
         self._row_meter.zero_()
+        if isinstance(algorithm, EventDriven):
+            self._train_events(algorithm, work, plans)
+            self._advance(plans, work, None)
+            return
+        if self._noise is not None:
+            self._noise.begin()
         self._train_rows(work, weights)
-        if len(self._blocks) > 1 and self._streams:
-            self.fabric.count_up(self.state.model)
-            algorithm.outer(self.state, self._ends[0] if len(self._ends) == 1 else self._ends.sum(0))
+        mean = self._mean(clients)
+        measured = self._measure(plans, clients, mean, work) if self._measures or self._noise is not None else None
+        if mean is not None:
+            algorithm.outer(self.state, clients, mean)
         else:
             starts = work.tensors["starts"] if self._starts_own else self._starts(slice(0, sum(rows)))
             algorithm.update(self.state, clients, starts, self._ends)
+        algorithm.finish(self.state, clients)
+        self._advance(plans, work, measured)
 
+    def _advance(self, plans: list[Plan], work: _Work, measured: list[Measured] | None) -> None:
+        """The round is done: figures and counts."""
         self._meter += self.fabric.sum(self._row_meter)
         computed = (work.asked * work.counts).sum(1)
-        for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
-            member.advance(plan, int(computed[section].sum()))
+        payload = self.layout.size * self.dtype.itemsize
+        for run, (member, plan, section) in enumerate(zip(self.members, plans, self.fabric.sections, strict=True)):
+            member.advance(plan, int(computed[section].sum()), payload)
+            if measured is not None:
+                member.learn(plan, measured[run])
+
+    def _mean(self, clients: Clients) -> Tensor | None:
+        """The mean of what came back, [runs, P], where the method wants no more than that."""
+        if not self._streams:
+            return None
+        if len(self._blocks) == 1:
+            return clients.mean(self._ends)
+        self.fabric.count_up(self.state.model)
+        return self._ends[0] if len(self._ends) == 1 else self._ends.sum(0)
+
+    def _measure(self, plans: list[Plan], clients: Clients, mean: Tensor | None, work: _Work) -> list[Measured] | None:
+        """What a round has shown of each run. Reads back only what the rule for local steps asks for."""
+        if self._noise is not None:
+            size = self._first.batch_size
+            whole = [bool((work.counts[section, 0] == size).all()) for section in self.fabric.sections]
+            self._noise.end(size, whole)
+            self.fabric.count_down(self.state.model)
+            self.fabric.count_up(self.state.model)
+        if not self._measures:
+            return None
+        figures: dict[str, Tensor] = {}
+        if "loss" in self._measures:
+            figures["loss"] = self.fabric.sum(self._row_meter)[:, 0]
+        if "drift" in self._measures and mean is not None:
+            figures["progress"] = (mean - self.state.model).square().sum(1)
+            rows = torch.tensor([[len(plan.ids)] for plan in plans])
+            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
+            moved = torch.stack([clients.weights[section] @ self._row_travel[section] for section in self.fabric.sections])
+            figures["drift"] = ((moved - figures["progress"][:, None]) / (rows.to(self.device) - 1))[:, 0]
+        if "noise" in self._measures and self._noise is not None:
+            figures["noise"] = self._noise.values()
+        read = torch.stack([figure.double() for figure in figures.values()], 1).tolist()
+        measured = [Measured(**dict(zip(figures, row, strict=True))) for row in read]
+        return [replace(figure, loss=figure.loss / int(plan.samples.sum())) for figure, plan in zip(measured, plans, strict=True)]
 
     def _prepare(self, plans: list[Plan]) -> tuple[_Work, Tensor]:
         """A round's local steps, and the weights [rows] of its mean. All that goes to the device goes in two pieces."""
@@ -284,10 +362,7 @@ class Trainer:
         integers = self._to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1))
         # A run that needs fewer steps than another has no samples left in the last ones.
         reals = np.concatenate(
-            [
-                np.concatenate([np.tile(plan.rates + plan.rates[-1:] * (steps - plan.steps), (len(plan.ids), 1)), plan.weights[:, None]], 1)
-                for plan in plans
-            ]
+            [np.concatenate([np.pad(plan.rates, ((0, 0), (0, steps - plan.steps)), "edge"), plan.weights[:, None]], 1) for plan in plans]
         )
         numbers = self._to_device(reals).to(self.dtype)
         tensors = {
@@ -300,8 +375,11 @@ class Trainer:
         if cut:
             counting = np.arange(draws)[None] < samples[:, None]
             tensors["counting"] = self._to_device(counting).to(self.dtype).view(-1, batches, size)
+        exchanges = tuple(any(j < plan.steps and plan.mixing[j] is not None for plan in plans) for j in range(steps))
+        if any(exchanges):
+            tensors["mixing"] = self._to_device(np.concatenate([_mixing_of_rows(plan, steps) for plan in plans])).to(self.dtype)
         counts = np.clip(samples[:, None] - np.arange(batches) * size, 0, size)
-        return _Work(tensors, counts, np.zeros_like(counts), cut), numbers[:, steps].contiguous()
+        return _Work(tensors, counts, np.zeros_like(counts), cut, exchanges), numbers[:, steps].contiguous()
 
     def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -353,6 +431,56 @@ class Trainer:
             self._abandoned = True
             raise
 
+    def _train_events(self, algorithm: EventDriven, work: _Work, plans: list[Plan]) -> None:
+        """A block of events of each run: gradients that do not depend on each other together, all else in its order."""
+        asked = work.asked
+        for run, (member, plan, section) in enumerate(zip(self.members, plans, self.fabric.sections, strict=True)):
+            program = plan.program
+            assert program is not None
+            own = {name: tensor[section] for name, tensor in work.tensors.items()}
+            draws = Draws(
+                self.split.train,
+                own["indices"],
+                own["streams"],
+                own["cursors"],
+                own.get("counting"),
+                self._row_meter[section],
+                work.counts[section],
+                asked[section],
+            )
+            for step in program.schedule:
+                if step.kind != "gradients":
+                    algorithm.communicate(self.state, run, program, step.positions, member.traffic)
+                    continue
+                algorithm.before(self.state, run, program, step.positions)
+                workers, nth = program.events.worker[step.positions], program.nth[step.positions]
+                self._train_at_once(algorithm, run, section.start, workers, nth, draws, own["lr"])
+            algorithm.settle(self.state, run, program)
+
+    def _train_at_once(
+        self, algorithm: EventDriven, run: int, first: int, workers: Indices, nth: Indices, draws: Draws, lr: Tensor
+    ) -> None:
+        """One local step of some workers of a run, int64 [n], whose rows begin at `first`; each its nth of the round."""
+        assert isinstance(self.state, WorkersState)
+        which, step = torch.from_numpy(workers).to(self.device), torch.from_numpy(nth).to(self.device)
+        place = self._places[0].parameters[: len(workers)]
+        starts = self.state.workers[run].index_select(0, which)
+        place.copy_(starts)
+        slots = {name: slot.index_select(0, first + which) for name, slot in self._client_slots.items()}
+        hyper = {name: values[first : first + len(workers)] for name, values in self._hyper.items()}
+        batch = draws.at(workers, nth)
+        algorithm.step(
+            Rows(place, starts, slots, hyper, lr[which, step][:, None], self._first.optimizer, self._layers),
+            self.engine.gradient,
+            [batch],
+            0,
+        )
+        for name, slot in slots.items():
+            self._client_slots[name].index_copy_(0, first + which, slot)
+        draws.meter.index_add_(0, which, batch.meter)
+        draws.asked[workers, nth] += batch.asked
+        algorithm.after(self.state, run, which, starts, place)
+
     def _collect(self, lane: int, block: slice, weights: Tensor) -> None:
         """Take what a block has come to out of its place, which the next block needs."""
         if len(self._blocks) == 1:
@@ -378,11 +506,11 @@ class Trainer:
                 tensors[name] = tensors[name][:, batches]
             tensors["cursors"] = tensors["cursors"] + first * self._first.step_samples
             counts = work.counts[rows, batches]
-            train = partial(self._train_segment, wave, rows, slice(first, last), counts, work.cut)
-            key = None if work.cut else (rows.start, rows.stop, first, last, steps)
+            train = partial(self._train_segment, wave, rows, slice(first, last), counts, work)
+            key = None if work.cut else (rows.start, rows.stop, first, last, steps, work.exchanges)
             work.asked[rows, batches] += self.launcher.run(key, train, tensors)
 
-    def _train_segment(self, wave: dict[int, slice], rows: slice, steps: slice, counts: Indices, cut: bool, tensors: Tensors) -> Indices:
+    def _train_segment(self, wave: dict[int, slice], rows: slice, steps: slice, counts: Indices, work: _Work, tensors: Tensors) -> Indices:
         """Some local steps of some blocks; how often each batch's gradient was asked for."""
         asked = np.zeros_like(counts)
         draws = Draws(
@@ -398,12 +526,12 @@ class Trainer:
         pieces = [
             partial(
                 self._train_block,
-                self._places[lane],
+                lane,
                 block,
                 slice(block.start - rows.start, block.stop - rows.start),
                 steps,
                 draws,
-                cut,
+                work,
                 tensors,
             )
             for lane, block in wave.items()
@@ -411,9 +539,9 @@ class Trainer:
         self.launcher.side_by_side(pieces)
         return asked
 
-    def _train_block(self, place: _Place, block: slice, local: slice, steps: slice, draws: Draws, cut: bool, tensors: Tensors) -> None:
-        """Some local steps of a block of rows, in one place. `local` is where the block lies in `tensors` and `draws`."""
-        algorithm = self._first.algorithm
+    def _train_block(self, lane: int, block: slice, local: slice, steps: slice, draws: Draws, work: _Work, tensors: Tensors) -> None:
+        """Some local steps of a block of rows, in the place of a lane. `local` is where the block lies in `tensors` and `draws`."""
+        algorithm, place, cut = self._first.algorithm, self._places[lane], work.cut
         size = block.stop - block.start
         parameters = place.parameters[:size]
         starts = tensors["starts"][local] if self._starts_own else self._starts(block)
@@ -426,24 +554,31 @@ class Trainer:
                 self.engine.share(parameters, models)
         slots |= {name: slot[block] for name, slot in self._client_slots.items()}
         hyper = {name: values[block] for name, values in self._hyper.items()}
-        rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], self._first.optimizer)
+        rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], self._first.optimizer, self._layers)
         batches = draws.batches(local)
         for j in range(steps.start, steps.stop):
             step_batches = list(islice(batches, algorithm.batches_per_step))
             if self._abandoned:
                 break
             active = np.array([batch.counts for batch in step_batches]).any(0) if cut else None
+            gradient: Gradient = self.engine.gradient
+            if j == 0 and self._noise is not None:
+                gradient = self._noise.watching(gradient, lane, block)
             if active is None or active.all():
-                algorithm.step(rows, self.engine.gradient, step_batches, j)
-                continue
-            if not active.any():
+                algorithm.step(rows, gradient, step_batches, j)
+            elif active.any():
+                # Rows whose samples are used up stay as they are while the others take their last steps.
+                idle = self._to_device(np.logical_not(active))[:, None]
+                before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
+                algorithm.step(rows, gradient, step_batches, j)
+                for tensor, kept in before:
+                    tensor.copy_(torch.where(idle, kept, tensor))
+            else:
                 break
-            # Rows whose samples are used up stay as they are while the others take their last steps.
-            idle = self._to_device(np.logical_not(active))[:, None]
-            before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
-            algorithm.step(rows, self.engine.gradient, step_batches, j)
-            for tensor, kept in before:
-                tensor.copy_(torch.where(idle, kept, tensor))
+            if work.exchanges[j]:
+                _mix(parameters, tensors["mixing"][local][:, j])
+        if "drift" in self._measures and steps.stop == len(work.exchanges):
+            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=self._row_travel[block])
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
         """The present line of metrics of some runs; the training figures are running means since their last one.
@@ -451,13 +586,13 @@ class Trainer:
         The one place that reads back.
         """
         which = list(runs)
-        state = replace(self.state, **{field.name: getattr(self.state, field.name)[which] for field in fields(self.state)})
-        models = self._first.algorithm.models(state)
+        models = self._first.algorithm.models(self.state.of_runs(which))
         figures: dict[str, list[list[float]] | None] = {}
         for name, images in (("val", self.split.validation), ("test", self.split.test)):
             totals = self.engine.evaluate(models, images).view(len(which), -1, 2).mean(1) if len(images) else None
             figures[name] = None if totals is None else (totals / len(images)).tolist()
         meters = self._meter[which].tolist()
+        noise = self._noise.values().tolist() if self._noise is not None else []
         rows = []
         for position, run in enumerate(which):
             member = self.members[run]
@@ -473,7 +608,16 @@ class Trainer:
             for name, values in figures.items():
                 metrics[f"{name}/loss"] = None if values is None else _finite(values[position][0])
                 metrics[f"{name}/acc"] = None if values is None else values[position][1]
-            rows.append({**metrics, **asdict(member.traffic), "flops": self.sample_flops * member.computed})
+            rows.append(
+                {
+                    **metrics,
+                    **({"noise_scale": _finite(noise[run])} if noise else {}),
+                    **({"J": member.J} if not self._first.local_steps.steady else {}),
+                    **asdict(member.traffic),
+                    "seconds": member.seconds,
+                    "flops": self.sample_flops * member.computed,
+                }
+            )
             self._meter[run].zero_()
             member.metered = 0
         return rows
@@ -490,8 +634,12 @@ class Trainer:
             "samples": member.samples,
             "lr": member.lr,
             "cursors": torch.from_numpy(member.cursors.copy()),
-            "state": {field.name: getattr(self.state, field.name)[run].clone() for field in fields(self.state)},
+            "memory": dict(member.memory),
+            "J": member.J,
+            "seconds": member.seconds,
+            "state": {name: tensor[run].clone() for name, tensor in self.state.tensors().items()},
             "meter": self._meter[run].clone(),
+            "noise": None if self._noise is None else self._noise.averages[run].clone(),
             "metered": member.metered,
             "gradient_samples": member.computed,
             "traffic": asdict(member.traffic),
@@ -508,12 +656,30 @@ class Trainer:
         member.clients.restore(checkpoint["clients"])
         member.round, member.samples, member.lr = checkpoint["round"], checkpoint["samples"], checkpoint["lr"]
         member.cursors = checkpoint["cursors"].numpy().copy()
-        for name, tensor in checkpoint["state"].items():
-            getattr(self.state, name)[run].copy_(tensor)
+        member.memory, member.J, member.seconds = dict(checkpoint["memory"]), checkpoint["J"], checkpoint["seconds"]
+        for name, tensor in self.state.tensors().items():
+            tensor[run].copy_(checkpoint["state"][name])
         self._meter[run].copy_(checkpoint["meter"])
+        if self._noise is not None:
+            self._noise.averages[run].copy_(checkpoint["noise"])
         member.metered = checkpoint["metered"]
         member.computed = checkpoint["gradient_samples"]
         member.traffic = Traffic(**checkpoint["traffic"])
+
+
+def _mixing_of_rows(plan: Plan, steps: int) -> Reals:
+    """The weights of each row in every mixing of a round, float64 [rows, steps, rows]; where nothing is exchanged, only its own."""
+    rows = len(plan.ids)
+    own = np.eye(rows)
+    return np.stack([own if j >= plan.steps or (mixing := plan.mixing[j]) is None else mixing for j in range(steps)], 1)
+
+
+def _mix(parameters: Tensor, weights: Tensor) -> None:
+    """Mix models [rows, P] within each run by weights [rows, rows of a run], in place."""
+    rows = weights.shape[1]
+    for first in range(0, len(parameters), rows):  # run by run: in a product with zeros, one that has diverged would spoil the others
+        run = slice(first, first + rows)
+        parameters[run] = weights[run] @ parameters[run]
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.config import Config, resolve
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.experiment import Experiment
@@ -26,6 +27,12 @@ def config(*overrides: str) -> Config:
     with open_dict(composed):
         composed.pop("hydra", None)
     return typed(composed)
+
+
+def kind(algorithm: str) -> str:
+    """The oldest algorithm of the same kind: `centralized`, `localsgd` (workers) or `fedavg` (clients). What suits it suits all of them."""
+    cls = algorithms[algorithm]
+    return "fedavg" if cls.federated else "centralized" if cls.J is None else "localsgd"
 
 
 def experiment(*overrides: str, **parts: Any) -> Experiment:

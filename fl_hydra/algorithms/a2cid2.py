@@ -1,0 +1,121 @@
+"""A2CiD2 (Nabli, Belilovsky and Oyallon, NeurIPS 2023, algorithm 1) and its baseline, AD-PSGD (Lian et al., ICML 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl_hydra.algorithms.base import State, algorithms
+from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
+from fl_hydra.data.dataset import Indices
+from fl_hydra.decentralized import topologies
+from fl_hydra.decentralized.clocks import Events, Step, acid_constants, edge_rates, meeting_schedule, poisson_events
+from fl_hydra.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fl_hydra.speeds.base import Reals
+    from fl_hydra.training.fabric import Traffic
+
+
+@dataclass
+class AcidState(WorkersState):
+    """`model` is the workers' mean. shadows: [runs, K, P], the x~ of every worker."""
+
+    shadows: Tensor
+
+
+@algorithms.register
+@dataclass
+class A2CiD2(EventDriven):
+    """Workers take gradients and meet in pairs at the ticks of Poisson clocks, and each mixes its model with a shadow of it meanwhile.
+
+    dx = eta (x~ - x) dt,  dx~ = eta (x - x~) dt between events; a gradient's step is taken by both; when i and j meet, m = x_i - x_j,
+    x_i <- x_i - m / 2,  x~_i <- x~_i - alpha~ m, and the same for j with -m. eta and alpha~ follow from the graph. Time is
+    counted in gradients of a worker of speed 1.
+
+    topology: undirected: ring, exponential, torus, complete or star. rate: meetings of a worker for each gradient at speed 1.
+    accelerated: false is the baseline, eta = 0 and alpha~ = 1/2.
+    """
+
+    name: str = "a2cid2"
+    topology: str = "ring"
+    rate: float = 1.0
+    accelerated: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.rate > 0, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient")
+
+    def check(self, K: int, C: float) -> None:
+        super().check(K, C)
+        topologies.check(self.topology, K)
+        topologies.edges(self.topology, K)
+
+    def events(self, J: int, gradients: int, done: Indices, speeds: Reals, unit: float, seed: int, round: int, began: float) -> Events:
+        K = len(speeds)
+        drawn = poisson_events(speeds, topologies.edges(self.topology, K), edge_rates(self.topology, K, self.rate), gradients, seed, round)
+        return Events(began + unit * drawn.times, drawn.worker, drawn.peer)
+
+    def schedule(self, events: Events) -> list[Step]:
+        return meeting_schedule(events)
+
+    def initial(self, models: Tensor, rows: int) -> AcidState:
+        everywhere = models[:, None].repeat(1, rows, 1)
+        return AcidState(models, everywhere, everywhere.clone())
+
+    def constants(self, K: int) -> tuple[float, float]:
+        """eta, for each gradient's time, and alpha~."""
+        constants = acid_constants(self.topology, K, self.rate)
+        return (constants.eta, constants.alpha_tilde) if self.accelerated else (0.0, 0.5)
+
+    def _mix(self, models: Tensor, shadows: Tensor, workers: Tensor, since: Reals, unit: float) -> None:
+        """exp(dt [[-eta, eta], [eta, -eta]]) for models and shadows [K, P] of some workers, int64 [n]; dt: `since` seconds, float64 [n]."""
+        eta, _ = self.constants(len(models))
+        if not eta:
+            return
+        part = models.new_tensor((1 - np.exp(-2 * eta / unit * since)) / 2)[:, None]
+        way = (shadows[workers] - models[workers]).mul_(part)
+        models.index_add_(0, workers, way)
+        shadows.index_add_(0, workers, way, alpha=-1)
+
+    def before(self, state: State, run: int, program: Program, positions: Indices) -> None:
+        assert isinstance(state, AcidState)
+        workers = _indices(program.events.worker[positions], state.model)
+        self._mix(state.workers[run], state.shadows[run], workers, program.since[positions, 0], program.unit)
+
+    def after(self, state: State, run: int, workers: Tensor, starts: Tensor, ends: Tensor) -> None:
+        assert isinstance(state, AcidState)
+        super().after(state, run, workers, starts, ends)
+        state.shadows[run].index_add_(0, workers, ends - starts)
+
+    def communicate(self, state: State, run: int, program: Program, positions: Indices, traffic: Traffic) -> None:
+        assert isinstance(state, AcidState)
+        import torch
+
+        models, shadows = state.workers[run], state.shadows[run]
+        i, j = (_indices(ends[positions], models) for ends in (program.events.worker, program.events.peer))
+        both = torch.cat([i, j])
+        self._mix(models, shadows, both, program.since[positions].T.reshape(-1), program.unit)
+        difference = models[i] - models[j]
+        difference = torch.cat([difference, -difference])
+        _, alpha = self.constants(len(models))
+        models.index_add_(0, both, difference, alpha=-0.5)
+        shadows.index_add_(0, both, difference, alpha=-alpha)
+        payload = models[0].numel() * models.element_size()
+        for _ in positions:
+            traffic.exchange(2, 1, payload)
+
+    def settle(self, state: State, run: int, program: Program) -> None:
+        assert isinstance(state, AcidState)
+        models = state.workers[run]
+        self._mix(models, state.shadows[run], _indices(np.arange(len(models)), models), program.idle, program.unit)
+        state.model[run].copy_(models.mean(0))
+
+
+def _indices(workers: Indices, like: Tensor) -> Tensor:
+    import torch
+
+    return torch.from_numpy(workers).to(like.device)

@@ -1,0 +1,84 @@
+"""Gossip SGD (Lian et al., NeurIPS 2017, algorithm 1) and Gossip-PGA (Chen et al., ICML 2021, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fl_hydra.algorithms.base import State, algorithms
+from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.decentralized import topologies
+from fl_hydra.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fl_hydra.speeds.base import Reals
+    from fl_hydra.training.rows import Clients
+
+
+@algorithms.register
+@dataclass
+class GossipPGA(LocalSGD):
+    """After each local step workers mix their models with their neighbours', x_k <- sum_l W_kl x_l; every J-th time with everyone's.
+
+    topology: ring, exponential, one_peer_exponential, torus, complete or star; its weights W are doubly stochastic. J is the paper's
+    period H. With J=1 this is minibatch SGD, with a topology without edges LocalSGD. `local_steps=loss` is the paper's Gossip-AGA,
+    which lengthens the period as the loss falls.
+    """
+
+    name: str = "gossip_pga"
+    topology: str = "ring"
+
+    coupled: ClassVar[bool] = True
+
+    def check(self, K: int, C: float) -> None:
+        super().check(K, C)
+        topologies.check(self.topology, K)
+
+    def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
+        if K == 1 or j + 1 == steps:  # the round's end averages all of them
+            return None
+        return topologies.mixing_matrix(self.topology, K, taken + j)
+
+
+@dataclass
+class GossipState(State):
+    """Every worker's model: [runs, K, P]. `model` is their mean, which nobody computes but the evaluation."""
+
+    workers: Tensor
+
+
+@algorithms.register
+@dataclass
+class Gossip(GossipPGA):
+    """Gossip-PGA without the averages of all: after each local step workers mix their models with their neighbours', and no more.
+
+    A round is J such steps; nothing but evaluations and checkpoints depends on it. Evaluated is the mean of the workers' models.
+    """
+
+    name: str = "gossip"
+
+    serves: ClassVar[bool] = False
+    synchronous: ClassVar[bool] = False
+
+    def check(self, K: int, C: float) -> None:
+        super().check(K, C)
+        require(
+            self.momentum == "keep", f"algorithm.momentum={self.momentum}: algorithm={self.name} never averages all workers; leave it out"
+        )
+
+    def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
+        return None if K == 1 else topologies.mixing_matrix(self.topology, K, taken + j)
+
+    def initial(self, models: Tensor, rows: int) -> GossipState:
+        return GossipState(models, models[:, None].repeat(1, rows, 1))
+
+    def start(self, state: State, clients: Clients) -> Tensor:
+        assert isinstance(state, GossipState)
+        return state.workers.flatten(0, 1)
+
+    def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
+        assert isinstance(state, GossipState)
+        state.workers.copy_(ends.view_as(state.workers))
+        state.model.copy_(state.workers.mean(1))

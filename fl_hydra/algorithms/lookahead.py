@@ -1,0 +1,20 @@
+"""Lookahead (Zhang et al., NeurIPS 2019, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.localsgd import LocalSGD
+
+
+@algorithms.register
+@dataclass
+class Lookahead(LocalSGD):
+    """One worker: J fast steps (the paper's k), then the slow weights go a part of the way, `server.lr` (alpha), towards the fast ones."""
+
+    name: str = "lookahead"
+
+    K: ClassVar[int | None] = 1
+    J: ClassVar[int | None] = 5

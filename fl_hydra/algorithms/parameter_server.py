@@ -1,0 +1,149 @@
+"""Asynchronous workers around a parameter server."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fl_hydra.algorithms.base import State, algorithms
+from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
+from fl_hydra.data.dataset import Indices
+from fl_hydra.decentralized.clocks import Events, Step, periodic_events, server_schedule
+from fl_hydra.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fl_hydra.speeds.base import Reals
+    from fl_hydra.training.fabric import Traffic
+
+
+@dataclass
+class ServerState(WorkersState):
+    """`model` is the server's.
+
+    fetched: [runs, K, P], what each worker was last given. updates: [runs, 1], of the server so far. seen: [runs, K], of these, those
+    that each worker's model has in it.
+    """
+
+    fetched: Tensor
+    updates: Tensor
+    seen: Tensor
+
+
+@dataclass
+class ParameterServer(EventDriven):
+    """Each worker takes J steps and then talks to the server, whenever it is ready.
+
+    delay: simulated seconds that sending a model there and back takes.
+    """
+
+    delay: float = 0.0
+
+    J: ClassVar[int | None] = 1
+
+    def __post_init__(self) -> None:
+        require(self.delay >= 0, f"algorithm.delay={self.delay}: must be 0 seconds or more")
+
+    def events(self, J: int, gradients: int, done: Indices, speeds: Reals, unit: float, seed: int, round: int, began: float) -> Events:
+        return periodic_events(unit / speeds + self.delay / J, done, gradients)
+
+    def schedule(self, events: Events) -> list[Step]:
+        return server_schedule(events)
+
+    def initial(self, models: Tensor, rows: int) -> ServerState:
+        everywhere = models[:, None].repeat(1, rows, 1)
+        counters = models.new_zeros(len(models), rows)
+        return ServerState(models, everywhere, everywhere.clone(), counters[:, :1].clone(), counters)
+
+    def communicate(self, state: State, run: int, program: Program, positions: Indices, traffic: Traffic) -> None:
+        assert isinstance(state, ServerState)
+        for position in positions.tolist():
+            if (program.taken[position] + 1) % program.J:
+                continue  # the worker goes on by itself
+            k = int(program.events.worker[position])
+            staleness = state.updates[run] - state.seen[run, k]
+            self.exchange(state.model[run], state.workers[run, k], state.fetched[run, k], staleness, state.workers.shape[1])
+            state.fetched[run, k].copy_(state.workers[run, k])
+            state.updates[run] += 1
+            state.seen[run, k : k + 1].copy_(state.updates[run])
+            payload = state.model[run].numel() * state.model.element_size()
+            traffic.bytes_up += payload
+            traffic.bytes_down += payload
+            traffic.messages += 2
+
+    @abstractmethod
+    def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
+        """A worker meets the server, both [P], changed in place.
+
+        Args:
+            fetched: [P], what the worker was given last time. staleness: [1], updates of the server since then. K: workers.
+        """
+
+
+@algorithms.register
+@dataclass
+class AsyncSGD(ParameterServer):
+    """The server adds what a worker has learnt since it fetched the model: x <- x + (x_k - fetched_k) / (1 + staleness)^power.
+
+    Downpour SGD (Dean et al., NeurIPS 2012) with power=0; staleness-aware (Zhang et al., IJCAI 2016, equation 5) with power=1. Staleness
+    counts the server's updates in between. One worker is SGD; equal ones are SGD in turns, each K - 1 updates late.
+    """
+
+    name: str = "async_sgd"
+    power: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.power >= 0, f"algorithm.power={self.power}: must be 0 (staleness does not matter) or more")
+
+    def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
+        server.addcmul_(worker - fetched, (1 + staleness) ** -self.power)
+        worker.copy_(server)
+
+
+@algorithms.register
+@dataclass
+class EASGD(ParameterServer):
+    """Asynchronous elastic averaging (Zhang, Choromanska and LeCun, NeurIPS 2015, algorithm 1): d = a (x_k - x),
+    x_k <- x_k - d, x <- x + d.
+
+    elasticity: the paper's beta; a = beta / K. J is its communication period.
+    """
+
+    name: str = "easgd"
+    elasticity: float = 0.9
+
+    J: ClassVar[int | None] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.elasticity <= 1, f"algorithm.elasticity={self.elasticity}: above 0 and at most 1 is needed")
+
+    def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
+        pull = (worker - server).mul_(self.elasticity / K)
+        worker.sub_(pull)
+        server.add_(pull)
+
+
+@algorithms.register
+@dataclass
+class SHAT(ParameterServer):
+    """After the abstract of SHAT (Ko and Kim, Applied Sciences 2022, 12(1):292): mixing by scale and by heterogeneity.
+
+    Its equations are not known to us, and nothing here claims to reproduce its figures. What we make of "considers the scale of
+    distributed training and the heterogeneity among workers": with s the server's updates since the worker's last visit, which is
+    K - 1 for equal workers, more for slow ones and less for fast ones, x <- x + (x_k - x) / (1 + s), and then
+    x_k <- x_k + (x - x_k) s / (1 + s). The server counts each worker for its part, and a worker comes the closer to the server the
+    more has happened without it.
+    """
+
+    name: str = "shat"
+
+    J: ClassVar[int | None] = 4
+
+    def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
+        own = 1 / (1 + staleness)
+        server.addcmul_(worker - server, own)
+        worker.addcmul_(server - worker, 1 - own)

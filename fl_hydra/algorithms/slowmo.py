@@ -1,0 +1,21 @@
+"""SlowMo (Wang et al., ICLR 2020, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.localsgd import LocalSGD
+
+
+@algorithms.register
+@dataclass
+class SlowMo(LocalSGD):
+    """LocalSGD whose rounds end with a step of slow momentum: u <- beta u + (x - mean) / gamma;  x <- x - alpha gamma u.
+
+    alpha is `server.lr` (1 in the paper's experiments), beta `server.momentum`, gamma the local learning rate of the round's first
+    step. `momentum` is the paper's buffer strategy for the local optimizer: `reset`, `keep` (its "maintain") or `average`.
+    """
+
+    name: str = "slowmo"
+    momentum: str = "reset"

@@ -1,0 +1,243 @@
+"""When workers compute and meet: lists of events that are drawn before training, and how to run them in parallel.
+
+Asynchronous methods are the steps of synchronous ones in another order. That order is a list of events, a function of the seed and the
+speeds alone, and never of the time a machine took. Time is in seconds on a clock where one gradient of a worker of speed 1 takes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fl_hydra.decentralized.topologies import Floats, Indices, adjacency, edges
+from fl_hydra.errors import require
+from fl_hydra.randomness import generator
+
+# Periodic clocks count in whole ticks, this many in the fastest cycle: a multiple of all numbers up to 24.
+_TICKS = 5_354_228_880
+_SLOWEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class AcidConstants:
+    """The constants of A2CiD2: 1 / algebraic connectivity, largest effective resistance, rate of mixing, step of the momentum copy."""
+
+    chi1: float
+    chi2: float
+    eta: float
+    alpha_tilde: float
+
+
+def edge_rates(topology: str, K: int, rate: float = 1.0) -> Floats:
+    """How often each of `edges(topology, K)` meets, per second; float64 [edges].
+
+    Each worker starts meetings at rate `rate / 2`, each time with a neighbour drawn uniformly from its ways, so the edge {i, j} meets at
+    rate / 2 * (1 / degree_i + 1 / degree_j). In a regular graph every worker then has `rate` meetings per second, half of them started by
+    the other, which is A2CiD2's rate * W_randomwalk. In a star a leaf has rate * K / (2 (K - 1)) and the middle rate * K / 2: the same
+    total of rate * K / 2 meetings per second as in a regular graph.
+
+    An exponential graph counts a neighbour that is reached by two of its steps twice (`topologies.adjacency`); this is the graph
+    whose constants A2CiD2's code has (K = 16: chi1 = 2, chi2 = 1.0097; with such neighbours counted once it would be chi1 = 1.75).
+
+    Raises:
+        UserError: a topology without edges (one_peer_exponential) or with another K, or a rate that is not positive.
+    """
+    i, j = np.array(edges(topology, K), np.int64).reshape(-1, 2).T
+    rates: Floats = _meeting_rates(topology, K, rate)[i, j]
+    return rates
+
+
+@lru_cache(maxsize=64)
+def acid_constants(topology: str, K: int, rate: float = 1.0) -> AcidConstants:
+    """Constants of A2CiD2 (Nabli, Belilovsky & Oyallon 2023, arXiv 2306.08289).
+
+    With the Laplacian L of `edge_rates`: chi1 = 1 / lambda_2(L), chi2 = max over edges of (e_i - e_j)^T L^+ (e_i - e_j) / 2,
+    eta = 1 / (2 sqrt(chi1 chi2)) and alpha~ = sqrt(chi1 / chi2) / 2. The other step, alpha, is always 1/2.
+    One worker has no edges and no one to be ahead of: chi1 = chi2 = 0, eta = 0, alpha~ = 1/2, which leaves plain SGD.
+
+    Args:
+        topology: an undirected one of `topologies.TOPOLOGIES`.
+        K: number of workers.
+        rate: meetings of a worker per second, that is per gradient of a worker of speed 1.
+
+    Raises:
+        UserError: see :func:`edge_rates`.
+    """
+    rates = _meeting_rates(topology, K, rate)
+    if K == 1:
+        return AcidConstants(chi1=0.0, chi2=0.0, eta=0.0, alpha_tilde=0.5)
+    laplacian = np.diag(rates.sum(1)) - rates
+    chi1 = float(1 / np.linalg.eigvalsh(laplacian)[1])
+    # L + 11^T / K has the inverse L^+ + 11^T / K, of the same differences, and no eigenvalue 0 that rounding could turn into a large one.
+    inverse = np.linalg.inv(laplacian + 1 / K)
+    resistance = np.add.outer(np.diag(inverse), np.diag(inverse)) - 2 * inverse
+    chi2 = float(resistance[rates > 0].max() / 2)
+    return AcidConstants(chi1, chi2, eta=0.5 / (chi1 * chi2) ** 0.5, alpha_tilde=0.5 * (chi1 / chi2) ** 0.5)
+
+
+def _meeting_rates(topology: str, K: int, rate: float) -> Floats:
+    """The rates of `edge_rates` as a symmetric matrix; float64 [K, K]."""
+    require(0 < rate < float("inf"), f"rate={rate}: workers must meet now and then; choose a positive number of meetings per gradient")
+    ways = adjacency(topology, K)
+    started = ways / np.maximum(1, ways.sum(1, keepdims=True))
+    both: Floats = rate / 2 * (started + started.T)
+    return both
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happens, in order of time, as parallel arrays.
+
+    times: float64 [n], seconds, ascending. worker: int64 [n]. peer: int64 [n], the other worker of a meeting, -1 where `worker` finishes
+    a gradient.
+    """
+
+    times: Floats
+    worker: Indices
+    peer: Indices
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+def poisson_events(speeds: Floats, edges: Sequence[tuple[int, int]], rates: Floats, gradients: int, seed: int, round: int = 0) -> Events:
+    """One block of independent Poisson clocks: worker k finishes gradients at rate speeds[k], and edge e meets at rate rates[e].
+
+    The block begins at time 0 and ends with its `gradients`-th gradient (meetings after it belong to the next block). Poisson clocks
+    have no memory, so blocks of successive rounds, each from its own draw, put one after the other are one long run of the clocks.
+    The gradients, their order and their times, are the same for every topology and rate of meetings.
+
+    Args:
+        speeds: float64 [K], gradients per second of each worker, positive.
+        edges: E pairs of workers; a meeting of (i, j) has worker i and peer j.
+        rates: float64 [E], meetings per second of each edge.
+        gradients: number of gradients in the block, of all workers together.
+        seed: seed of the run.
+        round: number of the block.
+
+    Raises:
+        UserError: a speed that is not positive.
+    """
+    _require_positive("speeds", speeds)
+    draws = generator(seed, "events", round)
+    total = speeds.sum()
+    times = np.cumsum(draws.exponential(1 / total, gradients))
+    worker = draws.choice(len(speeds), gradients, p=speeds / total)
+    # Given its end, a block has a Poisson number of meetings, at independent uniform times.
+    end = times[-1] if gradients else 0.0
+    met = draws.choice(len(rates), draws.poisson(rates.sum() * end), p=rates / rates.sum()) if rates.any() else np.zeros(0, np.int64)
+    pairs = np.array(edges, np.int64).reshape(-1, 2)[met]
+    # Meetings first, for a stable sort to leave the last gradient last even if a meeting is rounded onto it.
+    times = np.concatenate([draws.uniform(0, end, len(met)), times])
+    order = np.argsort(times, kind="stable")
+    none = np.full(gradients, -1, np.int64)
+    return Events(times[order], np.concatenate([pairs[:, 0], worker])[order], np.concatenate([pairs[:, 1], none])[order])
+
+
+def periodic_events(cycles: Floats, done: Indices, gradients: int) -> Events:
+    """The next gradients of workers that never wait: worker k finishes its n-th, n = 1, 2, ..., at time n * cycles[k].
+
+    Equal times go by worker number. Rounding must not decide which times are equal (3 * 0.1 > 0.3 in floating point), so the cycles are
+    first rounded to whole ticks, 5e9 to the fastest cycle, and everything after that is in integers: workers tie whenever their cycles
+    are in the ratio p / q to the fastest, q up to 24 (so do speeds that are whole numbers up to 24), and splitting a list of events in
+    blocks, in any way, cannot change it. The price is a relative error of 1e-10 in the times.
+
+    Args:
+        cycles: float64 [K], seconds for one gradient of each worker.
+        done: int64 [K], gradients that each has finished before; to join the next block, add `np.bincount(events.worker, minlength=K)`.
+        gradients: number of events wanted.
+
+    Returns:
+        `gradients` events without meetings; their times are from the beginning of training, not of the block.
+
+    Raises:
+        UserError: a cycle that is not positive, or a million times as long as another.
+    """
+    _require_positive("cycles", cycles)
+    fastest = cycles.min()
+    slowest = cycles.max() / fastest
+    require(bool(slowest <= _SLOWEST), f"cycles: a worker {slowest:.3g} times as slow as the fastest; choose at most {_SLOWEST:,} times")
+    ticks = np.rint(cycles / fastest * _TICKS).astype(np.int64)
+    # By this time all workers together have finished done.sum() + gradients at least: each loses less than one to rounding down.
+    horizon = (gradients + done.sum() + len(cycles)) / (1 / ticks).sum()
+    candidates = np.maximum(0, (horizon // ticks).astype(np.int64) - done)
+    worker = np.repeat(np.arange(len(cycles)), candidates)
+    number = np.arange(len(worker)) + np.repeat(done + 1 - (np.cumsum(candidates) - candidates), candidates)
+    finished = number * ticks[worker]
+    order = np.lexsort((worker, finished))[:gradients]
+    return Events(finished[order] / _TICKS * fastest, worker[order], np.full(gradients, -1, np.int64))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Events that may be done together.
+
+    kind: "gradients" computes gradients (and, among meeting workers, takes the step), "meetings" lets disjoint pairs meet, "apply" hands
+    gradients to the server one after the other. positions: int64, which of the events, ascending.
+    """
+
+    kind: Literal["gradients", "meetings", "apply"]
+    positions: Indices
+
+
+def meeting_schedule(events: Events) -> list[Step]:
+    """Steps of workers that compute and meet, whose result is that of the events one by one.
+
+    An event has to wait for the earlier events that touch one of its workers, and for nothing else. A step is of "gradients" or of
+    "meetings", and no worker is in it twice. Gradients are what costs, so there are as few steps of them as possible: as many as the
+    most gradients on a chain of events that wait for each other. Each is followed by the meetings that have become possible, in as many
+    steps as needed for pairs to be disjoint.
+    """
+    # The level of a worker is (gradients, meetings since the last of them) on the longest chain behind it, as one number in which
+    # gradients weigh more than any number of meetings; so a larger level is a later step.
+    gradient = len(events) + 1
+    reached = [0] * (int(max(events.worker.max(), events.peer.max())) + 1 if len(events) else 0)
+    levels = np.zeros(len(events), np.int64)
+    for position, (worker, peer) in enumerate(zip(events.worker.tolist(), events.peer.tolist(), strict=True)):
+        if peer < 0:
+            reached[worker] += gradient - reached[worker] % gradient
+        else:
+            reached[worker] = reached[peer] = max(reached[worker], reached[peer]) + 1
+        levels[position] = reached[worker]
+    return [Step("meetings" if level % gradient else "gradients", positions) for level, positions in _groups(levels)]
+
+
+def server_schedule(events: Events) -> list[Step]:
+    """Steps of an asynchronous parameter server, whose result is that of the gradient events one by one.
+
+    At an event the server takes the gradient of the worker's copy of the model, and the worker copies the model as it is then. So the
+    steps come in pairs with the same positions: "gradients" computes those of distinct workers, all at copies made before, and "apply"
+    hands them to the server one after the other in order of time, each followed by its worker's copying. A pair ends where a worker would
+    come a second time: its copy is of this very pair. No schedule has fewer steps of gradients, and none is kept from pair to pair.
+
+    Raises:
+        ValueError: if there are meetings.
+    """
+    if (events.peer >= 0).any():
+        raise ValueError("a server applies gradients only, and there are meetings among the events")
+    pairs = np.zeros(len(events), np.int64)
+    pair = 0
+    seen: set[int] = set()
+    for position, worker in enumerate(events.worker.tolist()):
+        if worker in seen:
+            pair += 1
+            seen.clear()
+        seen.add(worker)
+        pairs[position] = pair
+    return [step for _, positions in _groups(pairs) for step in (Step("gradients", positions), Step("apply", positions))]
+
+
+def _groups(keys: Indices) -> list[tuple[int, Indices]]:
+    """The distinct keys in ascending order, each with its positions, ascending."""
+    order = np.argsort(keys, kind="stable")
+    distinct, starts = np.unique(keys[order], return_index=True)
+    return list(zip(distinct.tolist(), np.split(order, starts[1:]), strict=True)) if len(keys) else []
+
+
+def _require_positive(name: str, values: Floats) -> None:
+    wrong = np.flatnonzero(~((values > 0) & np.isfinite(values)))
+    require(not len(wrong), f"{name}: worker {wrong[:1].tolist()} has {values[wrong[:1]].tolist()}; choose positive numbers")

@@ -1,0 +1,160 @@
+"""Who talks to whom: communication graphs of K workers and the matrices by which they average.
+
+Of the graphs, `one_peer_exponential` alone is directed and changes from exchange to exchange; the others are undirected and fixed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_hydra.errors import require
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+TOPOLOGIES = ("ring", "exponential", "one_peer_exponential", "torus", "complete", "star")
+
+
+def check(topology: str, K: int) -> None:
+    """Refuse a topology that does not exist, or a number of workers that it cannot have.
+
+    Raises:
+        UserError: naming the topologies there are, or the nearest K that work.
+    """
+    require(topology in TOPOLOGIES, f"algorithm.topology={topology}: choose {', '.join(TOPOLOGIES[:-1])} or {TOPOLOGIES[-1]}")
+    require(K >= 1, f"K={K}: a {topology} needs at least one worker; choose K=1 or more")
+    if topology == "torus" and K > 1 and _torus_rows(K) == 1:
+        # Of two consecutive numbers from 4 on one is even and so no prime: the nearest K are next door. One worker is no torus to suggest.
+        nearest = "K=4" if K < 4 else f"K={K - 1} or K={K + 1}"
+        require(False, f"K={K}: a torus needs rows and columns of at least 2 workers and {K} is prime; choose {nearest}")
+
+
+def mixing_matrix(topology: str, K: int, exchange: int = 0) -> Floats:
+    """The weights W of one exchange, x_i <- sum_j W[i, j] x_j: non-negative and doubly stochastic, so that the mean of the x stays.
+
+    Undirected graphs have Metropolis-Hastings weights, W[i, j] = 1 / (1 + max(degree_i, degree_j)) on edges and the rest on the diagonal
+    (Xiao, Boyd & Kim 2007): symmetric; on a regular graph 1 / (degree + 1), ring 1/3; on a complete one 11^T / K.
+
+    one_peer_exponential (Ying et al. 2021, arXiv 2110.13363): at exchange t every worker k receives from one peer,
+    k - 2^(t mod ceil(log2 K)), and W = (I + P) / 2 with that cyclic shift P. It is directed (k sends to another than it receives from),
+    and doubly stochastic for every K because P is a permutation. If K is a power of 2, log2 K exchanges in a row are the exact mean;
+    for other K they are not.
+
+    Args:
+        topology: one of `TOPOLOGIES`.
+        K: number of workers.
+        exchange: number of the exchange from the beginning of training; only one_peer_exponential depends on it.
+
+    Returns:
+        float64 [K, K], read-only and shared between calls.
+
+    Raises:
+        UserError: see :func:`check`.
+    """
+    return _mixing_matrix(topology, K, exchange % period(topology, K))
+
+
+@lru_cache(maxsize=64)
+def _mixing_matrix(topology: str, K: int, phase: int) -> Floats:
+    if topology == "one_peer_exponential":
+        # With one worker the shift is the identity, and so is W.
+        W = (np.eye(K) + np.roll(np.eye(K), 2**phase, axis=0)) / 2
+    else:
+        connected = adjacency(topology, K) > 0
+        degrees = connected.sum(1)
+        W = connected / (1.0 + np.maximum.outer(degrees, degrees))
+        W[np.diag_indices(K)] = 1 - W.sum(1)
+        if degrees.min() == K - 1:
+            W[:] = 1 / K  # everyone is connected: the diagonal too, without its rounding
+    W.setflags(write=False)
+    return W
+
+
+def period(topology: str, K: int) -> int:
+    """After how many exchanges the mixing matrices repeat: 1 for a fixed graph, ceil(log2 K) for one_peer_exponential."""
+    check(topology, K)
+    return max(1, (K - 1).bit_length()) if topology == "one_peer_exponential" else 1
+
+
+def adjacency(topology: str, K: int) -> Indices:
+    """How many ways lead from one worker to another: symmetric int64 [K, K], zero on the diagonal.
+
+    The entries are 0 and 1, but 2 in an exponential graph where a neighbour is reached twice: its neighbours are k + 2^p and k - 2^p for
+    all 2^p < K, and for K = 16 both k + 8 and k - 8 are the same worker. A worker that draws one of its ways at random meets that one
+    twice as often (see :func:`fl_hydra.decentralized.clocks.edge_rates`); mixing matrices only ask whether there is a way.
+    In a torus worker k sits in row k // columns and column k % columns, and a side of 2 has one edge, not two.
+
+    Raises:
+        UserError: see :func:`check`; also for one_peer_exponential, whose directed exchanges are no edges on which two workers could meet.
+    """
+    check(topology, K)
+    require(
+        topology != "one_peer_exponential",
+        "algorithm.topology=one_peer_exponential: sends one way, so no two workers meet; "
+        f"choose {', '.join(t for t in TOPOLOGIES[:-1] if t != 'one_peer_exponential')} or {TOPOLOGIES[-1]}",
+    )
+    workers = np.arange(K)
+    ways = np.zeros((K, K), np.int64)
+    if topology == "ring":
+        for step in (1, -1):
+            ways[workers, (workers + step) % K] = 1
+    elif topology == "exponential":
+        for power in range((K - 1).bit_length()):
+            for step in (2**power, -(2**power)):
+                ways[workers, (workers + step) % K] += 1
+    elif topology == "torus":
+        columns = K // _torus_rows(K)
+        row, column = np.divmod(workers, columns)
+        for step in (1, -1):
+            ways[workers, (workers + step * columns) % K] = 1
+            ways[workers, row * columns + (column + step) % columns] = 1
+    elif topology == "complete":
+        ways[:] = 1
+    else:
+        ways[0, :] = ways[:, 0] = 1
+    np.fill_diagonal(ways, 0)
+    return ways
+
+
+def edges(topology: str, K: int) -> list[tuple[int, int]]:
+    """The pairs (i, j), i < j, of workers that may meet, in ascending order. The middle of a star is worker 0.
+
+    Raises:
+        UserError: see :func:`adjacency`.
+    """
+    return [(int(i), int(j)) for i, j in np.argwhere(np.triu(adjacency(topology, K)))]
+
+
+def degree(topology: str, K: int) -> int:
+    """The largest number of messages that a worker sends in one exchange: what its network link has to carry."""
+    return int(_sent(topology, K, 0).max())
+
+
+def messages(topology: str, K: int, exchange: int = 0) -> int:
+    """The messages of all workers in one exchange: the non-zero entries of the mixing matrix off its diagonal."""
+    return int(_sent(topology, K, exchange).sum())
+
+
+def second_eigenvalue(W: Floats) -> float:
+    """The largest modulus among the eigenvalues of a doubly stochastic W besides its 1; 0 for one worker.
+
+    Each exchange multiplies the distance from consensus, sum_i |x_i - mean|^2, by at most its square (W symmetric or a cyclic shift).
+    """
+    # Subtracting 11^T / K turns the eigenvalue 1 of the vector of ones into 0 and leaves the others.
+    return float(np.abs(np.linalg.eigvals(W - 1 / len(W))).max())
+
+
+def _sent(topology: str, K: int, exchange: int) -> Indices:
+    """Messages that each worker sends; int64 [K]. W[i, j] is what i takes from j, so j's messages are its column."""
+    W = mixing_matrix(topology, K, exchange)
+    sent: Indices = np.count_nonzero(W, axis=0) - (np.diag(W) != 0)
+    return sent
+
+
+def _torus_rows(K: int) -> int:
+    """The largest divisor of K up to its root, which makes the torus most square; 1 for a prime."""
+    return next(rows for rows in range(isqrt(K), 0, -1) if K % rows == 0)

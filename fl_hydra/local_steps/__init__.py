@@ -1,0 +1,1 @@
+"""How many local steps a round has."""

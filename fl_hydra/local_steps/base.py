@@ -1,0 +1,79 @@
+"""What a rule for the number of local steps is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_hydra.data.dataset import Indices
+from fl_hydra.errors import require
+from fl_hydra.randomness import generator
+from fl_hydra.registry import Component, Registry
+
+Memory = dict[str, float]
+"""Numbers that a rule keeps from round to round; they are part of every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a round has shown; NaN for what the rule does not ask for.
+
+    loss: mean training loss over the round's batches. drift: sum of |w_k - w|^2 / (m (m - 1)) over the m rows, w being their mean:
+    what independent noise adds to |w - x|^2, on average. progress: |w - x|^2, x being what the round began with.
+    noise: the gradient noise scale, in samples (a ratio of running means).
+    """
+
+    loss: float = float("nan")
+    drift: float = float("nan")
+    progress: float = float("nan")
+    noise: float = float("nan")
+
+
+@dataclass
+class LocalSteps(Component):
+    """A rule that says, before each round, how many local steps it has: from 1 to the top-level J.
+
+    To add one: subclass it with `@rules.register`, say in `measures` what it wants to see of a round, and override `steps`, and
+    `learn` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
+    """
+
+    spread: float = 0.0
+    """Unequal work: client k takes J_k steps, equally spaced from (1 - spread) J to (1 + spread) J, on average J."""
+
+    measures: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `Measured` that are read back after every round."""
+
+    steady: ClassVar[bool] = False
+    """Whether every round has the same number of steps."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that nobody has no step")
+
+    @abstractmethod
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        """Local steps of the next round.
+
+        Args:
+            J: the top-level J, the most there may be.
+            progress: fraction of the budget that is spent, in [0, 1).
+            memory: what the rule keeps; may be changed in place.
+        """
+
+    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+        """Take notice of a round: `samples` were processed in each of its steps by all rows together."""
+
+    def of_clients(self, steps: int, K: int, federated: bool, seed: int) -> Indices:
+        """J_k of every client, int64 [K]: the mean is `steps` exactly. Workers with low numbers take fewer steps; clients are shuffled."""
+        if not self.spread or K == 1:
+            return np.full(K, steps, np.int64)
+        lower = np.round(steps * self.spread * np.linspace(-1, 0, K)[: K // 2]).astype(np.int64).clip(min=1 - steps)
+        offsets = np.concatenate([lower, np.zeros(K % 2, np.int64), -lower[::-1]])
+        if federated:
+            offsets = generator(seed, "local steps").permutation(offsets)
+        return steps + offsets
+
+
+rules: Registry[LocalSteps] = Registry("local_steps", "fl_hydra.local_steps")

@@ -1,0 +1,97 @@
+"""Numbers of local steps that follow what training shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_hydra.errors import require
+from fl_hydra.local_steps.base import LocalSteps, Measured, Memory, rules
+
+
+@dataclass
+class _Adaptive(LocalSteps):
+    """Begins with `start` steps and remembers the number it has come to."""
+
+    start: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        return max(1, min(J, int(memory.get("steps", self.start))))
+
+
+@rules.register
+@dataclass
+class Loss(_Adaptive):
+    """Gossip-AGA's rule (Chen et al., ICML 2021, algorithm 2): H <- ceil(F_init / F H_init), F being the round's training loss.
+
+    F_init is a running mean, F_init <- (F_init + F) / 2, over the fraction `warmup` of the budget, in which H stays H_init (`start`).
+    """
+
+    name: str = "loss"
+    warmup: float = 0.05
+
+    measures: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.warmup < 1, f"local_steps.warmup={self.warmup}: a fraction of the budget, at least 0 and below 1, is needed")
+
+    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+        if not math.isfinite(measured.loss):
+            return
+        if progress < self.warmup or "first" not in memory:
+            memory["first"] = (memory.get("first", measured.loss) + measured.loss) / 2
+        elif measured.loss > 0:
+            memory["steps"] = min(J, math.ceil(memory["first"] / measured.loss * self.start))
+
+
+@rules.register
+@dataclass
+class Drift(_Adaptive):
+    """Weighs the workers' dispersion against the progress they make together.
+
+    r = drift / progress is 0 where all workers go the same way, and 1 on average where their common way is what independent noise
+    leaves of their mean. A round with r below `low` is followed by one of twice as many steps, one with r above `high` by one of half
+    as many: long strides while there is a way to go, frequent averages later on. The rule is ours.
+    """
+
+    name: str = "drift"
+    low: float = 0.2
+    high: float = 0.6
+
+    measures: ClassVar[frozenset[str]] = frozenset({"drift", "progress"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.low < self.high, f"local_steps.low={self.low} and high={self.high}: 0 < low < high is needed")
+
+    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+        ratio = measured.drift / measured.progress if measured.progress > 0 else math.nan
+        now = self.steps(J, progress, memory)
+        if ratio < self.low:
+            memory["steps"] = min(J, 2 * now)
+        elif ratio > self.high:
+            memory["steps"] = max(1, now // 2)
+
+
+@rules.register
+@dataclass
+class Noise(_Adaptive):
+    """Makes a round as large as a batch may be: J <- B_noise / (samples of one step of all workers).
+
+    B_noise is the gradient noise scale (McCandlish et al. 2018, equation 2.8), the batch size up to which averaging over more
+    samples pays. A round averages over K J batch_size of them. The rule is ours.
+    """
+
+    name: str = "noise"
+
+    measures: ClassVar[frozenset[str]] = frozenset({"noise"})
+
+    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+        if math.isfinite(measured.noise):
+            memory["steps"] = max(1, min(J, round(measured.noise / samples)))

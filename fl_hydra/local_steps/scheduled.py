@@ -1,0 +1,102 @@
+"""Numbers of local steps that are known beforehand, as functions of the budget spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fl_hydra.errors import require
+from fl_hydra.local_steps.base import LocalSteps, Memory, rules
+
+
+@rules.register
+@dataclass
+class Fixed(LocalSteps):
+    """J in every round."""
+
+    name: str = "fixed"
+
+    steady: ClassVar[bool] = True
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        return J
+
+
+@rules.register
+@dataclass
+class Phases(LocalSteps):
+    """Several numbers of steps, one after the other: `numbers[i]` before the fraction `borders[i]` of the budget, J after the last."""
+
+    name: str = "phases"
+    borders: list[float] = field(default_factory=lambda: [0.25, 0.5])
+    numbers: list[int] = field(default_factory=lambda: [1, 4])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            all(0 < border <= 1 for border in self.borders) and sorted(self.borders) == list(self.borders),
+            f"local_steps.borders={list(self.borders)}: ascending fractions of the budget, above 0 and at most 1, are needed",
+        )
+        require(
+            len(self.numbers) == len(self.borders) and all(number >= 1 for number in self.numbers),
+            f"local_steps.numbers={list(self.numbers)}: a number of steps, at least 1, is needed before each of the "
+            f"borders={list(self.borders)}; after the last it is J",
+        )
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        return min(J, [*self.numbers, J][sum(progress >= border for border in self.borders)])
+
+
+@rules.register
+@dataclass
+class PostLocal(LocalSteps):
+    """Post-local SGD (Lin et al., ICLR 2020, section 3): one step until the switch, J after it.
+
+    switch: a fraction of the budget. at_step: that many local steps of each worker instead; null: the fraction counts.
+    In the paper the switch is the first fall of a learning rate that has been scaled and warmed up.
+    """
+
+    name: str = "post_local"
+    switch: float = 0.5
+    at_step: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.switch <= 1, f"local_steps.switch={self.switch}: a fraction of the budget, from 0 to 1, is needed")
+        require(self.at_step is None or self.at_step >= 0, f"local_steps.at_step={self.at_step}: 0 or more steps are needed")
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        taken = memory.get("taken", 0.0)
+        steps = 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J
+        memory["taken"] = taken + steps
+        return steps
+
+
+@rules.register
+@dataclass
+class Linear(LocalSteps):
+    """From `start` steps to J, in a straight line over the budget."""
+
+    name: str = "linear"
+    start: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        return min(J, self.start + int((J - self.start + 1) * progress)) if self.start < J else J
+
+
+@rules.register
+@dataclass
+class Doubling(Linear):
+    """`start` steps, twice as many, and so on up to J, each for an equal part of the budget."""
+
+    name: str = "doubling"
+
+    def steps(self, J: int, progress: float, memory: Memory) -> int:
+        numbers = [self.start]
+        while numbers[-1] * 2 <= J:
+            numbers.append(numbers[-1] * 2)
+        return min(J, numbers[int(progress * len(numbers))])

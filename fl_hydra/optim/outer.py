@@ -1,0 +1,124 @@
+"""Outer optimizers: what the server, or the group of workers, makes of the mean of what came back.
+
+An outer optimizer is a row rule like any other. Its gradient is the pseudo-gradient, old minus new: the model that a round began
+with, minus the mean of the models that it ended with (Reddi et al., ICLR 2021, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_hydra.optim.adagrad import Adadelta, Adagrad, RMSprop
+from fl_hydra.optim.adam import Adam, Adamax, NAdam, RAdam
+from fl_hydra.optim.adamw import AdamW
+from fl_hydra.optim.base import Optimizer
+from fl_hydra.optim.sgdm import SGDM
+from fl_hydra.registry import Registry
+
+
+@dataclass
+class Outer(Optimizer):
+    """What every outer optimizer has beside its rule."""
+
+    group: ClassVar[str] = "server"
+
+    @property
+    def averages(self) -> bool:
+        """Whether the outer step is to take the mean, and nothing else."""
+        return False
+
+    @property
+    def divides_by_rate(self) -> bool:
+        """Whether the pseudo-gradient is divided by the local learning rate, and the step multiplied by it."""
+        return False
+
+
+servers: Registry[Outer] = Registry("server", "fl_hydra.optim")
+
+
+@servers.register
+@dataclass
+class OuterSGD(Outer, SGDM):
+    """u <- m u + d;  x <- x - lr u  (Nesterov: x <- x - lr (d + m u)), d the pseudo-gradient. With lr=1 and m=0 x is the mean.
+
+    per_rate: SlowMo's form (Wang et al., ICLR 2020, algorithm 1): u <- m u + d / gamma;  x <- x - lr gamma u, gamma being the local
+    learning rate of the round's first step, so that u keeps its meaning while the rate falls.
+    """
+
+    name: str = "sgd"
+    lr: float = 1.0
+    momentum: float = 0.0
+    per_rate: bool = False
+
+    @property
+    def divides_by_rate(self) -> bool:
+        return self.per_rate
+
+    @property
+    def averages(self) -> bool:
+        return self.lr == 1 and not self.momentum and not self.weight_decay and self.clip is None
+
+
+@servers.register
+@dataclass
+class OuterAdam(Outer, Adam):
+    """Adam on the pseudo-gradient."""
+
+    name: str = "adam"
+
+
+@servers.register
+@dataclass
+class OuterAdamW(Outer, AdamW):
+    """AdamW on the pseudo-gradient."""
+
+    name: str = "adamw"
+
+
+@servers.register
+@dataclass
+class OuterNAdam(Outer, NAdam):
+    """NAdam on the pseudo-gradient."""
+
+    name: str = "nadam"
+
+
+@servers.register
+@dataclass
+class OuterRAdam(Outer, RAdam):
+    """RAdam on the pseudo-gradient."""
+
+    name: str = "radam"
+
+
+@servers.register
+@dataclass
+class OuterAdamax(Outer, Adamax):
+    """Adamax on the pseudo-gradient."""
+
+    name: str = "adamax"
+
+
+@servers.register
+@dataclass
+class OuterAdagrad(Outer, Adagrad):
+    """Adagrad on the pseudo-gradient."""
+
+    name: str = "adagrad"
+
+
+@servers.register
+@dataclass
+class OuterRMSprop(Outer, RMSprop):
+    """RMSprop on the pseudo-gradient."""
+
+    name: str = "rmsprop"
+
+
+@servers.register
+@dataclass
+class OuterAdadelta(Outer, Adadelta):
+    """Adadelta on the pseudo-gradient."""
+
+    name: str = "adadelta"

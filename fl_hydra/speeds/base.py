@@ -1,0 +1,37 @@
+"""What a model of the workers' speeds is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fl_hydra.errors import require
+from fl_hydra.registry import Component, Registry
+
+Reals = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Speeds(Component):
+    """The simulated clock: worker k computes throughput * speed_k samples a second. Nothing but simulated time depends on it,
+    except in asynchronous methods."""
+
+    throughput: float = 6400.0
+    """Training samples a second at speed 1."""
+
+    def __post_init__(self) -> None:
+        require(self.throughput > 0, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second")
+
+    @abstractmethod
+    def draw(self, K: int, seed: int) -> Reals:
+        """Speeds of all workers, float64 [K], all above 0."""
+
+    def sample_seconds(self, K: int, seed: int) -> Reals:
+        """Simulated seconds that each worker takes for a sample, float64 [K]."""
+        return 1 / (self.throughput * self.draw(K, seed))
+
+
+speed_models: Registry[Speeds] = Registry("speeds", "fl_hydra.speeds")

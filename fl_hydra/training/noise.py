@@ -1,0 +1,83 @@
+"""The gradient noise scale (McCandlish et al. 2018, appendix A.1), from gradients that a round computes anyway."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from fl_hydra.training.rows import Batch, Gradient
+
+DECAY = 0.95
+"""Of the running means of |G|^2 and tr(Sigma), in rounds; their ratio is what is reported, as the paper does."""
+
+
+class NoiseScale:
+    """B_noise = tr(Sigma) / |G|^2 in samples, G being the gradient and Sigma the covariance of one sample's.
+
+    At the first local step of a round all m rows of a run hold the same model, so that their gradients are m small batches of B
+    samples, and the mean of these a large batch of m B: equations A.2 and A.3. The estimates of |G|^2 and tr(Sigma) are unbiased
+    for iid shards; where shards differ, the differences between their gradients count as noise.
+
+    Args:
+        runs: that train together.
+        device: where.
+    """
+
+    def __init__(self, runs: int, device: torch.device) -> None:
+        self._device = device
+        self.averages = torch.zeros(runs, 2, dtype=torch.float64, device=device)
+        """Running means of |G|^2 and tr(Sigma), [runs, 2]."""
+
+    def allocate(self, lanes: int, rows: list[int], size: int, dtype: torch.dtype) -> None:
+        """Buffers for rounds with so many rows of each run, of `size` parameters, of which `lanes` blocks train at once."""
+        self._rows = rows
+        self._run_of_row = [run for run, count in enumerate(rows) for _ in range(count)]
+        self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
+        self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
+
+    def keep(self, runs: Tensor) -> None:
+        """Go on with these runs only, int64."""
+        self.averages = self.averages[runs]
+
+    def begin(self) -> None:
+        """A round begins."""
+        self._sums.zero_()
+
+    def watching(self, gradient: Gradient, lane: int, block: slice) -> Gradient:
+        """`gradient`, whose first answer for the rows of a block is taken note of."""
+        waiting = [True]
+
+        def watched(parameters: Tensor, batch: Batch) -> Tensor:
+            answer = gradient(parameters, batch)
+            if waiting.pop() if waiting else False:
+                self._squares[block] = answer.square().sum(1)
+                position = 0
+                for run, rows in groupby(self._run_of_row[block]):
+                    count = len(list(rows))
+                    self._sums[lane, run] += answer[position : position + count].sum(0)
+                    position += count
+            return answer
+
+        return watched
+
+    def end(self, batch_size: int, whole: list[bool]) -> None:
+        """A round ends: its first gradients, of batches of this size, enter the running means of the runs where these were `whole`."""
+        large = self._sums.sum(0).double()
+        start = 0
+        for run, rows in enumerate(self._rows):
+            small_square = self._squares[start : start + rows].mean()
+            start += rows
+            if rows == 1 or not whole[run]:
+                continue
+            large_square = (large[run] / rows).square().sum()
+            small_batch, large_batch = batch_size, rows * batch_size
+            signal = (large_batch * large_square - small_batch * small_square) / (large_batch - small_batch)
+            noise = (small_square - large_square) / (1 / small_batch - 1 / large_batch)
+            self.averages[run].mul_(DECAY).add_(torch.stack([signal, noise]), alpha=1 - DECAY)
+
+    def values(self) -> Tensor:
+        """The noise scale of each run, float64 [runs]; not finite while there is no estimate of a positive |G|^2."""
+        signal, noise = self.averages.unbind(1)
+        return torch.where(signal > 0, noise / signal, torch.nan)
