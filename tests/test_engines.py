@@ -17,7 +17,7 @@ from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.training.choice import ENGINES, fastest
-from fl_hydra.training.engines import StackedEngine, _convolution_as_product
+from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.rows import Batch, Gradient, Rows
@@ -220,6 +220,43 @@ def test_chunked_rows_equal_whole_ones() -> None:
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
         assert run.member.computed == whole.member.computed
         assert run.evaluate()[0]["train/loss"] == pytest.approx(float(whole.evaluate()[0]["train/loss"] or 0)) or run is short
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked", "im2col"])
+@pytest.mark.parametrize("settings", [("algorithm=centralized", "epochs=2"), ("algorithm=localsgd", "K=3", "J=2", "samples=700")])
+def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, ...]) -> None:
+    """A batch in parts, asked for or found out when memory runs out, gives the gradient of all its samples, cut or not."""
+    settings = (*settings, "batch_size=100", "precision=fp64")
+    whole = trainer(*settings, engine=engine)
+    parts = Trainer(experiment(*settings), engine=engine, samples_at_once=7)
+    lines: list[str] = []
+    short = Trainer(experiment(*settings), engine=engine, notify=lines.append)
+    original = short.engine._gradient
+
+    def limited(parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.targets.shape[1] > 30:
+            raise torch.OutOfMemoryError("made up")
+        return original(parameters, batch)
+
+    short.engine._gradient = limited  # type: ignore[method-assign]
+    assert (whole.samples_at_once, parts.samples_at_once) == (100, 7)
+    for run in (whole, parts, short):
+        while not run.finished:
+            run.run_round()
+    assert short.samples_at_once == 25
+    assert lines == [f"{size} samples at once do not fit into memory; going on with {size // 2}" for size in (100, 50)]
+    expected = whole.evaluate()[0]
+    for run in (parts, short):
+        torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
+        assert run.member.computed == whole.member.computed
+        assert run.evaluate()[0]["train/loss"] == pytest.approx(float(expected["train/loss"] or 0), rel=1e-12)
+
+
+def test_batches_are_divided_where_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer("batch_size=1000", "epochs=1")
+    assert run.samples_at_once == CPU_GRADIENT_BATCH
+    monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device: 2 * 2 * 100 * run._sample_bytes)
+    assert trainer("batch_size=1000", "epochs=1").samples_at_once == 100
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from fl_hydra.config import resolve
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
 from fl_hydra.runs.checkpoint import Checkpoints
 from tests.conftest import Program
+from tests.support.make import PROJECT, config
 
 # Momentum of AdamW that stays with each worker: all kinds of state are in play. A checkpoint after every round.
 LOCALSGD = ("algorithm=localsgd", "K=3", "J=4", "optimizer=adamw", "epochs=8", "batch_size=16", "checkpoint.seconds=0")
@@ -71,6 +73,32 @@ def test_a_killed_run_ends_as_one_never_killed(
     assert again.status == 0, again.output
     assert digests(run_folder(tmp_path)) == expected
     assert not list(tmp_path.rglob("*.tmp")), "a leftover of the killed process"
+
+
+SMALL = ("model.filters=1", "model.hidden=2", "batch_size=16", "evaluation.points=3", "checkpoint.seconds=0", "engine=stacked")
+METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algorithm").glob("*.yaml"))]
+RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
+SERVERS = [f"server={path.stem}" for path in sorted((PROJECT / "conf" / "server").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, *SERVERS])
+def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
+    """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
+    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=localsgd"])]
+    command += ["local_steps.spread=0.4"] if choice in RULES else []
+    command += [] if config(choice).algorithm.J is None else ["J=5"]
+    command.append(f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}")
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = program(*command, cwd=tmp_path / "whole")
+    assert whole.status == 0, whole.output
+    for kill in ({"kind": "round", "n": 3}, {"kind": "write", "n": 5}):
+        killed = program(*command, cwd=tmp_path / "killed", kill=kill)
+        assert killed.status == -signal.SIGKILL, killed.output
+    again = program(*command, cwd=tmp_path / "killed")
+    assert again.status == 0, again.output
+    assert "resumed at round" in again.output
+    assert digests(run_folder(tmp_path / "killed")) == digests(run_folder(tmp_path / "whole"))
 
 
 def test_killed_again_and_again(whole: tuple[tuple[str, ...], tuple[str, str]], program: Program, tmp_path: Path) -> None:

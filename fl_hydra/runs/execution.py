@@ -359,11 +359,13 @@ def _make_trainer(executions: list[_Execution], reporter: Reporter) -> Trainer:
         device=device,
         client_folders=[execution.folder.checkpoints / "clients" for execution in executions],
         rows_at_once=stored.get("rows_at_once") if stored.get("together", 1) == len(executions) else None,
+        samples_at_once=stored.get("samples_at_once"),
         notify=reporter.warn,
     )
     environment = {
         "engine": trainer.engine_name,
         "rows_at_once": trainer.rows_at_once,
+        "samples_at_once": trainer.samples_at_once,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",

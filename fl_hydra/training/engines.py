@@ -31,6 +31,9 @@ from fl_hydra.training.rows import Batch
 CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
 """Images of one evaluation call: what stays in a CPU's cache; all of a usual test set on a GPU."""
 
+CPU_GRADIENT_BATCH = 512
+"""Samples of a row's batch that a CPU computes at once: of larger batches the parts take less time than the whole, and less memory."""
+
 
 class Engine(ABC):
     """Gradients and evaluations of many models of one architecture.
@@ -59,7 +62,7 @@ class Engine(ABC):
         self.device = device
         self.precision = precision
         self._notify = notify
-        self.samples_at_once = 2**62
+        self.samples_at_once = CPU_GRADIENT_BATCH if device.type == "cpu" else 2**62
         """Samples of a row's batch that are computed at once; a larger batch is accumulated. Halved when memory runs out."""
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:

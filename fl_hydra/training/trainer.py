@@ -86,7 +86,8 @@ class Trainer:
         engine: one of :data:`fl_hydra.training.choice.ENGINES`, or `auto`.
         device: where.
         client_folders: where state that belongs to clients is written, for each run; None keeps it in memory.
-        rows_at_once: rows that are trained in one block; None: as many as fit into free memory.
+        rows_at_once, samples_at_once: rows that are trained in one block, and samples of a batch whose gradient is taken at once; None:
+            as many as fit into free memory.
         notify: is told, in one line, what the user should know.
 
     Raises:
@@ -100,6 +101,7 @@ class Trainer:
         device: str = "cpu",
         client_folders: Sequence[Path] | None = None,
         rows_at_once: int | None = None,
+        samples_at_once: int | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         first = self._first = experiments[0]
@@ -124,6 +126,7 @@ class Trainer:
         self.engine = gradients(module, self.layout, self.precision, self.device, notify)
         self.launcher = launcher()
         self._limit = rows_at_once
+        self.engine.samples_at_once = min(self.engine.samples_at_once, samples_at_once or self._samples_that_fit())
 
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         labels = self.split.train.labels.cpu().numpy()
@@ -188,8 +191,19 @@ class Trainer:
         if free is None:
             return rows
         vectors = 4 + len(self._fresh)  # parameters, their gradient twice over, an intermediate of the optimizer, slots
-        each = vectors * self.layout.size * self.dtype.itemsize + 2 * self._first.batch_size * self._sample_bytes
+        samples = min(self._first.batch_size, self.engine.samples_at_once)
+        each = vectors * self.layout.size * self.dtype.itemsize + 2 * samples * self._sample_bytes
         return max(1, min(rows, int(0.75 * free / each)))
+
+    def _samples_that_fit(self) -> int:
+        """Of how many samples one row's gradient can be taken at once in half of the free memory."""
+        free = free_memory(self.device)
+        return self._first.batch_size if free is None else max(1, int(0.5 * free / (2 * self._sample_bytes)))
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples of a batch whose gradient is taken at once; larger batches are accumulated."""
+        return min(self._first.batch_size, self.engine.samples_at_once)
 
     def _make_buffers(self, rows: list[int], most: int) -> None:
         total = sum(rows)

@@ -1,4 +1,5 @@
-"""A process that has imported everything and forks a child for each command, so that a real process costs a fraction of a second.
+"""A process that has imported everything and trained a little, and forks a child for each command, so that a real process costs a
+fraction of a second.
 
 It reads one JSON object a line: {"argv": [...], "cwd": "...", "kill": {...} or null} and answers with one line
 {"status": ..., "output": "..."}. `kill` makes the child end itself with SIGKILL, at the n-th event of a kind:
@@ -19,9 +20,11 @@ import tempfile
 import threading
 from typing import Any
 
+import torch
+
 import fl_hydra.app
-import fl_hydra.training.trainer
 from fl_hydra.training.trainer import Trainer
+from tests.support.make import trainer
 
 
 def die() -> None:
@@ -121,7 +124,17 @@ def child(request: dict[str, Any], output: int) -> None:
         os._exit(status)
 
 
+def warm() -> None:
+    """Have imported what is imported when it is first needed: scikit-learn, and most of PyTorch's transforms."""
+    torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    for engine in ("loop", "stacked"):
+        run = trainer("algorithm=localsgd", "rounds=1", "J=1", "batch_size=4", engine=engine)
+        run.run_round()
+        run.evaluate()
+
+
 def main() -> None:
+    warm()
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as output:
