@@ -34,6 +34,7 @@ def _task(composed: DictConfig) -> Outcome:
     reporter = ConsoleReporter()
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
+        require(not alone or not HydraConfig.get().sweeper.params, "this is a sweep of many runs: add -m to the command line")
         require(not HydraConfig.get().job.chdir, "hydra.job.chdir=true: runs find their folder by themselves; set outputs= instead")
         config = typed(composed)
         if alone:

@@ -185,20 +185,22 @@ def resolve(config: Config) -> Experiment:
     )
     require(
         algorithm.serves or config.server.averages,
-        f"server={config.server.name}: algorithm={algorithm.name} ends a round without a mean for an outer optimizer; leave server out",
+        f"algorithm={algorithm.name} ends a round without a mean, from which an outer optimizer could step; leave server out",
     )
     measured = config.local_steps.measures
     noise = config.noise_scale or "noise" in measured
     asks = "noise_scale=true" if config.noise_scale else f"local_steps={config.local_steps.name}"
     require(
         not (noise or "drift" in measured) or (m > 1 and algorithm.synchronous),
-        f"{asks}: compares the rows of a round that begins with equal models and ends with their mean; "
-        f"algorithm={algorithm.name} with {m} a round has none to compare",
+        f"{asks}: compares workers that begin a round with equal models and end it with their mean; "
+        + (f"{m} worker in a round has no other: take more" if algorithm.synchronous else f"algorithm={algorithm.name} has no such rounds"),
     )
     require(
         J is not None or (config.local_steps.steady and not config.local_steps.spread),
         f"local_steps={config.local_steps.name}: algorithm={algorithm.name} has no J to choose; leave local_steps out",
     )
+    if J is not None:
+        config.local_steps.check(J)
     require(
         m == K or config.participation.name != "all",
         f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
@@ -238,9 +240,9 @@ def resolve(config: Config) -> Experiment:
     elif config.rounds is not None:
         whole = experiment.round_samples
         if whole is None:
+            why = "local_steps.spread" if config.local_steps.steady else f"local_steps={config.local_steps.name}"
             raise UserError(
-                f"rounds={config.rounds}: with local_steps={config.local_steps.name} rounds differ in length, so their number is no "
-                "budget; give epochs or samples"
+                f"rounds={config.rounds}: with {why} rounds differ in length, so their number is no budget; give epochs or samples"
             )
         budget = config.rounds * whole
     elif config.epochs is not None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fl_hydra.config import REGISTRIES
 from fl_hydra.data.cifar100 import CIFAR100
+from fl_hydra.data.dataset import Card
 from fl_hydra.models.lenet import LeNet
 from tests.conftest import Program
 from tests.support.make import PROJECT, experiment, kind, trainer
@@ -62,6 +63,31 @@ def test_first_federated_baseline_is_the_default() -> None:
     e = experiment("algorithm=fedavg", "dataset=digits")
     assert (e.K, e.m, e.J, e.batch_size, e.rounds, e.budget) == (100, 10, 4, 64, 2000, 5_120_000)
     assert (e.optimizer.lr, e.optimizer.weight_decay, e.scheduler.name) == (0.1, 1e-4, "constant")
+
+
+SWEEPS = sorted((PROJECT / "sweeps" / "sweep").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_section_of_the_report_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value of its grid can be run on CIFAR-100, and all its points process the same samples."""
+    cifar100 = Card("made up", 32, 32, 3, (500,) * 100, (100,) * 100)
+    monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
+    grid = {key: str(values).split(",") for key, values in OmegaConf.load(path).hydra.sweeper.params.items()}
+    base = {key: values[0] for key, values in grid.items()}
+    samples = set()
+    for key, values in grid.items():
+        for value in values:
+            point = [f"{name}={chosen}" for name, chosen in {**base, key: value}.items()]
+            samples.add(experiment(f"+sweep/{path.parent.name}={path.stem}", *point).budget)
+    assert samples == {150 * 45_000}
+
+
+def test_the_command_line_narrows_a_section(program: Program, tmp_path: Path) -> None:
+    small = ("dataset=digits", "epochs=1", "model.filters=1", "model.hidden=1")
+    result = program("-m", "+sweep/track_a=localsgd", "K=2", "J=64,32", "seed=0", *small, cwd=tmp_path)
+    assert result.status == 0, result.output
+    assert "2 of 2 points finished" in result.output
 
 
 MISTAKES = [
@@ -121,6 +147,49 @@ MISTAKES = [
     ("algorithm.name=fedavg", "algorithm.name"),
     ("+foo=1", "no such key"),
     ("+optimizer.momentun=0.5", "optimizer.momentun: no such key; choose from clip, lr, momentum"),
+    ("algorithm=gossip algorithm.topology=moebius", "choose ring, exponential, one_peer_exponential, torus, complete or star"),
+    ("algorithm=gossip algorithm.topology=torus K=7", "rows and columns of at least 2 workers and 7 is prime; choose K=6 or K=8"),
+    ("algorithm=a2cid2 algorithm.topology=one_peer_exponential", "no two workers meet; choose ring, exponential, torus, complete or star"),
+    ("algorithm=a2cid2 algorithm.rate=0", "greater than 0 meetings for each gradient"),
+    ("algorithm=hierarchical K=4 algorithm.blocks=3", "algorithm.blocks=3: must divide K=4 workers evenly; choose 1, 2, 4"),
+    ("algorithm=hierarchical algorithm.J_b=0", "algorithm.J_b=0: at least 1 period"),
+    ("algorithm=localsgd algorithm.momentum=forget", "choose keep, reset or average"),
+    ("algorithm=gossip algorithm.momentum=average", "never averages all workers; leave it out"),
+    ("algorithm=slowmo server.lr=0", "server.lr=0.0: the learning rate must be greater than 0"),
+    ("algorithm=diloco server.momentum=1", "server.momentum=1.0: must be at least 0 and below 1"),
+    ("algorithm=gossip server=slowmo", "algorithm=gossip ends a round without a mean, from which an outer optimizer could step"),
+    ("algorithm=async_sgd server=nesterov", "leave server out"),
+    ("algorithm=async_sgd algorithm.delay=-1", "algorithm.delay=-1.0: must be 0 seconds or more"),
+    ("algorithm=async_sgd algorithm.power=nan", "algorithm.power=nan: must be 0"),
+    ("algorithm=easgd algorithm.elasticity=0", "above 0 and at most 1"),
+    ("algorithm=async_sgd C=0.5", "all workers take part in every round; leave C out"),
+    ("speeds=stragglers speeds.speed=0", "a worker at speed 0 would never finish a step"),
+    ("speeds=linear speeds.spread=1", "at 1 a worker would stand still"),
+    ("speeds=lognormal speeds.sigma=-1", "from 0 to 5"),
+    ("speeds.throughput=0", "greater than 0 samples a second"),
+    ("algorithm=localsgd data_parallel=4", "leave it out, or choose algorithm=centralized"),
+    ("data_parallel=100", "each worker needs a sample of a batch; choose 1 to batch_size=64"),
+    ("scheduler=large_batch batch_size=1024 scheduler.warmup=0.6", "the warm-up must end before the budget; choose a batch size below"),
+    ("scheduler.scale_batch=cubic", "choose none, sqrt or linear"),
+    ("optimizer.clip=0", "the largest norm of a gradient must be greater than 0"),
+    ("optimizer=lars optimizer.trust=0", "must be greater than 0"),
+    ("optimizer=adam optimizer.beta1=1", "must be at least 0 and below 1"),
+    ("optimizer=lbfgs", "Available options in 'optimizer': adadelta; adagrad; adam;"),
+    ("local_steps=linear", "algorithm=centralized has no J to choose; leave local_steps out"),
+    ("algorithm=localsgd local_steps=linear rounds=5", "with local_steps=linear rounds differ in length"),
+    ("algorithm=fedavg local_steps.spread=0.5 rounds=5", "with local_steps.spread rounds differ in length"),
+    ("algorithm=localsgd local_steps.spread=1", "so that nobody has no step"),
+    ("algorithm=localsgd local_steps=linear local_steps.start=9", "must be at most J=8, where the rule ends"),
+    ("algorithm=localsgd local_steps=loss local_steps.start=9", "must be at most J=8, the most that the rule may take"),
+    (
+        "algorithm=localsgd local_steps=phases local_steps.numbers=[1]",
+        "a number of steps, at least 1, is needed before each of the borders",
+    ),
+    ("algorithm=post_local local_steps.switch=2", "a fraction of the budget, from 0 to 1"),
+    ("algorithm=localsgd local_steps=drift local_steps.low=0.9", "0 < low < high"),
+    ("algorithm=async_sgd local_steps=linear", "workers differ by speeds=; leave local_steps out"),
+    ("algorithm=localsgd K=1 noise_scale=true", "1 worker in a round has no other: take more"),
+    ("algorithm=gossip local_steps=drift", "algorithm=gossip has no such rounds"),
     ("batch_size=100000", "there are 1295 training images; choose 1 to 1295"),
     ("dataset.validation=0.9999", "no image is left for training"),
     ("epochs=1e300", "at most 1,000,000,000"),
@@ -128,6 +197,8 @@ MISTAKES = [
     ("hydra.job.chdir=true", "set outputs= instead"),
     ("-m optimizer.lr=interval(0,1)", "a grid takes lists"),
     ("-m algorithm=glob(x*)", "the grid is empty"),
+    ("+sweep/track_a=localsgd", "this is a sweep of many runs: add -m to the command line"),
+    ("-m +sweep/track_a=nothing", "Available options in 'sweep/track_a': asynchronous;"),
 ]
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from fl_hydra.report.runs import by_setting, mean_and_deviation, read_runs
+import pytest
+
+from fl_hydra.report.__main__ import main
+from fl_hydra.report.cost import KEYS
+from fl_hydra.report.figures import draw_accuracy
+from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, read_runs
+from fl_hydra.runs.identity import describe
 from tests.conftest import Program
-from tests.support.make import PROJECT
+from tests.support.make import PROJECT, experiment
 
 
 def report(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -25,12 +32,29 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
     assert (tmp_path / "outputs/report/mine.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "outputs/report/mine.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["setting"], row["seeds"]) for row in rows] == [("LocalSGD K=2 J=2, iid", "2"), ("LocalSGD K=2 J=4, iid", "2")]
+    assert [(row["setting"], row["seeds"]) for row in rows] == [("LocalSGD K=2 J=2", "2"), ("LocalSGD K=2 J=4", "2")]
     runs = read_runs([path.parent for path in sorted(tmp_path.rglob("summary.json"))])
     group = next(group for _, group in by_setting(runs) if group[0].config["J"] == 2)
     expected = mean_and_deviation([run.rows[-1]["test/acc"] for run in group], 100)
     assert rows[0]["test acc %"] == expected
     assert " ± " in expected
+    assert (tmp_path / "outputs/report/mine-cost.png").read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "outputs/report/mine-cost.csv") as file:
+        costs = list(csv.DictReader(file))
+    assert [row["setting"] for row in costs] == ["LocalSGD K=2 J=2", "LocalSGD K=2 J=4"]
+    assert float(costs[0]["WAN s"]) > float(costs[1]["WAN s"]) > float(costs[1]["simulated s"])
+
+
+def test_a_mistake_in_the_table_of_networks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "cost.yaml"
+    broken.write_text("collective: ring\n")
+    monkeypatch.setattr(sys, "argv", ["report", "mine", "--cost", str(broken)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {broken}: networks, devices, figure: missing; needed are {', '.join(KEYS)}\n"
 
 
 def test_every_run_is_listed(program: Program, tmp_path: Path) -> None:
@@ -53,3 +77,77 @@ def test_mean_and_deviation() -> None:
     assert mean_and_deviation([0.5], 100) == "50.00"
     assert mean_and_deviation([0.4, 0.6], 100) == "50.00 ± 14.14"
     assert mean_and_deviation([0.4, None]) == ""
+    assert mean_in_digits([3.0, 3.0]) == "3"
+    assert mean_in_digits([0.012345]) == "0.0123"
+    assert mean_in_digits([0.1 + 0.2, 0.3]) == "0.300"
+    assert mean_in_digits([100.4, 101.2]) == "101 ± 1"
+
+
+def of(*overrides: str) -> Run:
+    return Run(Path("nowhere"), describe(experiment(*overrides)), [{}], "finished")
+
+
+LABELS = {
+    "algorithm=centralized": "Centralized, batch 64",
+    "algorithm=centralized optimizer=lars batch_size=1024 data_parallel=8": "Centralized, batch 1024, data_parallel=8, lars",
+    "algorithm=localsgd K=8 J=16": "LocalSGD K=8 J=16",
+    "algorithm=localsgd local_steps=linear": "LocalSGD K=4 J=8 (linear)",
+    "algorithm=localsgd optimizer=adam sharding=classes N_c=5": "LocalSGD K=4 J=8, N_c=5, adam",
+    "algorithm=post_local": "Post-local SGD K=4 J=8",
+    "algorithm=slowmo": "SlowMo K=4 J=8",
+    "algorithm=diloco": "DiLoCo K=4 J=64",
+    "algorithm=diloco optimizer=sgd server=adam": "DiLoCo K=4 J=64, sgd, server=adam",
+    "algorithm=lookahead": "Lookahead J=5, batch 64",
+    "algorithm=hierarchical": "Hierarchical K=4 J=8 J_b=4 blocks=2",
+    "algorithm=gossip K=8 algorithm.topology=exponential": "Gossip exponential K=8",
+    "algorithm=gossip_pga": "Gossip-PGA ring K=4 J=8",
+    "algorithm=gossip_aga": "Gossip-AGA ring K=4 J=8",
+    "algorithm=a2cid2": "A2CiD2 ring K=4",
+    "algorithm=ad_psgd": "AD-PSGD ring K=4",
+    "algorithm=async_sgd": "Async SGD K=4 J=1",
+    "algorithm=staleness_aware": "Staleness-aware SGD K=4 J=1",
+    "algorithm=easgd": "EASGD K=4 J=4",
+    "algorithm=shat": "SHAT K=4 J=4",
+    "algorithm=fedavg": "FedAvg K=100 C=0.1 J=4, iid",
+    "algorithm=fedavg K=20 C=1 sharding=classes N_c=2": "FedAvg K=20 J=4, N_c=2",
+    "algorithm=fedavg server.momentum=0.9": "FedAvgM K=100 C=0.1 J=4, iid",
+    "algorithm=fedavg server=adam": "FedAdam K=100 C=0.1 J=4, iid",
+}
+
+
+def test_labels_are_short_and_say_what_sets_a_method_apart() -> None:
+    assert {overrides: of(*overrides.split()).label for overrides in LABELS} == LABELS
+
+
+def test_every_method_has_a_label_of_its_own() -> None:
+    titles = {overrides.split()[0]: label.split()[0].strip(",") for overrides, label in LABELS.items() if "fedavg " not in overrides}
+    assert set(titles) == {f"algorithm={path.stem}" for path in (PROJECT / "conf" / "algorithm").glob("*.yaml")}
+    assert len(set(titles.values())) == len(titles)
+
+
+def test_a_method_that_the_report_does_not_know_is_labelled_with_all_that_could_matter() -> None:
+    run = of("algorithm=fedavg")
+    run.config["algorithm"]["name"] = "fedmine"
+    assert run.label == "fedmine K=100 C=0.1 J=4, iid, sgd"
+
+
+def test_what_settings_differ_in_is_added_where_labels_are_the_same() -> None:
+    runs = [
+        of("algorithm=async_sgd"),
+        of("algorithm=async_sgd", "seed=1"),
+        of("algorithm=async_sgd", "speeds=linear"),
+        of("algorithm=async_sgd", "speeds=linear", "speeds.spread=0.9"),
+    ]
+    assert [(label, len(group)) for label, group in by_setting(runs)] == [
+        ("Async SGD K=4 J=1, speeds=equal", 2),
+        ("Async SGD K=4 J=1, speeds=linear, speeds.spread=0.5", 1),
+        ("Async SGD K=4 J=1, speeds=linear, speeds.spread=0.9", 1),
+    ]
+
+
+def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_path: Path) -> None:
+    """Where rounds differ in length, so do the numbers of rows."""
+    rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
+    first, second = of("algorithm=localsgd", "local_steps=loss"), of("algorithm=localsgd", "local_steps=loss", "seed=1")
+    runs = [replace(first, rows=rows), replace(second, rows=[rows[0], rows[4]])]
+    assert draw_accuracy(runs, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ class A2CiD2(EventDriven):
     accelerated: bool = True
 
     def __post_init__(self) -> None:
-        require(self.rate > 0, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient")
+        require(0 < self.rate < math.inf, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient, and finite")
 
     def check(self, K: int, C: float) -> None:
         super().check(K, C)
@@ -104,9 +105,7 @@ class A2CiD2(EventDriven):
         _, alpha = self.constants(len(models))
         models.index_add_(0, both, difference, alpha=-0.5)
         shadows.index_add_(0, both, difference, alpha=-alpha)
-        payload = models[0].numel() * models.element_size()
-        for _ in positions:
-            traffic.exchange(2, 1, payload)
+        traffic.exchange(2 * len(positions), 0, models[0].numel() * models.element_size())  # nobody waits: gradients are taken meanwhile
 
     def settle(self, state: State, run: int, program: Program) -> None:
         assert isinstance(state, AcidState)

@@ -55,3 +55,4 @@ class Hierarchical(LocalSGD):
     def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
         if self.blocks < len(mixing):
             traffic.average(len(mixing), payload)
+            traffic.block_averages += 1

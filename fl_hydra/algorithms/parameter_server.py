@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -44,7 +45,7 @@ class ParameterServer(EventDriven):
     J: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        require(self.delay >= 0, f"algorithm.delay={self.delay}: must be 0 seconds or more")
+        require(0 <= self.delay < math.inf, f"algorithm.delay={self.delay}: must be 0 seconds or more, and finite")
 
     def events(self, J: int, gradients: int, done: Indices, speeds: Reals, unit: float, seed: int, round: int, began: float) -> Events:
         return periodic_events(unit / speeds + self.delay / J, done, gradients)
@@ -68,10 +69,7 @@ class ParameterServer(EventDriven):
             state.fetched[run, k].copy_(state.workers[run, k])
             state.updates[run] += 1
             state.seen[run, k : k + 1].copy_(state.updates[run])
-            payload = state.model[run].numel() * state.model.element_size()
-            traffic.bytes_up += payload
-            traffic.bytes_down += payload
-            traffic.messages += 2
+            traffic.visit(state.model[run].numel() * state.model.element_size())
 
     @abstractmethod
     def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
@@ -96,7 +94,7 @@ class AsyncSGD(ParameterServer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.power >= 0, f"algorithm.power={self.power}: must be 0 (staleness does not matter) or more")
+        require(0 <= self.power < math.inf, f"algorithm.power={self.power}: must be 0 (staleness does not matter) or more, and finite")
 
     def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
         server.addcmul_(worker - fetched, (1 + staleness) ** -self.power)

@@ -34,7 +34,7 @@ class Measured:
 
 @dataclass
 class LocalSteps(Component):
-    """A rule that says, before each round, how many local steps it has: from 1 to the top-level J.
+    """A rule that says, before each round, how many local steps it has. The top-level J is where it ends, or the most it may take.
 
     To add one: subclass it with `@rules.register`, say in `measures` what it wants to see of a round, and override `steps`, and
     `learn` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
@@ -52,12 +52,19 @@ class LocalSteps(Component):
     def __post_init__(self) -> None:
         require(0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that nobody has no step")
 
+    def check(self, J: int) -> None:
+        """Refuse a top-level J that the rule cannot end at.
+
+        Raises:
+            UserError: naming what works.
+        """
+
     @abstractmethod
     def steps(self, J: int, progress: float, memory: Memory) -> int:
         """Local steps of the next round.
 
         Args:
-            J: the top-level J, the most there may be.
+            J: the top-level J.
             progress: fraction of the budget that is spent, in [0, 1).
             memory: what the rule keeps; may be changed in place.
         """
@@ -69,7 +76,7 @@ class LocalSteps(Component):
         """J_k of every client, int64 [K]: the mean is `steps` exactly. Workers with low numbers take fewer steps; clients are shuffled."""
         if not self.spread or K == 1:
             return np.full(K, steps, np.int64)
-        lower = np.round(steps * self.spread * np.linspace(-1, 0, K)[: K // 2]).astype(np.int64).clip(min=1 - steps)
+        lower = np.round(steps * self.spread * np.linspace(-1, 1, K)[: K // 2]).astype(np.int64).clip(min=1 - steps)
         offsets = np.concatenate([lower, np.zeros(K % 2, np.int64), -lower[::-1]])
         if federated:
             offsets = generator(seed, "local steps").permutation(offsets)

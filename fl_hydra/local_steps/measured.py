@@ -20,8 +20,11 @@ class _Adaptive(LocalSteps):
         super().__post_init__()
         require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
 
+    def check(self, J: int) -> None:
+        require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, the most that the rule may take")
+
     def steps(self, J: int, progress: float, memory: Memory) -> int:
-        return max(1, min(J, int(memory.get("steps", self.start))))
+        return int(memory.get("steps", self.start))
 
 
 @rules.register

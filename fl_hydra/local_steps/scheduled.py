@@ -44,7 +44,7 @@ class Phases(LocalSteps):
         )
 
     def steps(self, J: int, progress: float, memory: Memory) -> int:
-        return min(J, [*self.numbers, J][sum(progress >= border for border in self.borders)])
+        return [*self.numbers, J][sum(progress >= border for border in self.borders)]
 
 
 @rules.register
@@ -84,8 +84,11 @@ class Linear(LocalSteps):
         super().__post_init__()
         require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
 
+    def check(self, J: int) -> None:
+        require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, where the rule ends")
+
     def steps(self, J: int, progress: float, memory: Memory) -> int:
-        return min(J, self.start + int((J - self.start + 1) * progress)) if self.start < J else J
+        return self.start + int((J - self.start + 1) * progress)
 
 
 @rules.register
@@ -99,4 +102,4 @@ class Doubling(Linear):
         numbers = [self.start]
         while numbers[-1] * 2 <= J:
             numbers.append(numbers[-1] * 2)
-        return min(J, numbers[int(progress * len(numbers))])
+        return numbers[int(progress * len(numbers))]

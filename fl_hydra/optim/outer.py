@@ -39,7 +39,7 @@ servers: Registry[Outer] = Registry("server", "fl_hydra.optim")
 
 @servers.register
 @dataclass
-class OuterSGD(Outer, SGDM):
+class OuterSGD(SGDM, Outer):
     """u <- m u + d;  x <- x - lr u  (Nesterov: x <- x - lr (d + m u)), d the pseudo-gradient. With lr=1 and m=0 x is the mean.
 
     per_rate: SlowMo's form (Wang et al., ICLR 2020, algorithm 1): u <- m u + d / gamma;  x <- x - lr gamma u, gamma being the local
@@ -62,7 +62,7 @@ class OuterSGD(Outer, SGDM):
 
 @servers.register
 @dataclass
-class OuterAdam(Outer, Adam):
+class OuterAdam(Adam, Outer):
     """Adam on the pseudo-gradient."""
 
     name: str = "adam"
@@ -70,7 +70,7 @@ class OuterAdam(Outer, Adam):
 
 @servers.register
 @dataclass
-class OuterAdamW(Outer, AdamW):
+class OuterAdamW(AdamW, Outer):
     """AdamW on the pseudo-gradient."""
 
     name: str = "adamw"
@@ -78,7 +78,7 @@ class OuterAdamW(Outer, AdamW):
 
 @servers.register
 @dataclass
-class OuterNAdam(Outer, NAdam):
+class OuterNAdam(NAdam, Outer):
     """NAdam on the pseudo-gradient."""
 
     name: str = "nadam"
@@ -86,7 +86,7 @@ class OuterNAdam(Outer, NAdam):
 
 @servers.register
 @dataclass
-class OuterRAdam(Outer, RAdam):
+class OuterRAdam(RAdam, Outer):
     """RAdam on the pseudo-gradient."""
 
     name: str = "radam"
@@ -94,7 +94,7 @@ class OuterRAdam(Outer, RAdam):
 
 @servers.register
 @dataclass
-class OuterAdamax(Outer, Adamax):
+class OuterAdamax(Adamax, Outer):
     """Adamax on the pseudo-gradient."""
 
     name: str = "adamax"
@@ -102,7 +102,7 @@ class OuterAdamax(Outer, Adamax):
 
 @servers.register
 @dataclass
-class OuterAdagrad(Outer, Adagrad):
+class OuterAdagrad(Adagrad, Outer):
     """Adagrad on the pseudo-gradient."""
 
     name: str = "adagrad"
@@ -110,7 +110,7 @@ class OuterAdagrad(Outer, Adagrad):
 
 @servers.register
 @dataclass
-class OuterRMSprop(Outer, RMSprop):
+class OuterRMSprop(RMSprop, Outer):
     """RMSprop on the pseudo-gradient."""
 
     name: str = "rmsprop"
@@ -118,7 +118,7 @@ class OuterRMSprop(Outer, RMSprop):
 
 @servers.register
 @dataclass
-class OuterAdadelta(Outer, Adadelta):
+class OuterAdadelta(Adadelta, Outer):
     """Adadelta on the pseudo-gradient."""
 
     name: str = "adadelta"

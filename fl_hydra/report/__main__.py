@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.report SECTION`: the figure and the table of a section; `--list` shows every run there is."""
+"""`python -m fl_hydra.report SECTION`: the figures and tables of a section; `--list` shows every run there is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import sys
 from pathlib import Path
 
 from fl_hydra.errors import UserError
-from fl_hydra.report.figures import draw_accuracy
+from fl_hydra.report.cost import TABLE, read_table
+from fl_hydra.report.figures import draw_accuracy, draw_costs
 from fl_hydra.report.runs import read_run, read_runs
-from fl_hydra.report.tables import print_runs, write_results
+from fl_hydra.report.tables import print_runs, write_costs, write_results
 from fl_hydra.runs.folder import section_runs
 
 
 def main() -> None:
-    """Write `report/SECTION.png`, `.md` and `.csv` into the outputs folder."""
+    """Write `report/SECTION.png`, `.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.report", description=main.__doc__)
     parser.add_argument("section", nargs="?", help="the section=NAME that its runs were trained with")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--cost", type=Path, default=TABLE, help="networks and devices to compute times for; conf/cost.yaml if not given")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
     arguments = parser.parse_args()
     try:
@@ -27,10 +29,14 @@ def main() -> None:
             return
         if arguments.section is None:
             parser.error("name a section, or give --list")
+        table = read_table(arguments.cost)
         runs = read_runs(section_runs(arguments.section, arguments.outputs))
         target = arguments.outputs / "report"
         target.mkdir(parents=True, exist_ok=True)
-        for path in (draw_accuracy(runs, target / f"{arguments.section}.png"), *write_results(runs, target / arguments.section)):
+        costs = f"{arguments.section}-cost"
+        written = [draw_accuracy(runs, target / f"{arguments.section}.png"), *write_results(runs, target / arguments.section)]
+        written += [*draw_costs(runs, table, target / f"{costs}.png"), *write_costs(runs, table, target / costs)]
+        for path in written:
             print(f"wrote {path}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

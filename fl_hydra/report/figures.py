@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fl_hydra.files import write_atomically
+from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
 from fl_hydra.report.runs import Run, by_setting
 
 STYLE: dict[Any, Any] = {
@@ -21,38 +25,137 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 
+Reals = np.ndarray[Any, np.dtype[np.float64]]
+
 
 def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
     """Validation and test accuracy against rounds (logarithmic: methods differ by orders of magnitude) and against samples.
 
     One line for each setting: the mean over its seeds, with a band of one standard deviation.
     """
+    settings = _finished(runs)
+    with _panels(2, 2, settings, path) as (_, axes):
+        for index, (_, group) in enumerate(settings):
+            for row, metric in enumerate(("val/acc", "test/acc")):
+                for column, x in enumerate(("round", "samples")):
+                    _draw(axes[row, column], index, group, [_numbers(run.column(x)) for run in group], metric)
+        for row, name in enumerate(("validation accuracy, %", "test accuracy, %")):
+            _scale_logarithmically(axes[row, 0])
+            axes[row, 0].set_ylabel(name)
+        axes[1, 0].set_xlabel("rounds")
+        axes[1, 1].set_xlabel("training samples processed")
+    return path
+
+
+def draw_costs(runs: Sequence[Run], table: CostTable, path: Path) -> list[Path]:
+    """Test accuracy against simulated seconds, against bytes on the wire, and against wall-clock time on the networks to draw.
+
+    For the first device of the table. Logarithmic where settings differ much. Where bytes are the axis, a setting that sends nothing is a
+    dotted line at its final accuracy.
+    Runs that were made before runs counted all of it are left out; nothing is drawn if there are no others.
+    """
+    device = table.devices[0]
+
+    def on(network: Network) -> Callable[[Ledger], float]:
+        return lambda ledger: wall_clock(ledger, network, device, table.collective)
+
+    panels: list[tuple[str, Callable[[Ledger], float]]] = [
+        ("simulated seconds, without a network", lambda ledger: computing_seconds(ledger, device) + ledger.delay),
+        ("MB on the wire for each worker", lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6),
+        *((f"seconds on {network.name}", on(network)) for network in table.figure),
+    ]
+    settings, ledgers = [], []
+    for label, group in _finished(runs):
+        of_group = [[read_ledger(row, run.config) for row in run.rows] for run in group]
+        if all(ledger is not None for of_run in of_group for ledger in of_run):
+            settings.append((label, group))
+            ledgers.append([[ledger for ledger in of_run if ledger is not None] for of_run in of_group])
+    if not settings:
+        return []
+    costs = [[[np.array([cost(ledger) for ledger in of_run]) for of_run in of_group] for of_group in ledgers] for _, cost in panels]
+    largest = np.array([[max(of_run[-1] for of_run in of_group) for of_group in of_panel] for of_panel in costs])
+    differ = any(row.max() > 3 * row[row > 0].min() for row in largest if row.any())
+    with _panels(-(-len(panels) // 2), 2, settings, path) as (figure, axes):
+        for axis, (name, _), of_panel, most in zip(axes.flat, panels, costs, largest, strict=False):
+            for index, (_, group) in enumerate(settings):
+                if most[index] > 0:
+                    _draw(axis, index, group, of_panel[index], "test/acc")
+                else:
+                    final = np.mean([_numbers(run.column("test/acc"))[-1] for run in group])
+                    axis.axhline(100 * final, linestyle=(0, (2, 3)), color=_look(index)["color"])
+            if not most.all():
+                axis.text(0.98, 0.03, "dotted line: sends nothing", transform=axis.transAxes, ha="right", fontsize=8)
+            if differ and most.any():
+                _scale_logarithmically(axis)
+            axis.set_xlabel(name)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("test accuracy, %")
+        for axis in axes.flat[len(panels) :]:
+            figure.delaxes(axis)
+    return [path]
+
+
+def _finished(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """The runs of each setting that did not diverge; settings of which all did are left out."""
+    settings = [(label, [run for run in group if run.status == "finished"]) for label, group in by_setting(runs)]
+    return [(label, group) for label, group in settings if group]
+
+
+def _numbers(values: Sequence[float | None]) -> Reals:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Ten colours, and then the same ones again in other dashes."""
+    return {"color": f"C{index % 10}", "linestyle": ("-", "--", "-.", ":")[index // 10 % 4]}
+
+
+def _draw(axis: Any, index: int, group: Sequence[Run], xs: Sequence[Reals], metric: str) -> None:
+    """A metric in per cent against `xs`, one array for each run: the mean over runs, with a band of one standard deviation.
+
+    Where rounds differ in length, runs are evaluated after different numbers of samples: they are read off where the first one was.
+    """
+    grid = _numbers(group[0].column("samples"))
+    samples = [_numbers(run.column("samples")) for run in group]
+    values = 100 * np.array([np.interp(grid, at, _numbers(run.column(metric))) for at, run in zip(samples, group, strict=True)])
+    x = np.mean([np.interp(grid, at, x) for at, x in zip(samples, xs, strict=True)], axis=0)
+    axis.plot(x, values.mean(0), **_look(index), marker="o" if len(x) == 1 else None, markersize=4)
+    if len(values) > 1:
+        deviation = values.std(0, ddof=1)
+        axis.fill_between(x, values.mean(0) - deviation, values.mean(0) + deviation, color=_look(index)["color"], alpha=0.2, linewidth=0)
+
+
+def _scale_logarithmically(axis: Any) -> None:
+    """A logarithmic x axis with plain numbers: powers of ten and, where there is room, 2 and 5 between them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+@contextmanager
+def _panels(rows: int, columns: int, settings: Sequence[tuple[str, list[Run]]], path: Path) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes [rows, columns], with one y axis for all, and a legend of the settings below; written to `path` at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import numpy as np
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
+    labels = [label for label, _ in settings]
+    across = max(1, min(3, 105 // max(map(len, labels), default=1)))
+    size = (9, 2.6 * rows + 0.2 + 0.2 * -(-len(labels) // across))
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.6), sharey=True, layout="constrained")
-        for index, (label, group) in enumerate(by_setting(runs)):
-            finished = [run for run in group if run.status == "finished"]
-            for row, metric in enumerate(("val/acc", "test/acc") if finished else ()):
-                values = 100 * np.array([[np.nan if v is None else v for v in run.column(metric)] for run in finished])
-                for column, x in enumerate(("round", "samples")):
-                    at = finished[0].column(x)
-                    axes[row, column].plot(at, values.mean(0), color=f"C{index}", label=label)
-                    if len(values) > 1:
-                        low, high = values.mean(0) - values.std(0, ddof=1), values.mean(0) + values.std(0, ddof=1)
-                        axes[row, column].fill_between(at, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
-        for row, name in enumerate(("validation accuracy, %", "test accuracy, %")):
-            axes[row, 0].set(xscale="log", ylabel=name)
-        axes[1, 0].set_xlabel("rounds")
-        axes[1, 1].set_xlabel("training samples processed")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pyplot.close(figure)
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+        try:
+            yield figure, axes
+            handles = [Line2D([], [], **_look(index)) for index in range(len(labels))]
+            figure.legend(handles, labels, loc="outside lower center", ncols=across)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+        finally:
+            pyplot.close(figure)
     write_atomically(path, buffer.getvalue())
-    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,45 @@ from typing import Any
 
 from fl_hydra.errors import UserError
 
-METHODS = {"centralized": "Centralized", "localsgd": "LocalSGD", "fedavg": "FedAvg"}
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is labelled.
+
+    optimizer, server: what it usually has, which its label need not say. federated: its label says how images are divided, even if
+    evenly. J: whether J means more to it than how often it is evaluated.
+    """
+
+    title: str
+    optimizer: str = "sgdm"
+    server: str = "sgd"
+    federated: bool = False
+    J: bool = True
+
+
+METHODS = {
+    "centralized": Method("Centralized"),
+    "localsgd": Method("LocalSGD"),
+    "localsgd post_local": Method("Post-local SGD"),
+    "slowmo": Method("SlowMo", server="slowmo"),
+    "diloco": Method("DiLoCo", optimizer="adamw", server="nesterov"),
+    "lookahead": Method("Lookahead", server="lookahead"),
+    "hierarchical": Method("Hierarchical"),
+    "gossip": Method("Gossip", J=False),
+    "gossip_pga": Method("Gossip-PGA"),
+    "gossip_pga loss": Method("Gossip-AGA"),
+    "a2cid2": Method("A2CiD2", J=False),
+    "a2cid2 plain": Method("AD-PSGD", J=False),
+    "async_sgd": Method("Async SGD"),
+    "async_sgd aware": Method("Staleness-aware SGD"),
+    "easgd": Method("EASGD"),
+    "shat": Method("SHAT"),
+    "fedavg": Method("FedAvg", optimizer="sgd", federated=True),
+    "fedavg momentum": Method("FedAvgM", optimizer="sgd", server="momentum", federated=True),
+    "fedavg adagrad": Method("FedAdagrad", optimizer="sgd", server="adagrad", federated=True),
+    "fedavg adam": Method("FedAdam", optimizer="sgd", server="adam", federated=True),
+}
+"""By the name that runs wrote, and by what makes it another method. One that is not here is labelled with its name and all else."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +69,64 @@ class Run:
     def label(self) -> str:
         """The setting in the field's letters, without the seed."""
         c = self.config
-        name = METHODS.get(c["algorithm"]["name"], c["algorithm"]["name"])
+        algorithm, rule = c["algorithm"], c.get("local_steps", {}).get("name", "fixed")
+        inner, outer = _inner(c["optimizer"]), _outer(c.get("server", {}))
+        variant = f"{algorithm['name']} {_variant(algorithm, rule, outer)}"
+        method = METHODS.get(variant) or METHODS.get(algorithm["name"])
+        J = [f"J={c['J']}"] if c["J"] is not None and (method is None or method.J) else []
+        if rule != "fixed" and f"{algorithm['name']} {rule}" not in METHODS:
+            J.append(f"({rule})")
+        words, further = [algorithm["name"] if method is None else method.title], []
         if c["K"] == 1:
-            return f"{name}, batch {c['batch_size']}"
-        cohort = f" C={c['m'] / c['K']:g}" if c["m"] != c["K"] else ""
-        skew = f", N_c={c['N_c']}" if c["N_c"] is not None else f", {c['sharding']['name']}"
-        return f"{name} K={c['K']}{cohort} J={c['J']}{skew}"
+            words += J
+            further.append(f"batch {c['batch_size']}")
+            if c.get("data_parallel", 1) > 1:
+                further.append(f"data_parallel={c['data_parallel']}")
+        else:
+            cohort = [f"C={c['m'] / c['K']:g}"] if c["m"] != c["K"] else []
+            blocks = [f"{key}={algorithm[key]}" for key in ("J_b", "blocks") if key in algorithm]
+            words += [*([algorithm["topology"]] if "topology" in algorithm else []), f"K={c['K']}", *cohort, *J, *blocks]
+            if c["N_c"] is not None:
+                further.append(f"N_c={c['N_c']}")
+            elif method is None or method.federated or c["sharding"]["name"] != "iid":
+                further.append(c["sharding"]["name"])
+        if method is None or inner != method.optimizer:
+            further.append(inner)
+        if outer != (method.server if method else "sgd"):
+            further.append(f"server={outer}")
+        return ", ".join([" ".join(words), *further])
 
     def column(self, name: str) -> list[float | None]:
         """One figure of every row."""
         return [row[name] for row in self.rows]
+
+
+def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
+    """What makes an algorithm another method: its second word in `METHODS`."""
+    match algorithm["name"]:
+        case "a2cid2":
+            return "" if algorithm["accelerated"] else "plain"
+        case "async_sgd":
+            return "aware" if algorithm["power"] > 0 else ""
+        case "fedavg":
+            return outer
+    return rule
+
+
+def _inner(optimizer: dict[str, Any]) -> str:
+    return "sgd" if optimizer["name"] == "sgdm" and not optimizer["momentum"] else str(optimizer["name"])
+
+
+def _outer(server: dict[str, Any]) -> str:
+    """The outer optimizer by the name of its option, which several options share with `sgd`."""
+    name = str(server.get("name", "sgd"))
+    if name != "sgd":
+        return name
+    if server.get("per_rate"):
+        return "slowmo"
+    if server.get("momentum"):
+        return "nesterov" if server["nesterov"] else "momentum"
+    return "sgd" if server.get("lr", 1) == 1 else "lookahead"
 
 
 def read_run(folder: Path) -> Run | None:
@@ -75,11 +162,21 @@ def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     labelled = []
     for group in groups.values():
-        alike = [other[0] for other in groups.values() if other[0].label == group[0].label]
-        mine, others = _flat(group[0].config), [_flat(run.config) for run in alike]
-        differing = [key for key in mine if key != "seed" and any(other.get(key) != mine[key] for other in others)]
-        labelled.append((", ".join([group[0].label, *(f"{key}={mine[key]}" for key in differing)]), group))
+        alike = [_flat(other[0].config) for other in groups.values() if other[0].label == group[0].label]
+        labelled.append((", ".join([group[0].label, *_differences(_flat(group[0].config), alike)]), group))
     return labelled
+
+
+def _differences(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
+    """`key=value` of what sets a configuration apart; of a part that others have another of, its name alone."""
+    differences = []
+    for key, value in mine.items():
+        part, _, field = key.rpartition(".")
+        name = f"{part}.name"
+        comparable = others if field == "name" else [other for other in others if other.get(name) == mine.get(name)]
+        if key != "seed" and any(other.get(key) != value for other in comparable):
+            differences.append(f"{part if field == 'name' else key}={value}")
+    return differences
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,3 +193,13 @@ def mean_and_deviation(values: Sequence[float | None], scale: float = 1.0, digit
         return ""
     mean = f"{statistics.fmean(present):.{digits}f}"
     return mean if len(present) == 1 else f"{mean} ± {statistics.stdev(present):.{digits}f}"
+
+
+def mean_in_digits(values: Sequence[float], digits: int = 3) -> str:
+    """`mean ± standard deviation` over seeds in so many digits, without exponents; the figure alone where all seeds have the same."""
+    mean = statistics.fmean(values)
+    if all(value == int(mean) for value in values):
+        return str(int(mean))
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(mean)))) if mean else 0
+    alike = all(math.isclose(value, values[0], rel_tol=1e-9) for value in values)
+    return f"{mean:.{decimals}f}" if alike else f"{mean:.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class Speeds(Component):
     """Training samples a second at speed 1."""
 
     def __post_init__(self) -> None:
-        require(self.throughput > 0, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second")
+        require(0 < self.throughput < math.inf, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second, and finite")
 
     @abstractmethod
     def draw(self, K: int, seed: int) -> Reals:

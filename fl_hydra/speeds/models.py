@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,10 @@ class Stragglers(Speeds):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.fraction <= 1, f"speeds.fraction={self.fraction}: above 0 and at most 1 is needed")
-        require(self.speed > 0, f"speeds.speed={self.speed}: must be greater than 0; a worker at speed 0 would never finish a step")
+        require(
+            0 < self.speed < math.inf,
+            f"speeds.speed={self.speed}: must be greater than 0, and finite; a worker at speed 0 would never finish a step",
+        )
 
     def draw(self, K: int, seed: int) -> Reals:
         speeds = np.ones(K)

@@ -22,7 +22,7 @@ Point = list[str]
 
 
 class GridSweeper(BasicSweeper):
-    """The Cartesian product of comma-separated values, from the command line or from `hydra.sweeper.params`."""
+    """The Cartesian product of comma-separated values, from `hydra.sweeper.params` and from the command line, which comes first."""
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
@@ -45,7 +45,9 @@ class GridSweeper(BasicSweeper):
     def _points(self, arguments: list[str]) -> list[Point]:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        given = parser.parse_overrides(arguments)
+        named = {override.key_or_group for override in given}
+        overrides = [each for each in parser.parse_overrides(self._parse_config()) if each.key_or_group not in named] + given
         for override in overrides:
             require(
                 not override.is_sweep_override() or override.is_discrete_sweep(),

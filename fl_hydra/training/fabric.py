@@ -13,9 +13,10 @@ class Traffic:
     """What a run has sent so far, and how often it had to wait for it.
 
     bytes_up: payload that workers have sent. bytes_down: payload that a server, or the average, has sent back. messages: of both.
-    steps: local steps in a row, those of the row with most steps in each round. averages: means over all rows of a round.
-    exchanges: messages in a row between neighbours, those of the worker with most of them; exchanged: their payload bytes, of all
-    workers, which are in `bytes_up` too.
+    steps: local steps in a row, those of the row with most steps in each round. averages: means over all rows of a round that the rows
+    wait for; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages in a row between neighbours
+    that wait for each other, those of the worker with most of them; exchanged: payload bytes between neighbours, whether they wait or
+    not, of all workers; they are in `bytes_up` too. served: of the messages, those to and from a server.
     """
 
     bytes_up: int = 0
@@ -25,6 +26,8 @@ class Traffic:
     averages: int = 0
     exchanges: int = 0
     exchanged: int = 0
+    block_averages: int = 0
+    served: int = 0
 
     def average(self, workers: int, payload: int, times: int = 1) -> None:
         """Enter means of `payload` bytes from each worker, which all of them receive."""
@@ -33,8 +36,15 @@ class Traffic:
         self.messages += times * 2 * workers
         self.averages += times
 
+    def visit(self, payload: int) -> None:
+        """Enter that one worker has sent `payload` bytes to a server and got as many back, while the others went on."""
+        self.bytes_up += payload
+        self.bytes_down += payload
+        self.messages += 2
+        self.served += 2
+
     def exchange(self, messages: int, in_a_row: int, payload: int) -> None:
-        """Enter messages of `payload` bytes between neighbours; the busiest worker sends `in_a_row` of them."""
+        """Enter messages of `payload` bytes between neighbours; the busiest worker waits for `in_a_row` of them, one after the other."""
         self.bytes_up += messages * payload
         self.exchanged += messages * payload
         self.messages += messages
@@ -69,6 +79,7 @@ class Fabric:
             if self._remote or rows > 1:
                 traffic.bytes_down += rows * values[0].numel() * values.element_size()
                 traffic.messages += rows
+                traffic.served += rows * self._remote
 
     def count_up(self, values: Tensor) -> None:
         """Enter in the ledger that every row sent one of `values` [any, P] to be averaged."""
@@ -76,6 +87,7 @@ class Fabric:
             if self._remote or rows > 1:
                 traffic.bytes_up += rows * values[0].numel() * values.element_size()
                 traffic.messages += rows
+                traffic.served += rows * self._remote
                 traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:

@@ -1,0 +1,352 @@
+"""What a run's communication costs: bytes on the wire, and wall-clock time on named networks, computed from its ledger.
+
+A message of n bytes takes latency + n / bandwidth seconds, and a link carries one message in each direction at a time (the
+alpha-beta model of Hockney, Parallel Computing 20(3), 1994). Sums and means of what was received are free, and so is the encoding.
+Nothing of what a run did depends on these times: a slow network makes a run last longer, but changes neither who takes part nor, in
+asynchronous methods, in which order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_hydra.errors import UserError, require
+
+TABLE = Path(__file__).resolve().parents[2] / "conf" / "cost.yaml"
+"""The table that comes with the project."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One communication.
+
+    in_a_row: messages one after the other, each waiting for the one before. carried: bytes of these. wire: bytes of all messages.
+    """
+
+    in_a_row: int
+    carried: float
+    wire: float
+
+
+def ring(workers: int, payload: float) -> Transfer:
+    """All-reduce of `payload` bytes over a ring: reduce-scatter and all-gather, each of K - 1 steps in which everyone sends payload / K.
+
+    2 (K - 1) (latency + n / (K bandwidth)), with the fewest bytes in a row that there can be (Patarasuk and Yuan, J. Parallel Distrib.
+    Comput. 69(2), 2009; the all-gather is that of Thakur, Rabenseifner and Gropp, Int. J. High Perform. Comput. Appl. 19(1), 2005).
+    On the wire 2 (K - 1) n.
+    """
+    steps = 2 * (workers - 1)
+    return Transfer(steps, steps * payload / workers, steps * payload)
+
+
+def tree(workers: int, payload: float) -> Transfer:
+    """All-reduce by a binomial tree: a reduction to one worker and a broadcast from it, ceil(log2 K) messages of `payload` bytes each.
+
+    2 ceil(log2 K) (latency + n / bandwidth) (Thakur, Rabenseifner and Gropp 2005): fewer messages in a row than over a ring, and more
+    bytes. On the wire 2 (K - 1) n, as over a ring.
+    """
+    steps = 2 * (workers - 1).bit_length()
+    return Transfer(steps, steps * payload, 2 * (workers - 1) * payload)
+
+
+def point_to_point(workers: int, payload: float) -> Transfer:
+    """Everyone sends `payload` bytes to a server and gets as many back: its link carries K messages, and then K more.
+
+    2 latency + 2 K n / bandwidth; on the wire 2 K n. A lone worker has nobody to send to.
+    """
+    if workers == 1:
+        return Transfer(0, 0, 0)
+    return Transfer(2, 2 * workers * payload, 2 * workers * payload)
+
+
+COLLECTIVES: Mapping[str, tuple[Callable[[int, float], Transfer], ...]] = {
+    "ring": (ring,),
+    "tree": (tree,),
+    "point_to_point": (point_to_point,),
+    "fastest": (ring, tree),
+}
+"""What `collective` may be: of several, each average takes the one that is fastest on its network."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Equal links without contention.
+
+    latency: seconds of a message of no bytes. bandwidth: bits a second, in each direction. blocks: what averages within blocks go over;
+    None: this network, too.
+    """
+
+    name: str
+    latency: float
+    bandwidth: float
+    blocks: Network | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.latency < math.inf, f"networks.{self.name}: latency={self.latency}: a number of seconds, at least 0, is needed")
+        require(
+            0 < self.bandwidth < math.inf,
+            f"networks.{self.name}: bandwidth={self.bandwidth}: a number of bits a second, greater than 0, is needed",
+        )
+
+    def seconds(self, in_a_row: float, carried: float) -> float:
+        """Time of so many messages in a row, of so many bytes together."""
+        return in_a_row * self.latency + 8 * carried / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a worker of speed 1 computes with: a step takes its samples / `samples_per_second`, or its operations / `flops_per_second`.
+
+    Both None: as the run simulated it.
+    """
+
+    name: str
+    samples_per_second: float | None = None
+    flops_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {key: rate for key, rate in vars(self).items() if key != "name" and rate is not None}
+        require(len(given) <= 1, f"devices.{self.name}: samples_per_second and flops_per_second: two speeds; give one of them")
+        for key, rate in given.items():
+            require(0 < rate < math.inf, f"devices.{self.name}: {key}={rate}: must be greater than 0")
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """`conf/cost.yaml`: what costs are computed for. figure: networks that are drawn."""
+
+    networks: Sequence[Network]
+    devices: Sequence[Device]
+    collective: str
+    figure: Sequence[Network]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a run had computed and sent when a row of its metrics was written.
+
+    workers: who the bytes of all are divided among: all K, or those that share the steps of centralized training. blocks: of workers.
+    rounds, samples, flops, messages: of all workers. payload: bytes that workers and server have sent. served, averages, block_averages,
+    exchanges, exchanged: see :class:`fl_hydra.training.fabric.Traffic`. seconds: simulated. delay: seconds of these that workers were told
+    to wait for their server. throughput: samples a second at speed 1 with which `seconds` were simulated. hub: whether one worker is
+    part in all exchanges.
+    """
+
+    workers: int
+    blocks: int
+    rounds: int
+    samples: int
+    flops: int
+    messages: int
+    payload: int
+    served: int
+    averages: int
+    block_averages: int
+    exchanges: int
+    exchanged: int
+    seconds: float
+    delay: float
+    throughput: float
+    hub: bool
+
+    @property
+    def message(self) -> float:
+        """Bytes of a message: in every method all are a model, or as long as one."""
+        return self.payload / self.messages if self.messages else 0.0
+
+    @property
+    def visits(self) -> int:
+        """How often a worker has gone to the server while others went on."""
+        return 0 if self.averages else self.served // 2
+
+    @property
+    def meetings(self) -> float:
+        """Messages in a row between neighbours that compute meanwhile, of the worker with most of them (its share, where all are alike)."""
+        if self.exchanges or not self.exchanged:
+            return 0.0
+        pairs = self.exchanged / self.message / 2
+        return pairs if self.hub else 2 * pairs / self.workers
+
+
+def read_ledger(row: Mapping[str, Any], config: Mapping[str, Any]) -> Ledger | None:
+    """The ledger in a row of metrics; None if the run was made before there were all of these counts.
+
+    Simulated seconds have the server's `algorithm.delay` in them: of each visit, and a worker makes visits / K of them (exactly, where
+    all are equally fast).
+    """
+    algorithm = config["algorithm"]
+    try:
+        return Ledger(
+            workers=max(config["K"], config["data_parallel"]),
+            blocks=algorithm.get("blocks", 1),
+            rounds=row["round"],
+            samples=row["samples"],
+            flops=row["flops"],
+            messages=row["messages"],
+            payload=row["bytes_up"] + row["bytes_down"],
+            served=row["served"],
+            averages=row["averages"],
+            block_averages=row["block_averages"],
+            exchanges=row["exchanges"],
+            exchanged=row["exchanged"],
+            seconds=row["seconds"],
+            delay=algorithm.get("delay", 0.0) * row["served"] / 2 / config["K"],
+            throughput=config["speeds"]["throughput"],
+            hub=algorithm.get("topology") == "star",
+        )
+    except KeyError:
+        return None
+
+
+def computing_seconds(ledger: Ledger, device: Device) -> float:
+    """Seconds of computing alone: those that were simulated, for workers that are so much faster or slower.
+
+    `flops_per_second` is divided by the operations that a sample took in this run, gradients asked for twice counted twice.
+    """
+    simulated = ledger.seconds - ledger.delay
+    rate = device.samples_per_second
+    if device.flops_per_second is not None:
+        rate = device.flops_per_second * ledger.samples / ledger.flops
+    return simulated if rate is None else simulated * ledger.throughput / rate
+
+
+def average_seconds(workers: int, payload: float, network: Network, collective: str) -> float:
+    """Seconds in which workers average `payload` bytes each, so that all of them have the result."""
+    transfers = [method(workers, payload) for method in COLLECTIVES[collective]]
+    return min(network.seconds(transfer.in_a_row, transfer.carried) for transfer in transfers)
+
+
+def waiting_seconds(ledger: Ledger, network: Network, collective: str) -> float:
+    """Seconds of all communication that everybody waits for: averages, and exchanges of neighbours after a step.
+
+    Every average waits for the last worker, and nothing is computed meanwhile. Averages of federated methods are two passes, down and
+    up, in which the server's link, as fast as any other, carries one model after the other. Blocks average at the same time. Of the
+    messages between neighbours those of the busiest worker count, one after the other.
+    """
+    if ledger.visits:
+        return 0.0
+    n = ledger.message
+    seconds = network.seconds(ledger.exchanges, ledger.exchanges * n)
+    if ledger.served:
+        return seconds + network.seconds(2 * ledger.averages, ledger.served * n)
+    everyone = (ledger.averages - ledger.block_averages) * average_seconds(ledger.workers, n, network, collective)
+    size = ledger.workers // ledger.blocks
+    return seconds + everyone + ledger.block_averages * average_seconds(size, n, network.blocks or network, collective)
+
+
+def wall_clock(ledger: Ledger, network: Network, device: Device, collective: str) -> float:
+    """Seconds from the beginning of training, computing and communication together.
+
+    Workers that wait for each other: the sum of both. What others do not wait for, overlaps:
+
+    - A worker that goes to a parameter server waits for its own two messages, on average visits / K times, while others compute. But all
+      visits go through the server's link, one after the other. So it takes the longer of computing + 2 (visits / K) (latency +
+      n / bandwidth) and of visits n / bandwidth, the two lower bounds of a closed queue (Denning and Buzen, ACM Computing Surveys 10(3),
+      1978): where both are near, waiting for each other at the server makes it longer. Where a run was told a `delay`, the network
+      takes its place.
+    - Workers that meet in pairs send from a second thread while they take gradients (Lian et al., ICML 2018; Nabli et al., NeurIPS 2023):
+      the longer of computing and of a worker's meetings in a row.
+    """
+    computing = computing_seconds(ledger, device)
+    n = ledger.message
+    if ledger.visits:
+        own = ledger.visits / ledger.workers
+        return max(computing + network.seconds(2 * own, 2 * own * n), network.seconds(0, ledger.visits * n))
+    if ledger.meetings:
+        return max(computing, network.seconds(ledger.meetings, ledger.meetings * n))
+    return computing + waiting_seconds(ledger, network, collective)
+
+
+def wire_bytes(ledger: Ledger, collective: str) -> float:
+    """Bytes of all messages, of all workers: those of the collective for averages, what was sent for all else."""
+    n = ledger.message
+    sent = ledger.exchanged + ledger.served * n
+    if ledger.served:
+        return sent
+    method = COLLECTIVES[collective][0]  # ring and tree, of which `fastest` chooses, put the same on the wire
+    everyone = (ledger.averages - ledger.block_averages) * method(ledger.workers, n).wire
+    return sent + everyone + ledger.block_averages * ledger.blocks * method(ledger.workers // ledger.blocks, n).wire
+
+
+def read_table(path: Path = TABLE) -> CostTable:
+    """The table of networks, devices and the collective.
+
+    Raises:
+        UserError: one line that says what is wrong in it, and what is allowed.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not a YAML table ({' '.join(str(error).split())})") from error
+    try:
+        return _table(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+KEYS = ("collective", "networks", "devices", "figure")
+"""What the table has to have, and nothing else."""
+
+
+def _table(content: Any) -> CostTable:
+    _check_keys("", content, KEYS)
+    missing = [key for key in KEYS if key not in content]
+    require(not missing, f"{', '.join(missing)}: missing; needed are {', '.join(KEYS)}")
+    collective = content["collective"]
+    require(collective in COLLECTIVES, f"collective={collective}: choose {', '.join(COLLECTIVES)}")
+    networks = _networks(content["networks"])
+    devices = []
+    for name, given in _entries("devices", content["devices"]):
+        _check_keys(f"devices.{name}: ", given, ("samples_per_second", "flops_per_second"))
+        devices.append(Device(name, **{key: _number(f"devices.{name}: {key}", value) for key, value in given.items()}))
+    drawn = content["figure"]
+    require(
+        isinstance(drawn, list) and bool(drawn), f"figure={drawn}: a list of networks, [{', '.join(networks)}] or some of them, is needed"
+    )
+    unknown = [name for name in drawn if name not in networks]
+    require(not unknown, f"figure: {', '.join(map(str, unknown))}: no such network; choose from {', '.join(networks)}")
+    return CostTable(list(networks.values()), devices, collective, [networks[name] for name in drawn])
+
+
+def _networks(content: Any) -> dict[str, Network]:
+    plain, within = {}, {}
+    for name, given in _entries("networks", content):
+        _check_keys(f"networks.{name}: ", given, ("latency", "bandwidth", "blocks"))
+        for key in ("latency", "bandwidth"):
+            require(key in given, f"networks.{name}: {key}: missing; latency in seconds and bandwidth in bits a second are needed")
+        latency, bandwidth = (_number(f"networks.{name}: {key}", given[key]) for key in ("latency", "bandwidth"))
+        plain[name] = Network(name, latency, bandwidth)
+        if "blocks" in given:
+            within[name] = given["blocks"]
+    for name, other in within.items():
+        require(other in plain, f"networks.{name}: blocks={other}: no such network; choose from {', '.join(plain)}")
+    return {
+        name: Network(name, network.latency, network.bandwidth, plain[within[name]] if name in within else None)
+        for name, network in plain.items()
+    }
+
+
+def _entries(group: str, content: Any) -> list[tuple[str, Any]]:
+    require(isinstance(content, dict) and bool(content), f"{group}: at least one line `name: {{...}}` is needed")
+    return [(str(name), given) for name, given in content.items()]
+
+
+def _check_keys(where: str, content: Any, allowed: Sequence[str]) -> None:
+    require(isinstance(content, dict), f"{where}{content}: a table with {', '.join(allowed)} is needed")
+    for key in content:
+        require(key in allowed, f"{where}{key}: no such key; choose from {', '.join(allowed)}")
+
+
+def _number(where: str, value: Any) -> float:
+    require(isinstance(value, int | float) and not isinstance(value, bool), f"{where}={value}: a number is needed")
+    return float(value)
