@@ -4,7 +4,8 @@ RUN := $(VENV)/bin/python
 DEMO := section=demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs
+TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
+.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs report track-a $(TRACK_A)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +45,15 @@ cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour o
 	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000
 	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
 	$(RUN) -m fl_hydra.report cifar100
+
+$(TRACK_A): setup
+	$(RUN) train.py -m +sweep/track_a=$@ $(ARGS)
+	$(RUN) -m fl_hydra.report $@
+
+track-a: $(TRACK_A) ## all sections of Track A on CIFAR-100, for a GPU; or one, narrowed: make localsgd ARGS="dataset=digits seed=1"
+
+report: setup ## figures and tables of every section that has been trained
+	$(RUN) -m fl_hydra.report
 
 runs: setup ## list every run in outputs
 	$(RUN) -m fl_hydra.report --list

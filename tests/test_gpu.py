@@ -8,7 +8,7 @@ import torch
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import experiment
+from tests.support.make import experiment, kind
 from tests.test_packing import assert_same, members, train
 
 pytestmark = [
@@ -18,13 +18,13 @@ pytestmark = [
 
 SETTINGS = {
     "centralized": ("rounds=4", "batch_size=64"),
-    "localsgd": ("K=3", "J=4", "batch_size=16", "samples=1500"),
+    "localsgd": ("K=4", "J=4", "batch_size=16", "samples=1500"),
     "fedavg": ("K=12", "C=0.25", "J=3", "batch_size=16", "samples=1500"),
 }
 
 
 def arguments(algorithm: str, *more: str) -> list[str]:
-    return [f"algorithm={algorithm}", "optimizer=sgdm", *SETTINGS.get(algorithm, SETTINGS["fedavg"]), *more]
+    return [f"algorithm={algorithm}", "optimizer=sgdm", *SETTINGS[kind(algorithm)], *more]
 
 
 def trained(run: Trainer) -> Trainer:

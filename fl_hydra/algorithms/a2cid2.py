@@ -14,6 +14,7 @@ from fl_hydra.data.dataset import Indices
 from fl_hydra.decentralized import topologies
 from fl_hydra.decentralized.clocks import Events, Step, acid_constants, edge_rates, meeting_schedule, poisson_events
 from fl_hydra.errors import require
+from fl_hydra.training.memory import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,14 +78,14 @@ class A2CiD2(EventDriven):
         eta, _ = self.constants(len(models))
         if not eta:
             return
-        part = models.new_tensor((1 - np.exp(-2 * eta / unit * since)) / 2)[:, None]
+        part = to_device((1 - np.exp(-2 * eta / unit * since)) / 2, models.device).to(models.dtype)[:, None]
         way = (shadows[workers] - models[workers]).mul_(part)
         models.index_add_(0, workers, way)
         shadows.index_add_(0, workers, way, alpha=-1)
 
     def before(self, state: State, run: int, program: Program, positions: Indices) -> None:
         assert isinstance(state, AcidState)
-        workers = _indices(program.events.worker[positions], state.model)
+        workers = to_device(program.events.worker[positions], state.model.device)
         self._mix(state.workers[run], state.shadows[run], workers, program.since[positions, 0], program.unit)
 
     def after(self, state: State, run: int, workers: Tensor, starts: Tensor, ends: Tensor) -> None:
@@ -97,7 +98,7 @@ class A2CiD2(EventDriven):
         import torch
 
         models, shadows = state.workers[run], state.shadows[run]
-        i, j = (_indices(ends[positions], models) for ends in (program.events.worker, program.events.peer))
+        i, j = (to_device(ends[positions], models.device) for ends in (program.events.worker, program.events.peer))
         both = torch.cat([i, j])
         self._mix(models, shadows, both, program.since[positions].T.reshape(-1), program.unit)
         difference = models[i] - models[j]
@@ -110,11 +111,5 @@ class A2CiD2(EventDriven):
     def settle(self, state: State, run: int, program: Program) -> None:
         assert isinstance(state, AcidState)
         models = state.workers[run]
-        self._mix(models, state.shadows[run], _indices(np.arange(len(models)), models), program.idle, program.unit)
+        self._mix(models, state.shadows[run], to_device(np.arange(len(models)), models.device), program.idle, program.unit)
         state.model[run].copy_(models.mean(0))
-
-
-def _indices(workers: Indices, like: Tensor) -> Tensor:
-    import torch
-
-    return torch.from_numpy(workers).to(like.device)

@@ -37,6 +37,8 @@ class ServerState(WorkersState):
 class ParameterServer(EventDriven):
     """Each worker takes J steps and then talks to the server, whenever it is ready.
 
+    Evaluated is the server's model; steps that workers have taken since their last visit are not in it.
+
     delay: simulated seconds that sending a model there and back takes.
     """
 
@@ -85,8 +87,9 @@ class ParameterServer(EventDriven):
 class AsyncSGD(ParameterServer):
     """The server adds what a worker has learnt since it fetched the model: x <- x + (x_k - fetched_k) / (1 + staleness)^power.
 
-    Downpour SGD (Dean et al., NeurIPS 2012) with power=0; staleness-aware (Zhang et al., IJCAI 2016, equation 5) with power=1. Staleness
-    counts the server's updates in between. One worker is SGD; equal ones are SGD in turns, each K - 1 updates late.
+    Downpour SGD (Dean et al., NeurIPS 2012) with power=0; with power=1 after staleness-aware SGD (Zhang et al., IJCAI 2016), which divides
+    by the staleness, here by one more, so that none divides by 1. Staleness counts the server's updates in between. One worker is SGD;
+    equal ones are SGD in turns, each K - 1 updates late.
     """
 
     name: str = "async_sgd"
@@ -107,7 +110,8 @@ class EASGD(ParameterServer):
     """Asynchronous elastic averaging (Zhang, Choromanska and LeCun, NeurIPS 2015, algorithm 1): d = a (x_k - x),
     x_k <- x_k - d, x <- x + d.
 
-    elasticity: the paper's beta; a = beta / K. J is its communication period.
+    elasticity: the paper's beta; a = beta / K. J is its communication period. Workers meet the server after each J-th step; the paper
+    has them meet while they take the gradient of the next one.
     """
 
     name: str = "easgd"

@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.report SECTION`: the figures and tables of a section; `--list` shows every run there is."""
+"""`python -m fl_hydra.report SECTION ...`: the figures and tables of sections, of all if none is named; `--list` shows every run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 
 from fl_hydra.errors import UserError
-from fl_hydra.report.cost import TABLE, read_table
+from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
 from fl_hydra.report.runs import read_run, read_runs
 from fl_hydra.report.tables import print_runs, write_costs, write_results
-from fl_hydra.runs.folder import section_runs
+from fl_hydra.runs.folder import section_runs, sections
 
 
 def main() -> None:
     """Write `report/SECTION.png`, `.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.report", description=main.__doc__)
-    parser.add_argument("section", nargs="?", help="the section=NAME that its runs were trained with")
+    parser.add_argument("section", nargs="*", help="the section=NAME that its runs were trained with; all sections if none is named")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--cost", type=Path, default=TABLE, help="networks and devices to compute times for; conf/cost.yaml if not given")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
@@ -27,20 +27,31 @@ def main() -> None:
             folders = sorted(path.parent for path in arguments.outputs.glob("*/*/*/config.yaml"))
             print_runs([(folder, read_run(folder)) for folder in folders])
             return
-        if arguments.section is None:
-            parser.error("name a section, or give --list")
         table = read_table(arguments.cost)
-        runs = read_runs(section_runs(arguments.section, arguments.outputs))
-        target = arguments.outputs / "report"
-        target.mkdir(parents=True, exist_ok=True)
-        costs = f"{arguments.section}-cost"
-        written = [draw_accuracy(runs, target / f"{arguments.section}.png"), *write_results(runs, target / arguments.section)]
-        written += [*draw_costs(runs, table, target / f"{costs}.png"), *write_costs(runs, table, target / costs)]
-        for path in written:
-            print(f"wrote {path}")
+        for section in arguments.section or sections(arguments.outputs):
+            for path in write_section(section, arguments.outputs, table):
+                print(f"wrote {path}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
+    """The files written.
+
+    Raises:
+        UserError: none of its runs has ended.
+    """
+    runs = read_runs(section_runs(section, outputs))
+    target = outputs / "report"
+    target.mkdir(parents=True, exist_ok=True)
+    costs = target / f"{section}-cost"
+    return [
+        draw_accuracy(runs, target / f"{section}.png"),
+        *write_results(runs, target / section),
+        *draw_costs(runs, table, costs.with_suffix(".png")),
+        *write_costs(runs, table, costs),
+    ]
 
 
 if __name__ == "__main__":

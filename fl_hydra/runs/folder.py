@@ -118,6 +118,17 @@ def join_section(section: str, run: Path, outputs: Path) -> None:
         ) from error
 
 
+def sections(outputs: Path) -> list[str]:
+    """Every section that runs were asked for with.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = sorted(path.stem for path in (outputs / "sections").glob("*.txt"))
+    require(bool(names), f"no run was asked for with section=NAME and outputs={outputs}: train some first")
+    return names
+
+
 def section_runs(section: str, outputs: Path) -> list[Path]:
     """The runs that a section asked for, in that order.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
 from fl_hydra.training.images import Images
+from fl_hydra.training.memory import to_device
 from fl_hydra.training.rows import Batch
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
@@ -59,7 +60,7 @@ class Draws:
 
     def at(self, rows: Indices, batches: Indices) -> Batch:
         """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `asked` begin at 0."""
-        row, batch = (torch.from_numpy(positions).to(self._indices.device) for positions in (rows, batches))
+        row, batch = (to_device(positions, self._indices.device) for positions in (rows, batches))
         indices = self._indices[row, batch]
         if self._slab is None:
             streams = self._streams[row, 0].expand_as(indices)

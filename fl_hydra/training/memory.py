@@ -1,13 +1,14 @@
-"""Memory: how much is free, and the C allocator's settings that suit training on a CPU."""
+"""Memory: how much is free, how numbers get to a device, and the C allocator's settings that suit training on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -27,6 +28,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, KEEP)
     mallopt(M_TRIM_THRESHOLD, KEEP)
+
+
+def to_device(array: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on a device; a GPU is not waited for."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -39,7 +39,7 @@ from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.graphs import Tensors
 from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.member import Member, Plan
-from fl_hydra.training.memory import free_memory, keep_freed_memory
+from fl_hydra.training.memory import free_memory, keep_freed_memory, to_device
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.rows import Clients, Gradient, Rows, Server
@@ -373,12 +373,12 @@ class Trainer:
         cursors = np.concatenate([member.cursors[plan.ids] for member, plan in zip(self.members, plans, strict=True)])
         streams = np.array([stream for member, plan in zip(self.members, plans, strict=True) for stream in member.streams(plan)], np.int64)
         indices = np.concatenate([member.draw(plan, draws) for member, plan in zip(self.members, plans, strict=True)])
-        integers = self._to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1))
+        integers = to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1), self.device)
         # A run that needs fewer steps than another has no samples left in the last ones.
         reals = np.concatenate(
             [np.concatenate([np.pad(plan.rates, ((0, 0), (0, steps - plan.steps)), "edge"), plan.weights[:, None]], 1) for plan in plans]
         )
-        numbers = self._to_device(reals).to(self.dtype)
+        numbers = to_device(reals, self.device).to(self.dtype)
         tensors = {
             "indices": integers[:, :draws].reshape(-1, batches, size),
             "streams": integers[:, draws],
@@ -388,16 +388,12 @@ class Trainer:
         cut = bool((samples < draws).any())
         if cut:
             counting = np.arange(draws)[None] < samples[:, None]
-            tensors["counting"] = self._to_device(counting).to(self.dtype).view(-1, batches, size)
+            tensors["counting"] = to_device(counting, self.device).to(self.dtype).view(-1, batches, size)
         exchanges = tuple(any(j < plan.steps and plan.mixing[j] is not None for plan in plans) for j in range(steps))
         if any(exchanges):
-            tensors["mixing"] = self._to_device(np.concatenate([_mixing_of_rows(plan, steps) for plan in plans])).to(self.dtype)
+            tensors["mixing"] = to_device(np.concatenate([_mixing_of_rows(plan, steps) for plan in plans]), self.device).to(self.dtype)
         counts = np.clip(samples[:, None] - np.arange(batches) * size, 0, size)
         return _Work(tensors, counts, np.zeros_like(counts), cut, exchanges), numbers[:, steps].contiguous()
-
-    def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _starts(self, block: slice) -> Tensor:
         """What rows begin with: their run's model, [rows, P], where it can be without a copy."""
@@ -476,7 +472,7 @@ class Trainer:
     ) -> None:
         """One local step of some workers of a run, int64 [n], whose rows begin at `first`; each its nth of the round."""
         assert isinstance(self.state, WorkersState)
-        which, step = torch.from_numpy(workers).to(self.device), torch.from_numpy(nth).to(self.device)
+        which, step = to_device(workers, self.device), to_device(nth, self.device)
         place = self._places[0].parameters[: len(workers)]
         starts = self.state.workers[run].index_select(0, which)
         place.copy_(starts)
@@ -582,7 +578,7 @@ class Trainer:
                 algorithm.step(rows, gradient, step_batches, j)
             elif active.any():
                 # Rows whose samples are used up stay as they are while the others take their last steps.
-                idle = self._to_device(np.logical_not(active))[:, None]
+                idle = to_device(np.logical_not(active), self.device)[:, None]
                 before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
                 algorithm.step(rows, gradient, step_batches, j)
                 for tensor, kept in before:
