@@ -60,17 +60,18 @@ class LocalSteps(Component):
         """
 
     @abstractmethod
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         """Local steps of the next round.
 
         Args:
             J: the top-level J.
             progress: fraction of the budget that is spent, in [0, 1).
-            memory: what the rule keeps; may be changed in place.
+            taken: local steps in a row so far.
+            memory: what the rule keeps.
         """
 
     def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
-        """Take notice of a round: `samples` were processed in each of its steps by all rows together."""
+        """Take notice of a round. With J=1 it would have processed so many `samples`, of all rows together."""
 
     def of_clients(self, steps: int, K: int, federated: bool, seed: int) -> Indices:
         """J_k of every client, int64 [K]: the mean is `steps` exactly. Workers with low numbers take fewer steps; clients are shuffled."""

@@ -23,7 +23,7 @@ class _Adaptive(LocalSteps):
     def check(self, J: int) -> None:
         require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, the most that the rule may take")
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return int(memory.get("steps", self.start))
 
 
@@ -75,7 +75,7 @@ class Drift(_Adaptive):
 
     def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         ratio = measured.drift / measured.progress if measured.progress > 0 else math.nan
-        now = self.steps(J, progress, memory)
+        now = int(memory.get("steps", self.start))
         if ratio < self.low:
             memory["steps"] = min(J, 2 * now)
         elif ratio > self.high:

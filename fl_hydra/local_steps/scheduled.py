@@ -18,7 +18,7 @@ class Fixed(LocalSteps):
 
     steady: ClassVar[bool] = True
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return J
 
 
@@ -43,7 +43,7 @@ class Phases(LocalSteps):
             f"borders={list(self.borders)}; after the last it is J",
         )
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return [*self.numbers, J][sum(progress >= border for border in self.borders)]
 
 
@@ -65,11 +65,8 @@ class PostLocal(LocalSteps):
         require(0 <= self.switch <= 1, f"local_steps.switch={self.switch}: a fraction of the budget, from 0 to 1, is needed")
         require(self.at_step is None or self.at_step >= 0, f"local_steps.at_step={self.at_step}: 0 or more steps are needed")
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
-        taken = memory.get("taken", 0.0)
-        steps = 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J
-        memory["taken"] = taken + steps
-        return steps
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
+        return 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J
 
 
 @rules.register
@@ -87,7 +84,7 @@ class Linear(LocalSteps):
     def check(self, J: int) -> None:
         require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, where the rule ends")
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return self.start + int((J - self.start + 1) * progress)
 
 
@@ -98,7 +95,7 @@ class Doubling(Linear):
 
     name: str = "doubling"
 
-    def steps(self, J: int, progress: float, memory: Memory) -> int:
+    def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         numbers = [self.start]
         while numbers[-1] * 2 <= J:
             numbers.append(numbers[-1] * 2)

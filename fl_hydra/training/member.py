@@ -99,7 +99,7 @@ class Member:
         if isinstance(e.algorithm, EventDriven):
             return self._plan_events(e.algorithm)
         ids = e.participation.cohort(self.shard_sizes, e.m, e.seed, self.round)
-        J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.memory)
+        J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.traffic.steps, self.memory)
         wanted = self._wanted(ids, J)
         # The last round is cut: what remains of the budget is spread over the rows.
         samples = _cut(wanted, e.budget - self.samples)
@@ -186,7 +186,8 @@ class Member:
         """Tell the rule for local steps what the round has shown."""
         e = self.experiment
         if e.J is not None:
-            e.local_steps.learn(measured, e.J, len(plan.ids) * e.batch_size, self.samples / e.budget, self.memory)
+            samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
+            e.local_steps.learn(measured, e.J, samples, self.samples / e.budget, self.memory)
 
 
 def _cut(wanted: Indices, left: int) -> Indices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
@@ -90,7 +91,9 @@ class Server:
             return
         difference, lr = models - mean, self.lr
         if self.rule.divides_by_rate:
-            difference, lr = difference / self.local_lr, lr * self.local_lr
+            # A rate may be 0 in the models' precision; nothing has moved then.
+            rate = self.local_lr.clamp(min=torch.finfo(self.local_lr.dtype).tiny)
+            difference, lr = difference / rate, lr * rate
         self.rule.step(models, difference, slots, self.hyper, lr, self.layers)
 
 
