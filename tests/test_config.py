@@ -267,12 +267,14 @@ assert "torch" not in sys.modules, "torch was imported"
         assert "algorithm=fedavg" in done.stdout
 
 
-def test_the_algorithm_in_the_readme_runs_as_written(tmp_path: Path) -> None:
-    """The files of README's example, at the places it names, then its command."""
+@pytest.mark.parametrize(
+    ("page", "heading"), [("README.md", "## Adding an algorithm"), ("docs/distributed.md", "## Choosing J while training")]
+)
+def test_what_a_page_adds_runs_as_written(page: str, heading: str, tmp_path: Path) -> None:
+    """The files of an example, at the places it names, then its command."""
     import shutil
 
-    readme = (PROJECT / "README.md").read_text()
-    section = readme.split("## Adding an algorithm")[1].split("\n## ")[0]
+    section = (PROJECT / page).read_text().split(heading)[1].split("\n## ")[0]
     blocks = re.findall(r"`([\w/]+\.(?:py|yaml))`:?\n\n```(?:python|yaml)\n(.*?)```", section, re.S)
     assert [Path(name).suffix for name, _ in blocks] == [".py", ".yaml"]
     for name in ("fl_hydra", "conf", "train.py"):
@@ -283,7 +285,7 @@ def test_the_algorithm_in_the_readme_runs_as_written(tmp_path: Path) -> None:
     command = re.search(r"```sh\npython (train.py .*?)\n", section)
     assert command
     done = subprocess.run(
-        [sys.executable, *command[1].split(), "rounds=3", "threads=1"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, *command[1].split(), "samples=2000", "threads=1"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout

@@ -13,8 +13,8 @@ from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
 from fl_hydra.data.dataset import Indices
 from fl_hydra.decentralized import topologies
 from fl_hydra.decentralized.clocks import Events, Step, acid_constants, edge_rates, meeting_schedule, poisson_events
+from fl_hydra.devices import to_device
 from fl_hydra.errors import require
-from fl_hydra.training.memory import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor

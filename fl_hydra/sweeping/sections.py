@@ -14,4 +14,5 @@ class Sections(SearchPathPlugin):
     """Adds the folder `sweeps` to the search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="fl_hydra", path=f"file://{SWEEPS}")
+        if SWEEPS.is_dir():  # it is not part of the package
+            search_path.append(provider="fl_hydra", path=f"file://{SWEEPS}")

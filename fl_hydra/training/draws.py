@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fl_hydra.data.dataset import Indices
+from fl_hydra.devices import to_device
 from fl_hydra.training.images import Images
-from fl_hydra.training.memory import to_device
 from fl_hydra.training.rows import Batch
 
 CPU_SLAB, GPU_SLAB = 512, 16_384

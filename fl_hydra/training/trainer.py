@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.data.dataset import Indices
+from fl_hydra.devices import free_memory, keep_freed_memory, to_device
 from fl_hydra.local_steps.base import Measured
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.speeds.base import Reals
@@ -39,7 +40,6 @@ from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.graphs import Tensors
 from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.member import Member, Plan
-from fl_hydra.training.memory import free_memory, keep_freed_memory, to_device
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.rows import Clients, Gradient, Rows, Server

@@ -1,4 +1,4 @@
-"""Memory: how much is free, how numbers get to a device, and the C allocator's settings that suit training on a CPU."""
+"""Devices: how numbers get there, how much memory is free, and the C allocator's settings that suit training on a CPU."""
 
 from __future__ import annotations
 
