@@ -180,7 +180,6 @@ MISTAKES = [
     ("algorithm=fedavg local_steps.spread=0.5 rounds=5", "with local_steps.spread rounds differ in length"),
     ("algorithm=localsgd local_steps.spread=1", "so that nobody has no step"),
     ("algorithm=localsgd local_steps=linear local_steps.start=9", "must be at most J=8, where the rule ends"),
-    ("algorithm=localsgd local_steps=loss local_steps.start=9", "must be at most J=8, the most that the rule may take"),
     (
         "algorithm=localsgd local_steps=phases local_steps.numbers=[1]",
         "a number of steps, at least 1, is needed before each of the borders",

@@ -12,7 +12,7 @@ from fl_hydra.local_steps.base import LocalSteps, Measured, Memory, rules
 
 @dataclass
 class _Adaptive(LocalSteps):
-    """Begins with `start` steps and remembers the number it has come to."""
+    """Begins with `start` steps, or J if that is less, and remembers the number it has come to."""
 
     start: int = 4
 
@@ -20,11 +20,8 @@ class _Adaptive(LocalSteps):
         super().__post_init__()
         require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
 
-    def check(self, J: int) -> None:
-        require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, the most that the rule may take")
-
     def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
-        return int(memory.get("steps", self.start))
+        return min(J, int(memory.get("steps", self.start)))
 
 
 @rules.register
@@ -75,7 +72,7 @@ class Drift(_Adaptive):
 
     def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         ratio = measured.drift / measured.progress if measured.progress > 0 else math.nan
-        now = int(memory.get("steps", self.start))
+        now = min(J, int(memory.get("steps", self.start)))
         if ratio < self.low:
             memory["steps"] = min(J, 2 * now)
         elif ratio > self.high:
