@@ -175,9 +175,9 @@ def resolve(config: Config) -> Experiment:
 
     m = max(1, round(C * K))
     require(
-        config.data_parallel == 1 or (K == 1 and not algorithm.federated),
-        f"data_parallel={config.data_parallel}: shares the steps of centralized training among workers; here K={K} workers step by "
-        "themselves: leave it out, or choose algorithm=centralized",
+        config.data_parallel == 1 or (K == 1 and not algorithm.federated and algorithm.synchronous),
+        f"data_parallel={config.data_parallel}: shares the steps of centralized training among workers; workers of "
+        f"algorithm={algorithm.name} step by themselves: leave it out, or choose algorithm=centralized",
     )
     require(
         config.data_parallel <= config.batch_size,
@@ -194,6 +194,11 @@ def resolve(config: Config) -> Experiment:
         not (noise or "drift" in measured) or (m > 1 and algorithm.synchronous),
         f"{asks}: compares workers that begin a round with equal models and end it with their mean; "
         + (f"{m} worker in a round has no other: take more" if algorithm.synchronous else f"algorithm={algorithm.name} has no such rounds"),
+    )
+    require(
+        "drift" not in measured or not algorithm.coupled,
+        f"local_steps={config.local_steps.name}: workers of algorithm={algorithm.name} exchange models within a round, which hides how far "
+        "they drift apart; choose another rule",
     )
     require(
         J is not None or (config.local_steps.steady and not config.local_steps.spread),

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 
 @dataclasses.dataclass
@@ -25,6 +25,10 @@ class Component:
 
     uses: ClassVar[frozenset[str]] = frozenset()
     """The top-level keys (of `N_c` and `gamma`) that this part reads; where no part reads one, it is irrelevant."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of this part is in a run's name, as plain values: all fields, unless one has no effect with the others."""
+        return dataclasses.asdict(self)
 
 
 C = TypeVar("C", bound=Component)

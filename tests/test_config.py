@@ -16,6 +16,7 @@ from fl_hydra.config import REGISTRIES
 from fl_hydra.data.cifar100 import CIFAR100
 from fl_hydra.data.dataset import Card
 from fl_hydra.models.lenet import LeNet
+from fl_hydra.runs.identity import run_hash
 from tests.conftest import Program
 from tests.support.make import PROJECT, experiment, kind, trainer
 
@@ -63,6 +64,32 @@ def test_first_federated_baseline_is_the_default() -> None:
     e = experiment("algorithm=fedavg", "dataset=digits")
     assert (e.K, e.m, e.J, e.batch_size, e.rounds, e.budget) == (100, 10, 4, 64, 2000, 5_120_000)
     assert (e.optimizer.lr, e.optimizer.weight_decay, e.scheduler.name) == (0.1, 1e-4, "constant")
+
+
+@pytest.mark.parametrize(
+    ("common", "one", "other"),
+    [
+        ("", "scheduler.reference=64", "scheduler.reference=128"),
+        ("scheduler=cosine", "scheduler.scale_warmup=false", "scheduler.scale_warmup=true"),
+        ("algorithm=post_local local_steps.at_step=9", "local_steps.switch=0.1", "local_steps.switch=0.9"),
+        ("algorithm=localsgd", "server.per_rate=false", "server.per_rate=true"),
+    ],
+)
+def test_what_has_no_effect_is_not_in_the_name(common: str, one: str, other: str) -> None:
+    assert run_hash(experiment(*common.split(), one)) == run_hash(experiment(*common.split(), other))
+
+
+@pytest.mark.parametrize(
+    ("common", "one", "other"),
+    [
+        ("scheduler=large_batch", "scheduler.reference=64", "scheduler.reference=128"),
+        ("scheduler=large_batch", "scheduler.scale_warmup=false", "scheduler.scale_warmup=true"),
+        ("algorithm=post_local", "local_steps.switch=0.1", "local_steps.switch=0.9"),
+        ("algorithm=localsgd server.momentum=0.1", "server.per_rate=false", "server.per_rate=true"),
+    ],
+)
+def test_what_has_an_effect_is_in_the_name(common: str, one: str, other: str) -> None:
+    assert run_hash(experiment(*common.split(), one)) != run_hash(experiment(*common.split(), other))
 
 
 SWEEPS = sorted((PROJECT / "sweeps" / "sweep").glob("*/*.yaml"))
@@ -167,6 +194,8 @@ MISTAKES = [
     ("speeds=linear speeds.spread=1", "at 1 a worker would stand still"),
     ("speeds=lognormal speeds.sigma=-1", "from 0 to 5"),
     ("speeds.throughput=0", "greater than 0 samples a second"),
+    ("algorithm=async_sgd K=1 data_parallel=4", "leave it out, or choose algorithm=centralized"),
+    ("algorithm=hierarchical local_steps=drift", "exchange models within a round, which hides how far they drift apart"),
     ("algorithm=localsgd data_parallel=4", "leave it out, or choose algorithm=centralized"),
     ("data_parallel=100", "each worker needs a sample of a batch; choose 1 to batch_size=64"),
     ("scheduler=large_batch batch_size=1024 scheduler.warmup=0.6", "the warm-up must end before the budget; choose a batch size below"),

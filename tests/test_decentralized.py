@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from fl_hydra.algorithms.gossip import Gossip
 from fl_hydra.decentralized.clocks import (
     Events,
     acid_constants,
@@ -22,16 +23,35 @@ from fl_hydra.decentralized.topologies import (
     Indices,
     adjacency,
     check,
-    degree,
     edges,
-    messages,
     mixing_matrix,
     period,
-    second_eigenvalue,
 )
 from fl_hydra.errors import UserError
+from fl_hydra.training.fabric import Traffic
 
 UNDIRECTED = [topology for topology in TOPOLOGIES if topology != "one_peer_exponential"]
+
+
+def sent(topology: str, K: int, exchange: int = 0) -> Traffic:
+    """What an exchange enters in the ledger, for models of one byte."""
+    traffic = Traffic()
+    Gossip().charge(traffic, mixing_matrix(topology, K, exchange), 1)
+    return traffic
+
+
+def messages(topology: str, K: int, exchange: int = 0) -> int:
+    return sent(topology, K, exchange).messages
+
+
+def degree(topology: str, K: int) -> int:
+    return sent(topology, K).exchanges
+
+
+def second_eigenvalue(W: Floats) -> float:
+    """The largest modulus among the eigenvalues of a doubly stochastic W besides its 1; 0 for one worker."""
+    # Subtracting 11^T / K turns the eigenvalue 1 of the vector of ones into 0 and leaves the others.
+    return float(np.abs(np.linalg.eigvals(W - 1 / len(W))).max())
 
 
 def admitted(topology: str) -> list[int]:

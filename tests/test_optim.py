@@ -434,6 +434,9 @@ def test_wrapper_refuses_half_precision_and_skips_what_has_no_gradient() -> None
     optimizer = LARS([idle])
     optimizer.step()
     assert idle.eq(1).all() and not optimizer.state
+    with pytest.raises(TypeError, match="needs float32 or float64 parameters"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, dtype=torch.float16))]})
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize(

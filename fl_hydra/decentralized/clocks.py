@@ -1,7 +1,8 @@
 """When workers compute and meet: lists of events that are drawn before training, and how to run them in parallel.
 
 Asynchronous methods are the steps of synchronous ones in another order. That order is a list of events, a function of the seed and the
-speeds alone, and never of the time a machine took. Time is in seconds on a clock where one gradient of a worker of speed 1 takes one.
+speeds alone, and never of the time a machine took. Poisson clocks count in gradients of a worker of speed 1, periodic ones in what
+their periods are given in.
 """
 
 from __future__ import annotations

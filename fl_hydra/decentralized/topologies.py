@@ -129,32 +129,6 @@ def edges(topology: str, K: int) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in np.argwhere(np.triu(adjacency(topology, K)))]
 
 
-def degree(topology: str, K: int) -> int:
-    """The largest number of messages that a worker sends in one exchange: what its network link has to carry."""
-    return int(_sent(topology, K, 0).max())
-
-
-def messages(topology: str, K: int, exchange: int = 0) -> int:
-    """The messages of all workers in one exchange: the non-zero entries of the mixing matrix off its diagonal."""
-    return int(_sent(topology, K, exchange).sum())
-
-
-def second_eigenvalue(W: Floats) -> float:
-    """The largest modulus among the eigenvalues of a doubly stochastic W besides its 1; 0 for one worker.
-
-    Each exchange multiplies the distance from consensus, sum_i |x_i - mean|^2, by at most its square (W symmetric or a cyclic shift).
-    """
-    # Subtracting 11^T / K turns the eigenvalue 1 of the vector of ones into 0 and leaves the others.
-    return float(np.abs(np.linalg.eigvals(W - 1 / len(W))).max())
-
-
-def _sent(topology: str, K: int, exchange: int) -> Indices:
-    """Messages that each worker sends; int64 [K]. W[i, j] is what i takes from j, so j's messages are its column."""
-    W = mixing_matrix(topology, K, exchange)
-    sent: Indices = np.count_nonzero(W, axis=0) - (np.diag(W) != 0)
-    return sent
-
-
 def _torus_rows(K: int) -> int:
     """The largest divisor of K up to its root, which makes the torus most square; 1 for a prime."""
     return next(rows for rows in range(isqrt(K), 0, -1) if K % rows == 0)

@@ -12,6 +12,7 @@ from fl_hydra.data.dataset import Indices
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
+from fl_hydra.speeds.base import Reals
 
 Memory = dict[str, float]
 """Numbers that a rule keeps from round to round; they are part of every checkpoint."""
@@ -41,7 +42,7 @@ class LocalSteps(Component):
     """
 
     spread: float = 0.0
-    """Unequal work: client k takes J_k steps, equally spaced from (1 - spread) J to (1 + spread) J, on average J."""
+    """Unequal work: client k takes J_k steps, equally spaced from (1 - spread) J to (1 + spread) J, on average J; slow ones take fewer."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Measured` that are read back after every round."""
@@ -73,15 +74,20 @@ class LocalSteps(Component):
     def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         """Take notice of a round. With J=1 it would have processed so many `samples`, of all rows together."""
 
-    def of_clients(self, steps: int, K: int, federated: bool, seed: int) -> Indices:
-        """J_k of every client, int64 [K]: the mean is `steps` exactly. Workers with low numbers take fewer steps; clients are shuffled."""
+    def of_clients(self, steps: int, speeds: Reals, federated: bool, seed: int) -> Indices:
+        """J_k of every client, int64 [K], by their speeds, float64 [K]: the slower, the fewer; on average `steps` exactly.
+
+        Of equally fast workers those with low numbers take fewer; clients are shuffled.
+        """
+        K = len(speeds)
         if not self.spread or K == 1:
             return np.full(K, steps, np.int64)
         lower = np.round(steps * self.spread * np.linspace(-1, 1, K)[: K // 2]).astype(np.int64).clip(min=1 - steps)
         offsets = np.concatenate([lower, np.zeros(K % 2, np.int64), -lower[::-1]])
-        if federated:
-            offsets = generator(seed, "local steps").permutation(offsets)
-        return steps + offsets
+        clients = generator(seed, "local steps").permutation(K) if federated else np.arange(K)
+        J = np.full(K, steps, np.int64)
+        J[clients[np.argsort(speeds[clients], kind="stable")]] += offsets
+        return J
 
 
 rules: Registry[LocalSteps] = Registry("local_steps", "fl_hydra.local_steps")

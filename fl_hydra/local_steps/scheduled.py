@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import LocalSteps, Memory, rules
@@ -64,6 +64,9 @@ class PostLocal(LocalSteps):
         super().__post_init__()
         require(0 <= self.switch <= 1, f"local_steps.switch={self.switch}: a fraction of the budget, from 0 to 1, is needed")
         require(self.at_step is None or self.at_step >= 0, f"local_steps.at_step={self.at_step}: 0 or more steps are needed")
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **({} if self.at_step is None else {"switch": None})}
 
     def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J

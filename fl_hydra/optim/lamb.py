@@ -28,7 +28,7 @@ class LAMBRule(Moments):
     """
 
     name: str = "lamb"
-    lr: float = 0.005
+    lr: float = 0.00177
     eps: float = 1e-6
     weight_decay: float = 0.01
 

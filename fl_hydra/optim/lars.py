@@ -28,7 +28,7 @@ class LARSRule(Optimizer):
     """
 
     name: str = "lars"
-    lr: float = 2.0
+    lr: float = 0.7
     trust: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 0.0005

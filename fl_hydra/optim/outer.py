@@ -7,7 +7,7 @@ with, minus the mean of the models that it ended with (Reddi et al., ICLR 2021, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fl_hydra.optim.adagrad import Adadelta, Adagrad, RMSprop
 from fl_hydra.optim.adam import Adam, Adamax, NAdam, RAdam
@@ -50,6 +50,9 @@ class OuterSGD(SGDM, Outer):
     lr: float = 1.0
     momentum: float = 0.0
     per_rate: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "per_rate": self.per_rate and not self.averages}
 
     @property
     def divides_by_rate(self) -> bool:

@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
@@ -35,7 +36,7 @@ class Scheduler(Component):
     scale_warmup: bool = False
     """Whether the warm-up grows linearly with batch_size / reference."""
 
-    reference: int = 128
+    reference: int = 64
     """The batch size that the rate and the warm-up were chosen for."""
 
     def __post_init__(self) -> None:
@@ -43,6 +44,11 @@ class Scheduler(Component):
         for name in ("scale_batch", "scale_K"):
             require(getattr(self, name) in SCALINGS, f"scheduler.{name}={getattr(self, name)}: choose none, sqrt or linear")
         require(self.reference >= 1, f"scheduler.reference={self.reference}: a batch size of at least 1 is needed")
+
+    def identity(self) -> dict[str, Any]:
+        scales_warmup = self.scale_warmup and self.warmup > 0
+        unused = {} if scales_warmup or self.scale_batch != "none" else {"reference": None}
+        return {**super().identity(), "scale_warmup": scales_warmup, **unused}
 
     def check(self, batch_size: int) -> None:
         """Refuse a batch size whose warm-up would never end.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     for field in fields(experiment):
         value = getattr(experiment, field.name)
         if isinstance(value, Component):
-            described[field.name] = {**asdict(value), "version": value.version}
+            described[field.name] = {**value.identity(), "version": value.version}
         elif field.name == "card":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":

@@ -30,9 +30,5 @@ class Speeds(Component):
     def draw(self, K: int, seed: int) -> Reals:
         """Speeds of all workers, float64 [K], all above 0."""
 
-    def sample_seconds(self, K: int, seed: int) -> Reals:
-        """Simulated seconds that each worker takes for a sample, float64 [K]."""
-        return 1 / (self.throughput * self.draw(K, seed))
-
 
 speed_models: Registry[Speeds] = Registry("speeds", "fl_hydra.speeds")

@@ -75,8 +75,10 @@ class Member:
         self.J: int | None = None
         """Local steps of the last round, as the rule for them had it."""
         self.seconds = 0.0
-        """Simulated, for computing alone."""
-        self.sample_seconds = experiment.speeds.sample_seconds(experiment.K, experiment.seed) / experiment.data_parallel
+        """Simulated: computing, and what workers were told to wait for a server."""
+        self.speeds = experiment.speeds.draw(experiment.K, experiment.seed)
+        self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds * experiment.data_parallel)
+        """Simulated seconds that each worker takes for a sample, float64 [K]."""
         self.traffic = Traffic()
         self.metered = 0
         """Samples in the running means since the last row of metrics."""
@@ -127,7 +129,7 @@ class Member:
         gradients = min(K * e.J, -(-left // size))
         done = self.cursors // size
         unit = size / e.speeds.throughput
-        events = algorithm.events(e.J, gradients, done, e.speeds.draw(K, e.seed), unit, e.seed, self.round, self.seconds)
+        events = algorithm.events(e.J, gradients, done, self.speeds, unit, e.seed, self.round, self.seconds)
         program = Program.of(events, algorithm.schedule(events), e.J, done, self.seconds, unit)
         ticks = np.flatnonzero(events.peer < 0)
         workers, nth = events.worker[ticks], program.nth[ticks]
@@ -150,7 +152,7 @@ class Member:
         e = self.experiment
         if J is None:
             return np.array([-(-(e.images - self.samples % e.images) // e.step_samples) * e.step_samples])
-        steps = e.local_steps.of_clients(e.algorithm.round_steps(J), e.K, e.algorithm.federated, e.seed)
+        steps = e.local_steps.of_clients(e.algorithm.round_steps(J), self.speeds, e.algorithm.federated, e.seed)
         return steps[ids] * e.step_samples
 
     def draw(self, plan: Plan, count: int) -> Indices:

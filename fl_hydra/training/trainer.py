@@ -2,7 +2,7 @@
 
 Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
 communicate, outer step. Nothing in a round is read back to the host, but the state of clients that leave the cohort, where a
-method has such state.
+method has such state, and what a rule for the number of local steps measures, where it does.
 
 A trainer holds one run, or several that train together ("packed"): their rows lie side by side, the rows of a run are
 neighbours, and no number of one run depends on another.
@@ -281,7 +281,13 @@ class Trainer:
         self._allocate([self._rows[run] for run in runs])
 
     def run_round(self) -> None:
-        """One round of every run: cohorts, starts, local steps, updates."""
+        """One round of every run: cohorts, starts, local steps, updates.
+
+        Raises:
+            ValueError: a run's budget is spent; :meth:`keep` the others.
+        """
+        if any(member.finished for member in self.members):
+            raise ValueError("a run of this trainer has spent its budget; keep() the others, or make a new trainer")
         algorithm = self._first.algorithm
         plans = [member.plan() for member in self.members]
         rows = [len(plan.ids) for plan in plans]
@@ -295,17 +301,15 @@ class Trainer:
         local_lr = work.tensors["lr"].index_select(0, self._first_rows)[:, :1]
         server = Server(self._first.server, self._server_hyper, self._server_lr, local_lr, self._layers)
         clients = Clients(np.concatenate([plan.ids for plan in plans]), self._run, weights, self._client_slots, self.fabric, server)
-        if isinstance(algorithm, EventDriven):
-            pass
-        elif self._starts_own:
-            work.tensors["starts"] = algorithm.start(self.state, clients)
-        else:
-            self.fabric.count_down(self.state.model)
         self._row_meter.zero_()
         if isinstance(algorithm, EventDriven):
             self._train_events(algorithm, work, plans)
             self._advance(plans, work, None)
             return
+        if self._starts_own:
+            work.tensors["starts"] = algorithm.start(self.state, clients)
+        else:
+            self.fabric.count_down(self.state.model)
         if self._noise is not None:
             self._noise.begin()
         self._train_rows(work, weights)
@@ -339,7 +343,7 @@ class Trainer:
         return self._ends[0] if len(self._ends) == 1 else self._ends.sum(0)
 
     def _measure(self, plans: list[Plan], clients: Clients, mean: Tensor | None, work: _Work) -> list[Measured] | None:
-        """What a round has shown of each run. Reads back only what the rule for local steps asks for."""
+        """What a round has shown of each run. Reads back what the rule for local steps asks for, and nothing else."""
         if self._noise is not None:
             size = self._first.batch_size
             whole = [bool((work.counts[section, 0] == size).all()) for section in self.fabric.sections]
@@ -351,7 +355,9 @@ class Trainer:
         figures: dict[str, Tensor] = {}
         if "loss" in self._measures:
             figures["loss"] = self.fabric.sum(self._row_meter)[:, 0]
-        if "drift" in self._measures and mean is not None:
+        if "drift" in self._measures:
+            if mean is None:  # the method takes it by itself, if at all
+                mean = torch.stack([clients.weights[section] @ self._ends[section] for section in self.fabric.sections])
             figures["progress"] = (mean - self.state.model).square().sum(1)
             rows = torch.tensor([[len(plan.ids)] for plan in plans])
             # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
@@ -591,12 +597,10 @@ class Trainer:
             torch.sum((parameters - starts).square_(), 1, keepdim=True, out=self._row_travel[block])
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
-        """The present line of metrics of some runs; the training figures are running means since their last one.
-
-        The one place that reads back.
-        """
+        """The present line of metrics of some runs; the training figures are running means since their last one. Reads back."""
         which = list(runs)
-        models = self._first.algorithm.models(self.state.of_runs(which))
+        state = self.state if which == list(range(len(self.members))) else self.state.of_runs(which)
+        models = self._first.algorithm.models(state)
         figures: dict[str, list[list[float]] | None] = {}
         for name, images in (("val", self.split.validation), ("test", self.split.test)):
             totals = self.engine.evaluate(models, images).view(len(which), -1, 2).mean(1) if len(images) else None

@@ -36,6 +36,7 @@ class RuleOptimizer(torch.optim.Optimizer, ABC):
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype not in (torch.float32, torch.float64):
+                self.param_groups.pop()
                 raise TypeError(f"{type(self).__name__} needs float32 or float64 parameters, not {parameter.dtype}; compute under autocast")
 
     @overload
