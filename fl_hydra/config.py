@@ -163,13 +163,13 @@ def resolve(config: Config) -> Experiment:
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
 
     card = config.dataset.card(Path(config.data))
-    counts = config.dataset.train_counts(card)
-    images = int(counts.sum())
+    census = config.dataset.census(card)
+    images = census.total
     config.model.check(card.height, card.width)
     require(images > 0, f"dataset.validation={config.dataset.validation}: no image is left for training; choose a smaller fraction")
     require(config.batch_size <= images, f"batch_size={config.batch_size}: there are {images} training images; choose 1 to {images}")
     N_c = config.N_c if "N_c" in config.sharding.uses else None
-    config.sharding.check(counts, K, N_c, config.seed)
+    config.sharding.check(census, K, N_c, config.seed)
 
     config.scheduler.check(config.batch_size)
 

@@ -17,6 +17,7 @@ from fl_hydra.data.cifar100 import CIFAR100, import_torchvision
 from fl_hydra.data.dataset import Arrays, channel_statistics
 from fl_hydra.data.digits import Digits
 from fl_hydra.data.order import Order
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError
 from fl_hydra.participation.schemes import Everyone, Uniform
 from fl_hydra.randomness import generator, hash_uniform
@@ -42,7 +43,7 @@ def assert_partition(shards: Shards, total: int, K: int) -> None:
 
 @pytest.mark.parametrize("K", [1, 2, 7, 100, 1295])
 def test_iid_shards(K: int) -> None:
-    assert_partition(IID().shards(labels_of(DIGIT_COUNTS), K, None, seed=3), 1295, K)
+    assert_partition(IID().shards(Population.of_labels(labels_of(DIGIT_COUNTS)), K, None, seed=3), 1295, K)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ def test_iid_shards(K: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_client_holds_exactly_n_c_classes(counts: Any, K: int, N_c: int, seed: int) -> None:
     labels = labels_of(counts)
-    shards = Classes().shards(labels, K, N_c, seed)
+    shards = Classes().shards(Population.of_labels(labels), K, N_c, seed)
     assert_partition(shards, len(labels), K)
     assert {len(np.unique(labels[shards[k]])) for k in range(K)} == {N_c}
 
 
 def test_shares_of_classes_are_even_where_the_counts_allow() -> None:
     labels = labels_of(CIFAR_COUNTS)
-    shards = Classes().shards(labels, 100, 5, seed=0)
+    shards = Classes().shards(Population.of_labels(labels), 100, 5, seed=0)
     assert all((np.bincount(labels[shards[k]])[np.unique(labels[shards[k]])] == 90).all() for k in range(100))
 
 
@@ -76,18 +77,18 @@ def test_what_cannot_be_divided_is_refused_with_what_can(
     works: tuple[int | None, int],
 ) -> None:
     with pytest.raises(UserError) as refused:
-        Classes().check(counts, K, N_c, seed=0)
+        Classes().check(Census.of_classes(counts), K, N_c, seed=0)
     near_K, near_N_c = works
     assert f"N_c={near_N_c} with this K" in str(refused.value)
-    Classes().check(counts, K, near_N_c, seed=0)
+    Classes().check(Census.of_classes(counts), K, near_N_c, seed=0)
     if near_K is not None:
         assert f"K={near_K} with this N_c" in str(refused.value)
-        Classes().check(counts, near_K, N_c, seed=0)
+        Classes().check(Census.of_classes(counts), near_K, N_c, seed=0)
 
 
 @pytest.mark.parametrize("sharding", [IID(), Classes()])
 def test_shards_are_a_function_of_the_seed(sharding: Sharding) -> None:
-    one, same, other = (sharding.shards(labels_of(DIGIT_COUNTS), 20, 2, seed).indices.tolist() for seed in (0, 0, 1))
+    one, same, other = (sharding.shards(Population.of_labels(labels_of(DIGIT_COUNTS)), 20, 2, seed).indices.tolist() for seed in (0, 0, 1))
     assert one == same
     assert one != other
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.localsgd import Workers
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Indices
 from fl_hydra.decentralized.clocks import Events, Step
 
 if TYPE_CHECKING:

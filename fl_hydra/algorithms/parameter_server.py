@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fl_hydra.algorithms.base import State, algorithms
 from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Indices
 from fl_hydra.decentralized.clocks import Events, Step, periodic_events, server_schedule
 from fl_hydra.errors import require
 

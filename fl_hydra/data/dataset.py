@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_hydra.data.population import Census, Indices
 from fl_hydra.errors import UserError, require
 from fl_hydra.files import write_atomically
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,10 @@ class Dataset(Component):
     def train_counts(self, card: Card) -> Indices:
         """Images of each class that remain for training after the validation split; int64 [classes]."""
         return np.array([count - self._held_out(count) for count in card.train_counts], np.int64)
+
+    def census(self, card: Card) -> Census:
+        """What is known of the training samples before they are read."""
+        return Census.of_classes(self.train_counts(card))
 
     def _held_out(self, count: int) -> int:
         return round(self.validation * count)

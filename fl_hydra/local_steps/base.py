@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Indices
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry

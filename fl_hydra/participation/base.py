@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Indices
 from fl_hydra.registry import Component, Registry
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_hydra.data.dataset import Indices
-from fl_hydra.errors import require
+from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.errors import UserError, require
 from fl_hydra.registry import Component, Registry
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Disjoint sets of training images: client k holds `indices[offsets[k]:offsets[k + 1]]`.
+    """Disjoint sets of training samples: client k holds `indices[offsets[k]:offsets[k + 1]]`.
 
-    indices: int64 [N], positions in the training images. offsets: int64 [K + 1].
+    indices: int64 [N], positions in the training samples. offsets: int64 [K + 1].
     """
 
     indices: Indices
@@ -24,7 +24,7 @@ class Shards:
 
     @property
     def sizes(self) -> Indices:
-        """Images of each client; int64 [K]."""
+        """Samples of each client; int64 [K]."""
         return np.diff(self.offsets)
 
     def __getitem__(self, client: int) -> Indices:
@@ -41,25 +41,38 @@ def equal_sizes(total: int, parts: int) -> Indices:
     return np.full(parts, total // parts, np.int64) + (np.arange(parts) < total % parts)
 
 
+def class_counts(census: Census, name: str) -> Indices:
+    """Samples of each class, int64 [classes].
+
+    Raises:
+        UserError: the samples have no classes.
+    """
+    if census.classes is None:
+        raise UserError(
+            f"sharding={name}: divides by label, and samples of this dataset have none; choose sharding=natural or sharding=iid"
+        )
+    return census.classes
+
+
 @dataclass
 class Sharding(Component):
-    """A rule that divides training images among K clients, by the labels and the seed alone."""
+    """A rule that divides training samples among K clients, by what they show, or whose they are, and the seed alone."""
 
-    def check(self, counts: Indices, K: int, N_c: int | None, seed: int) -> None:
+    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
         """Raise before anything is loaded if the rule cannot be met.
 
         Args:
-            counts: int64 [classes], training images of each class.
+            census: of the training samples.
 
         Raises:
             UserError: naming what would work.
         """
-        total = int(counts.sum())
-        require(1 <= K <= total, f"K={K}: each client needs an image and there are {total}; choose K from 1 to {total}")
+        total = census.total
+        require(1 <= K <= total, f"K={K}: each client needs a sample and there are {total}; choose K from 1 to {total}")
 
     @abstractmethod
-    def shards(self, labels: Indices, K: int, N_c: int | None, seed: int) -> Shards:
-        """Divide the images with these labels, int64 [N], among K clients."""
+    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+        """Divide these samples among K clients."""
 
 
 shardings: Registry[Sharding] = Registry("sharding", "fl_hydra.sharding")

@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Census, Indices, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
-from fl_hydra.sharding.base import Sharding, Shards, equal_sizes, shardings
+from fl_hydra.sharding.base import Sharding, Shards, class_counts, equal_sizes, shardings
 
 ATTEMPTS = 12
 EXACT = 1000
@@ -31,8 +31,9 @@ class Classes(Sharding):
     name: str = "classes"
     uses: ClassVar[frozenset[str]] = frozenset({"N_c"})
 
-    def check(self, counts: Indices, K: int, N_c: int | None, seed: int) -> None:
-        super().check(counts, K, N_c, seed)
+    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
+        super().check(census, K, N_c, seed)
+        counts = class_counts(census, self.name)
         classes = int((counts > 0).sum())
         require(N_c is not None, f"sharding=classes needs the number of classes for each client: add N_c=1 to N_c={classes}")
         assert N_c is not None
@@ -43,10 +44,11 @@ class Classes(Sharding):
                 + _what_works(counts, K, N_c, seed)
             )
 
-    def shards(self, labels: Indices, K: int, N_c: int | None, seed: int) -> Shards:
-        assert N_c is not None
+    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+        labels = population.labels
+        assert N_c is not None and labels is not None
         counts = np.bincount(labels)
-        self.check(counts, K, N_c, seed)
+        self.check(Census.of_classes(counts), K, N_c, seed)
         taken = _divide(counts, K, N_c, seed)
         assert taken is not None
         order = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Population
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, equal_sizes, shardings
 
@@ -12,9 +12,9 @@ from fl_hydra.sharding.base import Sharding, Shards, equal_sizes, shardings
 @shardings.register
 @dataclass
 class IID(Sharding):
-    """A random permutation of all images, cut into K pieces whose sizes differ by at most one."""
+    """A random permutation of all samples, cut into K pieces whose sizes differ by at most one."""
 
     name: str = "iid"
 
-    def shards(self, labels: Indices, K: int, N_c: int | None, seed: int) -> Shards:
-        return Shards.from_sizes(generator(seed, "shards").permutation(len(labels)), equal_sizes(len(labels), K))
+    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+        return Shards.from_sizes(generator(seed, "shards").permutation(population.total), equal_sizes(population.total, K))

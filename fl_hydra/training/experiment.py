@@ -56,7 +56,7 @@ class Experiment:
     @property
     def images(self) -> int:
         """Training images, after the validation split."""
-        return int(self.dataset.train_counts(self.card).sum())
+        return self.dataset.census(self.card).total
 
     @property
     def step_samples(self) -> int:

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from fl_hydra.algorithms.events import EventDriven, Program
-from fl_hydra.data.dataset import Indices
 from fl_hydra.data.order import Order
+from fl_hydra.data.population import Indices, Population
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.speeds.base import Reals
 from fl_hydra.training.clients import ClientStore
@@ -55,12 +55,12 @@ class Member:
 
     Args:
         experiment: what it trains.
-        labels: int64 [N], of the training images.
+        population: the training samples.
         store: of its clients' state.
     """
 
-    def __init__(self, experiment: Experiment, labels: Indices, store: ClientStore) -> None:
-        shards = experiment.sharding.shards(labels, experiment.K, experiment.N_c, experiment.seed)
+    def __init__(self, experiment: Experiment, population: Population, store: ClientStore) -> None:
+        shards = experiment.sharding.shards(population, experiment.K, experiment.N_c, experiment.seed)
         self.experiment = experiment
         self.clients = store
         self.shard_sizes = shards.sizes

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
+from fl_hydra.data.population import Population
 from fl_hydra.training.images import Images
 from fl_hydra.training.precision import Precision
 
@@ -22,6 +23,7 @@ class Split:
     train: Images
     validation: Images
     test: Images
+    population: Population
 
 
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
@@ -47,4 +49,5 @@ def _load_split(
         images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
         images(arrays.train_images[validation], arrays.train_labels[validation]),
         images(arrays.test_images, arrays.test_labels),
+        Population.of_labels(arrays.train_labels[train]),
     )

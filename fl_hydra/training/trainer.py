@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.algorithms.events import EventDriven, WorkersState
-from fl_hydra.data.dataset import Indices
+from fl_hydra.data.population import Indices
 from fl_hydra.devices import free_memory, keep_freed_memory, to_device
 from fl_hydra.local_steps.base import Measured
 from fl_hydra.optim.base import Optimizer
@@ -129,14 +129,13 @@ class Trainer:
         self.engine.samples_at_once = min(self.engine.samples_at_once, samples_at_once or self._samples_that_fit())
 
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
-        labels = self.split.train.labels.cpu().numpy()
         algorithm, optimizer = first.algorithm, first.optimizer
         kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
         self._kept = {name: self.layout.size if full else 1 for name, full in kept.items()}
         self._fresh = {name: self.layout.size if full else 1 for name, full in optimizer.slots.items() if name not in kept}
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
         self.members = [
-            Member(experiment, labels, ClientStore(self._kept, self.dtype, folder))
+            Member(experiment, self.split.population, ClientStore(self._kept, self.dtype, folder))
             for experiment, folder in zip(experiments, folders, strict=True)
         ]
         initial = torch.stack([initial_vector(self._build, experiment.seed, self.dtype) for experiment in experiments])
