@@ -26,7 +26,7 @@ from benchmarks.workloads import DEVICE, ManyClients, ReluBeforePool, bare_passe
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.training.choice import ENGINES
-from fl_hydra.training.rows import Batch
+from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -192,7 +192,7 @@ def levers(scale: Scale) -> Figures:
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)
-                meter = torch.zeros(len(places[0]), 2, device=DEVICE)
+                meter = torch.zeros(len(places[0]), METER, device=DEVICE)
                 run.engine.gradient(
                     places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
                 )

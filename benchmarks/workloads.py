@@ -17,7 +17,8 @@ from torch import nn
 
 from benchmarks.plain import PlainFedAvg, lenet
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Arrays, Dataset, channel_statistics, datasets
+from fl_hydra.data.dataset import Card, datasets
+from fl_hydra.data.images import Arrays, ImageDataset, channel_statistics
 from fl_hydra.models.lenet import LeNet
 from fl_hydra.optim.schedules import Constant
 from fl_hydra.optim.sgdm import SGDM
@@ -32,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @datasets.register
 @dataclass
-class MadeUp(Dataset):
+class MadeUp(ImageDataset):
     """Random images with the shapes of CIFAR-100."""
 
     name: str = "made-up"
@@ -67,8 +68,8 @@ class ManyClients(MadeUp):
 class ReluBeforePool(LeNet):
     """LeNet as it is usually written; the same function, with four times the ReLUs."""
 
-    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
-        return lenet(classes)
+    def build(self, card: Card) -> nn.Module:
+        return lenet(card.classes)
 
 
 def made_up(count: int, side: int, channels: int) -> Arrays:
@@ -87,7 +88,7 @@ def scratch() -> Path:
 _scratch = tempfile.TemporaryDirectory(prefix="bench-")
 
 
-def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
+def experiment(dataset: ImageDataset | None = None, **overrides: Any) -> Experiment:
     """A run long enough to be timed: FedAvg, K=100, m=10, J=4, batch 64 on the made-up CIFAR-100 unless overridden."""
     dataset = dataset or MadeUp()
     settings: dict[str, Any] = {
@@ -115,7 +116,7 @@ def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
     )
 
 
-def trainer(dataset: Dataset | None = None, *, engine: str = "auto", runs: int = 1, **overrides: Any) -> Trainer:
+def trainer(dataset: ImageDataset | None = None, *, engine: str = "auto", runs: int = 1, **overrides: Any) -> Trainer:
     """A trainer of one run, or of several that differ in their seeds."""
     one = experiment(dataset, **overrides)
     return Trainer(*(dataclasses.replace(one, seed=seed) for seed in range(runs)), engine=engine, device=DEVICE)

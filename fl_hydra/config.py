@@ -163,11 +163,11 @@ def resolve(config: Config) -> Experiment:
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
 
     card = config.dataset.card(Path(config.data))
-    census = config.dataset.census(card)
+    census = config.dataset.census(card, config.split_seed)
     images = census.total
-    config.model.check(card.height, card.width)
-    require(images > 0, f"dataset.validation={config.dataset.validation}: no image is left for training; choose a smaller fraction")
-    require(config.batch_size <= images, f"batch_size={config.batch_size}: there are {images} training images; choose 1 to {images}")
+    config.model.check(card)
+    require(images > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")
+    require(config.batch_size <= images, f"batch_size={config.batch_size}: there are {images} training samples; choose 1 to {images}")
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     config.sharding.check(census, K, N_c, config.seed)
 

@@ -52,9 +52,9 @@ def test_every_registered_part_has_a_file() -> None:
 
 
 def test_lenet_on_cifar100_has_815332_parameters(data: Path) -> None:
-    module = LeNet().build(3, 32, 32, 100)
+    module = LeNet().build(Card("", (3, 32, 32), 100, (), ()))
     assert sum(parameter.numel() for parameter in module.parameters()) == 815_332
-    assert sum(parameter.numel() for parameter in LeNet().build(3, 32, 32, 10).parameters()) == 797_962
+    assert sum(parameter.numel() for parameter in LeNet().build(Card("", (3, 32, 32), 10, (), ())).parameters()) == 797_962
     run = trainer("dataset=cifar100", f"data={data}", "algorithm=fedavg", "rounds=1")
     assert run.layout.size == 815_332
     assert run.sample_flops == pytest.approx(80.8e6, rel=0.01), "forward, backward to weights, backward to inputs but the first"
@@ -98,7 +98,7 @@ SWEEPS = sorted((PROJECT / "sweeps" / "sweep").glob("*/*.yaml"))
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_section_of_the_report_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every value of its grid can be run on CIFAR-100, and all its points process the same samples."""
-    cifar100 = Card("made up", 32, 32, 3, (500,) * 100, (100,) * 100)
+    cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
     monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
     grid = {key: str(values).split(",") for key, values in OmegaConf.load(path).hydra.sweeper.params.items()}
     base = {key: values[0] for key, values in grid.items()}

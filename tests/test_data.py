@@ -14,8 +14,8 @@ import torch
 
 from fl_hydra.data import cifar100
 from fl_hydra.data.cifar100 import CIFAR100, import_torchvision
-from fl_hydra.data.dataset import Arrays, channel_statistics
 from fl_hydra.data.digits import Digits
+from fl_hydra.data.images import Arrays, channel_statistics
 from fl_hydra.data.order import Order
 from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError
@@ -100,7 +100,7 @@ def test_split_is_stratified_disjoint_and_covering(tmp_path: Path) -> None:
     assert sorted([*train, *validation]) == list(range(len(labels)))
     held = np.bincount(labels[validation]) / np.bincount(labels)
     assert np.abs(held - 0.1).max() < 0.005
-    assert (np.bincount(labels[train]) == dataset.train_counts(dataset.card(tmp_path))).all()
+    assert (np.bincount(labels[train]) == dataset.census(dataset.card(tmp_path)).classes).all()
     assert dataset.split(labels, split_seed=1)[1].tolist() != validation.tolist()
     everything, nothing = Digits(validation=0).split(labels, split_seed=0)
     assert (len(everything), len(nothing)) == (len(labels), 0)
@@ -204,7 +204,7 @@ def test_crop_and_flip_are_torchvisions_drawn_for_each_image() -> None:
     mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.4])
     images = Images(pixels, np.arange(4), mean, deviation, crop=2, flip=True, dtype=torch.float64)
     count = 3000
-    out = images.augmented(torch.arange(count) % 4, torch.full((count,), 99), torch.arange(count))
+    out = images.drawn(torch.arange(count) % 4, torch.full((count,), 99), torch.arange(count))
     assert out.shape == (count, 3, 8, 8)
     assert out.is_contiguous(memory_format=torch.channels_last)
     padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0))) / 255
@@ -227,7 +227,7 @@ def test_validation_and_test_images_are_not_augmented() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
     images = Images(pixels, np.arange(5), np.array([0.5]), np.array([0.25]), crop=2, flip=True, dtype=torch.float64)
     expected = (torch.from_numpy(pixels[1:4]).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.25
-    torch.testing.assert_close(images.plain(1, 4), expected.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(images.plain(torch.arange(1, 4)), expected.double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,13 @@ def test_no_file_and_no_network_says_what_to_put_where(tmp_path: Path, monkeypat
 
 def test_card_is_made_again_when_the_data_change(tmp_path: Path) -> None:
     from fl_hydra.data import dataset as module
+    from fl_hydra.data import images
 
     first = CIFAR100().card(write_cifar100(tmp_path).parent)
     (tmp_path / ".cifar100.card.json").write_text("{broken")
     for changed in (False, True):
         module._card.cache_clear()
-        module._load.cache_clear()
+        images._load.cache_clear()
         if changed:
             write_cifar100(tmp_path, train=2000)
         again = CIFAR100().card(tmp_path)

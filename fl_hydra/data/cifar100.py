@@ -13,7 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from fl_hydra.data.dataset import Arrays, Dataset, datasets, read_npz
+from fl_hydra.data.dataset import datasets
+from fl_hydra.data.images import Arrays, ImageDataset, read_npz
 from fl_hydra.errors import UserError
 from fl_hydra.files import write_atomically
 
@@ -24,7 +25,7 @@ FOLDER = "cifar-100-python"
 
 @datasets.register
 @dataclass
-class CIFAR100(Dataset):
+class CIFAR100(ImageDataset):
     """CIFAR-100 from `cifar100.npz` in the data folder; made from the official archive or by a download where it is missing."""
 
     name: str = "cifar100"

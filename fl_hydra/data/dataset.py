@@ -1,239 +1,121 @@
-"""What a dataset is: uint8 images in a canonical order, known by the fingerprint of their content."""
+"""What a dataset is: samples in a canonical order, known by the fingerprint of their content."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fl_hydra.data.population import Census, Indices
-from fl_hydra.errors import UserError, require
+from fl_hydra.data.population import Census
+from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
-from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """Images uint8 [N, height, width, channels] and labels int64 [N] of the official training and test sets."""
-
-    train_images: NDArray[np.uint8]
-    train_labels: Indices
-    test_images: NDArray[np.uint8]
-    test_labels: Indices
-
-    def canonical(self) -> Arrays:
-        """The same images ordered by label, then by pixel bytes, so that results do not depend on the file they came from."""
-        train = _canonical_order(self.train_images, self.train_labels)
-        test = _canonical_order(self.test_images, self.test_labels)
-        return Arrays(self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test])
-
-    def fingerprint(self) -> str:
-        """SHA-256 of shapes and content; 64 hex digits."""
-        digest = hashlib.sha256()
-        for field in dataclasses.fields(self):
-            array = getattr(self, field.name)
-            digest.update(f"{field.name}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
-
-def _canonical_order(images: NDArray[np.uint8], labels: Indices) -> Indices:
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    by_pixels = np.argsort(flat.view(f"V{flat.shape[1]}").ravel(), kind="stable")
-    return by_pixels[np.argsort(labels[by_pixels], kind="stable")]
-
-
-@dataclass(frozen=True)
 class Card:
-    """What checks and run names need to know of a dataset; kept beside the data so that nothing large is read for them."""
+    """What checks and run names need to know of a dataset; kept beside the data so that nothing large is read for them.
+
+    fingerprint: SHA-256 of the content. shape: of an input, (channels, height, width) of an image or (positions,) of a text. classes: that
+    a target is one of. train_counts, test_counts: official training and test samples of each group: of each class where samples
+    are images, of each user where they are text. everywhere: whether every position of an input has a target.
+    """
 
     fingerprint: str
-    height: int
-    width: int
-    channels: int
+    shape: tuple[int, ...]
+    classes: int
     train_counts: tuple[int, ...]
-    """Official training images of each class."""
     test_counts: tuple[int, ...]
+    everywhere: bool = False
 
     @property
-    def classes(self) -> int:
-        return len(self.train_counts)
+    def textual(self) -> bool:
+        """Whether inputs are sequences of characters, and not images."""
+        return len(self.shape) == 1
+
+    @property
+    def targets(self) -> int:
+        """Targets of a sample."""
+        return self.shape[0] if self.everywhere else 1
 
 
 @dataclass
 class Dataset(Component):
-    """A dataset: where its images come from, how much is held out and how training images are augmented."""
+    """A dataset: where its samples come from, and how much is held out."""
 
     validation: float = 0.1
-    """Fraction of the official training set that is held out, stratified by class; chosen by `split_seed`."""
-    crop: int = 0
-    """Random crop after padding by this many zero pixels on each side; drawn per training image. 0: no crop."""
-    flip: bool = False
-    """Random horizontal flip; drawn per training image."""
+    """Fraction of the official training set that is held out; of each class or of each user alike."""
 
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, f"dataset.validation={self.validation}: a fraction in [0, 1) of the training set is needed")
-        require(0 <= self.crop <= 16, f"dataset.crop={self.crop}: a padding of 0 (no crop) to 16 pixels is needed")
-
-    @property
-    @abstractmethod
-    def class_count(self) -> int:
-        """Number of classes."""
 
     @abstractmethod
     def source(self, root: Path) -> Path | None:
-        """The file that :meth:`read` reads, made or downloaded if need be; None if the data is part of a package.
+        """The file or folder that is read, made or downloaded if need be; None if the data is part of a package.
 
         Raises:
             UserError: no such file, and no way to get it.
         """
 
     @abstractmethod
-    def read(self, root: Path) -> Arrays:
-        """Read the images.
+    def describe(self, root: Path) -> Card:
+        """The card, from the data themselves.
 
         Raises:
             UserError: a file is missing, truncated, corrupted or of another kind.
         """
 
-    def load(self, root: Path) -> Arrays:
-        """The images in canonical order; read once per process."""
-        return _load(self.name, root.resolve())
+    @abstractmethod
+    def census(self, card: Card, split_seed: int = 0) -> Census:
+        """How many samples remain for training after the validation split.
+
+        Raises:
+            UserError: what is asked for is more than there is.
+        """
 
     def card(self, root: Path) -> Card:
         """The dataset's card, from the small file beside the data where that is up to date, else from the data."""
-        return _card(self.name, root.resolve())
-
-    def train_counts(self, card: Card) -> Indices:
-        """Images of each class that remain for training after the validation split; int64 [classes]."""
-        return np.array([count - self._held_out(count) for count in card.train_counts], np.int64)
-
-    def census(self, card: Card) -> Census:
-        """What is known of the training samples before they are read."""
-        return Census.of_classes(self.train_counts(card))
-
-    def _held_out(self, count: int) -> int:
-        return round(self.validation * count)
-
-    def split(self, labels: Indices, split_seed: int) -> tuple[Indices, Indices]:
-        """Split the official training set into training and validation, stratified by class.
-
-        Args:
-            labels: int64 [N], labels of the official training set in canonical order.
-            split_seed: decides which images of each class are held out.
-
-        Returns:
-            Ascending positions of the training and of the validation images; disjoint, covering all N.
-        """
-        held = [
-            generator(split_seed, "validation", label).permutation(members)[: self._held_out(len(members))]
-            for label in range(self.class_count)
-            if len(members := np.flatnonzero(labels == label))
-        ]
-        validation = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
-        return np.setdiff1d(np.arange(len(labels)), validation), validation
+        root = root.resolve()
+        return _card(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
 
 
 datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 
 
-@lru_cache(maxsize=2)
-def _load(name: str, root: Path) -> Arrays:
-    return datasets[name]().read(root).canonical()
-
-
 @lru_cache(maxsize=8)
-def _card(name: str, root: Path) -> Card:
-    dataset = datasets[name]()
-    source = dataset.source(root)
+def _card(name: str, source: Path | None, root: Path, settings: str) -> Card:
+    dataset = datasets[name](**json.loads(settings))
     identity = {"version": dataset.version, "file": _identity(source)}
     path = root / f".{name}.card.json"
     try:
-        stored = json.loads(path.read_text())
+        stored: dict[str, Any] = json.loads(path.read_text())
         if stored.pop("of") == identity:
-            return Card(**{**stored, "train_counts": tuple(stored["train_counts"]), "test_counts": tuple(stored["test_counts"])})
+            listed: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+            return Card(**{**stored, **listed})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no card, or not one of ours: it is only a shortcut, so it is made again
-    arrays = dataset.load(root)
-    _, height, width, channels = arrays.train_images.shape
-    train_counts, test_counts = (
-        tuple(np.bincount(labels, minlength=dataset.class_count).tolist()) for labels in (arrays.train_labels, arrays.test_labels)
-    )
-    card = Card(arrays.fingerprint(), height, width, channels, train_counts, test_counts)
+    card = dataset.describe(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"of": identity, **dataclasses.asdict(card)}).encode())
     except OSError:
-        pass  # a read-only data folder only costs reading the images again next time
+        pass  # a read-only data folder only costs reading the data again next time
     return card
 
 
-def _identity(source: Path | None) -> list[object] | None:
+def _identity(source: Path | None) -> list[Any]:
     if source is None:
         return [version("scikit-learn")]
-    status = source.stat()
-    return [source.name, status.st_size, status.st_mtime_ns]
+    if source.is_dir():
+        return [[str(path.relative_to(source)), *_stamp(path)] for path in sorted(source.rglob("*.json"))]
+    return [source.name, *_stamp(source)]
 
 
-def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
-    """Read `train_images`, `train_labels`, `test_images`, `test_labels` from an .npz file, checking everything.
-
-    Raises:
-        UserError: truncated, corrupted, or with other arrays than expected.
-    """
-    import zipfile
-    import zlib
-
-    way_out = "replace it by a sound copy, or delete it to have it made again"
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            read = {field.name: file[field.name] for field in dataclasses.fields(Arrays)}
-    except KeyError as error:
-        raise UserError(f"{path} is not a prepared dataset: {error.args[0]}; {way_out}") from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, TypeError) as error:
-        raise UserError(f"{path} is truncated or corrupted ({error}); {way_out}") from error
-    for part in ("train", "test"):
-        images, labels = read[f"{part}_images"], read[f"{part}_labels"]
-        sound = (
-            images.dtype == np.uint8
-            and images.ndim == 4
-            and images.shape[1:] == (side, side, channels)
-            and labels.shape == images.shape[:1]
-            and np.issubdtype(labels.dtype, np.integer)
-            and len(labels) > 0
-            and 0 <= int(labels.min()) <= int(labels.max()) < classes
-        )
-        require(
-            sound,
-            f"{path}: expected {part}_images uint8 [N, {side}, {side}, {channels}] and {part}_labels [N] in 0..{classes - 1}, got "
-            f"{images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}; {way_out}",
-        )
-    return Arrays(read["train_images"], read["train_labels"].astype(np.int64), read["test_images"], read["test_labels"].astype(np.int64))
-
-
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel over all pixels, on the scale 0..1.
-
-    Sums and sums of squares are integers, so they do not depend on the order of the images.
-
-    Args:
-        images: uint8 [N, height, width, channels].
-    """
-    channels = images.shape[-1]
-    total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
-    for start in range(0, len(images), 256):
-        pixels = images[start : start + 256].reshape(len(images[start : start + 256]), -1).astype(np.uint32)
-        total += pixels.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
-        squares += (pixels * pixels).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
-    count = images.size // channels
-    mean = total / count
-    return mean / 255, np.sqrt(np.maximum(squares / count - mean**2, 1e-12 * 255**2)) / 255
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

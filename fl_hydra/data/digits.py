@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_hydra.data.dataset import Arrays, Dataset, datasets
+from fl_hydra.data.dataset import datasets
+from fl_hydra.data.images import Arrays, ImageDataset
 from fl_hydra.randomness import generator
 
 
 @datasets.register
 @dataclass
-class Digits(Dataset):
+class Digits(ImageDataset):
     """The 8x8 digits enlarged to 16x16 pixels; a fifth of each class, fixed once and for all, is the test set."""
 
     name: str = "digits"

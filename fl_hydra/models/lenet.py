@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.errors import require
-from fl_hydra.models.base import Model, models
+from fl_hydra.models.base import Model, image_sides, models
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fl_hydra.data.dataset import Card
 
 
 @models.register
@@ -22,14 +23,13 @@ class LeNet(Model):
 
     name: str = "lenet"
 
-    def check(self, height: int, width: int) -> None:
-        require(
-            min(height, width) >= 16, f"model=lenet: images of {height}x{width} pixels are too small, 16x16 is needed; choose model=small"
-        )
+    def check(self, card: Card) -> None:
+        image_sides("lenet", card, 16, "; choose model=small")
 
-    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
+    def build(self, card: Card) -> nn.Module:
         from torch import nn
 
+        channels, height, width = image_sides("lenet", card, 16)
         rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
         return nn.Sequential(
             nn.Conv2d(channels, 64, 5),
@@ -43,5 +43,5 @@ class LeNet(Model):
             nn.ReLU(),
             nn.Linear(384, 192),
             nn.ReLU(),
-            nn.Linear(192, classes),
+            nn.Linear(192, card.classes),
         )

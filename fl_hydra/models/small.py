@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fl_hydra.errors import require
-from fl_hydra.models.base import Model, models
+from fl_hydra.models.base import Model, image_sides, models
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fl_hydra.data.dataset import Card
 
 
 @models.register
@@ -25,12 +27,13 @@ class Small(Model):
         require(self.filters >= 1, f"model.filters={self.filters}: at least 1 is needed")
         require(self.hidden >= 1, f"model.hidden={self.hidden}: at least 1 is needed")
 
-    def check(self, height: int, width: int) -> None:
-        require(min(height, width) >= 5, f"model=small: images of {height}x{width} pixels are too small, 5x5 is needed")
+    def check(self, card: Card) -> None:
+        image_sides("small", card, 5)
 
-    def build(self, channels: int, height: int, width: int, classes: int) -> nn.Module:
+    def build(self, card: Card) -> nn.Module:
         from torch import nn
 
+        channels, height, width = image_sides("small", card, 5)
         rows, columns = ((side - 5) // 2 + 1 for side in (height, width))
         return nn.Sequential(
             nn.Conv2d(channels, self.filters, 5, stride=2),
@@ -38,5 +41,5 @@ class Small(Model):
             nn.Flatten(),
             nn.Linear(self.filters * rows * columns, self.hidden),
             nn.ReLU(),
-            nn.Linear(self.hidden, classes),
+            nn.Linear(self.hidden, card.classes),
         )

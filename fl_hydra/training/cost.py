@@ -13,7 +13,7 @@ def sample_flops(module: nn.Module, card: Card) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, card.channels, card.height, card.width)).sum().backward()
+        module(_example(card)).sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -29,5 +29,9 @@ def sample_bytes(module: nn.Module, card: Card) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(torch.zeros(1, card.channels, card.height, card.width))
+        module(_example(card))
     return sum(kept.values())
+
+
+def _example(card: Card) -> Tensor:
+    return torch.zeros(1, *card.shape, dtype=torch.int64 if card.textual else torch.float32)

@@ -1,4 +1,4 @@
-"""A round's batches: one buffer of indices, from which images are gathered and augmented on the device as they are needed."""
+"""A round's batches: one buffer of indices, from which samples are gathered, and images augmented, on the device as they are needed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 
 from fl_hydra.data.population import Indices
 from fl_hydra.devices import to_device
-from fl_hydra.training.images import Images
-from fl_hydra.training.rows import Batch
+from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.samples import Samples
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
-"""Images that are cropped and normalised in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
+"""Samples that are gathered (images: cropped and normalised) in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
 
 
 class Draws:
     """The batches of every row in some steps of a round. Everything is a tensor on the device, but the counts.
 
     Args:
-        images: the training images.
-        indices: int64 [rows, batches, batch_size], positions in `images`.
+        samples: the training samples.
+        indices: int64 [rows, batches, batch_size], positions in `samples`.
         streams: int64 [rows], the number that names each row's crops and flips.
         cursors: int64 [rows], samples that each row's client had drawn before these.
         weights: [rows, batches, batch_size], 1 where a sample counts and 0 where it pads; None where all count.
-        meter: [rows, 2], to which each batch adds its summed loss and correct predictions.
+        meter: [rows, 3], to which each batch adds its summed loss, correct predictions and targets.
         counts: int64 [rows, batches], samples that count in each batch.
         asked: int64 [rows, batches], counts up how often a gradient of each batch was asked for.
     """
 
     def __init__(
         self,
-        images: Images,
+        samples: Samples,
         indices: Tensor,
         streams: Tensor,
         cursors: Tensor,
@@ -43,19 +43,19 @@ class Draws:
         asked: Indices,
     ) -> None:
         rows, self._batches, self._batch_size = indices.shape
-        self._images, self._indices, self._weights = images, indices, weights
+        self._samples, self._indices, self._weights = samples, indices, weights
         self.meter, self.counts, self.asked = meter, counts, asked
         self._streams = streams.view(rows, 1, 1)
-        within = torch.arange(self._batches * self._batch_size, device=images.device).view(1, self._batches, self._batch_size)
+        within = torch.arange(self._batches * self._batch_size, device=samples.device).view(1, self._batches, self._batch_size)
         self._positions = cursors.view(rows, 1, 1) + within
-        self._targets = images.labels[indices]
-        self._slab_size = CPU_SLAB if images.device.type == "cpu" else GPU_SLAB
+        self._targets = samples.targets[indices]
+        self._slab_size = CPU_SLAB if samples.device.type == "cpu" else GPU_SLAB
         self._slab = self._augment(slice(0, rows), slice(0, self._batches)) if indices.numel() <= self._slab_size else None
 
     def _augment(self, rows: slice, batches: slice) -> Tensor:
         indices = self._indices[rows, batches]
         streams, positions = self._streams[rows].expand_as(indices), self._positions[rows, batches]
-        inputs = self._images.augmented(indices.reshape(-1), streams.reshape(-1), positions.reshape(-1))
+        inputs = self._samples.drawn(indices.reshape(-1), streams.reshape(-1), positions.reshape(-1))
         return inputs.view(*indices.shape, *inputs.shape[1:])
 
     def at(self, rows: Indices, batches: Indices) -> Batch:
@@ -64,12 +64,12 @@ class Draws:
         indices = self._indices[row, batch]
         if self._slab is None:
             streams = self._streams[row, 0].expand_as(indices)
-            inputs = self._images.augmented(indices.reshape(-1), streams.reshape(-1), self._positions[row, batch].reshape(-1))
+            inputs = self._samples.drawn(indices.reshape(-1), streams.reshape(-1), self._positions[row, batch].reshape(-1))
             inputs = inputs.view(*indices.shape, *inputs.shape[1:])
         else:
             inputs = self._slab[row, batch]
         weights = None if self._weights is None else self._weights[row, batch]
-        meter = torch.zeros(len(rows), 2, dtype=self.meter.dtype, device=self.meter.device)
+        meter = torch.zeros(len(rows), METER, dtype=self.meter.dtype, device=self.meter.device)
         return Batch(inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros(len(rows), np.int64))
 
     def batches(self, rows: slice) -> Iterator[Batch]:

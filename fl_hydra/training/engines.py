@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from fl_hydra.training.images import Images
 from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import Precision
-from fl_hydra.training.rows import Batch
+from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.samples import Samples
 
 CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
 """Images of one evaluation call: what stays in a CPU's cache; all of a usual test set on a GPU."""
@@ -75,18 +75,21 @@ class Engine(ABC):
 
     @staticmethod
     def _mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """Mean cross-entropy over the samples that count; 0 where none does."""
-        if weights is None:
+        """Mean cross-entropy over the targets that count; 0 where none does."""
+        counting = _counting(targets, weights)
+        if counting is None:
             return F.cross_entropy(logits, targets)
-        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
+        return (_losses(logits, targets) * counting).sum() / counting.sum().clamp(min=1)
 
     @staticmethod
     def _meter(logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
-        """Summed loss and number of correct predictions: [2]."""
+        """Summed loss, number of correct predictions, number of targets: [3]."""
         correct = logits.argmax(-1) == targets
-        if weights is None:
-            return torch.stack([mean_loss * len(targets), correct.sum()])
-        return torch.stack([mean_loss * weights.sum(), (correct * weights).sum()])
+        counting = _counting(targets, weights)
+        if counting is None:
+            return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets))])
+        count = counting.sum()
+        return torch.stack([mean_loss * count, (correct * counting).sum(), count])
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
@@ -126,11 +129,11 @@ class Engine(ABC):
         if size <= self.samples_at_once:
             return self._gradient(parameters, batch)
         total, meters = torch.zeros_like(parameters), torch.zeros_like(batch.meter)
-        whole = size if batch.weights is None else batch.weights.sum(1, keepdim=True).clamp(min=1)
+        whole = _count(batch)
         for part in _even_parts(size, self.samples_at_once):
             piece = batch.samples(part)
             gradient, meter = self._gradient(parameters, piece)
-            share = (part.stop - part.start if piece.weights is None else piece.weights.sum(1, keepdim=True)) / whole
+            share = _count(piece) / whole
             total.add_(gradient.mul_(share))
             meters.add_(meter)
         return total, meters
@@ -166,16 +169,22 @@ class Engine(ABC):
         """models [models, P], inputs [n, ...] -> [models, n, classes]."""
 
     @torch.no_grad()
-    def evaluate(self, models: Tensor, images: Images) -> Tensor:
-        """Summed loss and number of correct predictions of each model [models, P] over all images: float64 [models, 2]."""
-        totals = torch.zeros(len(models), 2, dtype=torch.float64, device=self.device)
+    def evaluate(self, models: Tensor, samples: Samples, which: Tensor | None = None) -> Tensor:
+        """Summed loss, number of correct predictions and number of targets of each model [models, P]: float64 [models, 3].
+
+        Args:
+            which: int64 [n], of which samples; None: of all.
+        """
+        totals = torch.zeros(len(models), METER, dtype=torch.float64, device=self.device)
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
-        for start in range(0, len(images), size):
-            stop = min(start + size, len(images))
-            targets = images.labels[start:stop].expand(len(models), -1)
-            logits = self._logits(models, images.plain(start, stop))
-            totals[:, 0] += F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1)
-            totals[:, 1] += (logits.argmax(-1) == targets).sum(1)
+        which = torch.arange(len(samples), device=self.device) if which is None else which
+        for indices in torch.split(which, size):
+            targets = samples.targets[indices]
+            targets = targets.expand(len(models), *targets.shape)
+            logits = self._logits(models, samples.plain(indices))
+            totals[:, 0] += _losses(logits, targets).flatten(1).sum(1)
+            totals[:, 1] += (logits.argmax(-1) == targets).flatten(1).sum(1)
+            totals[:, 2] += (targets >= 0).flatten(1).sum(1)
         return totals
 
 
@@ -330,7 +339,7 @@ class StackedEngine(Engine):
         return value * self.precision.loss_scale, self._meter(logits, targets, weights, value)
 
     def _own_gradient(self, parameters: Tensor, batch: Batch, out: Tensor) -> Tensor:
-        """Gradients of rows at their own parameters, into `out` [rows, P]; the meter [rows, 2]."""
+        """Gradients of rows at their own parameters, into `out` [rows, P]; the meter [rows, 3]."""
         in_dims = (0, 0, 0, None if batch.weights is None else 0)
         with self._convolutions():
             gradients, meter = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)(
@@ -355,7 +364,7 @@ class StackedEngine(Engine):
                 of_runs = vmap(of_run, in_dims=(0, 0, 0, None if weights is None else 0))
                 gradients, meter = of_runs(self.layout.views(models), inputs, targets, weights)
                 self._lay_down(gradients, out)
-        return torch.as_tensor(meter).detach().reshape(-1, 2)
+        return torch.as_tensor(meter).detach().reshape(-1, METER)
 
     def _lay_down(self, gradients: dict[str, Tensor], out: Tensor) -> None:
         for name, place in self.layout.views(out).items():
@@ -406,6 +415,27 @@ def _convolution_as_product(
     if bias is not None:
         out = out + bias[:, None]
     return out.view(*out.shape[:-1], height, width)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropies [...] of logits [..., classes]; 0 where the target is negative."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100).view(targets.shape)
+
+
+def _counting(targets: Tensor, weights: Tensor | None) -> Tensor | None:
+    """How much each target of a row's batch counts, of its shape; None where all count alike. weights: [B]."""
+    if targets.dim() == 1:
+        return weights
+    present = targets >= 0
+    return present if weights is None else present * weights[:, None]
+
+
+def _count(batch: Batch) -> Tensor | int:
+    """How many targets of each row's batch count: [rows, 1], or one number for all rows."""
+    if batch.targets.dim() == 2:
+        return batch.targets.shape[1] if batch.weights is None else batch.weights.sum(1, keepdim=True).clamp(min=1)
+    present = (batch.targets >= 0).sum(2)
+    return (present if batch.weights is None else present * batch.weights).sum(1, keepdim=True).clamp(min=1)
 
 
 def out_of_memory(error: BaseException) -> bool:

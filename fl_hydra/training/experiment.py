@@ -56,7 +56,7 @@ class Experiment:
     @property
     def images(self) -> int:
         """Training images, after the validation split."""
-        return self.dataset.census(self.card).total
+        return self.dataset.census(self.card, self.split_seed).total
 
     @property
     def step_samples(self) -> int:

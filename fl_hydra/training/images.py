@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl_hydra.data.population import Indices
 from fl_hydra.randomness import hash_uniform, key
+from fl_hydra.training.samples import Samples
 
 
 def augmentation_stream(seed: int, client: int) -> int:
@@ -16,7 +17,7 @@ def augmentation_stream(seed: int, client: int) -> int:
     return key(seed, "augmentation", client) & 0xFFFFFFFF
 
 
-class Images:
+class Images(Samples):
     """A set of labelled images that lives on a device.
 
     Args:
@@ -54,34 +55,19 @@ class Images:
         runs = max(0, len(pixels) * self._padded_height * self._padded_width - self.width + 1)
         row = self.width * self.channels
         self._runs = pixels.to(device).view(-1).as_strided((runs, row), (self.channels, 1))
-        self.labels = torch.from_numpy(labels).to(device)
+        self.targets = torch.from_numpy(labels).to(device)
+        self.glance = count
         # As wide as a row: factors for three channels alone would be applied three numbers at a time.
         self._scale = torch.tensor(1 / (255 * standard_deviation), dtype=self._working_dtype, device=device).repeat(self.width)
         self._shift = torch.tensor(-mean / standard_deviation, dtype=self._working_dtype, device=device).repeat(self.width)
         self._rows = torch.arange(self.height, device=device)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def _working_dtype(self) -> torch.dtype:
         return torch.float64 if self._dtype == torch.float64 else torch.float32
 
-    @property
-    def device(self) -> torch.device:
-        return self.labels.device
-
-    def augmented(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
-        """Training images with their random crops and flips, a function of (stream, position) alone.
-
-        Args:
-            indices: int64 [n], which images.
-            streams: int64 [n], a 32-bit number for each (seed, client): see :func:`augmentation_stream`.
-            positions: int64 [n], how many samples that client had drawn before.
-
-        Returns:
-            [n, channels, height, width] in the channels_last memory format.
-        """
+    def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
+        """Training images with their random crops and flips: [n, channels, height, width] in the channels_last memory format."""
         if not self._crop and not self._flip:
             return self._gather(indices, torch.zeros_like(indices), torch.zeros_like(indices))
         draw = hash_uniform(streams, positions)  # 15 bits for the top, 15 for the left, 1 for the flip
@@ -93,9 +79,8 @@ class Images:
             indices = indices + flipped * self._mirrored
         return self._gather(indices, top, left)
 
-    def plain(self, start: int, stop: int) -> Tensor:
-        """Images start..stop-1 as they are, normalised: [stop - start, channels, height, width], channels_last."""
-        indices = torch.arange(start, stop, device=self.device)
+    def plain(self, indices: Tensor) -> Tensor:
+        """Images as they are, normalised: [n, channels, height, width], channels_last."""
         corner = torch.full_like(indices, self._crop)
         return self._gather(indices, corner, corner)
 

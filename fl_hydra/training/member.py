@@ -80,8 +80,6 @@ class Member:
         self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds * experiment.data_parallel)
         """Simulated seconds that each worker takes for a sample, float64 [K]."""
         self.traffic = Traffic()
-        self.metered = 0
-        """Samples in the running means since the last row of metrics."""
         self.computed = 0
         """Samples that gradients were computed for, counted as often as they were asked for."""
 
@@ -177,7 +175,6 @@ class Member:
         drawn = int(plan.samples.sum())
         self.cursors[plan.ids] += plan.samples
         self.samples += drawn
-        self.metered += drawn
         self.computed += computed
         self.lr = plan.last_rate
         self.seconds = plan.ends

@@ -13,14 +13,18 @@ from fl_hydra.optim.base import Layers, Optimizer
 from fl_hydra.optim.outer import Outer
 from fl_hydra.training.fabric import Fabric
 
+METER = 3
+"""What a meter counts: summed loss, correct predictions, targets."""
+
 
 @dataclass
 class Batch:
     """One batch for each row.
 
-    inputs: [rows, B, channels, height, width]. targets: int64 [rows, B].
+    inputs: [rows, B, channels, height, width], or characters [rows, B, positions]. targets: int64 [rows, B], or [rows, B, positions]
+    where every position has one; negative where there is none.
     weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
-    meter: [rows, 2], to which the first gradient of this batch adds its summed loss and its correct predictions.
+    meter: [rows, 3], to which the first gradient of this batch adds its summed loss, its correct predictions and its targets.
     counts: how many samples count in each row; int64 [rows], on the host.
     asked: how often the gradient was asked for; int64 [rows], on the host, counted up in place.
     """

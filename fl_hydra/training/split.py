@@ -1,4 +1,4 @@
-"""The three sets of images of a run."""
+"""The three sets of samples of a run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_hydra.data.dataset import Dataset, channel_statistics, datasets
+from fl_hydra.data.dataset import Dataset, datasets
+from fl_hydra.data.images import ImageDataset, channel_statistics
 from fl_hydra.data.population import Population
 from fl_hydra.training.images import Images
 from fl_hydra.training.precision import Precision
+from fl_hydra.training.samples import Samples
 
 
 @dataclass(frozen=True)
 class Split:
-    """The three sets of a run, on the device."""
+    """The three sets of a run, on the device, and who owns the training samples."""
 
-    train: Images
-    validation: Images
-    test: Images
+    train: Samples
+    validation: Samples
+    test: Samples
     population: Population
 
 
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
-    """Training, validation and test images on the device, normalised by the training images; kept for the next run."""
+    """Training, validation and test samples on the device; kept for the next run."""
     return _load_split(dataset.name, tuple(asdict(dataset).items()), root, split_seed, precision.images, device)
 
 
@@ -36,6 +38,12 @@ def _load_split(
     name: str, settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
 ) -> Split:
     dataset = datasets[name](**dict(settings))
+    assert isinstance(dataset, ImageDataset)
+    return _images(dataset, root, split_seed, dtype, device)
+
+
+def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:
+    """Images, normalised by the training images."""
     arrays = dataset.load(root)
     train, validation = dataset.split(arrays.train_labels, split_seed)
     mean, standard_deviation = channel_statistics(arrays.train_images[train])

@@ -42,7 +42,7 @@ from fl_hydra.training.layout import Layout, initial_vector
 from fl_hydra.training.member import Member, Plan
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.precision import PRECISIONS
-from fl_hydra.training.rows import Clients, Gradient, Rows, Server
+from fl_hydra.training.rows import METER, Clients, Gradient, Rows, Server
 from fl_hydra.training.split import load_split
 from fl_hydra.training.threads import single_threaded_pool
 
@@ -144,7 +144,7 @@ class Trainer:
             name: self._buffer(len(experiments), self.layout.size if full else 1) for name, full in first.server.slots.items()
         }
         self.fabric = Fabric(remote=algorithm.federated)
-        self._meter = torch.zeros(len(experiments), 2, dtype=torch.float64, device=self.device)
+        self._meter = torch.zeros(len(experiments), METER, dtype=torch.float64, device=self.device)
         self._measures = first.local_steps.measures
         self._noise = NoiseScale(len(experiments), self.device) if first.noise_scale else None
         self._streams = type(algorithm).update is Algorithm.update
@@ -155,8 +155,7 @@ class Trainer:
         self._allocate([experiment.m for experiment in experiments])
 
     def _build(self) -> nn.Module:
-        card = self._first.card
-        return self._first.model.build(card.channels, card.height, card.width, card.classes)
+        return self._first.model.build(self._first.card)
 
     def _choose(self, experiments: Sequence[Experiment]) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
@@ -227,7 +226,7 @@ class Trainer:
         else:
             self._ends = self._buffer(total, self.layout.size)
         self._client_slots = {name: self._buffer(total, width) for name, width in self._kept.items()}
-        self._row_meter = self._buffer(total, 2)
+        self._row_meter = self._buffer(total, METER)
         self._row_travel = self._buffer(total, 1)
         """How far each row has moved, squared, where a rule for local steps wants to know."""
         self._hyper = self._hyper_parameters([self.members[run].experiment.optimizer for run in self._run_of_row])
@@ -366,7 +365,10 @@ class Trainer:
             figures["noise"] = self._noise.values()
         read = torch.stack([figure.double() for figure in figures.values()], 1).tolist()
         measured = [Measured(**dict(zip(figures, row, strict=True))) for row in read]
-        return [replace(figure, loss=figure.loss / int(plan.samples.sum())) for figure, plan in zip(measured, plans, strict=True)]
+        return [
+            replace(figure, loss=figure.loss / (int(plan.samples.sum()) * self._first.card.targets))
+            for figure, plan in zip(measured, plans, strict=True)
+        ]
 
     def _prepare(self, plans: list[Plan]) -> tuple[_Work, Tensor]:
         """A round's local steps, and the weights [rows] of its mean. All that goes to the device goes in two pieces."""
@@ -601,22 +603,27 @@ class Trainer:
         state = self.state if which == list(range(len(self.members))) else self.state.of_runs(which)
         models = self._first.algorithm.models(state)
         figures: dict[str, list[list[float]] | None] = {}
-        for name, images in (("val", self.split.validation), ("test", self.split.test)):
-            totals = self.engine.evaluate(models, images).view(len(which), -1, 2).mean(1) if len(images) else None
-            figures[name] = None if totals is None else (totals / len(images)).tolist()
+        whole = all(self.members[run].finished for run in which)
+        for name, samples in (("val", self.split.validation), ("test", self.split.test)):
+            if not len(samples):
+                figures[name] = None
+                continue
+            looked_at = torch.arange(len(samples) if whole else samples.glance, device=self.device)
+            totals = self.engine.evaluate(models, samples, looked_at).view(len(which), -1, METER).mean(1)
+            figures[name] = (totals / totals[:, 2:]).tolist()
         meters = self._meter[which].tolist()
         noise = self._noise.values().tolist() if self._noise is not None else []
         rows = []
         for position, run in enumerate(which):
             member = self.members[run]
-            loss, correct = meters[position]
+            loss, correct, targets = meters[position]
             metrics: Metrics = {
                 "round": member.round,
                 "samples": member.samples,
                 "epoch": member.samples / len(self.split.train),
                 "lr": member.lr,
-                "train/loss": _finite(loss / max(1, member.metered)),
-                "train/acc": _finite(correct / max(1, member.metered)),
+                "train/loss": _finite(loss / max(1, targets)),
+                "train/acc": _finite(correct / max(1, targets)),
             }
             for name, values in figures.items():
                 metrics[f"{name}/loss"] = None if values is None else _finite(values[position][0])
@@ -632,7 +639,6 @@ class Trainer:
                 }
             )
             self._meter[run].zero_()
-            member.metered = 0
         return rows
 
     def weights(self, run: int = 0) -> Tensor:
@@ -653,7 +659,6 @@ class Trainer:
             "state": {name: tensor[run].clone() for name, tensor in self.state.tensors().items()},
             "meter": self._meter[run].clone(),
             "noise": None if self._noise is None else self._noise.averages[run].clone(),
-            "metered": member.metered,
             "gradient_samples": member.computed,
             "traffic": asdict(member.traffic),
             "clients": member.clients.save(),
@@ -675,7 +680,6 @@ class Trainer:
         self._meter[run].copy_(checkpoint["meter"])
         if self._noise is not None:
             self._noise.averages[run].copy_(checkpoint["noise"])
-        member.metered = checkpoint["metered"]
         member.computed = checkpoint["gradient_samples"]
         member.traffic = Traffic(**checkpoint["traffic"])
 

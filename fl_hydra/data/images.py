@@ -1,0 +1,174 @@
+"""Datasets of labelled images: uint8, in a canonical order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_hydra.data.dataset import Card, Dataset, datasets
+from fl_hydra.data.population import Census, Indices
+from fl_hydra.errors import UserError, require
+from fl_hydra.randomness import generator
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images uint8 [N, height, width, channels] and labels int64 [N] of the official training and test sets."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: Indices
+    test_images: NDArray[np.uint8]
+    test_labels: Indices
+
+    def canonical(self) -> Arrays:
+        """The same images ordered by label, then by pixel bytes, so that results do not depend on the file they came from."""
+        train = _canonical_order(self.train_images, self.train_labels)
+        test = _canonical_order(self.test_images, self.test_labels)
+        return Arrays(self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shapes and content; 64 hex digits."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            array = getattr(self, field.name)
+            digest.update(f"{field.name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def _canonical_order(images: NDArray[np.uint8], labels: Indices) -> Indices:
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    by_pixels = np.argsort(flat.view(f"V{flat.shape[1]}").ravel(), kind="stable")
+    return by_pixels[np.argsort(labels[by_pixels], kind="stable")]
+
+
+@dataclass
+class ImageDataset(Dataset):
+    """Labelled images; a stratified part of the training images is held out, and training images are augmented."""
+
+    crop: int = 0
+    """Random crop after padding by this many zero pixels on each side; drawn per training image. 0: no crop."""
+    flip: bool = False
+    """Random horizontal flip; drawn per training image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.crop <= 16, f"dataset.crop={self.crop}: a padding of 0 (no crop) to 16 pixels is needed")
+
+    @property
+    @abstractmethod
+    def class_count(self) -> int:
+        """Number of classes."""
+
+    @abstractmethod
+    def read(self, root: Path) -> Arrays:
+        """Read the images.
+
+        Raises:
+            UserError: a file is missing, truncated, corrupted or of another kind.
+        """
+
+    def load(self, root: Path) -> Arrays:
+        """The images in canonical order; read once per process."""
+        return _load(self.name, root.resolve())
+
+    def describe(self, root: Path) -> Card:
+        arrays = self.load(root)
+        _, height, width, channels = arrays.train_images.shape
+        train, test = (
+            tuple(np.bincount(labels, minlength=self.class_count).tolist()) for labels in (arrays.train_labels, arrays.test_labels)
+        )
+        return Card(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
+
+    def census(self, card: Card, split_seed: int = 0) -> Census:
+        return Census.of_classes(np.array([count - self._held_out(count) for count in card.train_counts], np.int64))
+
+    def _held_out(self, count: int) -> int:
+        return round(self.validation * count)
+
+    def split(self, labels: Indices, split_seed: int) -> tuple[Indices, Indices]:
+        """Split the official training set into training and validation, stratified by class.
+
+        Args:
+            labels: int64 [N], labels of the official training set in canonical order.
+            split_seed: decides which images of each class are held out.
+
+        Returns:
+            Ascending positions of the training and of the validation images; disjoint, covering all N.
+        """
+        held = [
+            generator(split_seed, "validation", label).permutation(members)[: self._held_out(len(members))]
+            for label in range(self.class_count)
+            if len(members := np.flatnonzero(labels == label))
+        ]
+        validation = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+        return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, root: Path) -> Arrays:
+    dataset = datasets[name]()
+    assert isinstance(dataset, ImageDataset)
+    return dataset.read(root).canonical()
+
+
+def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
+    """Read `train_images`, `train_labels`, `test_images`, `test_labels` from an .npz file, checking everything.
+
+    Raises:
+        UserError: truncated, corrupted, or with other arrays than expected.
+    """
+    import zipfile
+    import zlib
+
+    way_out = "replace it by a sound copy, or delete it to have it made again"
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            read = {field.name: file[field.name] for field in dataclasses.fields(Arrays)}
+    except KeyError as error:
+        raise UserError(f"{path} is not a prepared dataset: {error.args[0]}; {way_out}") from error
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, TypeError) as error:
+        raise UserError(f"{path} is truncated or corrupted ({error}); {way_out}") from error
+    for part in ("train", "test"):
+        images, labels = read[f"{part}_images"], read[f"{part}_labels"]
+        sound = (
+            images.dtype == np.uint8
+            and images.ndim == 4
+            and images.shape[1:] == (side, side, channels)
+            and labels.shape == images.shape[:1]
+            and np.issubdtype(labels.dtype, np.integer)
+            and len(labels) > 0
+            and 0 <= int(labels.min()) <= int(labels.max()) < classes
+        )
+        require(
+            sound,
+            f"{path}: expected {part}_images uint8 [N, {side}, {side}, {channels}] and {part}_labels [N] in 0..{classes - 1}, got "
+            f"{images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}; {way_out}",
+        )
+    return Arrays(read["train_images"], read["train_labels"].astype(np.int64), read["test_images"], read["test_labels"].astype(np.int64))
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel over all pixels, on the scale 0..1.
+
+    Sums and sums of squares are integers, so they do not depend on the order of the images.
+
+    Args:
+        images: uint8 [N, height, width, channels].
+    """
+    channels = images.shape[-1]
+    total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
+    for start in range(0, len(images), 256):
+        pixels = images[start : start + 256].reshape(len(images[start : start + 256]), -1).astype(np.uint32)
+        total += pixels.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
+        squares += (pixels * pixels).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64)
+    count = images.size // channels
+    mean = total / count
+    return mean / 255, np.sqrt(np.maximum(squares / count - mean**2, 1e-12 * 255**2)) / 255
