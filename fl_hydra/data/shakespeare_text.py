@@ -102,7 +102,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Samples:
-    """Training and test windows over one array of characters; equal for equal windows, whatever file they came from.
+    """Training and test windows over one array of characters; the same from the raw text and from the json that LEAF makes of it.
 
     Attributes:
         characters: uint8 [T], codes in :data:`LEAF_ALPHABET`.
@@ -507,10 +507,10 @@ def _unusable(file: Path, why: str) -> UserError:
 def sequences(path: Path) -> Sequences:
     """Read the raw text into the sequences of Reddi et al. (ICLR 2021, appendix), as TensorFlow Federated (TFF) makes them.
 
-    A speech is what a role says until the next one speaks, its lines joined by newlines. It becomes begin, its characters and end, padded to
-    a multiple of 81 tokens and cut there; so pieces do not overlap, and the first token of each is never a target. The first 80 % of a
+    A speech is what a role says until the next one speaks, its lines joined by newlines. It becomes begin, its characters and end, padded
+    to a multiple of 81 tokens and cut there; so pieces do not overlap, and the first token of each is never a target. The first 80 % of a
     user's speeches (rounded down, at least one) are for training, the others for testing. Users with less than two speeches are left out,
-    as are plays with a single role. TFF's own file was made from another edition of the text: its counts (715 users) differ from those here.
+    as are plays with a single role. TFF's own file was made from another edition of the text, so its counts (715 users) differ.
 
     Raises:
         UserError: as :func:`from_raw`; a character out of the vocabulary is :data:`UNKNOWN` instead.
