@@ -78,7 +78,9 @@ The enmity and discord: said by nobody.
 AEGEON. Yet this my comfort: when your words are done,
   My woes end likewise with the evening sun.
 ACT II. SCENE 1
-The house of ANTIPHOLUS, said by nobody
+The house of ANTIPHOLUS, said by nobody, however long it may go on about it and
+what there may be to be seen of the furniture
+and of the windows
 DUKE. Well, Syracusian, say in brief the cause
 
   Why thou departed'st from thy native home,
@@ -137,10 +139,18 @@ def test_the_layout_belongs_to_the_comedy_of_errors_alone(write: Callable[..., P
         from_raw(write(("THE TRAGEDY OF ERRORS", ERRORS)))
 
 
+def test_the_first_work_is_never_read(write: Callable[..., Path]) -> None:
+    path = write(PLAYS[1])
+    path.write_text(path.read_text().replace("  From fairest creatures we desire increase,\n", VERONA))
+    assert texts(path) == {user: text for user, text in EXPECTED.items() if "ERRORS" in user}
+
+
 def test_a_title_may_stand_two_to_seven_lines_above_its_author(write: Callable[..., Path]) -> None:
     for blank in range(1, 7):
         path = write()
-        path.write_text(etext() + f"\nALL'S WELL, THAT ENDS{chr(10) * (blank + 1)}by William Shakespeare\n{VERONA}")
+        path.write_text(
+            etext() + f"\nALL'S WELL, THAT ENDS{chr(10) * (blank + 1)}by William Shakespeare\n{VERONA}".replace("\n\nby", "\nwritten\nby")
+        )
         assert list(texts(path)) == ["ALL_S_WELL__THAT_ENDS_PROTEUS", "ALL_S_WELL__THAT_ENDS_VALENTINE"]
 
 
@@ -213,7 +223,7 @@ def test_users_without_a_test_window_or_with_too_few_windows_are_left_out(write:
     samples = divide(corpus)  # 783: 704 and 79 and none; 790: 711 and 79 and none; 1000: 900, 79, 21
     assert samples.users == ("PLAY_C",)
     assert (len(samples.train), len(samples.test)) == (900, 21)
-    assert divide(corpus, fraction=0.8, minimum=784).users == ("PLAY_B", "PLAY_C")
+    assert divide(corpus, fraction=0.8, minimum=790).users == ("PLAY_B", "PLAY_C")
     with pytest.raises(UserError, match=r"none of the 4 users has 1001 windows .* \(the most any has is 1000\)"):
         divide(corpus, minimum=1001)
     with pytest.raises(UserError, match="between 0 and 1 is needed"):
@@ -334,7 +344,7 @@ def test_the_split_by_user(tmp_path: Path) -> None:
 
 def test_users_in_several_files(tmp_path: Path) -> None:
     written = {user: windows_of(text) for user, text in make_texts(5).items()}
-    for i, user in enumerate(written):
+    for i, user in enumerate(reversed(written)):
         (tmp_path / f"all_data_{i}.json").write_text(as_leaf({user: written[user]}))
     assert from_json(tmp_path).users == tuple(written)
     assert from_json(tmp_path, minimum=1000).users == ("user0", "user2")

@@ -167,7 +167,7 @@ class _Speech:
 # The Comedy of Errors is set two columns further left than the other plays.
 _INDENT = "  "
 _SHIFTED = "THE COMEDY OF ERRORS"
-_CUE = re.compile(r"([A-Za-z][A-Za-z ]*)\. (.*)")
+_CUE = re.compile(r"(?P<role>[A-Z][A-Z ]*)\. (?P<words>.*)", re.ASCII | re.IGNORECASE)
 
 
 def from_raw(path: Path) -> Corpus:
@@ -234,9 +234,9 @@ def _speeches(lines: Sequence[str], shifted: bool) -> Iterator[_Speech]:
         if cue is not None:
             if speech is not None:
                 yield speech
-            role = cue[1].upper()  # some are spelled in two ways
+            role = cue["role"].upper()  # some are spelled in two ways
             # Without an indent, the heading of an act looks like a role, and the publisher's notice (<<...) like a speech.
-            speech = None if shifted and role.startswith("ACT ") else _Speech(role, [cue[2]])
+            speech = None if shifted and role.startswith("ACT ") else _Speech(role, [cue["words"]])
         elif shifted and line.startswith("<"):
             if speech is not None:
                 yield speech
@@ -283,13 +283,13 @@ def split(n_windows: int, fraction: float = 0.9) -> tuple[int, int]:
 
     Args:
         n_windows: windows of the user, at least 1.
-        fraction: part of the windows that is for training.
+        fraction: part of the windows that is for training, in (0, 1).
 
     Returns:
         How many of the first windows are for training, and the first that is for testing; if that is not less than `n_windows`, no test
         window is left and the user takes part in neither set.
     """
-    train_count = max(1, int(fraction * n_windows)) if n_windows != 2 else 1  # a float product, as LEAF has it
+    train_count = max(1, int(fraction * n_windows))  # a float product, as LEAF has it
     return train_count, train_count + WINDOW - 1
 
 
