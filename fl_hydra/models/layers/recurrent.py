@@ -37,7 +37,12 @@ class LSTM(nn.Module):
         bound = 1 / math.sqrt(hidden)
         for layer in range(layers):
             width = hidden if layer else inputs
-            shapes = {"weight_ih": (4 * hidden, width), "weight_hh": (4 * hidden, hidden), "bias_ih": (4 * hidden,), "bias_hh": (4 * hidden,)}
+            shapes = {
+                "weight_ih": (4 * hidden, width),
+                "weight_hh": (4 * hidden, hidden),
+                "bias_ih": (4 * hidden,),
+                "bias_hh": (4 * hidden,),
+            }
             for name, shape in shapes.items():
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
@@ -157,7 +162,9 @@ class _LayerBackward(Function):
 
 def _into(tensor: Tensor, dim: int | None, place: int, rows: int) -> Tensor:
     """The rows along `dim` merged into the dimension at `place`, as its outer part."""
-    tensor = tensor.unsqueeze(place).expand(*tensor.shape[:place], rows, *tensor.shape[place:]) if dim is None else tensor.movedim(dim, place)
+    tensor = (
+        tensor.unsqueeze(place).expand(*tensor.shape[:place], rows, *tensor.shape[place:]) if dim is None else tensor.movedim(dim, place)
+    )
     return tensor.flatten(place, place + 1)
 
 
@@ -321,3 +328,20 @@ class _Lookup(Function):
         (ids,) = ctx.saved_tensors
         hits = torch.arange(ctx.rows, device=ids.device)[:, None] == ids.reshape(1, -1)
         return None, hits.to(gradient.dtype) @ gradient.reshape(-1, gradient.shape[-1])
+
+
+class CharacterLSTM(nn.Module):
+    """Characters, integers [n, T], to logits of the next one: [n, vocabulary] after the last, or [n, T, vocabulary] after each."""
+
+    def __init__(self, vocabulary: int, embedding: int, hidden: int, layers: int, everywhere: bool) -> None:
+        super().__init__()
+        self.everywhere = everywhere
+        self.embedding = Embedding(vocabulary, embedding)
+        self.lstm = LSTM(embedding, hidden, layers)
+        self.classifier = nn.Linear(hidden, vocabulary)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Logits."""
+        outputs = self.lstm(self.embedding(characters))
+        logits: Tensor = self.classifier(outputs if self.everywhere else outputs[:, -1])
+        return logits
