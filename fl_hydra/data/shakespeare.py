@@ -133,6 +133,9 @@ class TextDataset(Dataset):
         remaining, _ = self._held_out(np.array(card.train_counts, np.int64)[users])
         return Census(int(remaining.sum()), users=remaining)
 
+    def population(self, root: Path, split_seed: int) -> Population:
+        return self.split(root, split_seed).population
+
     def split(self, root: Path, split_seed: int) -> TextSplit:
         """The three sets of the chosen users."""
         corpus = self.load(root)
