@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help`, completion and the answer to a fin
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,14 @@ def resolve(config: Config) -> Experiment:
         not isinstance(algorithm, EventDriven) or (config.local_steps.steady and not config.local_steps.spread),
         f"local_steps={config.local_steps.name}: in algorithm={algorithm.name} workers differ by speeds=; leave local_steps out",
     )
+    if algorithm.slowest < math.inf:
+        speeds, how = config.speeds.draw(K, config.seed), config.speeds.differ_by
+        times = float(speeds.max() / speeds.min())
+        require(
+            times <= algorithm.slowest,
+            f"speeds.{how}={getattr(config.speeds, how, None)}: the slowest of K={K} workers is {times:.3g} times as slow as the fastest; "
+            f"with algorithm={algorithm.name} at most {algorithm.slowest:,} times is allowed: choose speeds that differ less",
+        )
     experiment = Experiment(
         dataset=config.dataset,
         card=card,

@@ -194,6 +194,14 @@ MISTAKES = [
     ("speeds=linear speeds.spread=1", "at 1 a worker would stand still"),
     ("speeds=lognormal speeds.sigma=-1", "from 0 to 5"),
     ("speeds.throughput=0", "greater than 0 samples a second"),
+    (
+        "algorithm=async_sgd speeds=stragglers speeds.speed=1e-7",
+        "speeds.speed=1e-07: the slowest of K=4 workers is 1e+07 times as slow as the fastest; with algorithm=async_sgd at most "
+        "1,000,000 times is allowed: choose speeds that differ less",
+    ),
+    ("algorithm=easgd speeds=stragglers speeds.speed=1e7", "speeds.speed=10000000.0: the slowest of K=4 workers is 1e+07 times"),
+    ("algorithm=shat K=64 speeds=lognormal speeds.sigma=5", "speeds.sigma=5.0: the slowest of K=64 workers is"),
+    ("algorithm=easgd speeds=linear speeds.spread=0.9999999", "speeds.spread=0.9999999: the slowest of K=4 workers is"),
     ("algorithm=async_sgd K=1 data_parallel=4", "leave it out, or choose algorithm=centralized"),
     ("algorithm=hierarchical local_steps=drift", "exchange models within a round, which hides how far they drift apart"),
     ("algorithm=localsgd data_parallel=4", "leave it out, or choose algorithm=centralized"),
@@ -249,6 +257,22 @@ def test_all_bad_points_of_a_sweep_are_named_and_nothing_is_trained(program: Pro
         assert f"  {point}: " in result.output
     assert "  K=10 J=1: " not in result.output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_workers_that_are_too_slow_stop_a_grid_before_it_begins(program: Program, tmp_path: Path) -> None:
+    """What speeds are drawn is known beforehand; and a method that does not count in ticks takes any."""
+    speeds = ("speeds=stragglers", "speeds.speed=0.2,1e-7", "samples=500")
+    result = program("-m", "algorithm=async_sgd,localsgd", *speeds, cwd=tmp_path)
+    assert result.status == 2
+    assert "1 of 4 points are not valid; nothing was trained" in result.output
+    assert "  algorithm=async_sgd speeds.speed=1e-07: speeds.speed=1e-07: the slowest of K=4 workers is" in result.output
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("speed", ["1e-6", "1e6"])
+def test_the_slowest_worker_that_is_allowed_runs(speed: str, program: Program, tmp_path: Path) -> None:
+    result = program("algorithm=async_sgd", "speeds=stragglers", f"speeds.speed={speed}", "samples=500", cwd=tmp_path)
+    assert result.status == 0, result.output
 
 
 def test_the_grid_of_the_brief_composes_into_fifteen_runs(program: Program, tmp_path: Path) -> None:

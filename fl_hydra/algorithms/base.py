@@ -6,6 +6,7 @@ dataclass of its hyper-parameters that overrides the seams it changes; the defau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,6 +79,9 @@ class Algorithm(Component):
 
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
+
+    slowest: ClassVar[float] = math.inf
+    """How many times as slow as the fastest a worker may be."""
 
     @property
     def keeps_optimizer(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ class Speeds(Component):
 
     throughput: float = 6400.0
     """Training samples a second at speed 1."""
+
+    differ_by: ClassVar[str] = ""
+    """The field that says how far speeds are from each other; none where they are not."""
 
     def __post_init__(self) -> None:
         require(0 < self.throughput < math.inf, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second, and finite")
