@@ -224,6 +224,18 @@ MISTAKES = [
     ("algorithm=post_local local_steps.switch=2", "a fraction of the budget, from 0 to 1"),
     ("algorithm=localsgd local_steps=drift local_steps.low=0.9", "0 < low < high"),
     ("algorithm=async_sgd local_steps=linear", "workers differ by speeds=; leave local_steps out"),
+    ("algorithm=async_sgd local_steps.spread=0.5", "local_steps.spread=0.5: in algorithm=async_sgd workers differ by speeds=; leave local_"),
+    ("local_steps.spread=0.5", "local_steps.spread=0.5: algorithm=centralized has no J to choose; leave local_steps.spread out"),
+    (
+        "algorithm=hierarchical algorithm.J_b=1 local_steps.spread=0.5",
+        "local_steps.spread=0.5: workers of algorithm=hierarchical take all J steps of a period, to be averaged after it; "
+        "leave local_steps.spread out",
+    ),
+    (
+        "algorithm=post_local local_steps.at_step=10 samples=2560",
+        "local_steps.at_step=10: the run ends after 10 steps of each worker, before the switch; choose at most 9, a larger budget",
+    ),
+    ("algorithm=hierarchical local_steps=post_local local_steps.at_step=10 samples=2560", "choose at most 9"),
     ("algorithm=localsgd K=1 noise_scale=true", "1 worker in a round has no other: take more"),
     ("algorithm=gossip local_steps=drift", "algorithm=gossip has no such rounds"),
     ("batch_size=100000", "there are 1295 training images; choose 1 to 1295"),

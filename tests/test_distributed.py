@@ -362,6 +362,20 @@ def test_blocks_of_neighbours_are_averaged_in_every_period() -> None:
     assert_exact(run.state.model, x[:1])
 
 
+@pytest.mark.parametrize(("J", "J_b"), [(1, 4), (3, 4), (8, 2), (5, 1)])
+def test_blocks_are_averaged_after_every_period_but_the_last(J: int, J_b: int) -> None:
+    """In a round: after steps J, 2 J, ..., (J_b - 1) J, and never else; after J_b J all workers are."""
+    run, _ = on_quadratics(
+        "algorithm=hierarchical", f"algorithm.J_b={J_b}", "K=4", f"J={J}", f"samples={3 * 16 * J * J_b}", *PLAIN, a=torch.ones(4, 1)
+    )
+    for round in range(1, 4):
+        mixing = run.member.plan().mixing
+        assert len(mixing) == J * J_b
+        assert [step for step, mixed in enumerate(mixing, 1) if mixed is not None] == [period * J for period in range(1, J_b)]
+        run.run_round()
+        assert (run.member.traffic.averages, run.member.traffic.block_averages) == (round * J_b, round * (J_b - 1))
+
+
 # Post-local SGD
 
 

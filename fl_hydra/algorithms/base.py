@@ -77,6 +77,9 @@ class Algorithm(Component):
     coupled: ClassVar[bool] = False
     """Whether rows exchange models between the local steps of a round (:meth:`mixing`); all of them then take each step together."""
 
+    in_step: ClassVar[bool] = False
+    """Whether rows meet within a round after numbers of steps that each of them has to take."""
+
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
 
