@@ -224,7 +224,10 @@ MISTAKES = [
     ("algorithm=post_local local_steps.switch=2", "a fraction of the budget, from 0 to 1"),
     ("algorithm=localsgd local_steps=drift local_steps.low=0.9", "0 < low < high"),
     ("algorithm=async_sgd local_steps=linear", "workers differ by speeds=; leave local_steps out"),
-    ("algorithm=async_sgd local_steps.spread=0.5", "local_steps.spread=0.5: in algorithm=async_sgd workers differ by speeds=; leave local_"),
+    (
+        "algorithm=async_sgd local_steps.spread=0.5",
+        "local_steps.spread=0.5: in algorithm=async_sgd workers differ by speeds=; leave local_",
+    ),
     ("local_steps.spread=0.5", "local_steps.spread=0.5: algorithm=centralized has no J to choose; leave local_steps.spread out"),
     (
         "algorithm=hierarchical algorithm.J_b=1 local_steps.spread=0.5",

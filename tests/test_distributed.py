@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_hydra.algorithms.base import State
+from fl_hydra.algorithms.hierarchical import Hierarchical
 from fl_hydra.algorithms.localsgd import POLICIES, LocalSGD
 from fl_hydra.errors import UserError
 from fl_hydra.local_steps.base import Measured, Memory, rules
@@ -932,6 +933,62 @@ def test_the_slowest_worker_decides() -> None:
     balanced, _ = on_quadratics(*common, "speeds.spread=0.5", "local_steps.spread=0.5", a=torch.ones(3, 1))
     assert finish(balanced).member.seconds == pytest.approx(5 * 4 * 4 / 1000)
     assert balanced.member.samples == run.member.samples
+
+
+@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize("method", ["gossip", "gossip_pga"])
+def test_workers_wait_at_every_exchange(method: str, topology: str) -> None:
+    """Two workers of speeds 1/2 and 3/2 that take 4 and 12 steps: four steps wait for the slow one, eight are the fast one's alone."""
+    run, _ = on_quadratics(
+        *(f"algorithm={method}", f"algorithm.topology={topology}", "K=2", "J=8", "rounds=10", "speeds.throughput=4"),
+        *("speeds=linear", "speeds.spread=0.5", "local_steps.spread=0.5"),
+        a=HETEROGENEOUS,
+    )
+    assert finish(run).member.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
+
+
+@pytest.mark.parametrize("budget", ["rounds=6", "samples=1003"])
+def test_without_exchanges_workers_wait_at_the_end_of_a_round_alone(budget: str) -> None:
+    """Work in proportion to speed: nobody waits in LocalSGD, while exchanges after every step give the gain away again."""
+    common = ("K=4", "J=8", budget, "speeds=linear", "local_steps.spread=0.5")
+    local, gossip = (finish(on_quadratics(f"algorithm={name}", *common, a=torch.ones(4, 1))[0]) for name in ("localsgd", "gossip_pga"))
+    assert local.member.samples == gossip.member.samples
+    assert gossip.member.seconds > 1.2 * local.member.seconds
+
+
+def test_gossip_takes_the_same_time_however_its_steps_are_cut_into_rounds() -> None:
+    common = ("algorithm=gossip", "K=4", "samples=1003", "speeds=lognormal")
+    short, long = (finish(on_quadratics(*common, f"J={J}", a=torch.ones(4, 1))[0]) for J in (1, 8))
+    assert short.member.seconds == pytest.approx(long.member.seconds, rel=1e-12)
+
+
+def test_blocks_wait_for_their_own_workers() -> None:
+    blocks = Hierarchical(blocks=2)
+    mixing = blocks.mixing(4, J=2, j=1, steps=8, taken=0)
+    assert mixing is not None
+    assert blocks.wait(np.array([1.0, 4.0, 2.0, 3.0]), mixing).tolist() == [4, 4, 3, 3]
+    common = ("K=4", "J=4", "rounds=3", "speeds=linear", "speeds.throughput=4")
+    run, _ = on_quadratics("algorithm=hierarchical", *common, a=torch.ones(4, 1))
+    assert finish(run).member.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
+
+
+@pytest.mark.parametrize("samples", [1600, 1603])
+@pytest.mark.parametrize("model", list(speed_models))
+def test_shared_steps_take_the_time_of_local_sgd_with_single_steps(model: str, samples: int) -> None:
+    """The same workers with the same images each, of the same speeds; in the last step, too, where some have an image more."""
+    common = (f"speeds={model}", f"samples={samples}")
+    local, _ = on_quadratics("algorithm=localsgd", "K=8", "J=1", "batch_size=4", *common, a=torch.ones(8, 1))
+    shared, _ = on_quadratics("algorithm=centralized", "data_parallel=8", "batch_size=32", *common, a=torch.ones(1, 1))
+    assert np.array_equal(local.member.speeds, shared.member.speeds)
+    assert finish(shared).member.seconds == pytest.approx(finish(local).member.seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_a_lone_row_of_local_steps_shares_them_too(workers: int) -> None:
+    """16 images a step: with three workers the first has six of them."""
+    common = ("algorithm=lookahead", "J=5", "batch_size=16", "rounds=3", "speeds.throughput=16", "local_steps.spread=0.5")
+    run, _ = on_quadratics(*common, f"data_parallel={workers}", a=torch.ones(1, 1))
+    assert finish(run).member.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
 
 
 @pytest.mark.parametrize("name", list(speed_models))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
 
@@ -127,6 +129,10 @@ class Algorithm(Component):
             None if nothing is exchanged after this step.
         """
         return None
+
+    def wait(self, ready: Reals, mixing: Reals) -> Reals:
+        """When each worker goes on after an exchange by :meth:`mixing`, float64 [K], by when each was ready for it: when all were."""
+        return np.full_like(ready, ready.max())
 
     def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
         """Enter one exchange by :meth:`mixing` in a run's ledger; `payload` are the bytes of a model."""

@@ -18,7 +18,11 @@ Reals = np.ndarray[Any, np.dtype[np.float64]]
 @dataclass
 class Speeds(Component):
     """The simulated clock: worker k computes throughput * speed_k samples a second. Nothing but simulated time depends on it,
-    except in asynchronous methods."""
+    except in asynchronous methods, and who takes fewer steps where `local_steps.spread` says that some do.
+
+    Workers wait for the slowest wherever they meet: at the end of a round, at every exchange within it, and after each step that
+    `data_parallel` shares among them.
+    """
 
     throughput: float = 6400.0
     """Training samples a second at speed 1."""

@@ -32,6 +32,7 @@ class Linear(Speeds):
     name: str = "linear"
     spread: float = 0.5
 
+    version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "spread"
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class LogNormal(Speeds):
     name: str = "lognormal"
     sigma: float = 0.5
 
+    version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "sigma"
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class Stragglers(Speeds):
     fraction: float = 0.25
     speed: float = 0.2
 
+    version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "speed"
 
     def __post_init__(self) -> None:
