@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,3 +157,33 @@ def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_pa
     first, second = of("algorithm=localsgd", "local_steps=loss"), of("algorithm=localsgd", "local_steps=loss", "seed=1")
     runs = [replace(first, rows=rows), replace(second, rows=[rows[0], rows[4]])]
     assert draw_accuracy(runs, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, runs: list[Run], path: Path) -> dict[str, int]:
+    """How many lines each panel of the figure has, by what its y axis says."""
+    from matplotlib import pyplot
+
+    panels: dict[str, int] = {}
+    close = pyplot.close
+
+    def look(figure: Any) -> None:
+        panels.update({axis.get_ylabel(): len(axis.lines) for axis in figure.axes if axis.get_ylabel()})
+        close(figure)
+
+    monkeypatch.setattr(pyplot, "close", look)
+    draw_accuracy(runs, path)
+    return panels
+
+
+def test_the_chosen_J_and_the_noise_scale_are_drawn_where_there_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
+    plain = replace(of("algorithm=localsgd"), rows=rows)
+    rule = replace(of("algorithm=localsgd", "local_steps=linear"), rows=[{**row, "J": row["round"]} for row in rows])
+    scales = [None, 64.0, 100.0, 130.0, 90.0]  # there is none at first, where no signal was seen
+    noise = [{**row, "J": 4, "noise_scale": scale} for row, scale in zip(rows, scales, strict=True)]
+    measured = replace(of("algorithm=localsgd", "local_steps=noise"), rows=noise)
+    accuracy = {"validation accuracy, %": 1, "test accuracy, %": 1}
+    steps, scale = "local steps J", "gradient noise scale, samples"
+    assert drawn(monkeypatch, [plain], tmp_path / "1.png") == accuracy
+    assert drawn(monkeypatch, [plain, rule], tmp_path / "2.png") == {**dict.fromkeys(accuracy, 2), steps: 1}
+    assert drawn(monkeypatch, [plain, rule, measured], tmp_path / "3.png") == {**dict.fromkeys(accuracy, 3), steps: 2, scale: 1}
