@@ -461,6 +461,45 @@ def test_averages_of_linear_recursions_are_one_worker_with_all_batches(optimizer
     assert local.state.model.abs().max() > 0.1
 
 
+SCHEDULES_OF_J = [
+    *("linear", "doubling", "post_local local_steps.at_step=5", "phases local_steps.numbers=[3,1] local_steps.borders=[0.2,0.6]"),
+    "drift",  # follows what it sees, which is nobody's plan
+]
+
+
+@pytest.mark.parametrize("rule", SCHEDULES_OF_J)
+@pytest.mark.parametrize("momentum", ["optimizer=sgd", "optimizer=sgdm"])
+def test_a_schedule_of_steps_changes_the_number_of_averages_and_nothing_else(rule: str, momentum: str) -> None:
+    """On that quadratic, along the same noise: as many averages as J_t has numbers, of which the sum is the number of steps."""
+    a = torch.ones(4, 1, dtype=torch.float64)
+    b = normal(1, 1).expand(4, 1)
+    common = ("algorithm=localsgd", "K=4", "samples=512", "optimizer.lr=0.05", momentum)  # 32 steps of 16 samples, at rates that fall
+    scheduled, _ = on_quadratics(*common, "J=6", f"local_steps={rule.split()[0]}", *rule.split()[1:], a=a, b=b, noisy=True)
+    together, _ = on_quadratics(*common, "J=1", a=a, b=b, noisy=True)
+    numbers = steps_of_rounds(scheduled)
+    assert sum(numbers) == 32
+    assert len(set(numbers)) > 1, "else it is no schedule"
+    assert scheduled.member.traffic.averages == len(numbers)
+    assert_exact(scheduled.state.model, finish(together).state.model)
+
+
+def test_momentum_that_is_reset_begins_every_round_at_zero() -> None:
+    """Two steps a round, by hand: v = g and x <- x - lr g, then v = 0.9 g + g' and x <- x - lr v, whatever v was before; then the mean."""
+    run, b = on_quadratics(
+        *("algorithm=localsgd", "algorithm.momentum=reset", "K=2", "J=2", "rounds=3", "scheduler=constant"),
+        *("optimizer=sgdm", "optimizer.lr=0.1", "optimizer.momentum=0.9", "optimizer.weight_decay=0"),
+        a=HETEROGENEOUS,
+    )
+    x = torch.zeros_like(b)
+    for _ in range(3):
+        first = HETEROGENEOUS * (x - b)
+        x = x - 0.1 * first
+        x = x - 0.1 * (0.9 * first + HETEROGENEOUS * (x - b))
+        x = x.mean(0).expand_as(x)
+        run.run_round()
+        assert_exact(run.state.model, x[:1])
+
+
 def test_momentum_that_is_reset_is_less_momentum() -> None:
     a, b = torch.ones(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
     reset, kept = (
@@ -1037,6 +1076,8 @@ def test_large_batch_schedule_is_that_of_the_lamb_paper(lr: float, warmup: float
     """You et al., ICLR 2020, tables 4 and 5: rates by the square root of the batch, warm-up (of 90 epochs; in 1/320) linear in it."""
     schedule = config("scheduler=large_batch", "scheduler.reference=512", f"scheduler.warmup={warmup}").scheduler
     assert " ".join(f"{lr * schedule.scale(batch, 1):.4f}" for batch in TABLE) == rates
+    # The tables give the same rates as c / (2^(3 - i / 2) 10^e), i doublings after 512.
+    assert [lr * schedule.scale(batch, 1) for batch in TABLE] == pytest.approx([8 * lr / 2 ** (3 - i / 2) for i in range(7)], rel=1e-12)
     assert " ".join(f"{length * schedule.warmup_of(batch):.5g}" for batch in TABLE) == warmups
 
 
@@ -1059,6 +1100,15 @@ def test_large_batch_schedule_reaches_the_optimizer() -> None:
     assert rates[4:] == pytest.approx([0.2 * (1 - step / 16) for step in range(16)])
     with pytest.raises(UserError, match="batch size below 320"):
         experiment(*common, "batch_size=320")
+
+
+def test_large_batch_cosine_warms_up_alike_and_then_is_a_cosine() -> None:
+    shipped = config("scheduler=large_batch_cosine").scheduler
+    assert [shipped.warmup_of(batch) for batch in TABLE] == pytest.approx([2**i / 320 for i in range(7)], rel=1e-12)
+    common = ("algorithm=centralized", "scheduler=large_batch_cosine", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
+    rates = small(*common, "batch_size=64", "optimizer.lr=0.1").member.plan().rates[0]
+    assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2], rel=1e-12), "a warm-up over a fifth, up to twice the rate"
+    assert rates[4:] == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 16)) for step in range(16)], rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["sgdm", "adamw", "lars", "lamb"])

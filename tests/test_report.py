@@ -175,7 +175,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, runs: list[Run], path: Path) -> dict[
     return panels
 
 
-def test_chosen_numbers_of_steps_and_the_noise_scale_are_drawn_where_there_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chosen_steps_and_the_noise_scale_are_drawn_where_there_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
     plain = replace(of("algorithm=localsgd"), rows=rows)
     rule = replace(of("algorithm=localsgd", "local_steps=linear"), rows=[{**row, "J": row["round"]} for row in rows])
