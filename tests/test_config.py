@@ -117,6 +117,37 @@ def test_the_command_line_narrows_a_section(program: Program, tmp_path: Path) ->
     assert "2 of 2 points finished" in result.output
 
 
+def commands(page: str) -> list[list[str]]:
+    """The arguments of every training command of a page, with the variables of its block put in."""
+    found = []
+    for block in re.findall(r"(?:^    .*\n)+", (PROJECT / page).read_text(), re.M):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", "").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if assigned := re.fullmatch(r' +(\w)="(.*)"', line):
+                variables[assigned[1]] = assigned[2]
+            elif line.strip().startswith("python train.py "):
+                found.append(line.split("#")[0].split()[2:])
+    return found
+
+
+COMMANDS = [
+    *commands("docs/distributed.md"),
+    *(choice.split() for choice in re.findall(r"`(algorithm=[^`]*)`", (PROJECT / "docs/distributed.md").read_text())),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_of_the_page_on_distributed_learning_is_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value of its grid, on images like CIFAR-100's."""
+    cifar100 = Card("made up", 32, 32, 3, (500,) * 100, (100,) * 100)
+    monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
+    grid = {key: values.split(",") for key, values in (word.split("=") for word in command if word != "-m")}
+    for point in range(max(map(len, grid.values()))):
+        experiment(*(f"{key}={values[point % len(values)]}" for key, values in grid.items()))
+
+
 MISTAKES = [
     ("algorithm=fedavg K=0", "K=0: the number of clients must be at least 1"),
     ("algorithm=localsgd K=0", "K=0: the number of workers must be at least 1"),
