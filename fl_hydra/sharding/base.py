@@ -108,8 +108,7 @@ class Sharding(Component):
         require(
             K * least <= total,
             f"K={K} sharding.min_size={least}: {K * least} samples would be needed and there are {total}; choose sharding.min_size from "
-            f"1 to {total // K}"
-            + (f", or K from 1 to {total // least}" if least <= total else ""),
+            f"1 to {total // K}" + (f", or K from 1 to {total // least}" if least <= total else ""),
         )
 
     @abstractmethod

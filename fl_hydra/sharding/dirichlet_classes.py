@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.data.population import Census, Indices, Population
-from fl_hydra.errors import UserError, require
+from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
 from fl_hydra.sharding.draws import MOST, Reals, in_proportion, log_dirichlet, log_sum, require_alpha
@@ -53,8 +53,7 @@ class DirichletClasses(Sharding):
     def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
         super().check(census, K, N_c, seed)
         counts = class_counts(census, self.name)
-        _, most = self._divide(counts, K, seed)
-        if most < self.min_size:
+        if not self.equal and (most := self._divide(counts, K, seed)[1]) < self.min_size:
             raise UserError(
                 f"K={K} sharding.alpha={self.alpha:g} sharding.min_size={self.min_size}: in each of {DRAWS} draws a client had fewer "
                 f"samples; {self._what_works(counts, K, seed, most)}"
@@ -76,10 +75,7 @@ class DirichletClasses(Sharding):
         for draw in range(DRAWS):
             rng = generator(seed, "shards-dirichlet-classes", draw)
             log_shares = log_dirichlet(rng, np.full((len(present), K), self.alpha))
-            if self.equal:
-                drawn = _balanced(rng, log_shares, counts[present])
-            else:
-                drawn = in_proportion(rng, np.exp(log_shares), counts[present])
+            drawn = (_balanced if self.equal else _free)(rng, log_shares, counts[present])
             least = int(drawn.sum(0).min())
             if least > most:
                 most, taken[:, present] = least, drawn.T
@@ -100,6 +96,11 @@ class DirichletClasses(Sharding):
         options += [f"K={fewer}"] if fewer else []
         options += [f"sharding.min_size={most}"] if most >= 1 else []
         return f"choose {', '.join([*options, ''])[:-2]} or sharding.equal=true" if options else "choose sharding.equal=true"
+
+
+def _free(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
+    """Whole numbers near to the shares, int64 [classes, K], from the arguments of :func:`_balanced`."""
+    return in_proportion(rng, np.exp(log_shares), counts)
 
 
 def _balanced(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
