@@ -21,6 +21,7 @@ from tests.conftest import Program
 from tests.support.make import PROJECT, experiment, kind, trainer
 
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
+SHIPPED.remove("sharding/natural")  # neither of the two datasets has users
 NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"]}
 
 
@@ -161,7 +162,12 @@ MISTAKES = [
     ("algorithm=fedavg sharding=classes N_c=0", "at least 1 class"),
     ("algorithm=fedavg sharding=classes", "add N_c=1 to N_c=10"),
     ("algorithm=fedavg sharding=classes K=10 N_c=1", "the nearest that work: N_c=2 with this K"),
-    ("algorithm=fedavg K=2000", "each client needs an image and there are 1295; choose K from 1 to 1295"),
+    ("algorithm=fedavg sharding=dirichlet sharding.alpha=-1", "sharding.alpha=-1: the concentration of sharding=dirichlet is from 0"),
+    ("algorithm=fedavg sharding=dirichlet_classes sharding.alpha=0", "above 0 (lower is more skewed)"),
+    ("algorithm=fedavg sharding=dirichlet_classes sharding.alpha=0.01", "or sharding.equal=true"),
+    ("algorithm=fedavg sharding=quantity sharding.min_size=13", "choose sharding.min_size from 1 to 12, or K from 1 to 99"),
+    ("algorithm=fedavg sharding=natural", "this dataset has no users of its own; choose sharding=iid"),
+    ("algorithm=fedavg K=2000", "each client needs a sample and there are 1295; choose K from 1 to 1295"),
     ("algorithm=fedavg participation=all", "participation=all takes every client"),
     ("J=4", "algorithm=centralized has no J; leave it out"),
     ("K=2", "algorithm=centralized has no K; leave it out"),

@@ -90,7 +90,7 @@ class Run:
             if c["N_c"] is not None:
                 further.append(f"N_c={c['N_c']}")
             elif method is None or method.federated or c["sharding"]["name"] != "iid":
-                further.append(c["sharding"]["name"])
+                further.append(_division(c["sharding"]))
         if method is None or inner != method.optimizer:
             further.append(inner)
         if outer != (method.server if method else "sgd"):
@@ -112,6 +112,14 @@ def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
         case "fedavg":
             return outer
     return rule
+
+
+def _division(sharding: dict[str, Any]) -> str:
+    """How samples are divided. The two ways to draw classes mean different things by alpha, so one has another word with it."""
+    word = {"dirichlet": "", "dirichlet_classes": "per-class ", "quantity": "quantity "}.get(sharding["name"])
+    if word is None:
+        return str(sharding["name"])
+    return f"{word}alpha={sharding['alpha']:g}{' equal' if sharding.get('equal') else ''}"
 
 
 def _inner(optimizer: dict[str, Any]) -> str:
