@@ -100,9 +100,9 @@ class TextDataset(Dataset):
 
     def describe(self, root: Path) -> Card:
         corpus = self.load(root)
-        counts = [tuple(np.bincount(owners, minlength=len(corpus.users)).tolist()) for owners in (corpus.train_users, corpus.test_users)]
+        train, test = (tuple(np.bincount(users, minlength=len(corpus.users)).tolist()) for users in (corpus.train_users, corpus.test_users))
         classes, everywhere = self.shape
-        return Card(corpus.fingerprint(), (text.WINDOW,), classes, *counts, everywhere=everywhere)
+        return Card(corpus.fingerprint(), (text.WINDOW,), classes, train, test, everywhere)
 
     def chosen(self, train: Sequence[int], test: Sequence[int], split_seed: int) -> Indices:
         """The users that take part, ascending, from the official training and test samples of each; a function of `split_seed`.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.data.population import Indices
-from fl_hydra.data.shakespeare import TextDataset
+from fl_hydra.data.shakespeare import TextDataset, TextSplit
 from fl_hydra.data.shakespeare_text import LEAF_ALPHABET, SEQUENCE_ALPHABET
 from fl_hydra.files import write_atomically
 from fl_hydra.report.figures import STYLE
@@ -35,7 +35,8 @@ def draw_clients(experiment: Experiment, path: Path) -> None:
     shards = e.sharding.shards(population, e.K, e.N_c, e.seed)
     panels: list[Panel] = []
     if isinstance(e.dataset, TextDataset):
-        panels.append(lambda figure, axis: _draw_characters(figure, axis, e.dataset, experiment, shards))
+        split = e.dataset.split(e.data, e.split_seed)
+        panels.append(lambda figure, axis: _draw_characters(figure, axis, split, experiment, shards))
     elif population.labels is not None:
         counts = _counts(shards, population.labels, e.card.classes)
         panels += [lambda figure, axis: _draw_classes(figure, axis, counts), lambda figure, axis: _draw_distinct(axis, counts)]
@@ -80,9 +81,8 @@ def _draw_sizes(axis: Any, sizes: Indices, unit: str) -> None:
     axis.set(xlabel="client, by size", ylabel=unit, title=f"sizes: mean {sizes.mean():,.1f}, std/mean {spread:.2f}")
 
 
-def _draw_characters(figure: Any, axis: Any, dataset: TextDataset, experiment: Experiment, shards: Shards) -> None:
+def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Experiment, shards: Shards) -> None:
     """How often each of the most frequent characters is among a client's, relative to how often it is in the text of all."""
-    split = dataset.split(experiment.data, experiment.split_seed)
     everywhere = experiment.card.everywhere
     alphabet = "\0" + SEQUENCE_ALPHABET + "\0\0\0" if everywhere else LEAF_ALPHABET
     width = experiment.card.shape[0] if everywhere else 1
