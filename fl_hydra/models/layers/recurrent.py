@@ -381,13 +381,15 @@ def _plain(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` of a small vocabulary, whose gradient is a product with one-hot vectors: fast in a stack, and the same bits each time."""
+    """`nn.Embedding` of any integers, whose gradient is summed in fp32 at least.
+
+    A frequent character is met hundreds of times in a batch, which bf16's own sums do not survive.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Integers [...] -> [..., width]."""
-        if input.dtype not in (torch.int32, torch.int64):
-            input = input.to(torch.int32)
-        found: Tensor = _Lookup.apply(input, self.weight)
+        ids = input if input.dtype in (torch.int32, torch.int64) else input.to(torch.int32)
+        found: Tensor = _Lookup.apply(ids, self.weight)
         return found
 
 
@@ -400,11 +402,18 @@ class _Lookup(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.rows = len(inputs[1])
+        ctx.count = len(inputs[1])
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
-        hits = torch.arange(ctx.rows, device=ids.device)[:, None] == ids.reshape(1, -1)
-        return None, hits.to(gradient.dtype) @ gradient.reshape(-1, gradient.shape[-1])
+        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        return None, torch.ops.aten.embedding_dense_backward(exact, ids, ctx.count, -1, False).to(gradient.dtype)
+
+
+class Last(nn.Module):
+    """The last position: [n, T, width] -> [n, width]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, -1]
