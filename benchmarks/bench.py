@@ -25,7 +25,7 @@ import torch
 from benchmarks.workloads import DEVICE, MadeUpText, ManyClients, ReluBeforePool, bare_passes, plain_characters, plain_loop, trainer
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
-from fl_hydra.models.lstm import LSTM
+from fl_hydra.models.lstm import CharacterLSTM
 from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
@@ -134,7 +134,7 @@ def characters(scale: Scale) -> Figures:
     figures = Figures("Shakespeare round: ten clients, J=4, batch 64, the LSTM")
     plain = {"plain loop": plain_characters(batch_size=scale.batch_size).run_round}
     ours = {
-        f"ours, {precision}": trainer(MadeUpText(), model=LSTM(), batch_size=scale.batch_size, precision=precision).run_round
+        f"ours, {precision}": trainer(MadeUpText(), model=CharacterLSTM(), batch_size=scale.batch_size, precision=precision).run_round
         for precision in ("fp32", "bf16")
     }
     seconds = interleaved(plain | ours, max(1, scale.repeats // 2))
@@ -143,7 +143,7 @@ def characters(scale: Scale) -> Figures:
     for precision in ("fp32", "bf16"):
         figures.ratios[f"Shakespeare round, {precision}: plain loop / ours"] = seconds["plain loop"] / seconds[f"ours, {precision}"]
     each = {
-        f"engine={name}": trainer(MadeUpText(), model=LSTM(), engine=name, batch_size=scale.batch_size).run_round
+        f"engine={name}": trainer(MadeUpText(), model=CharacterLSTM(), engine=name, batch_size=scale.batch_size).run_round
         for name in engines()
         if "im2col" not in name
     }

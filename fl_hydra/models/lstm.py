@@ -1,4 +1,4 @@
-"""The character LSTM of McMahan et al. (AISTATS 2017), LEAF (2018) and Reddi et al. (ICLR 2021)."""
+"""The character LSTM of LEAF (Caldas et al., 2018) and of Reddi et al. (ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @models.register
 @dataclass
-class LSTM(Model):
-    """An embedding of 8 numbers, two LSTM layers of 256 units, a linear classifier: of the last output where a text has one target (LEAF,
-    alphabet of 80: 819,920 parameters), of every output where each position has one (Reddi et al., vocabulary of 90: 822,570).
+class CharacterLSTM(Model):
+    """Characters of 8 numbers each, two LSTM layers of 256 units, and a linear head.
 
-    Both biases of PyTorch's LSTM are kept, of which other libraries have one; initial values are PyTorch's.
+    On LEAF's Shakespeare (80 characters, the one after a window is predicted) 819,920 parameters; on that of Reddi et al. (90
+    characters, the next one is predicted at every position) 822,570.
     """
 
     name: str = "lstm"
@@ -29,13 +29,25 @@ class LSTM(Model):
     layers: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("embedding", "hidden", "layers"):
-            require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)}: at least 1 is needed")
+        for name in ("embedding", "hidden", "layers"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: at least 1 is needed")
 
     def check(self, card: Card) -> None:
-        require(card.textual, "model=lstm: takes text, and this dataset has images; choose model=lenet or model=small")
+        require(card.textual, "model=lstm: reads text, and this dataset has images; choose model=lenet or model=small")
 
     def build(self, card: Card) -> nn.Module:
-        from fl_hydra.models.layers.recurrent import CharacterLSTM
+        return character_lstm(card.classes, self.embedding, self.hidden, self.layers, card.everywhere)
 
-        return CharacterLSTM(card.classes, self.embedding, self.hidden, self.layers, card.everywhere)
+
+def character_lstm(vocabulary: int, embedding: int = 8, hidden: int = 256, layers: int = 2, every_position: bool = False) -> nn.Module:
+    """A module from integers [n, T] to logits [n, vocabulary] of the character that follows, or [n, T, vocabulary] at every position."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    from fl_hydra.models.layers.recurrent import LSTM, Embedding, Last
+
+    parts: list[tuple[str, nn.Module]] = [("embedding", Embedding(vocabulary, embedding)), ("lstm", LSTM(embedding, hidden, layers))]
+    if not every_position:
+        parts.append(("last", Last()))
+    return nn.Sequential(OrderedDict([*parts, ("head", nn.Linear(hidden, vocabulary))]))

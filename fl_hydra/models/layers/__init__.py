@@ -1,1 +1,1 @@
-"""Layers that PyTorch does not have in a form that rows can share. Apart, because models are imported without torch."""
+"""Layers that PyTorch has not, or not for many models at once. (Modules here may import torch; those of `fl_hydra.models` may not.)"""

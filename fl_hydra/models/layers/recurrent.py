@@ -1,12 +1,14 @@
 """A stack of LSTM layers whose rows can be trained in one call.
 
 `torch.nn.LSTM` has no batching rule: under `torch.func.vmap` it falls apart into a loop, and its cuDNN kernel cannot be taken at all.
-Here a layer is an `autograd.Function` with a hand-written pass forward and backward through time over many models at once.
+Here a layer is an `autograd.Function` with a hand-written pass forward and backward through time over many models at once. On a CPU
+it is oneDNN's layer, the one that `torch.nn.LSTM` takes, model after model: no faster one can be written in PyTorch's operations.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,9 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import vjp
+from torch.utils.flop_counter import register_flop_formula
 
-CPU_CHUNK = 2**18
-"""Gate values that a CPU prepares at once: what stays in its cache until the steps that need it."""
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**26
+"""Gate values that are prepared at once: on a CPU, what stays in its cache until the steps that need it."""
+
+ONEDNN_LSTM = 2
+"""The kind of layer, as oneDNN's bindings count them."""
 
 
 class LSTM(nn.Module):
@@ -83,11 +89,14 @@ def lstm_layer(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tenso
 
 
 class _Layer(Function):
-    """(inputs, weights, bias, keep) -> outputs [G, T, B, H], gates [G, T, B, 4 H] and cells [G, T, B, H]; without `keep` those are empty."""
+    """(inputs, weights, bias, keep) -> outputs [G, T, B, H], gates [G, T, B, 4 H] and cells [G, T, B, H]; without `keep` those are empty.
+
+    oneDNN gives its workspaces [G, bytes] instead of the gates, and the last cells [G, B, H].
+    """
 
     @staticmethod
     def forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward(inputs, weight_ih, weight_hh, bias, keep)
+        return (_forward_onednn if _by_onednn(inputs) else _forward)(inputs, weight_ih, weight_hh, bias, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -108,7 +117,7 @@ class _Layer(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         rows, (inputs, *weights, keep), (dim, *weight_dims, _) = info.batch_size, args, in_dims
-        if all(weight_dim is None for weight_dim in weight_dims):  # one model: the rows are further samples of it
+        if all(weight_dim is None for weight_dim in weight_dims) and not _by_onednn(inputs):  # the rows are further samples of one model
             outputs = _Layer.apply(_into(inputs, dim, 2, rows), *weights, keep)
             return tuple(output.unflatten(2, (rows, -1)) for output in outputs), (2, 2, 2)
         outputs = _Layer.apply(*(_into(tensor, dim, 0, rows) for tensor, dim in zip(args[:-1], in_dims[:-1], strict=True)), keep)
@@ -123,7 +132,7 @@ class _LayerBackward(Function):
 
     @staticmethod
     def forward(gradient: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _backward(gradient, *args)
+        return (_backward_onednn if _by_onednn(gradient) else _backward)(gradient, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -151,7 +160,7 @@ class _LayerBackward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         rows, parts = info.batch_size, args[-1]
-        if all(dim is None for dim in in_dims[2:5]):
+        if all(dim is None for dim in in_dims[2:5]) and not _by_onednn(args[0]):
             of_samples = (0, 1, 5, 6, 7)
             merged = [_into(args[i], in_dims[i], 2, rows) if i in of_samples else args[i] for i in range(8)]
             of_inputs, *of_weights = _LayerBackward.apply(*merged, rows * parts)
@@ -188,7 +197,7 @@ def _multiply(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _chunks(steps: int, step: int, device: torch.device) -> list[slice]:
     """The steps in runs of what is prepared at once; `step` is how many gate values each has."""
-    size = steps if device.type != "cpu" else max(1, CPU_CHUNK // step)
+    size = max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // step)
     return [slice(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
@@ -203,14 +212,14 @@ def _forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor,
     squashed = inputs.new_empty(models, samples, hidden, dtype=exact)
     cell = torch.empty_like(squashed)
     for chunk in _chunks(steps, models * samples * 4 * hidden, inputs.device):
-        given = torch.baddbmm(bias, inputs[:, chunk].reshape(models, -1, inputs.shape[-1]), weight_ih)
-        given = given.view(models, -1, samples, 4 * hidden)
-        if keep:
-            gates[:, chunk] = given
-        elif given.dtype != exact:
-            given = given.to(exact)
+        place = gates[:, chunk] if keep else inputs.new_empty(models, chunk.stop - chunk.start, samples, 4 * hidden, dtype=exact)
+        projected = bias, inputs[:, chunk].reshape(models, -1, inputs.shape[-1]), weight_ih
+        if exact == inputs.dtype:
+            torch.baddbmm(*projected, out=place.flatten(1, 2))
+        else:
+            place.copy_(torch.baddbmm(*projected).view(place.shape))
         for step in range(chunk.start, chunk.stop):
-            gate = gates[:, step] if keep else given[:, step - chunk.start]
+            gate = place[:, step - chunk.start]
             if step:
                 _multiply(gate, outputs[:, step - 1], weight_hh)
             gate[..., : 3 * hidden].sigmoid_()
@@ -287,6 +296,84 @@ def _backward(
     return of_inputs, of_weight_ih, of_weight_hh, of_bias[..., 0]
 
 
+def _by_onednn(inputs: Tensor) -> bool:
+    """Whether `torch.nn.LSTM` would take oneDNN's layer."""
+    if inputs.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    if inputs.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return inputs.dtype == torch.float32
+
+
+def _forward_onednn(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = weight_hh.shape[-1]
+    zero, none = inputs.new_zeros(inputs.shape[2], hidden), torch.zeros_like(bias[0])
+
+    def layers() -> Iterator[tuple[Tensor, ...]]:
+        for model in zip(*(tensor.detach() for tensor in (inputs.contiguous(), weight_ih, weight_hh, bias)), strict=True):
+            with torch.set_grad_enabled(keep):  # without, there is no workspace
+                output, _, cell, workspace = torch.ops.aten.mkldnn_rnn_layer(
+                    *model, none, zero, zero, False, [], ONEDNN_LSTM, hidden, 1, True, False, False, keep
+                )
+            yield output, workspace if keep else cell.new_empty(0), cell
+
+    outputs, workspaces, cells = _stacked(layers(), len(inputs))
+    return outputs, workspaces, cells
+
+
+def _backward_onednn(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    outputs: Tensor,
+    workspaces: Tensor,
+    cells: Tensor,
+    parts: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert parts == 1
+    hidden = weight_hh.shape[-1]
+    zero, none = torch.zeros_like(cells[0]), torch.zeros_like(bias[0])
+    layers = (
+        torch.ops.aten.mkldnn_rnn_layer_backward(
+            x, w_ih, w_hh, b, none, zero, zero, output, output[-1], cell, of_output, None, None,
+            False, ONEDNN_LSTM, hidden, 1, True, True, False, [], False, workspace,
+        )[:4]
+        for x, w_ih, w_hh, b, output, cell, of_output, workspace in zip(
+            inputs.contiguous(), weight_ih, weight_hh, bias, outputs, cells, gradient.contiguous(), workspaces, strict=True
+        )
+    )  # fmt: skip
+    of_inputs, *of_weights = _stacked(layers, len(inputs))
+    of_weight_ih, of_weight_hh, of_bias = (one.unsqueeze(1) for one in of_weights)
+    return of_inputs, of_weight_ih, of_weight_hh, of_bias
+
+
+def _stacked(models: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    """The tensors of each model, stacked as they come: they are large."""
+    stacks: list[Tensor] = []
+    for place, tensors in enumerate(models):
+        if count == 1:
+            return [tensor[None] for tensor in tensors]
+        if not place:
+            stacks = [tensor.new_empty(count, *tensor.shape) for tensor in tensors]
+        for stack, tensor in zip(stacks, tensors, strict=True):
+            stack[place] = tensor
+    return stacks
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_rnn_layer)
+def _forward_flops(inputs: tuple[int, ...], weight_ih: tuple[int, ...], *args: Any, **keywords: Any) -> int:
+    """What `_forward` computes: the first step starts from zeros."""
+    steps, samples, width = inputs
+    return 2 * samples * weight_ih[0] * (steps * width + (steps - 1) * weight_ih[0] // 4)
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_rnn_layer_backward)
+def _backward_flops(inputs: tuple[int, ...], weight_ih: tuple[int, ...], *args: Any, **keywords: Any) -> int:
+    return 2 * _forward_flops(inputs, weight_ih)
+
+
 def _plain(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -> Tensor:
     """The layer in plain operations, each part with its own weights: inputs [G, T, K, n, in], weights [G, K, ...] -> [G, T, K, n, H]."""
     cell = output = inputs.new_zeros(*inputs[:, 0].shape[:-1], weight_hh.shape[-1])
@@ -301,13 +388,15 @@ def _plain(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` of a small vocabulary, whose gradient is a product with one-hot vectors: fast in a stack, and the same bits each time."""
+    """`nn.Embedding` of any integers, whose gradient is summed in fp32 at least.
+
+    A frequent character is met hundreds of times in a batch, which bf16's own sums do not survive.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Integers [...] -> [..., width]."""
-        if input.dtype not in (torch.int32, torch.int64):
-            input = input.to(torch.int32)
-        found: Tensor = _Lookup.apply(input, self.weight)
+        ids = input if input.dtype in (torch.int32, torch.int64) else input.to(torch.int32)
+        found: Tensor = _Lookup.apply(ids, self.weight)
         return found
 
 
@@ -320,28 +409,18 @@ class _Lookup(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.rows = len(inputs[1])
+        ctx.count = len(inputs[1])
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
-        hits = torch.arange(ctx.rows, device=ids.device)[:, None] == ids.reshape(1, -1)
-        return None, hits.to(gradient.dtype) @ gradient.reshape(-1, gradient.shape[-1])
+        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        return None, torch.ops.aten.embedding_dense_backward(exact, ids, ctx.count, -1, False).to(gradient.dtype)
 
 
-class CharacterLSTM(nn.Module):
-    """Characters, integers [n, T], to logits of the next one: [n, vocabulary] after the last, or [n, T, vocabulary] after each."""
+class Last(nn.Module):
+    """The last position: [n, T, width] -> [n, width]."""
 
-    def __init__(self, vocabulary: int, embedding: int, hidden: int, layers: int, everywhere: bool) -> None:
-        super().__init__()
-        self.everywhere = everywhere
-        self.embedding = Embedding(vocabulary, embedding)
-        self.lstm = LSTM(embedding, hidden, layers)
-        self.classifier = nn.Linear(hidden, vocabulary)
-
-    def forward(self, characters: Tensor) -> Tensor:
-        """Logits."""
-        outputs = self.lstm(self.embedding(characters))
-        logits: Tensor = self.classifier(outputs if self.everywhere else outputs[:, -1])
-        return logits
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, -1]
