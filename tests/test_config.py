@@ -21,7 +21,7 @@ from tests.conftest import Program
 from tests.support.make import PROJECT, experiment, kind, trainer
 
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
-NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"]}
+NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"], "participation/skewed": ["gamma=0.5"]}
 
 
 @pytest.mark.parametrize("option", SHIPPED)
@@ -159,6 +159,7 @@ MISTAKES = [
     ("threads=0", "at least 1 is needed"),
     ("dataset.validation=1", "a fraction in [0, 1)"),
     ("gamma=0", "must be greater than 0"),
+    ("algorithm=fedavg participation=skewed", "participation=skewed: needs a concentration; add gamma=0.5"),
     ("evaluation.points=0", "at least 1"),
     ("checkpoint.seconds=-1", "must be 0"),
     ("section=a/b", "letters, digits"),
