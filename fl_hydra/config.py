@@ -175,6 +175,8 @@ def resolve(config: Config) -> Experiment:
     config.scheduler.check(config.batch_size)
 
     m = max(1, round(C * K))
+    gamma = config.gamma if "gamma" in config.participation.uses else None
+    config.participation.check(K, m, gamma)
     require(
         config.data_parallel == 1 or (K == 1 and not algorithm.federated and algorithm.synchronous),
         f"data_parallel={config.data_parallel}: shares the steps of centralized training among workers; workers of "
@@ -243,6 +245,7 @@ def resolve(config: Config) -> Experiment:
         m=m,
         J=J,
         N_c=N_c,
+        gamma=gamma,
         batch_size=config.batch_size,
         data_parallel=config.data_parallel,
         budget=1,

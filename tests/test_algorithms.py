@@ -16,6 +16,7 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.optim.base import Layers
 from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.sgdm import SGDM
+from fl_hydra.participation.base import Cohort
 from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.rows import Batch, Clients, Gradient, Rows, Server
 from fl_hydra.training.trainer import Trainer
@@ -200,7 +201,8 @@ def test_clients_do_not_share_a_model() -> None:
     trainer(*COHORT, algorithm=together).run_round()
     for k in range(4):
         alone = trainer(*COHORT, algorithm=FedAvg())
-        alone.member.experiment.participation.cohort = lambda *_, k=k: np.array([k])  # type: ignore[method-assign]
+        cohort = Cohort(np.array([k]))
+        alone.member.experiment.participation.cohort = lambda _, cohort=cohort: cohort  # type: ignore
         alone.run_round()
         assert_exact(alone.state.model[0], together.ends[k])
 

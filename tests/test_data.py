@@ -17,7 +17,6 @@ from fl_hydra.data.digits import Digits
 from fl_hydra.data.images import Arrays, channel_statistics
 from fl_hydra.data.order import Order
 from fl_hydra.errors import UserError
-from fl_hydra.participation.schemes import Everyone, Uniform
 from fl_hydra.randomness import generator, hash_uniform
 from fl_hydra.sharding.base import Shards, equal_sizes
 from fl_hydra.training.images import Images
@@ -80,22 +79,6 @@ def test_order_visits_everything_once_a_pass_across_batches(size: int) -> None:
         assert long[:size].tolist() != long[size : 2 * size].tolist()
         assert Order(shards, seed=1).indices(1, 0, 5 * size).tolist() != long.tolist()
         assert [image - size for image in long] != order.indices(0, 0, 5 * size).tolist()
-
-
-def test_cohorts_are_a_function_of_seed_and_round_and_fair() -> None:
-    sizes = np.ones(20, np.int64)
-    sizes[3] = 0
-    counts = np.zeros(20)
-    for round in range(3000):
-        cohort = Uniform().cohort(sizes, 5, 0, round)
-        assert len(set(cohort.tolist())) == 5
-        counts[cohort] += 1
-    assert counts[3] == 0, "a client without images is never drawn"
-    expected = 3000 * 5 / 19
-    assert np.abs(counts[sizes > 0] - expected).max() < 5 * np.sqrt(expected)
-    assert Uniform().cohort(sizes, 5, 0, 7).tolist() == Uniform().cohort(sizes, 5, 0, 7).tolist()
-    assert Uniform().cohort(sizes, 5, 1, 7).tolist() != Uniform().cohort(sizes, 5, 0, 7).tolist()
-    assert Everyone().cohort(sizes, 19, 0, 0).tolist() == [k for k in range(20) if k != 3]
 
 
 def test_draws_depend_on_nothing_but_their_coordinates() -> None:

@@ -1,14 +1,16 @@
-"""Everyone, or a uniform sample."""
+"""Everyone, a uniform sample, or a skewed one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
-from fl_hydra.participation.base import Participation, participations
+from fl_hydra.participation.base import Cohort, Participation, Round, gumbel_top, participations, uniformly
 from fl_hydra.randomness import generator
+from fl_hydra.speeds.base import Reals
 
 
 @participations.register
@@ -18,8 +20,8 @@ class Everyone(Participation):
 
     name: str = "all"
 
-    def cohort(self, sizes: Indices, m: int, seed: int, round: int) -> Indices:
-        return np.flatnonzero(sizes)
+    def cohort(self, round: Round) -> Cohort:
+        return Cohort(round.clients)
 
 
 @participations.register
@@ -29,8 +31,45 @@ class Uniform(Participation):
 
     name: str = "uniform"
 
-    def cohort(self, sizes: Indices, m: int, seed: int, round: int) -> Indices:
-        rng = generator(seed, "cohort", round)
-        if sizes.min() > 0:
-            return np.sort(rng.choice(len(sizes), m, replace=False))
-        return np.sort(rng.choice(np.flatnonzero(sizes), m, replace=False))
+    def cohort(self, round: Round) -> Cohort:
+        return Cohort(uniformly(round.clients, round.m, round.seed, "cohort", round.round))
+
+
+@participations.register
+@dataclass
+class Skewed(Participation):
+    """m of the clients by probabilities p ~ Dirichlet(gamma 1_K), drawn once for a run; without replacement.
+
+    In each round the clients are drawn one after the other, each time from those left, in proportion to p. The smaller gamma, the fewer
+    take nearly all places; for a large one all are equally likely. Weights below the smallest normal float64 count as that: where fewer
+    than m clients have more, all the others are equally likely to fill the cohort.
+    """
+
+    name: str = "skewed"
+
+    uses: ClassVar[frozenset[str]] = frozenset({"gamma"})
+
+    def cohort(self, round: Round) -> Cohort:
+        assert round.gamma is not None
+        clients = round.clients
+        logs = log_dirichlet(round.gamma, len(round.sizes), round.seed)[clients]
+        rng = generator(round.seed, "cohort", round.round)
+        return Cohort(np.sort(clients[gumbel_top(logs, round.m, rng)]))
+
+
+@lru_cache(maxsize=64)
+def log_dirichlet(gamma: float, K: int, seed: int) -> Reals:
+    """Logarithms of p ~ Dirichlet(gamma 1_K), a function of the seed; float64 [K], at least that of the smallest normal float64.
+
+    log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000, section 6), which does not underflow where
+    gamma is small.
+    """
+    rng = generator(seed, "participation")
+    if np.isinf(gamma):
+        return np.full(K, -np.log(K))
+    with np.errstate(over="ignore"):
+        logs = np.log(rng.standard_gamma(gamma + 1, K)) - rng.standard_exponential(K) / gamma
+    logs -= logs.max() if np.isfinite(logs.max()) else 0.0
+    logs -= np.log(np.exp(logs).sum() or 1.0)
+    floored: Reals = logs.clip(min=np.log(np.finfo(np.float64).tiny))
+    return floored

@@ -91,6 +91,8 @@ class Run:
                 further.append(f"N_c={c['N_c']}")
             elif method is None or method.federated or c["sharding"]["name"] != "iid":
                 further.append(_division(c["sharding"]))
+            if c.get("gamma") is not None:
+                further.append(f"gamma={c['gamma']:g}")
         if method is None or inner != method.optimizer:
             further.append(inner)
         if outer != (method.server if method else "sgd"):

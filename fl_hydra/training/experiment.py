@@ -25,6 +25,7 @@ class Experiment:
 
     K: clients or workers. m: how many take part in a round. J: local steps of a round, as the rule `local_steps` takes it; None: one
     pass over the images. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
+    gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     """
 
@@ -43,6 +44,7 @@ class Experiment:
     m: int
     J: int | None
     N_c: int | None = None
+    gamma: float | None = None
     batch_size: int
     data_parallel: int = 1
     budget: int

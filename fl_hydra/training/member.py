@@ -12,6 +12,7 @@ from fl_hydra.algorithms.events import EventDriven, Program
 from fl_hydra.data.order import Order
 from fl_hydra.data.population import Indices, Population
 from fl_hydra.local_steps.base import Measured, Memory
+from fl_hydra.participation.base import Round
 from fl_hydra.speeds.base import Reals
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
@@ -99,7 +100,7 @@ class Member:
         e = self.experiment
         if isinstance(e.algorithm, EventDriven):
             return self._plan_events(e.algorithm)
-        ids = e.participation.cohort(self.shard_sizes, e.m, e.seed, self.round)
+        ids = e.participation.cohort(Round(self.shard_sizes, e.m, e.seed, self.round, e.gamma)).ids
         J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.traffic.steps, self.memory)
         wanted = self._wanted(ids, J)
         # The last round is cut: what remains of the budget is spread over the rows.
