@@ -143,7 +143,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_of_the_page_on_distributed_learning_is_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each value of its grid, on images like CIFAR-100's."""
-    cifar100 = Card("made up", 32, 32, 3, (500,) * 100, (100,) * 100)
+    cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
     monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
     grid = {key: values.split(",") for key, values in (word.split("=") for word in command if word != "-m")}
     for point in range(max(map(len, grid.values()))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from fl_hydra.data.shakespeare import Shakespeare, ShakespeareSequences, TextDat
 from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
 from fl_hydra.training.text import Text
-from tests.support.make import write_shakespeare
+from tests.conftest import Program
+from tests.support.make import trainer, write_shakespeare
 
 
 def small(**fields: object) -> Shakespeare:
@@ -95,3 +97,109 @@ def test_bad_settings() -> None:
     for fields in ({"users": 0}, {"min_samples": 0}, {"validation": 1.0}):
         with pytest.raises(UserError):
             small(**fields)
+
+
+SMALL = ("model.embedding=4", "model.hidden=8", "batch_size=4", "evaluation.points=2")
+WINDOWS = ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", *SMALL)
+SPEECHES = ("dataset=shakespeare_sequences", *SMALL)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("dataset", [(*WINDOWS, "K=4"), (*SPEECHES, "K=6")])
+def test_engines_agree_on_text(tmp_path: Path, dataset: tuple[str, ...], precision: str) -> None:
+    write_shakespeare(tmp_path)
+    tolerance = {"fp64": 1e-12, "fp32": 2e-5, "bf16": 2e-2}[precision]
+    runs = [
+        trainer(*dataset, "algorithm=fedavg", "C=0.5", "J=3", "samples=70", f"precision={precision}", f"data={tmp_path}", engine=engine)
+        for engine in ("loop", "stacked")
+    ]
+    for run in runs:
+        while not run.finished:
+            run.run_round()
+    torch.testing.assert_close(runs[0].weights(), runs[1].weights(), rtol=tolerance, atol=tolerance)
+    one, other = (run.evaluate()[0] for run in runs)
+    for key in ("train/loss", "val/loss", "test/loss"):
+        assert one[key] == pytest.approx(other[key], rel=10 * tolerance)
+
+
+def test_a_loss_over_every_position_is_the_mean_over_what_is_no_padding(tmp_path: Path) -> None:
+    """And so where a batch is computed in parts, whose targets differ in number."""
+    write_shakespeare(tmp_path)
+    given = (*SPEECHES, "K=6", "algorithm=fedavg", "C=1", "J=1", "samples=24", "precision=fp64", f"data={tmp_path}")
+    whole, parts = trainer(*given), trainer(*given)
+    parts.engine.samples_at_once = 3
+    initial = whole.state.model[0].clone()
+    module = whole._build().double()
+    torch.nn.utils.vector_to_parameters(initial, module.parameters())
+    plan = whole.member.plan()
+    gradients = []
+    for row in torch.from_numpy(whole.member.draw(plan, 4)):
+        logits = module(whole.split.train.plain(row))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.split.train.targets[row].flatten(), ignore_index=-100)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
+    lr, decay = whole.member.experiment.optimizer.lr, whole.member.experiment.optimizer.weight_decay
+    mean = (torch.stack(gradients) * torch.from_numpy(plan.weights)[:, None]).sum(0)
+    for run in (whole, parts):
+        run.run_round()
+        torch.testing.assert_close(run.weights(), initial - lr * (mean + decay * initial), rtol=1e-12, atol=1e-12)
+
+
+def test_text_resumes_exactly(tmp_path: Path) -> None:
+    write_shakespeare(tmp_path)
+    given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=2", "samples=200", f"data={tmp_path}")
+    uninterrupted, first, second = trainer(*given), trainer(*given), trainer(*given)
+    while not uninterrupted.finished:
+        uninterrupted.run_round()
+    for _ in range(5):
+        first.run_round()
+    second.restore(first.checkpoint())
+    while not second.finished:
+        second.run_round()
+    assert torch.equal(second.weights(), uninterrupted.weights()) and second.evaluate() == uninterrupted.evaluate()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (*WINDOWS, "algorithm=fedavg", "K=4", "C=0.5", "J=2"),
+        (*WINDOWS, "algorithm=fedavg", "K=3", "C=1", "J=2", "sharding=iid"),
+        (*WINDOWS, "algorithm=centralized"),
+        (*SPEECHES, "algorithm=fedavg", "K=6", "C=0.5", "J=2"),
+        (*WINDOWS, "algorithm=fedavg", "K=4", "C=0.5", "J=2", "sharding=quantity"),
+        (*WINDOWS, "algorithm=localsgd", "K=2", "J=2", "sharding=iid"),
+        (*WINDOWS, "algorithm=fedavg", "K=4", "C=0.5", "participation=skewed", "gamma=0.5", "J=2"),
+    ],
+)
+def test_text_from_the_command_line(argv: tuple[str, ...], program: Program, tmp_path: Path) -> None:
+    write_shakespeare(tmp_path / "text")
+    result = program(*argv, "samples=100", f"data={tmp_path / 'text'}", cwd=tmp_path)
+    assert result.status == 0, result.output
+    (summary,) = tmp_path.rglob("summary.json")
+    metrics = json.loads(summary.read_text())["metrics"]
+    assert metrics["samples"] == 100 and metrics["val/loss"] < 5 and metrics["flops"] > 0
+
+
+def test_schedules_are_compared_on_text_in_one_grid(program: Program, tmp_path: Path) -> None:
+    write_shakespeare(tmp_path / "text")
+    grid = ("-m", *WINDOWS, "algorithm=centralized", "scheduler=constant,cosine,step,linear,exponential")
+    result = program(*grid, "samples=60", f"data={tmp_path / 'text'}", cwd=tmp_path)
+    assert result.status == 0, result.output
+    assert len(list(tmp_path.rglob("summary.json"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("K=5 algorithm=fedavg", "K=5: sharding=natural has a client for each of the 4 users"),
+        ("K=4 algorithm=fedavg sharding=classes N_c=2", "sharding=classes: divides by label"),
+        ("K=4 algorithm=fedavg sharding=dirichlet", "sharding=dirichlet: divides by label"),
+        ("model=lenet", "model=lenet: takes images"),
+        ("dataset.users=9 algorithm=fedavg K=9", "dataset.users=9: 6 of the 6 users"),
+        ("dataset.text=/nowhere/else.txt", "no such file or folder"),
+    ],
+)
+def test_mistakes_about_text_are_one_line(argv: str, says: str, program: Program, tmp_path: Path) -> None:
+    write_shakespeare(tmp_path / "text")
+    result = program(*WINDOWS, *argv.split(), f"data={tmp_path / 'text'}", cwd=tmp_path)
+    assert result.status == 2 and says in result.output, result.output
+    assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "outputs").exists()

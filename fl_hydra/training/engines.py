@@ -351,7 +351,7 @@ class StackedEngine(Engine):
     def _shared_gradient(self, models: Tensor, batch: Batch, out: Tensor) -> Tensor:
         """Gradients of rows that equal their run's model, into `out` [runs, rows, P]: the forward pass is that of one model a run."""
         split = out.shape[:2]
-        inputs, targets = batch.inputs.reshape(*split, *batch.inputs.shape[1:]), batch.targets.reshape(*split, -1)
+        inputs, targets = batch.inputs.unflatten(0, split), batch.targets.unflatten(0, split)
         weights = None if batch.weights is None else batch.weights.reshape(*split, -1)
         in_dims = (None, 0, 0, None if weights is None else 0)
         of_run = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)
