@@ -20,6 +20,7 @@ from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
 from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import PRECISIONS, Precision
 from fl_hydra.training.rows import Batch
+from tests.test_engines import Capturable
 
 INPUTS, HIDDEN, STEPS, SAMPLES = 3, 5, 7, 4
 
@@ -236,6 +237,15 @@ def test_engines_agree(precision: str, tolerance: float, shared: str) -> None:
     loop, stacked = (row_gradients(kind, PRECISIONS[precision], shared) for kind in (LoopEngine, StackedEngine))
     for one, other in zip(loop, stacked, strict=True):
         close(other, one, tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_reads_nothing_back(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)  # as on a GPU
+    for kind in (LoopEngine, StackedEngine):
+        for shared in ("own", "one", "two"):
+            with Capturable():
+                row_gradients(kind, PRECISIONS[precision], shared)
 
 
 @pytest.mark.parametrize("onednn", [False, True])

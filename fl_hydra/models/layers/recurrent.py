@@ -5,6 +5,9 @@ Here a layer is an `autograd.Function` with a hand-written pass forward and back
 it is oneDNN's layer, the one that `torch.nn.LSTM` takes, model after model: no faster one can be written in PyTorch's operations.
 """
 
+# mypy: disable-error-code="no-untyped-call"
+# (`Function.apply`, `unflatten` and others of torch carry no types.)
+
 from __future__ import annotations
 
 import math
@@ -26,7 +29,7 @@ ONEDNN_LSTM = 2
 
 
 class LSTM(nn.Module):
-    """`torch.nn.LSTM(inputs, hidden, layers, batch_first=True)` from a zero state, without the final state: [n, T, inputs] -> [n, T, hidden].
+    """`torch.nn.LSTM(inputs, hidden, layers, batch_first=True)` from a zero state, without the state at the end.
 
     Names, shapes, order and initial values of the parameters are those of `torch.nn.LSTM`, gates in its order i, f, g, o. In a
     lower precision, products are computed in it, and the cell state and the gates' nonlinearities in fp32.
@@ -149,11 +152,10 @@ class _LayerBackward(Function):
         def first(gradient: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
             each = (weight.unsqueeze(1).expand(-1, parts, *weight.shape[1:]) for weight in weights)
             samples, of_samples = (tensor.unflatten(2, (parts, -1)) for tensor in (inputs, gradient))
-            pull = vjp(_plain, samples, *each)[1]
-            of_inputs, *of_weights = pull(of_samples)
+            of_inputs, *of_weights = vjp(_plain, samples, *each)[1](of_samples)
             return of_inputs.flatten(2, 3), *of_weights
 
-        values, pull = vjp(first, gradient, inputs, *weights)
+        values, pull, *_ = vjp(first, gradient, inputs, *weights)
         given = tuple(torch.zeros_like(value) if g is None else g for value, g in zip(values, gradients, strict=True))
         return *pull(given), None, None, None, None
 
@@ -179,7 +181,8 @@ def _into(tensor: Tensor, dim: int | None, place: int, rows: int) -> Tensor:
 
 def _rolled(weight: Tensor, by: int) -> Tensor:
     """Gates [..., 4 H, n] moved on by so many places; 1 turns i, f, g, o into o, i, f, g."""
-    return weight.unflatten(-2, (4, -1)).roll(by, -3).flatten(-3, -2)
+    gates: Tensor = weight.unflatten(-2, (4, -1))
+    return gates.roll(by, -3).flatten(-3, -2)
 
 
 def _multiply(out: Tensor, left: Tensor, right: Tensor) -> None:
