@@ -208,6 +208,7 @@ def resolve(config: Config) -> Experiment:
     )
     if J is not None:
         config.local_steps.check(J)
+    _check_participation(config.participation, algorithm, measured)
     require(
         m == K or config.participation.name != "all",
         f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
@@ -258,6 +259,24 @@ def resolve(config: Config) -> Experiment:
     else:
         budget = FEDERATED_SAMPLES if algorithm.federated else DISTRIBUTED_EPOCHS * images
     return dataclasses.replace(experiment, budget=budget)
+
+
+def _check_participation(participation: Participation, algorithm: Algorithm, measured: frozenset[str]) -> None:
+    """Refuse what a scheme cannot do with a method, or with what a rule for local steps measures."""
+    require(
+        not participation.dropout or algorithm.federated,
+        f"participation.dropout={participation.dropout}: clients of federated algorithms drop out, and algorithm={algorithm.name} has "
+        "workers; leave it out",
+    )
+    require(
+        not participation.dropout or "drift" not in measured,
+        f"participation.dropout={participation.dropout}: a rule that measures drift needs all ends of a round; choose other local_steps",
+    )
+    require(
+        not participation.weighs or type(algorithm).update is Algorithm.update,
+        f"participation={participation.name}: weighs updates by how likely they were, and algorithm={algorithm.name} uses more of a round "
+        "than a weighted sum; choose another scheme",
+    )
 
 
 def check_device(device: str, engine: str = "auto") -> None:

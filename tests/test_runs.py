@@ -78,13 +78,23 @@ def test_a_killed_run_ends_as_one_never_killed(
 SMALL = ("model.filters=1", "model.hidden=2", "batch_size=16", "evaluation.points=3", "checkpoint.seconds=0", "engine=stacked")
 METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algorithm").glob("*.yaml"))]
 RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
+SCHEMES = [f"participation={path.stem}" for path in sorted((PROJECT / "conf" / "participation").glob("*.yaml"))]
 SERVERS = [f"server={path.stem}" for path in sorted((PROJECT / "conf" / "server").glob("*.yaml"))]
 
+SCHEME = ["K=10", "C=0.3", "participation.dropout=0.2", "speeds=linear"]
+PARTICULAR = {
+    "participation=all": ["C=1"],
+    "participation=skewed": ["gamma=0.5"],
+    "participation=fedcor": ["participation.warmup=2", "participation.interval=2"],
+}
 
-@pytest.mark.parametrize("choice", [*METHODS, *RULES, *SERVERS])
+
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, *SCHEMES, *SERVERS])
 def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
     """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
-    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=localsgd"])]
+    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice in SCHEMES else ["algorithm=localsgd"])]
+    command += SCHEME if choice in SCHEMES else []
+    command += PARTICULAR.get(choice, [])
     command += ["local_steps.spread=0.4"] if choice in RULES else []
     command += [] if config(choice).algorithm.J is None else ["J=5"]
     command.append(f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}")

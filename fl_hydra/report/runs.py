@@ -90,8 +90,7 @@ class Run:
                 further.append(f"N_c={c['N_c']}")
             elif method is None or method.federated or c["sharding"]["name"] != "iid":
                 further.append(c["sharding"]["name"])
-            if c.get("gamma") is not None:
-                further.append(f"gamma={c['gamma']:g}")
+            further += _participation(c)
         if method is None or inner != method.optimizer:
             further.append(inner)
         if outer != (method.server if method else "sgd"):
@@ -113,6 +112,15 @@ def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
         case "fedavg":
             return outer
     return rule
+
+
+def _participation(config: dict[str, Any]) -> list[str]:
+    """Who takes part, where it is not everyone or a uniform sample, and whether they drop out."""
+    scheme = config["participation"]
+    words = [] if scheme["name"] in ("all", "uniform", "skewed") else [str(scheme["name"])]
+    if config.get("gamma") is not None:
+        words.append(f"gamma={config['gamma']:g}")
+    return words + ([f"dropout={scheme['dropout']:g}"] if scheme.get("dropout") else [])
 
 
 def _inner(optimizer: dict[str, Any]) -> str:
