@@ -213,6 +213,7 @@ def resolve(config: Config) -> Experiment:
         f"local_steps.spread={rule.spread}: workers of algorithm={algorithm.name} take all J steps of a period, to be averaged after "
         "it; leave local_steps.spread out",
     )
+    _check_participation(config.participation, algorithm, measured)
     require(
         m == K or config.participation.name != "all",
         f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
@@ -273,6 +274,24 @@ def resolve(config: Config) -> Experiment:
     if J is not None:
         rule.check(J, -(-budget // (m * experiment.step_samples)))
     return dataclasses.replace(experiment, budget=budget)
+
+
+def _check_participation(participation: Participation, algorithm: Algorithm, measured: frozenset[str]) -> None:
+    """Refuse what a scheme cannot do with a method, or with what a rule for local steps measures."""
+    require(
+        not participation.dropout or algorithm.federated,
+        f"participation.dropout={participation.dropout}: clients of federated algorithms drop out, and algorithm={algorithm.name} has "
+        "workers; leave it out",
+    )
+    require(
+        not participation.dropout or "drift" not in measured,
+        f"participation.dropout={participation.dropout}: a rule that measures drift needs all ends of a round; choose other local_steps",
+    )
+    require(
+        not participation.weighs or type(algorithm).update is Algorithm.update,
+        f"participation={participation.name}: weighs updates by how likely they were, and algorithm={algorithm.name} uses more of a round "
+        "than a weighted sum; choose another scheme",
+    )
 
 
 def check_device(device: str, engine: str = "auto") -> None:

@@ -117,6 +117,8 @@ LABELS = {
     "algorithm=fedavg": "FedAvg K=100 C=0.1 J=4, iid",
     "algorithm=fedavg K=20 C=1 sharding=classes N_c=2": "FedAvg K=20 J=4, N_c=2",
     "algorithm=fedavg participation=skewed gamma=0.5": "FedAvg K=100 C=0.1 J=4, iid, gamma=0.5",
+    "algorithm=fedavg participation=oort": "FedAvg K=100 C=0.1 J=4, iid, oort",
+    "algorithm=fedavg participation.dropout=0.1": "FedAvg K=100 C=0.1 J=4, iid, dropout=0.1",
     "algorithm=fedavg server.momentum=0.9": "FedAvgM K=100 C=0.1 J=4, iid",
     "algorithm=fedavg server=adam": "FedAdam K=100 C=0.1 J=4, iid",
 }

@@ -80,13 +80,23 @@ METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algo
 RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
 OPTIMIZERS = [f"optimizer={name}" for name in ("lars", "lamb", "radam")]
 """Those of their own, and one of torch's whose step depends on its count."""
+SCHEMES = [f"participation={path.stem}" for path in sorted((PROJECT / "conf" / "participation").glob("*.yaml"))]
 SERVERS = [f"server={path.stem}" for path in sorted((PROJECT / "conf" / "server").glob("*.yaml"))]
 
+SCHEME = ["K=10", "C=0.3", "participation.dropout=0.2", "speeds=linear"]
+PARTICULAR = {
+    "participation=all": ["C=1"],
+    "participation=skewed": ["gamma=0.5"],
+    "participation=fedcor": ["participation.warmup=2", "participation.interval=2"],
+}
 
-@pytest.mark.parametrize("choice", [*METHODS, *RULES, *OPTIMIZERS, *SERVERS])
+
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, *OPTIMIZERS, *SCHEMES, *SERVERS])
 def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
     """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
-    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=localsgd"])]
+    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice in SCHEMES else ["algorithm=localsgd"])]
+    command += SCHEME if choice in SCHEMES else []
+    command += PARTICULAR.get(choice, [])
     command += ["local_steps.spread=0.4"] if choice in RULES else []
     command += [] if config(choice).algorithm.J is None else ["J=5"]
     command.append(f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}")

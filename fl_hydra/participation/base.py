@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,13 +15,38 @@ from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
 from fl_hydra.speeds.base import Reals
 
+Recollection = Mapping[str, Reals]
+"""What a scheme keeps from round to round: float64 [K] by name; part of every checkpoint."""
+
+Losses = Callable[[Indices, int | None], Reals]
+"""Mean losses of the run's present model on training samples, without augmentation, of some clients, int64 [n]: float64 [n].
+
+The second argument says how many samples of each client, drawn for the round; None: all. It is charged: a model down to each client that is
+not in the cohort anyway, a forward pass for each sample, and the simulated seconds of the slowest. The number that a client sends back
+is too small to count.
+"""
+
+Shown = Mapping[str, Reals]
+"""What a round has shown of each client that reported: float64 [n] by the names in `measures`."""
+
+SHOWS = ("loss", "root_square", "norm")
+"""What can be measured: the mean loss over a client's batches of the round, the root of the mean of its samples' squared losses, and how
+far it has moved, |w_k - w|."""
+
+
+def no_losses(ids: Indices, samples: int | None) -> Reals:
+    """Stands where there is no model to be evaluated."""
+    raise ValueError("there is no model here whose losses could be asked for")
+
 
 @dataclass(frozen=True)
 class Round:
     """What a scheme sees of the round whose cohort it draws.
 
     sizes: int64 [K], samples of each client; clients without samples are never drawn. m: how many take part. seed: of the run.
-    round: its number, from 0. gamma: the top-level key; None where the scheme does not use it.
+    round: its number, from 0. gamma: the top-level key; None where the scheme does not use it. seconds: float64 [K], simulated seconds
+    that each client would compute in it. memory: what the scheme remembers; empty at first, and not to be changed here. losses: asks
+    clients for the loss of the present model.
     """
 
     sizes: Indices
@@ -27,23 +54,67 @@ class Round:
     seed: int
     round: int
     gamma: float | None = None
+    seconds: Reals = field(default_factory=lambda: np.ones(0))
+    memory: Recollection = field(default_factory=dict)
+    losses: Losses = no_losses
 
     @property
     def clients(self) -> Indices:
         """Those with samples; int64, ascending."""
         return np.flatnonzero(self.sizes)
 
+    @property
+    def shares(self) -> Reals:
+        """Each client's part of all samples, float64 [K]."""
+        shares: Reals = self.sizes / self.sizes.sum()
+        return shares
+
+    def recall(self, name: str) -> Reals:
+        """What is remembered by this name, float64 [K]; NaN for clients of which nothing is known."""
+        return self.memory[name] if name in self.memory else np.full(len(self.sizes), np.nan)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Draws that belong to this round alone."""
+        return generator(self.seed, purpose, self.round)
+
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part in a round. ids: int64 [m], distinct and ascending."""
+    """Who takes part in a round.
+
+    ids: int64 [m], distinct and ascending. weights: float64 [m], with which their updates w_k - w are summed, in place of those by data
+    size; None for these. They need not sum to 1. remember: what of the memory changes, by name.
+    """
 
     ids: Indices
+    weights: Reals | None = None
+    remember: Recollection = field(default_factory=dict)
 
 
 @dataclass
 class Participation(Component):
-    """A rule that draws the cohort of a round."""
+    """A rule that draws the cohort of a round.
+
+    To add one: subclass it with `@participations.register` and override `cohort`; say in `measures` what it wants to see of a round, if
+    anything, and override `learn`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.
+    """
+
+    dropout: float = 0.0
+    """How likely a client that has trained drops out before it reports, each by itself: its update is lost and nothing is sent up, but its
+    samples count in the budget, since they were computed. The others' weights grow in proportion; if nobody is left, the model stays.
+    State that a method keeps for its clients goes on as if the client had begun and ended its round at the server's model."""
+
+    measures: ClassVar[frozenset[str]] = frozenset()
+    """Of `SHOWS`, what is read back after every round, of every client in it."""
+
+    asks: ClassVar[bool] = False
+    """Whether clients are asked for losses before they are chosen."""
+
+    weighs: ClassVar[bool] = False
+    """Whether weights need not sum to 1, so that only methods can use them that want no more of a round than a mean of its ends."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, f"participation.dropout={self.dropout}: a probability in [0, 1) is needed")
 
     def check(self, K: int, m: int, gamma: float | None) -> None:
         """Refuse what the scheme cannot draw from.
@@ -52,19 +123,41 @@ class Participation(Component):
             UserError: naming what works.
         """
         require(gamma is not None or "gamma" not in self.uses, f"participation={self.name}: needs a concentration; add gamma=0.5, say")
+        require(
+            m < K or not (self.asks or self.measures),
+            f"participation={self.name}: chooses {m} of {K} clients, which leaves no choice; take part of them (C=0.1, say), "
+            "or choose participation=all",
+        )
 
     @abstractmethod
     def cohort(self, round: Round) -> Cohort:
-        """The clients of a round, a function of what it is told alone."""
+        """The clients of a round."""
+
+    def learn(self, round: Round, ids: Indices, shown: Shown) -> Recollection:
+        """What to remember of a round, by name, in which these clients, int64 [n], have reported."""
+        return {}
+
+    def reports(self, ids: Indices, seed: int, round: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of the clients of a round, int64 [m], do not drop out; bool [m], each a function of (seed, round, client)."""
+        if not self.dropout:
+            return np.ones(len(ids), np.bool_)
+        return generator(seed, "dropout", round).random(int(ids.max()) + 1)[ids] >= self.dropout
 
 
 participations: Registry[Participation] = Registry("participation", "fl_hydra.participation")
 
 
+def noted(round: Round, name: str, ids: Indices, values: Reals) -> Reals:
+    """What is remembered by this name, with the values float64 [n] of some clients, int64 [n], in it: float64 [K]."""
+    array = round.recall(name).copy()
+    array[ids] = values
+    return array
+
+
 def gumbel_top(log_weights: Reals, count: int, rng: np.random.Generator) -> Indices:
     """`count` positions, one after the other without replacement, each time with probabilities in proportion to their weights.
 
-    The largest of log w + Gumbel noise, in descending order, are distributed just so (Yellott 1977; Kool et al., ICML 2019, section 2.3).
+    The largest of log w + Gumbel noise, in descending order, are distributed just so (Yellott 1977; Kool et al., ICML 2019).
     In logarithms no weight is too small.
 
     Args:
@@ -76,6 +169,16 @@ def gumbel_top(log_weights: Reals, count: int, rng: np.random.Generator) -> Indi
     return np.argsort(-(log_weights + rng.gumbel(size=len(log_weights))), kind="stable")[:count]
 
 
-def uniformly(clients: Indices, count: int, seed: int, purpose: str, *ids: int) -> Indices:
+def uniformly(clients: Indices, count: int, rng: np.random.Generator) -> Indices:
     """`count` of these clients, each equally likely, without replacement; int64 [count], ascending."""
-    return np.sort(generator(seed, purpose, *ids).choice(clients, count, replace=False))
+    return np.sort(rng.choice(clients, count, replace=False))
+
+
+LEAST = float(np.log(np.finfo(np.float64).tiny))
+
+
+def logs(weights: Reals) -> Reals:
+    """Logarithms of weights that may be 0 or infinite, float64 [n], between those of the smallest and the largest normal float64."""
+    with np.errstate(divide="ignore"):
+        found: Reals = np.log(np.nan_to_num(weights, nan=0.0)).clip(LEAST, -LEAST)
+    return found

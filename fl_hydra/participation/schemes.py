@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.participation.base import Cohort, Participation, Round, gumbel_top, participations, uniformly
+from fl_hydra.participation.base import LEAST, Cohort, Participation, Round, gumbel_top, participations, uniformly
 from fl_hydra.randomness import generator
 from fl_hydra.speeds.base import Reals
 
@@ -32,7 +32,7 @@ class Uniform(Participation):
     name: str = "uniform"
 
     def cohort(self, round: Round) -> Cohort:
-        return Cohort(uniformly(round.clients, round.m, round.seed, "cohort", round.round))
+        return Cohort(uniformly(round.clients, round.m, round.rng("cohort")))
 
 
 @participations.register
@@ -52,16 +52,15 @@ class Skewed(Participation):
     def cohort(self, round: Round) -> Cohort:
         assert round.gamma is not None
         clients = round.clients
-        logs = log_dirichlet(round.gamma, len(round.sizes), round.seed)[clients]
-        rng = generator(round.seed, "cohort", round.round)
-        return Cohort(np.sort(clients[gumbel_top(logs, round.m, rng)]))
+        weights = log_dirichlet(round.gamma, len(round.sizes), round.seed)[clients]
+        return Cohort(np.sort(clients[gumbel_top(weights, round.m, round.rng("cohort"))]))
 
 
 @lru_cache(maxsize=64)
 def log_dirichlet(gamma: float, K: int, seed: int) -> Reals:
     """Logarithms of p ~ Dirichlet(gamma 1_K), a function of the seed; float64 [K], at least that of the smallest normal float64.
 
-    log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000, section 6), which does not underflow where
+    log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000), which does not underflow where
     gamma is small.
     """
     rng = generator(seed, "participation")
@@ -71,5 +70,5 @@ def log_dirichlet(gamma: float, K: int, seed: int) -> Reals:
         logs = np.log(rng.standard_gamma(gamma + 1, K)) - rng.standard_exponential(K) / gamma
     logs -= logs.max() if np.isfinite(logs.max()) else 0.0
     logs -= np.log(np.exp(logs).sum() or 1.0)
-    floored: Reals = logs.clip(min=np.log(np.finfo(np.float64).tiny))
+    floored: Reals = logs.clip(min=LEAST)
     return floored

@@ -91,8 +91,7 @@ class Run:
                 further.append(f"N_c={c['N_c']}")
             elif method is None or method.federated or c["sharding"]["name"] != "iid":
                 further.append(_division(c["sharding"]))
-            if c.get("gamma") is not None:
-                further.append(f"gamma={c['gamma']:g}")
+            further += _participation(c)
         if method is None or inner != method.optimizer:
             further.append(inner)
         if outer != (method.server if method else "sgd"):
@@ -122,6 +121,15 @@ def _division(sharding: dict[str, Any]) -> str:
     if word is None:
         return str(sharding["name"])
     return f"{word}alpha={sharding['alpha']:g}{' equal' if sharding.get('equal') else ''}"
+
+
+def _participation(config: dict[str, Any]) -> list[str]:
+    """Who takes part, where it is not everyone or a uniform sample, and whether they drop out."""
+    scheme = config["participation"]
+    words = [] if scheme["name"] in ("all", "uniform", "skewed") else [str(scheme["name"])]
+    if config.get("gamma") is not None:
+        words.append(f"gamma={config['gamma']:g}")
+    return words + ([f"dropout={scheme['dropout']:g}"] if scheme.get("dropout") else [])
 
 
 def _inner(optimizer: dict[str, Any]) -> str:

@@ -23,7 +23,9 @@ def headline(experiment: Experiment) -> str:
     who = "" if e.K == 1 else f" K={e.K}" + (f" ({e.m} a round)" if e.m != e.K else "")
     rounds = "" if e.rounds is None else f"{e.rounds} rounds, "
     skew = f" N_c={e.N_c}" if e.N_c is not None else f" {e.sharding.tag}" if e.sharding.tag else ""
-    skew += f" gamma={e.gamma:g}" if e.gamma is not None else ""
+    scheme = e.participation
+    skew += f" gamma={e.gamma:g}" if e.gamma is not None else "" if scheme.name in ("all", "uniform") else f" {scheme.name}"
+    skew += f" dropout={scheme.dropout:g}" if scheme.dropout else ""
     return (
         f"{e.dataset.name} {e.algorithm.name}{who}{steps}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
         f"{e.model.name}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"

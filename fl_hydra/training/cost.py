@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from fl_hydra.data.dataset import Card
 
 
-def sample_flops(module: nn.Module, card: Card) -> int:
+def sample_flops(module: nn.Module, card: Card, *, backward: bool = True) -> int:
     """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        module(_example(card)).sum().backward()
+        output = module(_example(card)).sum()
+        if backward:
+            output.backward()
     return int(counter.get_total_flops())
 
 

@@ -64,6 +64,8 @@ class Engine(ABC):
         self._notify = notify
         self.samples_at_once = CPU_GRADIENT_BATCH if device.type == "cpu" else 2**62
         """Samples of a row's batch that are computed at once; a larger batch is accumulated. Halved when memory runs out."""
+        self.squares = False
+        """Whether meters have a fourth figure: the sum of the squared losses of samples."""
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:
         views = self.layout.views(vector) if isinstance(vector, Tensor) else vector
@@ -81,15 +83,15 @@ class Engine(ABC):
             return F.cross_entropy(logits, targets)
         return (_losses(logits, targets) * counting).sum() / counting.sum().clamp(min=1)
 
-    @staticmethod
-    def _meter(logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
-        """Summed loss, number of correct predictions, number of targets: [3]."""
+    def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
+        """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]."""
         correct = logits.argmax(-1) == targets
         counting = _counting(targets, weights)
+        squares = [_squares(logits, targets, weights)] if self.squares else []
         if counting is None:
-            return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets))])
+            return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets)), *squares])
         count = counting.sum()
-        return torch.stack([mean_loss * count, (correct * counting).sum(), count])
+        return torch.stack([mean_loss * count, (correct * counting).sum(), count, *squares])
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
@@ -186,6 +188,16 @@ class Engine(ABC):
             totals[:, 1] += (logits.argmax(-1) == targets).flatten(1).sum(1)
             totals[:, 2] += (targets >= 0).flatten(1).sum(1)
         return totals
+
+    @torch.no_grad()
+    def losses(self, model: Tensor, samples: Samples, which: Tensor) -> Tensor:
+        """The loss of each of some samples, int64 [n], a mean over its targets where it has several, under a model [P]: float64 [n]."""
+        size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else GPU_EVALUATION_BATCH
+        found = []
+        for indices in torch.split(which, size):
+            logits = self._logits(model[None], samples.plain(indices))[0]
+            found.append(_sample_losses(logits, samples.targets[indices]).double())
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -364,7 +376,7 @@ class StackedEngine(Engine):
                 of_runs = vmap(of_run, in_dims=(0, 0, 0, None if weights is None else 0))
                 gradients, meter = of_runs(self.layout.views(models), inputs, targets, weights)
                 self._lay_down(gradients, out)
-        return torch.as_tensor(meter).detach().reshape(-1, METER)
+        return torch.as_tensor(meter).detach().flatten(0, -2)
 
     def _lay_down(self, gradients: dict[str, Tensor], out: Tensor) -> None:
         for name, place in self.layout.views(out).items():
@@ -420,6 +432,18 @@ def _convolution_as_product(
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropies [...] of logits [..., classes]; 0 where the target is negative."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100).view(targets.shape)
+
+
+def _sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of each sample's targets, [B]."""
+    losses = _losses(logits, targets)
+    return losses if losses.dim() == 1 else losses.sum(1) / (targets >= 0).sum(1).clamp(min=1)
+
+
+def _squares(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """The sum of the squared losses of the samples that count."""
+    squares = _sample_losses(logits.detach(), targets).square()
+    return squares.sum() if weights is None else (squares * weights).sum()
 
 
 def _counting(targets: Tensor, weights: Tensor | None) -> Tensor | None:

@@ -61,11 +61,13 @@ class Fabric:
     def __init__(self, remote: bool) -> None:
         self._remote = remote
         self._rows: list[int] = []
+        self._reports: list[int] = []
         self._ledger: list[Traffic] = []
 
-    def begin(self, rows: list[int], ledger: list[Traffic]) -> None:
-        """Before a round: how many rows each run has in it, and the ledger of each."""
+    def begin(self, rows: list[int], ledger: list[Traffic], reports: list[int] | None = None) -> None:
+        """Before a round: how many rows each run has in it, the ledger of each, and how many rows will send what they have (None: all)."""
         self._rows, self._ledger = rows, ledger
+        self._reports = rows if reports is None else reports
 
     @property
     def sections(self) -> list[slice]:
@@ -82,12 +84,12 @@ class Fabric:
                 traffic.served += rows * self._remote
 
     def count_up(self, values: Tensor) -> None:
-        """Enter in the ledger that every row sent one of `values` [any, P] to be averaged."""
-        for rows, traffic in zip(self._rows, self._ledger, strict=True):
+        """Enter in the ledger that every row that reports sent one of `values` [any, P] to be averaged."""
+        for rows, reports, traffic in zip(self._rows, self._reports, self._ledger, strict=True):
             if self._remote or rows > 1:
-                traffic.bytes_up += rows * values[0].numel() * values.element_size()
-                traffic.messages += rows
-                traffic.served += rows * self._remote
+                traffic.bytes_up += reports * values[0].numel() * values.element_size()
+                traffic.messages += reports
+                traffic.served += reports * self._remote
                 traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:

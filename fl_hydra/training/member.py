@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -11,13 +11,17 @@ import numpy as np
 from fl_hydra.algorithms.events import EventDriven, Program
 from fl_hydra.data.order import Order
 from fl_hydra.data.population import Indices, Population
+from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
-from fl_hydra.participation.base import Round
+from fl_hydra.participation.base import Losses, Round, no_losses
+from fl_hydra.randomness import generator
 from fl_hydra.speeds.base import Reals
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic
 from fl_hydra.training.images import augmentation_stream
+
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 _stream = lru_cache(maxsize=2**17)(augmentation_stream)
 
@@ -30,6 +34,8 @@ class Plan:
     rates: float64 [rows, steps], learning rates. weights: float64 [rows], of the mean, summing to 1. mixing: what is exchanged after
     each step, float64 [rows, rows], or None for nothing. ends: simulated seconds at which the round is over.
     J: local steps that the rule for them has chosen; None where a round is a pass. program: the events of an asynchronous round.
+    seen: what the participation scheme saw. rest: how much of the old model is in the mean; not 0 where the weights do not sum to 1.
+    reports: bool [rows], who does not drop out.
     """
 
     ids: Indices
@@ -41,6 +47,9 @@ class Plan:
     ends: float
     J: int | None
     program: Program | None = None
+    seen: Round | None = None
+    rest: float = 0.0
+    reports: Mask | None = None
 
     @property
     def last_rate(self) -> float:
@@ -64,7 +73,13 @@ class Member:
         shards = experiment.sharding.shards(population, experiment.K, experiment.N_c, experiment.seed)
         self.experiment = experiment
         self.clients = store
+        self.shards = shards
         self.shard_sizes = shards.sizes
+        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
+        require(
+            m <= owners or m == K,
+            f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
+        )
         self.order = Order(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
         """Samples that each client has drawn so far."""
@@ -84,6 +99,10 @@ class Member:
         self.traffic = Traffic()
         self.computed = 0
         """Samples that gradients were computed for, counted as often as they were asked for."""
+        self.evaluated = 0
+        """Samples that clients were asked for losses of, before they were chosen."""
+        self.recollection: dict[str, Reals] = {}
+        """What the participation scheme remembers."""
 
     @property
     def finished(self) -> bool:
@@ -95,14 +114,25 @@ class Member:
         """The part of the budget that is spent."""
         return min(1.0, self.samples / self.experiment.budget)
 
-    def plan(self) -> Plan:
-        """The next round: a function of the run's configuration and of how far it has come. To be asked for once a round."""
+    def plan(self, losses: Losses = no_losses, payload: int = 0) -> Plan:
+        """The next round: a function of the run's configuration and of how far it has come. To be asked for once a round.
+
+        Args:
+            losses: of the present model, for schemes that ask for them. payload: bytes of a model, which is then sent.
+        """
         e = self.experiment
         if isinstance(e.algorithm, EventDriven):
             return self._plan_events(e.algorithm)
-        ids = e.participation.cohort(Round(self.shard_sizes, e.m, e.seed, self.round, e.gamma)).ids
         J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.traffic.steps, self.memory)
-        wanted = self._wanted(ids, J)
+        work = self._work(J)
+        asking = _Asking(losses, self.shard_sizes)
+        seen = Round(
+            self.shard_sizes, e.m, e.seed, self.round, e.gamma, work * self.sample_seconds[: e.K], dict(self.recollection), asking.losses
+        )
+        cohort = e.participation.cohort(seen)
+        ids, wanted = cohort.ids, work[cohort.ids]
+        self.recollection.update(cohort.remember)
+        self._charge(asking.asked, ids, payload)
         # The last round is cut: what remains of the budget is spread over the rows.
         samples = _cut(wanted, e.budget - self.samples)
         steps = -(-int(samples.max()) // e.step_samples)
@@ -111,15 +141,27 @@ class Member:
         # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
         mixing = [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)]
         weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
+        reports = e.participation.reports(ids, e.seed, self.round)
+        if cohort.weights is None or not reports.any():
+            weights, rest = _share(weights, reports), 0.0
+        elif e.participation.weighs:
+            # Whether a client drops out does not depend on what it would report: divided by how likely that is, the sum stays unbiased.
+            weights = cohort.weights * reports / (1 - e.participation.dropout)
+            rest = 1 - weights.sum()
+        else:
+            weights, rest = _share(cohort.weights, reports), 0.0
         return Plan(
             ids,
             samples,
             steps,
             np.tile(e.peak_lr * np.array(factors), (len(ids), 1)),
-            weights / weights.sum(),
+            weights,
             mixing,
             self.seconds + (self._own_seconds(ids, samples, mixing) if e.data_parallel == 1 else self._shared_seconds(int(samples[0]))),
             J,
+            seen=seen,
+            rest=float(rest),
+            reports=reports,
         )
 
     def _own_seconds(self, ids: Indices, samples: Indices, mixing: list[Reals | None]) -> float:
@@ -139,6 +181,26 @@ class Member:
         of_steps = np.minimum(size, samples - np.arange(0, samples, size))[:, None]
         shares = of_steps // workers + (np.arange(workers) < of_steps % workers)
         return float((shares * self.sample_seconds).max(1).sum())
+
+    def _charge(self, asked: list[tuple[Indices, Indices]], ids: Indices, payload: int) -> None:
+        """Enter what it took that clients, int64 [n], were asked for losses on so many samples, int64 [n], before `ids` were chosen."""
+        sent: set[int] = set()
+        for clients, counts in asked:
+            sent |= set(clients.tolist())
+            self.evaluated += int(counts.sum())
+            # A forward pass is taken for a third of what a gradient takes.
+            self.seconds += float((counts * self.sample_seconds[clients]).max()) / 3
+        further = len(sent - set(ids.tolist()))
+        self.traffic.bytes_down += further * payload
+        self.traffic.messages += further
+        self.traffic.served += further
+
+    def asked_samples(self, ids: Indices, count: int | None) -> list[Indices]:
+        """Of each of these clients, the samples that its loss is taken of in this round: all, or the first `count` of a permutation."""
+        if count is None:
+            return [self.shards[client] for client in ids.tolist()]
+        seed = self.experiment.seed
+        return [generator(seed, "losses", self.round, client).permutation(self.shards[client])[:count] for client in ids.tolist()]
 
     def _plan_events(self, algorithm: EventDriven) -> Plan:
         """The next block of events. It has K J gradients; the last block, as many as the budget leaves."""
@@ -162,8 +224,8 @@ class Member:
             np.arange(K), samples, rates.shape[1], rates, np.full(K, 1 / K), [None] * rates.shape[1], float(events.times[-1]), e.J, program
         )
 
-    def _wanted(self, ids: Indices, J: int | None) -> Indices:
-        """Samples that each row draws in a whole round.
+    def _work(self, J: int | None) -> Indices:
+        """Samples that each client would draw in a whole round, int64 [K].
 
         Where J is None that is the rest of a pass over the images, made up of whole steps: batches run across the border of
         two passes, so a round ends with the first step that completes one.
@@ -172,7 +234,7 @@ class Member:
         if J is None:
             return np.array([-(-(e.images - self.samples % e.images) // e.step_samples) * e.step_samples])
         steps = e.local_steps.of_clients(e.algorithm.round_steps(J), self.speeds[: e.K], e.algorithm.federated, e.seed)
-        return steps[ids] * e.step_samples
+        return steps * e.step_samples
 
     def draw(self, plan: Plan, count: int) -> Indices:
         """The next `count` draws of each client: positions in the training images, int64 [rows, count]."""
@@ -202,12 +264,43 @@ class Member:
         self.J = plan.J
         self.round += 1
 
+    def note(self, plan: Plan, shown: dict[str, Reals]) -> None:
+        """Tell the participation scheme what the round has shown of each row, float64 [rows] by name. To be told before `advance`."""
+        assert plan.seen is not None
+        assert plan.reports is not None
+        reported = {name: values[plan.reports] for name, values in shown.items()}
+        seen = replace(plan.seen, memory=self.recollection)
+        self.recollection = {**self.recollection, **self.experiment.participation.learn(seen, plan.ids[plan.reports], reported)}
+
     def learn(self, plan: Plan, measured: Measured) -> None:
         """Tell the rule for local steps what the round has shown."""
         e = self.experiment
         if e.J is not None:
             samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
             e.local_steps.learn(measured, e.J, samples, self.samples / e.budget, self.memory)
+
+
+class _Asking:
+    """Passes questions for losses on, and keeps book of them.
+
+    asked: of each question the clients, int64 [n], and how many samples of each, int64 [n].
+    """
+
+    def __init__(self, losses: Losses, sizes: Indices) -> None:
+        self._losses, self._sizes = losses, sizes
+        self.asked: list[tuple[Indices, Indices]] = []
+
+    def losses(self, ids: Indices, samples: int | None) -> Reals:
+        counts = self._sizes[ids]
+        self.asked.append((ids, counts if samples is None else np.minimum(counts, samples)))
+        return self._losses(ids, samples)
+
+
+def _share(weights: Reals, reports: Mask) -> Reals:
+    """Weights that sum to 1 over those who report, float64 [rows]; over all, where nobody does, as nothing will come of them."""
+    kept = weights * reports if (weights * reports).any() else weights
+    shares: Reals = kept / kept.sum()
+    return shares
 
 
 def _cut(wanted: Indices, left: int) -> Indices:

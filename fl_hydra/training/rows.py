@@ -105,7 +105,8 @@ class Server:
 class Clients:
     """The cohort of a round, as an algorithm sees it; the rows of a run are neighbours.
 
-    ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run.
+    ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run, unless the
+    participation scheme weighs updates by itself (importance sampling); the rest is the old model's then.
     slots: state of these clients that outlives the round, by name. server: what takes the outer step.
     """
 

@@ -2,7 +2,7 @@
 
 Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
 communicate, outer step. Nothing in a round is read back to the host, but the state of clients that leave the cohort, where a
-method has such state, and what a rule for the number of local steps measures, where it does.
+method has such state, and what a rule for the number of local steps or a participation scheme measures, where it does.
 
 A trainer holds one run, or several that train together ("packed"): their rows lie side by side, the rows of a run are
 neighbours, and no number of one run depends on another.
@@ -144,6 +144,9 @@ class Trainer:
             name: self._buffer(len(experiments), self.layout.size if full else 1) for name, full in first.server.slots.items()
         }
         self.fabric = Fabric(remote=algorithm.federated)
+        self._shows = frozenset[str]().union(*(member.experiment.participation.measures for member in self.members))
+        """What is read back of every row after a round, for the participation scheme."""
+        self.engine.squares = "root_square" in self._shows
         self._meter = torch.zeros(len(experiments), METER, dtype=torch.float64, device=self.device)
         self._measures = first.local_steps.measures
         self._noise = NoiseScale(len(experiments), self.device) if first.noise_scale else None
@@ -151,6 +154,8 @@ class Trainer:
         """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
         self._starts_own = type(algorithm).start is not Algorithm.start
         self._abandoned = False
+        self._lost: list[int] = []
+        """Rows of the present round that drop out."""
         self._pool: ThreadPoolExecutor | None = None
         self._allocate([experiment.m for experiment in experiments])
 
@@ -226,9 +231,9 @@ class Trainer:
         else:
             self._ends = self._buffer(total, self.layout.size)
         self._client_slots = {name: self._buffer(total, width) for name, width in self._kept.items()}
-        self._row_meter = self._buffer(total, METER)
+        self._row_meter = self._buffer(total, METER + self.engine.squares)
         self._row_travel = self._buffer(total, 1)
-        """How far each row has moved, squared, where a rule for local steps wants to know."""
+        """How far each row has moved, squared, where a rule for local steps or a participation scheme wants to know."""
         self._hyper = self._hyper_parameters([self.members[run].experiment.optimizer for run in self._run_of_row])
         outer = [member.experiment.server for member in self.members]
         self._server_hyper = self._hyper_parameters(outer)
@@ -250,10 +255,20 @@ class Trainer:
     def _buffer(self, rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
 
+    @property
+    def _payload(self) -> int:
+        """Bytes of a model."""
+        return self.layout.size * self.dtype.itemsize
+
     @cached_property
     def sample_flops(self) -> int:
         """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
         return sample_flops(self._build(), self._first.card)
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one sample's forward pass alone."""
+        return sample_flops(self._build(), self._first.card, backward=False)
 
     @property
     def finished(self) -> bool:
@@ -287,11 +302,13 @@ class Trainer:
         if any(member.finished for member in self.members):
             raise ValueError("a run of this trainer has spent its budget; keep() the others, or make a new trainer")
         algorithm = self._first.algorithm
-        plans = [member.plan() for member in self.members]
+        plans = [member.plan(partial(self._losses, run), self._payload) for run, member in enumerate(self.members)]
         rows = [len(plan.ids) for plan in plans]
         if rows != self._rows:
             self._allocate(rows)
-        self.fabric.begin(rows, [member.traffic for member in self.members])
+        reports = [len(plan.ids) if plan.reports is None else int(plan.reports.sum()) for plan in plans]
+        self.fabric.begin(rows, [member.traffic for member in self.members], reports)
+        self._lost = _lost_rows(plans)
         for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
             member.clients.check_out(plan.ids, member.round, {name: slot[section] for name, slot in self._client_slots.items()})
 
@@ -311,7 +328,9 @@ class Trainer:
         if self._noise is not None:
             self._noise.begin()
         self._train_rows(work, weights)
-        mean = self._mean(clients)
+        mean = self._mean(clients, plans)
+        unchanged = self._states_that_stay(reports)
+        shown = self._show(work) if self._shows else None
         measured = self._measure(plans, clients, mean, work) if self._measures or self._noise is not None else None
         if mean is not None:
             algorithm.outer(self.state, clients, mean)
@@ -319,26 +338,61 @@ class Trainer:
             starts = work.tensors["starts"] if self._starts_own else self._starts(slice(0, sum(rows)))
             algorithm.update(self.state, clients, starts, self._ends)
         algorithm.finish(self.state, clients)
+        for name, tensor in self.state.tensors().items():
+            for run, kept in unchanged.items():
+                tensor[run].copy_(kept[name])
+        if shown is not None:
+            for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
+                member.note(plan, {name: values[section] for name, values in shown.items()})
         self._advance(plans, work, measured)
+
+    def _losses(self, run: int, ids: Indices, samples: int | None) -> Reals:
+        """Mean losses of a run's present model on the samples of some clients, int64 [n]: float64 [n]. Reads them back."""
+        asked = self.members[run].asked_samples(ids, samples)
+        counts = np.array([len(own) for own in asked])
+        losses = self.engine.losses(self.state.model[run], self.split.train, to_device(np.concatenate(asked), self.device)).cpu().numpy()
+        means: Reals = np.add.reduceat(losses, np.cumsum(counts) - counts) / counts
+        return means
+
+    def _states_that_stay(self, reports: list[int]) -> dict[int, Tensors]:
+        """What runs carry in whose round nobody is left to report: copies, by run."""
+        return {
+            run: {name: tensor[run].clone() for name, tensor in self.state.tensors().items()}
+            for run, count in enumerate(reports)
+            if not count
+        }
+
+    def _show(self, work: _Work) -> dict[str, Reals]:
+        """What the round has shown of each row, for the participation scheme, by name: float64 [rows]. Reads it back at once."""
+        samples = np.maximum(1, work.counts.sum(1))
+        read = torch.cat([self._row_meter.double(), self._row_travel.double()], 1).cpu().numpy()
+        shown = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
+        return shown | ({"root_square": np.sqrt(read[:, METER] / samples)} if self.engine.squares else {})
 
     def _advance(self, plans: list[Plan], work: _Work, measured: list[Measured] | None) -> None:
         """The round is done: figures and counts."""
-        self._meter += self.fabric.sum(self._row_meter)
+        self._meter += self.fabric.sum(self._row_meter)[:, :METER]
         computed = (work.asked * work.counts).sum(1)
-        payload = self.layout.size * self.dtype.itemsize
+        payload = self._payload
         for run, (member, plan, section) in enumerate(zip(self.members, plans, self.fabric.sections, strict=True)):
             member.advance(plan, int(computed[section].sum()), payload)
             if measured is not None:
                 member.learn(plan, measured[run])
 
-    def _mean(self, clients: Clients) -> Tensor | None:
+    def _mean(self, clients: Clients, plans: list[Plan]) -> Tensor | None:
         """The mean of what came back, [runs, P], where the method wants no more than that."""
         if not self._streams:
             return None
         if len(self._blocks) == 1:
-            return clients.mean(self._ends)
-        self.fabric.count_up(self.state.model)
-        return self._ends[0] if len(self._ends) == 1 else self._ends.sum(0)
+            mean = clients.mean(self._ends)
+        else:
+            self.fabric.count_up(self.state.model)
+            mean = self._ends[0] if len(self._ends) == 1 else self._ends.sum(0)
+        rest = np.array([[plan.rest] for plan in plans])
+        if rest.any():
+            # x + sum of q_k (w_k - x), with weights q that do not sum to 1.
+            mean = mean + to_device(rest, self.device).to(self.dtype) * self.state.model
+        return mean
 
     def _measure(self, plans: list[Plan], clients: Clients, mean: Tensor | None, work: _Work) -> list[Measured] | None:
         """What a round has shown of each run. Reads back what the rule for local steps asks for, and nothing else."""
@@ -499,7 +553,10 @@ class Trainer:
         algorithm.after(self.state, run, which, starts, place)
 
     def _collect(self, lane: int, block: slice, weights: Tensor) -> None:
-        """Take what a block has come to out of its place, which the next block needs."""
+        """Take what a block has come to out of its place, which the next block needs; what was lost on the way is the old model."""
+        for row in self._lost:
+            if block.start <= row < block.stop:
+                self._places[lane].parameters[row - block.start].copy_(self.state.model[self._run_of_row[row]])
         if len(self._blocks) == 1:
             return
         rows = self._places[lane].parameters[: block.stop - block.start]
@@ -594,7 +651,7 @@ class Trainer:
                 break
             if work.exchanges[j]:
                 _mix(parameters, tensors["mixing"][local][:, j])
-        if "drift" in self._measures and steps.stop == len(work.exchanges):
+        if ("drift" in self._measures or "norm" in self._shows) and steps.stop == len(work.exchanges):
             torch.sum((parameters - starts).square_(), 1, keepdim=True, out=self._row_travel[block])
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
@@ -635,7 +692,7 @@ class Trainer:
                     **({"J": member.J} if not self._first.local_steps.steady else {}),
                     **asdict(member.traffic),
                     "seconds": member.seconds,
-                    "flops": self.sample_flops * member.computed,
+                    "flops": self.sample_flops * member.computed + (self.forward_flops * member.evaluated if member.evaluated else 0),
                 }
             )
             self._meter[run].zero_()
@@ -660,6 +717,8 @@ class Trainer:
             "meter": self._meter[run].clone(),
             "noise": None if self._noise is None else self._noise.averages[run].clone(),
             "gradient_samples": member.computed,
+            "evaluated": member.evaluated,
+            "participation": {name: torch.from_numpy(values.copy()) for name, values in member.recollection.items()},
             "traffic": asdict(member.traffic),
             "clients": member.clients.save(),
         }
@@ -680,8 +739,16 @@ class Trainer:
         self._meter[run].copy_(checkpoint["meter"])
         if self._noise is not None:
             self._noise.averages[run].copy_(checkpoint["noise"])
-        member.computed = checkpoint["gradient_samples"]
+        member.computed, member.evaluated = checkpoint["gradient_samples"], checkpoint["evaluated"]
+        member.recollection = {name: values.numpy().copy() for name, values in checkpoint["participation"].items()}
         member.traffic = Traffic(**checkpoint["traffic"])
+
+
+def _lost_rows(plans: list[Plan]) -> list[int]:
+    """The rows whose clients drop out before they report."""
+    reports = [np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports for plan in plans]
+    lost: list[int] = np.flatnonzero(~np.concatenate(reports)).tolist()
+    return lost
 
 
 def _mixing_of_rows(plan: Plan, steps: int) -> Reals:

@@ -1,0 +1,125 @@
+"""FedCor: clients whose losses tell most of everybody's (Tang et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_hydra.data.population import Indices
+from fl_hydra.errors import require
+from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, noted, participations, uniformly
+from fl_hydra.speeds.base import Reals
+
+
+@participations.register
+@dataclass
+class FedCor(Participation):
+    """Losses of clients change together: a Gaussian process over these changes says whose training lowers the loss of all most.
+
+    Changes in a round are taken for N(0, S) with S = X^T X + noise^2 I, client k having place X_k in `dimension` dimensions (the paper's
+    linear kernel). A cohort is chosen one by one: the client k with the largest expected fall of the total loss,
+
+        alpha_k sum_i p_i S_ik / sqrt(S_kk),    p_i = n_i / n,
+
+    after which S is conditioned on k: S <- S - S_k S_k^T / S_kk, as in the authors' code. alpha_k is `beta` to the power of how often k
+    was chosen since the last fit, so that clients take turns.
+
+    Changes are observed in rounds with uniform cohorts: the first `warmup` rounds, and one in `interval` after that; before and after
+    such a round all clients are asked for their losses, which is charged. (The authors' code trains a random cohort beside the chosen one
+    for that, and throws its update away.) X has the largest likelihood of the last `history` changes, weighed by `forget` to the power of
+    their age. With this kernel that has a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
+    (eigenvalue - noise^2)^(1/2), as in probabilistic principal component analysis (Tipping and Bishop 1999, equation 7); the authors
+    ascend its gradient.
+    """
+
+    name: str = "fedcor"
+    warmup: int = 15
+    interval: int = 10
+    beta: float = 0.95
+    dimension: int = 15
+    history: int = 11
+    forget: float = 1.0
+    noise: float = 0.01
+
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("warmup", "dimension", "history"):
+            require(getattr(self, key) >= 1, f"participation.{key}={getattr(self, key)}: at least 1 is needed")
+        require(self.interval >= 2, f"participation.interval={self.interval}: at least 2, as one round of each interval is uniform")
+        for key in ("beta", "forget"):
+            require(0 < getattr(self, key) <= 1, f"participation.{key}={getattr(self, key)}: above 0 and at most 1")
+        require(0 < self.noise < np.inf, f"participation.noise={self.noise}: above 0, so that covariances can be inverted, and finite")
+
+    def uniform(self, round: int) -> bool:
+        """Whether this round, from 0, has a uniform cohort, so that a change is observed."""
+        return round < self.warmup or (round > self.warmup and (round - self.warmup) % self.interval == 0)
+
+    def cohort(self, round: Round) -> Cohort:
+        clients, r = round.clients, round.round
+        remember: dict[str, Reals] = {}
+        before, observes = r > 0 and self.uniform(r - 1), self.uniform(r)
+        if before or observes:
+            remember["loss"] = noted(round, "loss", clients, round.losses(clients, None))
+        if before:
+            remember |= self._observe(round, remember["loss"] - round.recall("loss"), fit=not observes)
+        if observes:
+            return Cohort(uniformly(clients, round.m, round.rng("cohort")), remember=remember)
+        memory = {**round.memory, **remember}
+        places = np.stack([memory[f"x{axis}"][clients] for axis in range(self.dimension) if f"x{axis}" in memory])
+        chosen = memory["chosen"]
+        covariance = places.T @ places + self.noise**2 * np.eye(len(clients))
+        picked = clients[greedy(covariance, round.shares[clients], self.beta ** chosen[clients], round.m)]
+        more = chosen.copy()
+        more[picked] += 1
+        return Cohort(np.sort(picked), remember={**remember, "chosen": more})
+
+    def _observe(self, round: Round, change: Reals, fit: bool) -> Recollection:
+        """Take a change of losses, float64 [K], into the history; fit X to it where that is due."""
+        kept = [change, *(round.memory[f"change{age}"] for age in range(self.history - 1) if f"change{age}" in round.memory)]
+        remember = {f"change{age}": values for age, values in enumerate(kept)}
+        if fit:
+            sound = [(age, values[round.clients]) for age, values in enumerate(kept) if np.isfinite(values[round.clients]).all()]
+            places = np.zeros((min(self.dimension, max(1, len(sound))), len(round.sizes)))
+            if sound:  # else the model has diverged, and any cohort is as good
+                weights = np.array([self.forget**age for age, _ in sound])
+                changes = np.stack([values for _, values in sound])
+                fitted = embedding(changes, weights / weights.sum(), self.dimension, self.noise)
+                places[: len(fitted), round.clients] = fitted
+            remember |= {f"x{axis}": place for axis, place in enumerate(places)}
+            remember["chosen"] = np.zeros(len(round.sizes))
+        return remember
+
+
+def embedding(changes: Reals, weights: Reals, dimension: int, noise: float) -> Reals:
+    """The X, float64 [d, n], of the largest likelihood sum of w_t log N(c_t; 0, X^T X + noise^2 I); d is at most `dimension`.
+
+    Args:
+        changes: float64 [T, n]. weights: float64 [T], summing to 1.
+    """
+    # The eigenvectors of sum of w_t c_t c_t^T are the right singular vectors of the rows sqrt(w_t) c_t.
+    _, roots, vectors = np.linalg.svd(np.sqrt(weights)[:, None] * changes, full_matrices=False)
+    scales = np.sqrt((roots**2 - noise**2).clip(min=0))[:dimension, None]
+    found: Reals = scales * vectors[:dimension]
+    return found
+
+
+def greedy(covariance: Reals, shares: Reals, discounts: Reals, count: int) -> Indices:
+    """`count` clients, one after the other, each with the largest expected fall of the total loss, given those before; int64 [count].
+
+    Args:
+        covariance: float64 [n, n], of loss changes. shares: float64 [n], of each client's loss in the total. discounts: float64 [n].
+    """
+    left = np.ones(len(shares), np.bool_)
+    chosen = []
+    for _ in range(count):
+        variances = np.diagonal(covariance).clip(min=np.finfo(np.float64).tiny)
+        falls = np.where(left, discounts * (shares @ covariance) / np.sqrt(variances), -np.inf)
+        best = int(falls.argmax())
+        chosen.append(best)
+        left[best] = False
+        covariance = covariance - np.outer(covariance[best], covariance[best]) / variances[best]
+    return np.array(chosen, np.int64)
