@@ -13,12 +13,18 @@ from fl_hydra.data.population import Indices
 from fl_hydra.data.shakespeare import TextDataset, TextSplit
 from fl_hydra.data.shakespeare_text import LEAF_ALPHABET, SEQUENCE_ALPHABET
 from fl_hydra.files import write_atomically
+from fl_hydra.participation.base import Round
+from fl_hydra.participation.schemes import log_dirichlet
 from fl_hydra.report.figures import STYLE
 from fl_hydra.sharding.base import Shards
+from fl_hydra.speeds.base import Reals
 from fl_hydra.training.experiment import Experiment
 
 CHARACTERS = 40
 """Characters drawn of a text: its most frequent ones."""
+
+ROUNDS = 2000
+"""Rounds whose cohorts are drawn, at most."""
 
 Panel = Callable[[Any, Any], None]
 """Draws into (figure, axis)."""
@@ -105,7 +111,38 @@ def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Exper
 
 
 def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
-    return []
+    """Sampling probabilities where they are drawn, and how often each client comes, where that does not depend on what is trained."""
+    e = experiment
+    if e.m == e.K:
+        return []
+    panels: list[Panel] = []
+    if e.gamma is not None:
+        panels.append(lambda figure, axis: _draw_probabilities(axis, np.exp(log_dirichlet(e.gamma or 0.0, e.K, e.seed)), e.gamma))
+    if e.participation.asks or e.participation.measures:
+        return panels
+    rounds = min(ROUNDS, e.rounds or ROUNDS)
+    counts = np.zeros(e.K, np.int64)
+    seconds = np.ones(e.K)
+    memory: dict[str, Reals] = {}
+    for number in range(rounds):
+        cohort = e.participation.cohort(Round(sizes, e.m, e.seed, number, e.gamma, seconds, dict(memory)))
+        memory.update(cohort.remember)
+        counts[cohort.ids] += 1
+    panels.append(lambda figure, axis: _draw_visits(axis, counts, rounds, e.m))
+    return panels
+
+
+def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None) -> None:
+    axis.bar(np.arange(len(probabilities)), np.sort(probabilities)[::-1], width=1.0, color="C1")
+    axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=1)
+    axis.set(xlabel="client, by probability", ylabel="p", title=f"sampling probabilities, gamma={gamma:g} (dotted: uniform)")
+
+
+def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
+    axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color="C2")
+    axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=1)
+    never = int((counts == 0).sum())
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title=f"participation in {rounds} rounds; {never} clients never came")
 
 
 def _write(panels: list[Panel], path: Path) -> None:
