@@ -242,6 +242,8 @@ class LoopEngine(Engine):
         # Two rows on a core each take a fifth less time than one after the other on both: kernels this small divide badly.
         # It needs rows enough to keep every core busy, and batches large enough that Python is not what they wait for.
         cores = torch.get_num_threads()
+        if self.layout.recurrent and self.precision.compute is None:
+            return 1  # two cores hold the weights of a layer in their caches, of which one has half
         return cores if batch_size >= 16 and rows >= 0.8 * cores * -(-rows // cores) else 1
 
     def blocks(self, rows: int, most: int) -> list[slice]:

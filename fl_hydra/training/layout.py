@@ -54,6 +54,11 @@ class Layout:
         return [math.prod(shape) for shape in self.shapes]
 
     @property
+    def recurrent(self) -> bool:
+        """Whether there is a recurrent layer, by PyTorch's name for its weights."""
+        return any("weight_hh" in name for name in self.names)
+
+    @property
     def layers(self) -> Layers:
         """What an optimizer knows of it."""
         return Layers(tuple(self.sizes), self.weights)

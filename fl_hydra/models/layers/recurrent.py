@@ -114,7 +114,9 @@ class _Layer(Function):
             return None, None, None, None, None
         if not ctx.keep:
             raise RuntimeError("the layer was computed under torch.no_grad(), which keeps nothing for a backward pass")
-        of_inputs, of_weight_ih, of_weight_hh, of_bias = _LayerBackward.apply(gradient, *ctx.saved_tensors, 1)
+        # Where nobody asks for the gradient's own gradient, it needs no node in a graph.
+        compute = _LayerBackward.apply if torch.is_grad_enabled() else _LayerBackward.forward
+        of_inputs, of_weight_ih, of_weight_hh, of_bias = compute(gradient, *ctx.saved_tensors, 1)
         return of_inputs, of_weight_ih[:, 0], of_weight_hh[:, 0], of_bias[:, 0], None
 
     @staticmethod
@@ -426,4 +428,4 @@ class Last(nn.Module):
     """The last position: [n, T, width] -> [n, width]."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs[:, -1]
+        return inputs.transpose(0, 1)[-1]  # as the layer lays it out, so that its gradient is made in that order and not copied
