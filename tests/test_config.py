@@ -324,7 +324,12 @@ assert "torch" not in sys.modules, "torch was imported"
 
 
 @pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "## Adding an algorithm"), ("docs/distributed.md", "## Choosing J while training")]
+    ("page", "heading"),
+    [
+        ("README.md", "## Adding an algorithm"),
+        ("docs/distributed.md", "## Choosing J while training"),
+        ("docs/participation.md", "## Adding a scheme"),
+    ],
 )
 def test_what_a_page_adds_runs_as_written(page: str, heading: str, tmp_path: Path) -> None:
     """The files of an example, at the places it names, then its command."""
