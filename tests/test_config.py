@@ -198,6 +198,33 @@ MISTAKES = [
     ("dataset.validation=1", "a fraction in [0, 1)"),
     ("gamma=0", "must be greater than 0"),
     ("algorithm=fedavg participation=skewed", "participation=skewed: needs a concentration; add gamma=0.5"),
+    ("algorithm=fedavg participation=skewed gamma=-1", "must be greater than 0"),
+    ("algorithm=fedavg participation.dropout=1", "participation.dropout=1.0: a probability in [0, 1) is needed"),
+    ("algorithm=fedavg participation.dropout=-0.1", "a probability in [0, 1) is needed"),
+    ("algorithm=fedavg participation=oort participation.dropout=nan", "a probability in [0, 1) is needed"),
+    ("algorithm=localsgd participation.dropout=0.1", "algorithm=localsgd has workers; leave it out"),
+    ("algorithm=fedavg local_steps=drift participation.dropout=0.1", "measures drift needs all ends of a round"),
+    ("algorithm=fedavg participation=power_of_choice participation.d=9", "choose 10 to 100"),
+    ("algorithm=fedavg participation=power_of_choice participation.d=101", "there are K=100 clients; choose 10 to 100"),
+    ("algorithm=fedavg participation=power_of_choice participation.samples=0", "at least 1 sample has a loss"),
+    ("algorithm=fedavg participation=afl participation.alpha1=1", "participation.alpha1=1.0: a fraction of the clients in [0, 1)"),
+    ("algorithm=fedavg participation=afl participation.alpha2=-1", "an inverse temperature of 0 or more"),
+    ("algorithm=fedavg participation=afl participation.alpha3=1.5", "a fraction of the cohort in [0, 1]"),
+    ("algorithm=fedavg participation=oort participation.epsilon=2", "participation.epsilon=2.0: a number in [0, 1] is needed"),
+    ("algorithm=fedavg participation=oort participation.alpha=-1", "must be 0 or more"),
+    ("algorithm=fedavg participation=fedcor participation.interval=1", "at least 2, as one round of each interval is uniform"),
+    ("algorithm=fedavg participation=fedcor participation.warmup=0", "participation.warmup=0: at least 1 is needed"),
+    ("algorithm=fedavg participation=fedcor participation.beta=0", "above 0 and at most 1"),
+    ("algorithm=fedavg participation=fedcor participation.noise=0", "so that covariances can be inverted"),
+    ("algorithm=fedavg participation=importance participation.mixing=0", "above 0, so that everyone can be drawn"),
+    ("algorithm=fedavg participation=diurnal participation.period=0.5", "a day has at least 1 round"),
+    (
+        "algorithm=fedavg participation=cyclic participation.blocks=11",
+        "blocks would have 9, and 10 take part in a round; choose at most 10",
+    ),
+    ("algorithm=fedavg participation=cyclic participation.turn=0", "lasts at least 1 round"),
+    ("algorithm=fedavg participation=oort C=1", "participation=oort: chooses 100 of 100 clients, which leaves no choice"),
+    ("algorithm=localsgd participation=power_of_choice", "which leaves no choice"),
     ("evaluation.points=0", "at least 1"),
     ("checkpoint.seconds=-1", "must be 0"),
     ("section=a/b", "letters, digits"),
@@ -374,7 +401,12 @@ assert "torch" not in sys.modules, "torch was imported"
 
 
 @pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "## Adding an algorithm"), ("docs/distributed.md", "## Choosing J while training")]
+    ("page", "heading"),
+    [
+        ("README.md", "## Adding an algorithm"),
+        ("docs/distributed.md", "## Choosing J while training"),
+        ("docs/participation.md", "## Adding a scheme"),
+    ],
 )
 def test_what_a_page_adds_runs_as_written(page: str, heading: str, tmp_path: Path) -> None:
     """The files of an example, at the places it names, then its command."""

@@ -115,8 +115,10 @@ def greedy(covariance: Reals, shares: Reals, discounts: Reals, count: int) -> In
     """
     left = np.ones(len(shares), np.bool_)
     chosen = []
+    # What is left of a variance by rounding alone must not be divided by.
+    least = max(1e-12 * float(np.diagonal(covariance).max()), float(np.finfo(np.float64).tiny))
     for _ in range(count):
-        variances = np.diagonal(covariance).clip(min=np.finfo(np.float64).tiny)
+        variances = np.diagonal(covariance).clip(min=least)
         falls = np.where(left, discounts * (shares @ covariance) / np.sqrt(variances), -np.inf)
         best = int(falls.argmax())
         chosen.append(best)
