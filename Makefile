@@ -5,7 +5,8 @@ DEMO := section=demo
 
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
-.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs report track-a $(TRACK_A)
+TRACK_B := schedules fedavg participation heterogeneity shakespeare
+.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +50,12 @@ cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour o
 $(TRACK_A): setup
 	$(RUN) train.py -m +sweep/track_a=$@ $(ARGS)
 	$(RUN) -m fl_hydra.report $@
+
+$(TRACK_B): setup
+	$(RUN) train.py -m +sweep/track_b=$@ $(ARGS)
+	$(RUN) -m fl_hydra.report $@
+
+track-b: $(TRACK_B) ## all sections of Track B, as above: make participation ARGS="dataset=digits K=20 C=0.2 epochs=40 seed=1"
 
 track-a: $(TRACK_A) ## all sections of Track A on CIFAR-100, for a GPU; or one, narrowed: make localsgd ARGS="dataset=digits seed=1"
 

@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from benchmarks.workloads import DEVICE, ManyClients, ReluBeforePool, bare_passes, plain_loop, trainer
+from benchmarks.workloads import DEVICE, MadeUpText, ManyClients, ReluBeforePool, bare_passes, plain_characters, plain_loop, trainer
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.models.lstm import CharacterLSTM
 from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
@@ -66,6 +67,7 @@ class Figures:
 REQUIRED: dict[str, tuple[str, float]] = {
     "FedAvg round, fp32: plain loop / ours": ("at least", 1.2),
     "FedAvg round, bf16: plain loop / ours": ("at least", 2.5),
+    "Shakespeare round, fp32: plain loop / ours": ("at least", 1.0),
     "overhead round: ours / ten bare passes": ("at most", 1.4),
     "convolutions and products, fp32": ("at least", 0.75),
     "Flower / ours": ("at least", 1.0),
@@ -124,6 +126,29 @@ def rounds(scale: Scale) -> Figures:
         each = {name: trainer(engine=name, batch_size=scale.batch_size, precision=precision).run_round for name in engines()}
         for name, value in interleaved(each, max(1, scale.repeats // 3)).items():
             figures.add(f"engine={name}, {precision}", value, images)
+    return figures
+
+
+def characters(scale: Scale) -> Figures:
+    """The round on text: ten clients, J=4, batch 64, windows of 80 characters, two LSTM layers of 256."""
+    figures = Figures("Shakespeare round: ten clients, J=4, batch 64, the LSTM")
+    plain = {"plain loop": plain_characters(batch_size=scale.batch_size).run_round}
+    ours = {
+        f"ours, {precision}": trainer(MadeUpText(), model=CharacterLSTM(), batch_size=scale.batch_size, precision=precision).run_round
+        for precision in ("fp32", "bf16")
+    }
+    seconds = interleaved(plain | ours, max(1, scale.repeats // 2))
+    for name, value in seconds.items():
+        figures.add(name, value, 40 * scale.batch_size)
+    for precision in ("fp32", "bf16"):
+        figures.ratios[f"Shakespeare round, {precision}: plain loop / ours"] = seconds["plain loop"] / seconds[f"ours, {precision}"]
+    each = {
+        f"engine={name}": trainer(MadeUpText(), model=CharacterLSTM(), engine=name, batch_size=scale.batch_size).run_round
+        for name in engines()
+        if "im2col" not in name
+    }
+    for name, value in interleaved(each, max(1, scale.repeats // 3)).items():
+        figures.add(name, value, 40 * scale.batch_size)
     return figures
 
 
@@ -403,7 +428,7 @@ def peers(scale: Scale) -> Figures:
 
 SECTIONS: dict[str, Callable[[Scale], Figures]] = {
     section.__name__: section
-    for section in (rounds, peers, overhead, levers, profile, throughput, packed, evaluation, clients, cohorts, start)
+    for section in (rounds, characters, peers, overhead, levers, profile, throughput, packed, evaluation, clients, cohorts, start)
 }
 
 

@@ -12,25 +12,33 @@ from torch import Tensor, nn
 
 
 class PlainFedAvg:
-    """A FedAvg loop over the clients of a round.
+    """A FedAvg loop over the clients of a round, on images.
 
     Args:
-        images: normalised training images, float [N, channels, height, width].
+        inputs: normalised training images, float [N, channels, height, width].
         labels: int64 [N].
-        shards: images of each client.
-        device: where the images and the model are.
+        shards: samples of each client.
+        device: where the samples and the model are.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, shards: list[Tensor], *, cohort: int, J: int, batch_size: int, device: str = "cpu"
+        self, inputs: Tensor, labels: Tensor, shards: list[Tensor], *, cohort: int, J: int, batch_size: int, device: str = "cpu"
     ) -> None:
         self.device = device
-        self.images = F.pad(images, (4, 4, 4, 4)).to(device)
+        self.inputs = self.prepared(inputs).to(device)
         self.labels, self.shards = labels.to(device), [shard.to(device) for shard in shards]
         self.cohort, self.J, self.batch_size = cohort, J, batch_size
-        self.model = lenet(100).to(device)
+        self.model = self.network().to(device)
         self.server = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, weight_decay=1e-4)
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """What is kept of the training samples."""
+        return F.pad(inputs, (4, 4, 4, 4))
+
+    def network(self) -> nn.Module:
+        """The model."""
+        return lenet(100)
 
     def augmented(self, indices: Tensor) -> Tensor:
         """Random crop and flip of each image."""
@@ -40,7 +48,7 @@ class PlainFedAvg:
         rows = torch.randint(0, 9, (count, 1), device=device) + forth
         columns = torch.randint(0, 9, (count, 1), device=device) + torch.where(torch.rand(count, 1, device=device) < 0.5, forth, back)
         channels = torch.arange(3, device=device)[:, None, None]
-        return self.images[indices[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
+        return self.inputs[indices[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
 
     def run_round(self) -> None:
         """One round."""
@@ -63,6 +71,34 @@ class PlainFedAvg:
                 for sum_, parameter in zip(sums, self.model.parameters(), strict=True):
                     sum_.add_(parameter, alpha=len(shard) / total)
         self.server = sums
+
+
+class PlainCharacters(PlainFedAvg):
+    """The same loop on windows of text, uint8 [N, 80], with `torch.nn.LSTM`."""
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def network(self) -> nn.Module:
+        return Characters(80)
+
+    def augmented(self, indices: Tensor) -> Tensor:
+        return self.inputs[indices].long()
+
+
+class Characters(nn.Module):
+    """The character LSTM as it is usually written."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, 8)
+        self.lstm = nn.LSTM(8, 256, 2, batch_first=True)
+        self.classifier = nn.Linear(256, vocabulary)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Logits of the character after the last: [n, T] -> [n, vocabulary]."""
+        logits: Tensor = self.classifier(self.lstm(self.embedding(characters))[0][:, -1])
+        return logits
 
 
 def lenet(classes: int) -> nn.Module:

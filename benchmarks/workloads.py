@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.plain import PlainFedAvg, lenet
+from benchmarks.plain import PlainCharacters, PlainFedAvg, lenet
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Card, datasets
+from fl_hydra.data.dataset import Card, Dataset, datasets
 from fl_hydra.data.images import Arrays, ImageDataset, channel_statistics
+from fl_hydra.data.shakespeare import Corpus, Shakespeare
+from fl_hydra.data.shakespeare_text import WINDOW
 from fl_hydra.models.lenet import LeNet
 from fl_hydra.optim.schedules import Constant
 from fl_hydra.optim.sgdm import SGDM
@@ -64,6 +66,25 @@ class ManyClients(MadeUp):
         return made_up(400_000, 16, 1)
 
 
+@datasets.register
+@dataclass
+class MadeUpText(Shakespeare):
+    """Windows of random characters, of a hundred users with a thousand each."""
+
+    name: str = "made-up-text"
+    validation: float = 0.0
+    min_samples: int = 1000
+
+    def source(self, root: Path) -> Path:
+        return scratch()
+
+    def read(self, path: Path) -> Corpus:
+        characters = np.random.default_rng(0).integers(0, 80, 100 * 1200 + 81, np.uint8)
+        starts = np.arange(100)[:, None] * 1200 + np.arange(1100)
+        owners = np.repeat(np.arange(100), 1000), np.repeat(np.arange(100), 100)
+        return Corpus(characters, starts[:, :1000].ravel(), owners[0], starts[:, 1000:].ravel(), owners[1], tuple(map(str, range(100))))
+
+
 @dataclass
 class ReluBeforePool(LeNet):
     """LeNet as it is usually written; the same function, with four times the ReLUs."""
@@ -88,7 +109,7 @@ def scratch() -> Path:
 _scratch = tempfile.TemporaryDirectory(prefix="bench-")
 
 
-def experiment(dataset: ImageDataset | None = None, **overrides: Any) -> Experiment:
+def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
     """A run long enough to be timed: FedAvg, K=100, m=10, J=4, batch 64 on the made-up CIFAR-100 unless overridden."""
     dataset = dataset or MadeUp()
     settings: dict[str, Any] = {
@@ -116,10 +137,21 @@ def experiment(dataset: ImageDataset | None = None, **overrides: Any) -> Experim
     )
 
 
-def trainer(dataset: ImageDataset | None = None, *, engine: str = "auto", runs: int = 1, **overrides: Any) -> Trainer:
+def trainer(dataset: Dataset | None = None, *, engine: str = "auto", runs: int = 1, **overrides: Any) -> Trainer:
     """A trainer of one run, or of several that differ in their seeds."""
     one = experiment(dataset, **overrides)
     return Trainer(*(dataclasses.replace(one, seed=seed) for seed in range(runs)), engine=engine, device=DEVICE)
+
+
+def plain_characters(J: int = 4, batch_size: int = 64) -> PlainCharacters:
+    """The yardstick on the same windows."""
+    dataset = MadeUpText()
+    split = dataset.split(scratch(), 0)
+    starts = torch.from_numpy(split.train)
+    characters = torch.from_numpy(split.characters)
+    shards = list(torch.randperm(len(starts)).split(equal_sizes(len(starts), 100).tolist()))
+    windows = characters[starts[:, None] + torch.arange(WINDOW)]
+    return PlainCharacters(windows, characters[starts + WINDOW].long(), shards, cohort=10, J=J, batch_size=batch_size, device=DEVICE)
 
 
 def plain_loop(J: int = 4, batch_size: int = 64) -> PlainFedAvg:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help`, completion and the answer to a fin
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,21 +203,33 @@ def resolve(config: Config) -> Experiment:
         f"local_steps={config.local_steps.name}: workers of algorithm={algorithm.name} exchange models within a round, which hides how far "
         "they drift apart; choose another rule",
     )
+    rule = config.local_steps
+    same_steps = rule.steady and not rule.spread
+    given = f"local_steps.spread={rule.spread}" if rule.steady else f"local_steps={rule.name}"
+    leave_out = f"leave {given.split('=')[0]} out"
+    require(J is not None or same_steps, f"{given}: algorithm={algorithm.name} has no J to choose; {leave_out}")
     require(
-        J is not None or (config.local_steps.steady and not config.local_steps.spread),
-        f"local_steps={config.local_steps.name}: algorithm={algorithm.name} has no J to choose; leave local_steps out",
+        not rule.spread or not algorithm.in_step,
+        f"local_steps.spread={rule.spread}: workers of algorithm={algorithm.name} take all J steps of a period, to be averaged after "
+        "it; leave local_steps.spread out",
     )
-    if J is not None:
-        config.local_steps.check(J)
     _check_participation(config.participation, algorithm, measured)
     require(
         m == K or config.participation.name != "all",
         f"C={C}: participation=all takes every client; choose participation=uniform or leave C out",
     )
     require(
-        not isinstance(algorithm, EventDriven) or (config.local_steps.steady and not config.local_steps.spread),
-        f"local_steps={config.local_steps.name}: in algorithm={algorithm.name} workers differ by speeds=; leave local_steps out",
+        not isinstance(algorithm, EventDriven) or same_steps,
+        f"{given}: in algorithm={algorithm.name} workers differ by speeds=; {leave_out}",
     )
+    if algorithm.slowest < math.inf:
+        speeds, how = config.speeds.draw(K, config.seed), config.speeds.differ_by
+        times = float(speeds.max() / speeds.min())
+        require(
+            times <= algorithm.slowest,
+            f"speeds.{how}={getattr(config.speeds, how, None)}: the slowest of K={K} workers is {times:.3g} times as slow as the fastest; "
+            f"with algorithm={algorithm.name} at most {algorithm.slowest:,} times is allowed: choose speeds that differ less",
+        )
     experiment = Experiment(
         dataset=config.dataset,
         card=card,
@@ -258,6 +271,8 @@ def resolve(config: Config) -> Experiment:
         budget = max(1, round(config.epochs * images))
     else:
         budget = FEDERATED_SAMPLES if algorithm.federated else DISTRIBUTED_EPOCHS * images
+    if J is not None:
+        rule.check(J, -(-budget // (m * experiment.step_samples)))
     return dataclasses.replace(experiment, budget=budget)
 
 

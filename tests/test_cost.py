@@ -178,6 +178,13 @@ def test_clients_go_through_the_link_of_their_server() -> None:
         assert wire_bytes(ledger, collective) == pytest.approx(3 * 2 * 4 * n)
 
 
+def test_workers_with_a_server_of_their_own_pay_what_clients_pay() -> None:
+    """It is none of them: 2 K messages in an average of K."""
+    served = replace(AVERAGES, served=AVERAGES.messages)
+    assert waiting_seconds(AVERAGES, ETHERNET, "point_to_point") == waiting_seconds(served, ETHERNET, "ring")
+    assert wire_bytes(AVERAGES, "point_to_point") == wire_bytes(served, "ring") == 2 * 2 * 4 * 1000
+
+
 def test_neighbours_wait_for_the_busiest_of_them() -> None:
     """In a star of 4 the middle sends 3 models in each of 5 exchanges."""
     _, ledger = trained("algorithm=gossip", "algorithm.topology=star", "K=4", "J=5", "batch_size=16", "rounds=1")

@@ -1,4 +1,4 @@
-"""Datasets, splits, shards, order and augmentation."""
+"""Datasets, splits, order and augmentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,79 +16,11 @@ from fl_hydra.data.cifar100 import CIFAR100, import_torchvision
 from fl_hydra.data.digits import Digits
 from fl_hydra.data.images import Arrays, channel_statistics
 from fl_hydra.data.order import Order
-from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator, hash_uniform
-from fl_hydra.sharding.base import Sharding, Shards, equal_sizes
-from fl_hydra.sharding.classes import Classes
-from fl_hydra.sharding.iid import IID
+from fl_hydra.sharding.base import Shards, equal_sizes
 from fl_hydra.training.images import Images
 from tests.support.make import write_cifar100
-
-CIFAR_COUNTS = np.full(100, 450)
-DIGIT_COUNTS = np.array([128, 131, 128, 131, 131, 131, 131, 129, 125, 130])
-
-
-def labels_of(counts: Any) -> np.ndarray:
-    return np.repeat(np.arange(len(counts)), counts)
-
-
-def assert_partition(shards: Shards, total: int, K: int) -> None:
-    assert sorted(shards.indices.tolist()) == list(range(total)), "disjoint and covering"
-    assert len(shards.sizes) == K
-    assert shards.sizes.max() - shards.sizes.min() <= 1
-
-
-@pytest.mark.parametrize("K", [1, 2, 7, 100, 1295])
-def test_iid_shards(K: int) -> None:
-    assert_partition(IID().shards(Population.of_labels(labels_of(DIGIT_COUNTS)), K, None, seed=3), 1295, K)
-
-
-@pytest.mark.parametrize(
-    ("counts", "K", "N_c"),
-    [(CIFAR_COUNTS, 100, N_c) for N_c in (1, 5, 10, 50, 100)]
-    + [(CIFAR_COUNTS, 50, 2), (CIFAR_COUNTS, 37, 7), (CIFAR_COUNTS, 200, 1), (CIFAR_COUNTS, 10, 10), (CIFAR_COUNTS, 99, 3)]
-    + [(DIGIT_COUNTS, 10, 2), (DIGIT_COUNTS, 20, 2), (DIGIT_COUNTS, 100, 2), (DIGIT_COUNTS, 4, 3), (DIGIT_COUNTS, 7, 3)],
-)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_client_holds_exactly_n_c_classes(counts: Any, K: int, N_c: int, seed: int) -> None:
-    labels = labels_of(counts)
-    shards = Classes().shards(Population.of_labels(labels), K, N_c, seed)
-    assert_partition(shards, len(labels), K)
-    assert {len(np.unique(labels[shards[k]])) for k in range(K)} == {N_c}
-
-
-def test_shares_of_classes_are_even_where_the_counts_allow() -> None:
-    labels = labels_of(CIFAR_COUNTS)
-    shards = Classes().shards(Population.of_labels(labels), 100, 5, seed=0)
-    assert all((np.bincount(labels[shards[k]])[np.unique(labels[shards[k]])] == 90).all() for k in range(100))
-
-
-@pytest.mark.parametrize(
-    ("counts", "K", "N_c", "works"),
-    [(CIFAR_COUNTS, 50, 1, (100, 2)), (CIFAR_COUNTS, 150, 1, (100, 2)), (DIGIT_COUNTS, 10, 1, (None, 2)), (DIGIT_COUNTS, 5, 2, (9, 3))],
-)
-def test_what_cannot_be_divided_is_refused_with_what_can(
-    counts: Any,
-    K: int,
-    N_c: int,
-    works: tuple[int | None, int],
-) -> None:
-    with pytest.raises(UserError) as refused:
-        Classes().check(Census.of_classes(counts), K, N_c, seed=0)
-    near_K, near_N_c = works
-    assert f"N_c={near_N_c} with this K" in str(refused.value)
-    Classes().check(Census.of_classes(counts), K, near_N_c, seed=0)
-    if near_K is not None:
-        assert f"K={near_K} with this N_c" in str(refused.value)
-        Classes().check(Census.of_classes(counts), near_K, N_c, seed=0)
-
-
-@pytest.mark.parametrize("sharding", [IID(), Classes()])
-def test_shards_are_a_function_of_the_seed(sharding: Sharding) -> None:
-    one, same, other = (sharding.shards(Population.of_labels(labels_of(DIGIT_COUNTS)), 20, 2, seed).indices.tolist() for seed in (0, 0, 1))
-    assert one == same
-    assert one != other
 
 
 def test_split_is_stratified_disjoint_and_covering(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_hydra.algorithms.base import State
+from fl_hydra.algorithms.hierarchical import Hierarchical
 from fl_hydra.algorithms.localsgd import POLICIES, LocalSGD
 from fl_hydra.errors import UserError
 from fl_hydra.local_steps.base import Measured, Memory, rules
@@ -362,6 +363,20 @@ def test_blocks_of_neighbours_are_averaged_in_every_period() -> None:
     assert_exact(run.state.model, x[:1])
 
 
+@pytest.mark.parametrize(("J", "J_b"), [(1, 4), (3, 4), (8, 2), (5, 1)])
+def test_blocks_are_averaged_after_every_period_but_the_last(J: int, J_b: int) -> None:
+    """In a round: after steps J, 2 J, ..., (J_b - 1) J, and never else; after J_b J all workers are."""
+    run, _ = on_quadratics(
+        "algorithm=hierarchical", f"algorithm.J_b={J_b}", "K=4", f"J={J}", f"samples={3 * 16 * J * J_b}", *PLAIN, a=torch.ones(4, 1)
+    )
+    for round in range(1, 4):
+        mixing = run.member.plan().mixing
+        assert len(mixing) == J * J_b
+        assert [step for step, mixed in enumerate(mixing, 1) if mixed is not None] == [period * J for period in range(1, J_b)]
+        run.run_round()
+        assert (run.member.traffic.averages, run.member.traffic.block_averages) == (round * J_b, round * (J_b - 1))
+
+
 # Post-local SGD
 
 
@@ -444,6 +459,45 @@ def test_averages_of_linear_recursions_are_one_worker_with_all_batches(optimizer
             together.run_round()
         assert_exact(local.state.model, together.state.model)
     assert local.state.model.abs().max() > 0.1
+
+
+SCHEDULES_OF_J = [
+    *("linear", "doubling", "post_local local_steps.at_step=5", "phases local_steps.numbers=[3,1] local_steps.borders=[0.2,0.6]"),
+    "drift",  # follows what it sees, which is nobody's plan
+]
+
+
+@pytest.mark.parametrize("rule", SCHEDULES_OF_J)
+@pytest.mark.parametrize("momentum", ["optimizer=sgd", "optimizer=sgdm"])
+def test_a_schedule_of_steps_changes_the_number_of_averages_and_nothing_else(rule: str, momentum: str) -> None:
+    """On that quadratic, along the same noise: as many averages as J_t has numbers, of which the sum is the number of steps."""
+    a = torch.ones(4, 1, dtype=torch.float64)
+    b = normal(1, 1).expand(4, 1)
+    common = ("algorithm=localsgd", "K=4", "samples=512", "optimizer.lr=0.05", momentum)  # 32 steps of 16 samples, at rates that fall
+    scheduled, _ = on_quadratics(*common, "J=6", f"local_steps={rule.split()[0]}", *rule.split()[1:], a=a, b=b, noisy=True)
+    together, _ = on_quadratics(*common, "J=1", a=a, b=b, noisy=True)
+    numbers = steps_of_rounds(scheduled)
+    assert sum(numbers) == 32
+    assert len(set(numbers)) > 1, "else it is no schedule"
+    assert scheduled.member.traffic.averages == len(numbers)
+    assert_exact(scheduled.state.model, finish(together).state.model)
+
+
+def test_momentum_that_is_reset_begins_every_round_at_zero() -> None:
+    """Two steps a round, by hand: v = g and x <- x - lr g, then v = 0.9 g + g' and x <- x - lr v, whatever v was before; then the mean."""
+    run, b = on_quadratics(
+        *("algorithm=localsgd", "algorithm.momentum=reset", "K=2", "J=2", "rounds=3", "scheduler=constant"),
+        *("optimizer=sgdm", "optimizer.lr=0.1", "optimizer.momentum=0.9", "optimizer.weight_decay=0"),
+        a=HETEROGENEOUS,
+    )
+    x = torch.zeros_like(b)
+    for _ in range(3):
+        first = HETEROGENEOUS * (x - b)
+        x = x - 0.1 * first
+        x = x - 0.1 * (0.9 * first + HETEROGENEOUS * (x - b))
+        x = x.mean(0).expand_as(x)
+        run.run_round()
+        assert_exact(run.state.model, x[:1])
 
 
 def test_momentum_that_is_reset_is_less_momentum() -> None:
@@ -920,6 +974,62 @@ def test_the_slowest_worker_decides() -> None:
     assert balanced.member.samples == run.member.samples
 
 
+@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize("method", ["gossip", "gossip_pga"])
+def test_workers_wait_at_every_exchange(method: str, topology: str) -> None:
+    """Two workers of speeds 1/2 and 3/2 that take 4 and 12 steps: four steps wait for the slow one, eight are the fast one's alone."""
+    run, _ = on_quadratics(
+        *(f"algorithm={method}", f"algorithm.topology={topology}", "K=2", "J=8", "rounds=10", "speeds.throughput=4"),
+        *("speeds=linear", "speeds.spread=0.5", "local_steps.spread=0.5"),
+        a=HETEROGENEOUS,
+    )
+    assert finish(run).member.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
+
+
+@pytest.mark.parametrize("budget", ["rounds=6", "samples=1003"])
+def test_without_exchanges_workers_wait_at_the_end_of_a_round_alone(budget: str) -> None:
+    """Work in proportion to speed: nobody waits in LocalSGD, while exchanges after every step give the gain away again."""
+    common = ("K=4", "J=8", budget, "speeds=linear", "local_steps.spread=0.5")
+    local, gossip = (finish(on_quadratics(f"algorithm={name}", *common, a=torch.ones(4, 1))[0]) for name in ("localsgd", "gossip_pga"))
+    assert local.member.samples == gossip.member.samples
+    assert gossip.member.seconds > 1.2 * local.member.seconds
+
+
+def test_gossip_takes_the_same_time_however_its_steps_are_cut_into_rounds() -> None:
+    common = ("algorithm=gossip", "K=4", "samples=1003", "speeds=lognormal")
+    short, long = (finish(on_quadratics(*common, f"J={J}", a=torch.ones(4, 1))[0]) for J in (1, 8))
+    assert short.member.seconds == pytest.approx(long.member.seconds, rel=1e-12)
+
+
+def test_blocks_wait_for_their_own_workers() -> None:
+    blocks = Hierarchical(blocks=2)
+    mixing = blocks.mixing(4, J=2, j=1, steps=8, taken=0)
+    assert mixing is not None
+    assert blocks.wait(np.array([1.0, 4.0, 2.0, 3.0]), mixing).tolist() == [4, 4, 3, 3]
+    common = ("K=4", "J=4", "rounds=3", "speeds=linear", "speeds.throughput=4")
+    run, _ = on_quadratics("algorithm=hierarchical", *common, a=torch.ones(4, 1))
+    assert finish(run).member.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
+
+
+@pytest.mark.parametrize("samples", [1600, 1603])
+@pytest.mark.parametrize("model", list(speed_models))
+def test_shared_steps_take_the_time_of_local_sgd_with_single_steps(model: str, samples: int) -> None:
+    """The same workers with the same images each, of the same speeds; in the last step, too, where some have an image more."""
+    common = (f"speeds={model}", f"samples={samples}")
+    local, _ = on_quadratics("algorithm=localsgd", "K=8", "J=1", "batch_size=4", *common, a=torch.ones(8, 1))
+    shared, _ = on_quadratics("algorithm=centralized", "data_parallel=8", "batch_size=32", *common, a=torch.ones(1, 1))
+    assert np.array_equal(local.member.speeds, shared.member.speeds)
+    assert finish(shared).member.seconds == pytest.approx(finish(local).member.seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_a_lone_row_of_local_steps_shares_them_too(workers: int) -> None:
+    """16 images a step: with three workers the first has six of them."""
+    common = ("algorithm=lookahead", "J=5", "batch_size=16", "rounds=3", "speeds.throughput=16", "local_steps.spread=0.5")
+    run, _ = on_quadratics(*common, f"data_parallel={workers}", a=torch.ones(1, 1))
+    assert finish(run).member.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
+
+
 @pytest.mark.parametrize("name", list(speed_models))
 @pytest.mark.parametrize("K", [1, 2, 5, 40])
 def test_speeds_are_positive_and_a_function_of_the_seed(name: str, K: int) -> None:
@@ -966,6 +1076,8 @@ def test_large_batch_schedule_is_that_of_the_lamb_paper(lr: float, warmup: float
     """You et al., ICLR 2020, tables 4 and 5: rates by the square root of the batch, warm-up (of 90 epochs; in 1/320) linear in it."""
     schedule = config("scheduler=large_batch", "scheduler.reference=512", f"scheduler.warmup={warmup}").scheduler
     assert " ".join(f"{lr * schedule.scale(batch, 1):.4f}" for batch in TABLE) == rates
+    # The tables give the same rates as c / (2^(3 - i / 2) 10^e), i doublings after 512.
+    assert [lr * schedule.scale(batch, 1) for batch in TABLE] == pytest.approx([8 * lr / 2 ** (3 - i / 2) for i in range(7)], rel=1e-12)
     assert " ".join(f"{length * schedule.warmup_of(batch):.5g}" for batch in TABLE) == warmups
 
 
@@ -988,6 +1100,15 @@ def test_large_batch_schedule_reaches_the_optimizer() -> None:
     assert rates[4:] == pytest.approx([0.2 * (1 - step / 16) for step in range(16)])
     with pytest.raises(UserError, match="batch size below 320"):
         experiment(*common, "batch_size=320")
+
+
+def test_large_batch_cosine_warms_up_alike_and_then_is_a_cosine() -> None:
+    shipped = config("scheduler=large_batch_cosine").scheduler
+    assert [shipped.warmup_of(batch) for batch in TABLE] == pytest.approx([2**i / 320 for i in range(7)], rel=1e-12)
+    common = ("algorithm=centralized", "scheduler=large_batch_cosine", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
+    rates = small(*common, "batch_size=64", "optimizer.lr=0.1").member.plan().rates[0]
+    assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2], rel=1e-12), "a warm-up over a fifth, up to twice the rate"
+    assert rates[4:] == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 16)) for step in range(16)], rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["sgdm", "adamw", "lars", "lamb"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,9 @@ LABELS = {
     "algorithm=diloco": "DiLoCo K=4 J=64",
     "algorithm=diloco optimizer=sgd server=adam": "DiLoCo K=4 J=64, sgd, server=adam",
     "algorithm=lookahead": "Lookahead J=5, batch 64",
+    "algorithm=lookahead server.lr=0.3": "Lookahead J=5, batch 64, server.lr=0.3",
+    "algorithm=localsgd server.lr=1.5": "LocalSGD K=4 J=8, server.lr=1.5",
+    "algorithm=localsgd server=lookahead": "LocalSGD K=4 J=8, server.lr=0.5",
     "algorithm=hierarchical": "Hierarchical K=4 J=8 J_b=4 blocks=2",
     "algorithm=gossip K=8 algorithm.topology=exponential": "Gossip exponential K=8",
     "algorithm=gossip_pga": "Gossip-PGA ring K=4 J=8",
@@ -106,6 +110,8 @@ LABELS = {
     "algorithm=ad_psgd": "AD-PSGD ring K=4",
     "algorithm=async_sgd": "Async SGD K=4 J=1",
     "algorithm=staleness_aware": "Staleness-aware SGD K=4 J=1",
+    "algorithm=staleness_aware algorithm.power=0": "Async SGD K=4 J=1",
+    "algorithm=async_sgd algorithm.power=0.5": "Async SGD K=4 J=1 power=0.5",
     "algorithm=easgd": "EASGD K=4 J=4",
     "algorithm=shat": "SHAT K=4 J=4",
     "algorithm=fedavg": "FedAvg K=100 C=0.1 J=4, iid",
@@ -123,9 +129,9 @@ def test_labels_are_short_and_say_what_sets_a_method_apart() -> None:
 
 
 def test_every_method_has_a_label_of_its_own() -> None:
-    titles = {overrides.split()[0]: label.split()[0].strip(",") for overrides, label in LABELS.items() if "fedavg " not in overrides}
-    assert set(titles) == {f"algorithm={path.stem}" for path in (PROJECT / "conf" / "algorithm").glob("*.yaml")}
-    assert len(set(titles.values())) == len(titles)
+    shipped = [f"algorithm={path.stem}" for path in (PROJECT / "conf" / "algorithm").glob("*.yaml")]
+    titles = {of(choice).label.split()[0].strip(",") for choice in shipped}
+    assert len(titles) == len(shipped)
 
 
 def test_a_method_that_the_report_does_not_know_is_labelled_with_all_that_could_matter() -> None:
@@ -154,3 +160,33 @@ def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_pa
     first, second = of("algorithm=localsgd", "local_steps=loss"), of("algorithm=localsgd", "local_steps=loss", "seed=1")
     runs = [replace(first, rows=rows), replace(second, rows=[rows[0], rows[4]])]
     assert draw_accuracy(runs, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, runs: list[Run], path: Path) -> dict[str, int]:
+    """How many lines each panel of the figure has, by what its y axis says."""
+    from matplotlib import pyplot
+
+    panels: dict[str, int] = {}
+    close = pyplot.close
+
+    def look(figure: Any) -> None:
+        panels.update({axis.get_ylabel(): len(axis.lines) for axis in figure.axes if axis.get_ylabel()})
+        close(figure)
+
+    monkeypatch.setattr(pyplot, "close", look)
+    draw_accuracy(runs, path)
+    return panels
+
+
+def test_chosen_steps_and_the_noise_scale_are_drawn_where_there_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
+    plain = replace(of("algorithm=localsgd"), rows=rows)
+    rule = replace(of("algorithm=localsgd", "local_steps=linear"), rows=[{**row, "J": row["round"]} for row in rows])
+    scales = [None, 64.0, 100.0, 130.0, 90.0]  # there is none at first, where no signal was seen
+    noise = [{**row, "J": 4, "noise_scale": scale} for row, scale in zip(rows, scales, strict=True)]
+    measured = replace(of("algorithm=localsgd", "local_steps=noise"), rows=noise)
+    accuracy = {"validation accuracy, %": 1, "test accuracy, %": 1}
+    steps, scale = "local steps J", "gradient noise scale, samples"
+    assert drawn(monkeypatch, [plain], tmp_path / "1.png") == accuracy
+    assert drawn(monkeypatch, [plain, rule], tmp_path / "2.png") == {**dict.fromkeys(accuracy, 2), steps: 1}
+    assert drawn(monkeypatch, [plain, rule, measured], tmp_path / "3.png") == {**dict.fromkeys(accuracy, 3), steps: 2, scale: 1}

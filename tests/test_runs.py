@@ -78,6 +78,8 @@ def test_a_killed_run_ends_as_one_never_killed(
 SMALL = ("model.filters=1", "model.hidden=2", "batch_size=16", "evaluation.points=3", "checkpoint.seconds=0", "engine=stacked")
 METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algorithm").glob("*.yaml"))]
 RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
+OPTIMIZERS = [f"optimizer={name}" for name in ("lars", "lamb", "radam")]
+"""Those of their own, and one of torch's whose step depends on its count."""
 SCHEMES = [f"participation={path.stem}" for path in sorted((PROJECT / "conf" / "participation").glob("*.yaml"))]
 SERVERS = [f"server={path.stem}" for path in sorted((PROJECT / "conf" / "server").glob("*.yaml"))]
 
@@ -89,7 +91,7 @@ PARTICULAR = {
 }
 
 
-@pytest.mark.parametrize("choice", [*METHODS, *RULES, *SCHEMES, *SERVERS])
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, *OPTIMIZERS, *SCHEMES, *SERVERS])
 def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
     """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
     command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice in SCHEMES else ["algorithm=localsgd"])]

@@ -6,9 +6,12 @@ dataclass of its hyper-parameters that overrides the seams it changes; the defau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
@@ -76,8 +79,14 @@ class Algorithm(Component):
     coupled: ClassVar[bool] = False
     """Whether rows exchange models between the local steps of a round (:meth:`mixing`); all of them then take each step together."""
 
+    in_step: ClassVar[bool] = False
+    """Whether rows meet within a round after numbers of steps that each of them has to take."""
+
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
+
+    slowest: ClassVar[float] = math.inf
+    """How many times as slow as the fastest a worker may be."""
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -120,6 +129,10 @@ class Algorithm(Component):
             None if nothing is exchanged after this step.
         """
         return None
+
+    def wait(self, ready: Reals, mixing: Reals) -> Reals:
+        """When each worker goes on after an exchange by :meth:`mixing`, float64 [K], by when each was ready for it: when all were."""
+        return np.full_like(ready, ready.max())
 
     def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
         """Enter one exchange by :meth:`mixing` in a run's ledger; `payload` are the bytes of a model."""

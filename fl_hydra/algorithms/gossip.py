@@ -25,6 +25,9 @@ class GossipPGA(LocalSGD):
     topology: ring, exponential, one_peer_exponential, torus, complete or star; its weights W are doubly stochastic. J is the paper's
     period H. With J=1 this is minibatch SGD, with a topology without edges LocalSGD. `local_steps=loss` is the paper's Gossip-AGA,
     which lengthens the period as the loss falls.
+
+    In simulated time every exchange waits for all workers, not for neighbours alone: in a connected graph a slow worker holds up the
+    others all the same, some exchanges later.
     """
 
     name: str = "gossip_pga"

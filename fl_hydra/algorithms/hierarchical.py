@@ -30,6 +30,7 @@ class Hierarchical(LocalSGD):
     J_b: int = 4
 
     coupled: ClassVar[bool] = True
+    in_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +52,11 @@ class Hierarchical(LocalSGD):
             return None
         size = K // self.blocks
         return np.kron(np.eye(self.blocks), np.full((size, size), 1 / size))
+
+    def wait(self, ready: Reals, mixing: Reals) -> Reals:
+        """A block waits for its own workers, and for no other block."""
+        last: Reals = np.where(mixing != 0, ready, 0).max(1)
+        return last
 
     def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
         if self.blocks < len(mixing):

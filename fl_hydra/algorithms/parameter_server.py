@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fl_hydra.algorithms.base import State, algorithms
 from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
 from fl_hydra.data.population import Indices
-from fl_hydra.decentralized.clocks import Events, Step, periodic_events, server_schedule
+from fl_hydra.decentralized.clocks import SLOWEST, Events, Step, periodic_events, server_schedule
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ParameterServer(EventDriven):
     delay: float = 0.0
 
     J: ClassVar[int | None] = 1
+    slowest: ClassVar[float] = SLOWEST
 
     def __post_init__(self) -> None:
         require(0 <= self.delay < math.inf, f"algorithm.delay={self.delay}: must be 0 seconds or more, and finite")

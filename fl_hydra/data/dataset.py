@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.data.population import Census
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.registry import Component, Registry
@@ -77,6 +77,10 @@ class Dataset(Component):
         Raises:
             UserError: what is asked for is more than there is.
         """
+
+    @abstractmethod
+    def population(self, root: Path, split_seed: int) -> Population:
+        """The samples that remain for training: what they show and whose they are."""
 
     def card(self, root: Path) -> Card:
         """The dataset's card, from the small file beside the data where that is up to date, else from the data."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_hydra.data.dataset import Card, Dataset, datasets
-from fl_hydra.data.population import Census, Indices
+from fl_hydra.data.population import Census, Indices, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 
@@ -89,6 +89,10 @@ class ImageDataset(Dataset):
 
     def census(self, card: Card, split_seed: int = 0) -> Census:
         return Census.of_classes(np.array([count - self._held_out(count) for count in card.train_counts], np.int64))
+
+    def population(self, root: Path, split_seed: int) -> Population:
+        labels = self.load(root).train_labels
+        return Population.of_labels(labels[self.split(labels, split_seed)[0]])
 
     def _held_out(self, count: int) -> int:
         return round(self.validation * count)

@@ -53,8 +53,12 @@ class LocalSteps(Component):
     def __post_init__(self) -> None:
         require(0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that nobody has no step")
 
-    def check(self, J: int) -> None:
-        """Refuse a top-level J that the rule cannot end at.
+    def check(self, J: int, steps: int) -> None:
+        """Refuse a top-level J that the rule cannot end at, or never comes to.
+
+        Args:
+            J: the top-level J.
+            steps: local steps in a row of the whole run, if each round had one.
 
         Raises:
             UserError: naming what works.

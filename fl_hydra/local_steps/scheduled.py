@@ -68,6 +68,13 @@ class PostLocal(LocalSteps):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **({} if self.at_step is None else {"switch": None})}
 
+    def check(self, J: int, steps: int) -> None:
+        require(
+            self.at_step is None or self.at_step < steps,
+            f"local_steps.at_step={self.at_step}: the run ends after {steps} steps of each worker, before the switch; choose at most "
+            f"{steps - 1}, a larger budget, or local_steps.switch=1 for J=1 throughout",
+        )
+
     def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:
         return 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J
 
@@ -84,7 +91,7 @@ class Linear(LocalSteps):
         super().__post_init__()
         require(self.start >= 1, f"local_steps.start={self.start}: at least 1 step is needed")
 
-    def check(self, J: int) -> None:
+    def check(self, J: int, steps: int) -> None:
         require(self.start <= J, f"local_steps.start={self.start}: must be at most J={J}, where the rule ends")
 
     def steps(self, J: int, progress: float, taken: int, memory: Memory) -> int:

@@ -54,9 +54,9 @@ def tree(workers: int, payload: float) -> Transfer:
 
 
 def point_to_point(workers: int, payload: float) -> Transfer:
-    """Everyone sends `payload` bytes to a server and gets as many back: its link carries K messages, and then K more.
+    """Everyone sends `payload` bytes to a server that is none of them and gets as many back: its link carries K messages, and then K more.
 
-    2 latency + 2 K n / bandwidth; on the wire 2 K n. A lone worker has nobody to send to.
+    2 latency + 2 K n / bandwidth; on the wire 2 K n, as for the clients of federated methods. A lone worker needs no server.
     """
     if workers == 1:
         return Transfer(0, 0, 0)

@@ -25,16 +25,25 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 
+MEASURED = {"J": "local steps J", "noise_scale": "gradient noise scale, samples"}
+"""Columns that only some runs have, and what their axes say."""
+
 Reals = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
     """Validation and test accuracy against rounds (logarithmic: methods differ by orders of magnitude) and against samples.
 
-    One line for each setting: the mean over its seeds, with a band of one standard deviation.
+    One line for each setting: the mean over its seeds, with a band of one standard deviation. Where a rule chooses J, or the gradient noise
+    scale was measured, a further panel has it against samples, of the settings that have it.
     """
     settings = _finished(runs)
-    with _panels(2, 2, settings, path) as (_, axes):
+
+    def has(group: list[Run], name: str) -> bool:
+        return all(name in row for run in group for row in run.rows)
+
+    measured = [name for name in MEASURED if any(has(group, name) for _, group in settings)]
+    with _panels(2, 2, settings, path, below=bool(measured)) as (figure, axes):
         for index, (_, group) in enumerate(settings):
             for row, metric in enumerate(("val/acc", "test/acc")):
                 for column, x in enumerate(("round", "samples")):
@@ -44,6 +53,18 @@ def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
             axes[row, 0].set_ylabel(name)
         axes[1, 0].set_xlabel("rounds")
         axes[1, 1].set_xlabel("training samples processed")
+        for axis, name in zip(axes[2:].flat, measured, strict=False):
+            for index, (_, group) in enumerate(settings):
+                if has(group, name):
+                    _draw(axis, index, group, [_numbers(run.column("samples")) for run in group], name, scale=1)
+            axis.set_ylabel(MEASURED[name])
+            heights = np.concatenate([line.get_ydata() for line in axis.lines])
+            heights = heights[heights > 0]  # there may be no noise scale yet
+            if len(heights) and heights.max() > 3 * heights.min():
+                _scale_logarithmically(axis, "y")
+            axis.set_xlabel("training samples processed")
+        for axis in axes[2:].flat[len(measured) :]:
+            figure.delaxes(axis)
     return path
 
 
@@ -110,14 +131,14 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "linestyle": ("-", "--", "-.", ":")[index // 10 % 4]}
 
 
-def _draw(axis: Any, index: int, group: Sequence[Run], xs: Sequence[Reals], metric: str) -> None:
-    """A metric in per cent against `xs`, one array for each run: the mean over runs, with a band of one standard deviation.
+def _draw(axis: Any, index: int, group: Sequence[Run], xs: Sequence[Reals], metric: str, scale: float = 100) -> None:
+    """A metric times `scale` against `xs`, one array for each run: the mean over runs, with a band of one standard deviation.
 
     Where rounds differ in length, runs are evaluated after different numbers of samples: they are read off where the first one was.
     """
     grid = _numbers(group[0].column("samples"))
     samples = [_numbers(run.column("samples")) for run in group]
-    values = 100 * np.array([np.interp(grid, at, _numbers(run.column(metric))) for at, run in zip(samples, group, strict=True)])
+    values = scale * np.array([np.interp(grid, at, _numbers(run.column(metric))) for at, run in zip(samples, group, strict=True)])
     x = np.mean([np.interp(grid, at, x) for at, x in zip(samples, xs, strict=True)], axis=0)
     axis.plot(x, values.mean(0), **_look(index), marker="o" if len(x) == 1 else None, markersize=4)
     if len(values) > 1:
@@ -125,20 +146,26 @@ def _draw(axis: Any, index: int, group: Sequence[Run], xs: Sequence[Reals], metr
         axis.fill_between(x, values.mean(0) - deviation, values.mean(0) + deviation, color=_look(index)["color"], alpha=0.2, linewidth=0)
 
 
-def _scale_logarithmically(axis: Any) -> None:
-    """A logarithmic x axis with plain numbers: powers of ten and, where there is room, 2 and 5 between them."""
+def _scale_logarithmically(axis: Any, which: str = "x") -> None:
+    """A logarithmic axis, x or y, with plain numbers: powers of ten and, where there is room, 2 and 5 between them."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(**{f"{which}scale": "log"})
+    low, high = getattr(axis, f"get_{which}lim")()
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
+    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
-def _panels(rows: int, columns: int, settings: Sequence[tuple[str, list[Run]]], path: Path) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes [rows, columns], with one y axis for all, and a legend of the settings below; written to `path` at the end."""
+def _panels(
+    rows: int, columns: int, settings: Sequence[tuple[str, list[Run]]], path: Path, below: bool = False
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes [rows, columns], with one y axis for all, and a legend of the settings below; written to `path` at the end.
+
+    below: whether there is one more row, of panels that have y axes of their own.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,10 +174,14 @@ def _panels(rows: int, columns: int, settings: Sequence[tuple[str, list[Run]]], 
 
     labels = [label for label, _ in settings]
     across = max(1, min(3, 105 // max(map(len, labels), default=1)))
-    size = (9, 2.6 * rows + 0.2 + 0.2 * -(-len(labels) // across))
+    size = (9, 2.6 * (rows + below) + 0.2 + 0.2 * -(-len(labels) // across))
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+        figure, axes = pyplot.subplots(rows + below, columns, figsize=size, squeeze=False, layout="constrained")
         try:
+            for axis in axes[:rows].flat[1:]:
+                axis.sharey(axes[0, 0])
+            for axis in axes[:rows, 1:].flat:
+                axis.tick_params(labelleft=False)
             yield figure, axes
             handles = [Line2D([], [], **_look(index)) for index in range(len(labels))]
             figure.legend(handles, labels, loc="outside lower center", ncols=across)

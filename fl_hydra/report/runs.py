@@ -34,7 +34,7 @@ METHODS = {
     "localsgd post_local": Method("Post-local SGD"),
     "slowmo": Method("SlowMo", server="slowmo"),
     "diloco": Method("DiLoCo", optimizer="adamw", server="nesterov"),
-    "lookahead": Method("Lookahead", server="lookahead"),
+    "lookahead": Method("Lookahead", server="lr=0.5"),
     "hierarchical": Method("Hierarchical"),
     "gossip": Method("Gossip", J=False),
     "gossip_pga": Method("Gossip-PGA"),
@@ -85,16 +85,17 @@ class Run:
         else:
             cohort = [f"C={c['m'] / c['K']:g}"] if c["m"] != c["K"] else []
             blocks = [f"{key}={algorithm[key]}" for key in ("J_b", "blocks") if key in algorithm]
-            words += [*([algorithm["topology"]] if "topology" in algorithm else []), f"K={c['K']}", *cohort, *J, *blocks]
+            power = [f"power={algorithm['power']:g}"] if algorithm.get("power", 0) not in (0, 1) else []
+            words += [*([algorithm["topology"]] if "topology" in algorithm else []), f"K={c['K']}", *cohort, *J, *blocks, *power]
             if c["N_c"] is not None:
                 further.append(f"N_c={c['N_c']}")
             elif method is None or method.federated or c["sharding"]["name"] != "iid":
-                further.append(c["sharding"]["name"])
+                further.append(_division(c["sharding"]))
             further += _participation(c)
         if method is None or inner != method.optimizer:
             further.append(inner)
         if outer != (method.server if method else "sgd"):
-            further.append(f"server={outer}")
+            further.append(f"server.{outer}" if outer.startswith("lr=") else f"server={outer}")
         return ", ".join([" ".join(words), *further])
 
     def column(self, name: str) -> list[float | None]:
@@ -108,10 +109,18 @@ def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
         case "a2cid2":
             return "" if algorithm["accelerated"] else "plain"
         case "async_sgd":
-            return "aware" if algorithm["power"] > 0 else ""
+            return "aware" if algorithm["power"] == 1 else ""
         case "fedavg":
             return outer
     return rule
+
+
+def _division(sharding: dict[str, Any]) -> str:
+    """How samples are divided. The two ways to draw classes mean different things by alpha, so one has another word with it."""
+    word = {"dirichlet": "", "dirichlet_classes": "per-class ", "quantity": "quantity "}.get(sharding["name"])
+    if word is None:
+        return str(sharding["name"])
+    return f"{word}alpha={sharding['alpha']:g}{' equal' if sharding.get('equal') else ''}"
 
 
 def _participation(config: dict[str, Any]) -> list[str]:
@@ -128,7 +137,7 @@ def _inner(optimizer: dict[str, Any]) -> str:
 
 
 def _outer(server: dict[str, Any]) -> str:
-    """The outer optimizer by the name of its option, which several options share with `sgd`."""
+    """The outer optimizer by the name of its option, which several options share with `sgd`; of a step along the mean alone, its rate."""
     name = str(server.get("name", "sgd"))
     if name != "sgd":
         return name
@@ -136,7 +145,7 @@ def _outer(server: dict[str, Any]) -> str:
         return "slowmo"
     if server.get("momentum"):
         return "nesterov" if server["nesterov"] else "momentum"
-    return "sgd" if server.get("lr", 1) == 1 else "lookahead"
+    return "sgd" if server.get("lr", 1) == 1 else f"lr={server['lr']:g}"
 
 
 def read_run(folder: Path) -> Run | None:

@@ -22,7 +22,7 @@ def headline(experiment: Experiment) -> str:
     steps = "" if e.J is None else f" J={e.J}"
     who = "" if e.K == 1 else f" K={e.K}" + (f" ({e.m} a round)" if e.m != e.K else "")
     rounds = "" if e.rounds is None else f"{e.rounds} rounds, "
-    skew = f" N_c={e.N_c}" if e.N_c is not None else ""
+    skew = f" N_c={e.N_c}" if e.N_c is not None else f" {e.sharding.tag}" if e.sharding.tag else ""
     scheme = e.participation
     skew += f" gamma={e.gamma:g}" if e.gamma is not None else "" if scheme.name in ("all", "uniform") else f" {scheme.name}"
     skew += f" dropout={scheme.dropout:g}" if scheme.dropout else ""

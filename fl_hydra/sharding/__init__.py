@@ -1,1 +1,1 @@
-"""How the training images are divided among clients or workers."""
+"""How the training samples are divided among clients or workers."""

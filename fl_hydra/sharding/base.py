@@ -9,6 +9,7 @@ import numpy as np
 
 from fl_hydra.data.population import Census, Indices, Population
 from fl_hydra.errors import UserError, require
+from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
 
 
@@ -54,9 +55,43 @@ def class_counts(census: Census, name: str) -> Indices:
     return census.classes
 
 
+def deal(labels: Indices, taken: Indices, seed: int) -> Shards:
+    """Give every client its samples of each class, which ones being drawn with the seed.
+
+    Args:
+        labels: int64 [N], classes of all samples.
+        taken: int64 [K, classes], samples of each class for each client; columns sum to the classes' totals.
+        seed: of the draw.
+    """
+    order = []
+    for label in range(taken.shape[1]):
+        members = generator(seed, "shards-class", label).permutation(np.flatnonzero(labels == label))
+        order.append(np.split(members, np.cumsum(taken[:, label])[:-1]))
+    pieces = [order[label][client] for client in range(len(taken)) for label in range(taken.shape[1])]
+    return Shards.from_sizes(np.concatenate(pieces).astype(np.int64), taken.sum(1))
+
+
+def require_min_size(size: int) -> None:
+    """Check `sharding.min_size`.
+
+    Raises:
+        UserError: clients without samples are asked for.
+    """
+    require(size >= 1, f"sharding.min_size={size}: every client needs at least 1 sample")
+
+
 @dataclass
 class Sharding(Component):
     """A rule that divides training samples among K clients, by what they show, or whose they are, and the seed alone."""
+
+    @property
+    def tag(self) -> str:
+        """What a run's name says of this rule, in a word; nothing for even shards, and where N_c says it."""
+        return ""
+
+    def least_size(self, total: int, K: int) -> int:
+        """Samples that every one of the K clients must have."""
+        return 1
 
     def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
         """Raise before anything is loaded if the rule cannot be met.
@@ -69,6 +104,12 @@ class Sharding(Component):
         """
         total = census.total
         require(1 <= K <= total, f"K={K}: each client needs a sample and there are {total}; choose K from 1 to {total}")
+        least = self.least_size(total, K)
+        require(
+            K * least <= total,
+            f"K={K} sharding.min_size={least}: {K * least} samples would be needed and there are {total}; choose sharding.min_size from "
+            f"1 to {total // K}" + (f", or K from 1 to {total // least}" if least <= total else ""),
+        )
 
     @abstractmethod
     def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fl_hydra.data.population import Census, Indices, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
-from fl_hydra.sharding.base import Sharding, Shards, class_counts, equal_sizes, shardings
+from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
 
 ATTEMPTS = 12
 EXACT = 1000
@@ -51,12 +51,7 @@ class Classes(Sharding):
         self.check(Census.of_classes(counts), K, N_c, seed)
         taken = _divide(counts, K, N_c, seed)
         assert taken is not None
-        order = []
-        for label in range(taken.shape[1]):
-            members = generator(seed, "shards-class", label).permutation(np.flatnonzero(labels == label))
-            order.append(np.split(members, np.cumsum(taken[:, label])[:-1]))
-        pieces = [order[label][client] for client in range(K) for label in range(taken.shape[1])]
-        return Shards.from_sizes(np.concatenate(pieces).astype(np.int64), taken.sum(1))
+        return deal(labels, taken, seed)
 
 
 def _divide(counts: Indices, K: int, N_c: int, seed: int, exhaustive: bool = True) -> NDArray[np.int64] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,10 +18,17 @@ Reals = np.ndarray[Any, np.dtype[np.float64]]
 @dataclass
 class Speeds(Component):
     """The simulated clock: worker k computes throughput * speed_k samples a second. Nothing but simulated time depends on it,
-    except in asynchronous methods."""
+    except in asynchronous methods, and who takes fewer steps where `local_steps.spread` says that some do.
+
+    Workers wait for the slowest wherever they meet: at the end of a round, at every exchange within it, and after each step that
+    `data_parallel` shares among them.
+    """
 
     throughput: float = 6400.0
     """Training samples a second at speed 1."""
+
+    differ_by: ClassVar[str] = ""
+    """The field that says how far speeds are from each other; none where they are not."""
 
     def __post_init__(self) -> None:
         require(0 < self.throughput < math.inf, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second, and finite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,9 @@ class Linear(Speeds):
     name: str = "linear"
     spread: float = 0.5
 
+    version: ClassVar[int] = 2
+    differ_by: ClassVar[str] = "spread"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.spread < 1, f"speeds.spread={self.spread}: at least 0 and below 1 is needed; at 1 a worker would stand still")
@@ -46,6 +50,9 @@ class LogNormal(Speeds):
 
     name: str = "lognormal"
     sigma: float = 0.5
+
+    version: ClassVar[int] = 2
+    differ_by: ClassVar[str] = "sigma"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +70,9 @@ class Stragglers(Speeds):
     name: str = "stragglers"
     fraction: float = 0.25
     speed: float = 0.2
+
+    version: ClassVar[int] = 2
+    differ_by: ClassVar[str] = "speed"
 
     def __post_init__(self) -> None:
         super().__post_init__()

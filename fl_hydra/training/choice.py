@@ -40,6 +40,8 @@ def candidates(device: torch.device, layout: Layout, step_bytes: int, precision:
     """
     convolutional = any(len(shape) == 4 for shape in layout.shapes)
     if device.type == "cpu":
+        if any("weight_hh" in name for name in layout.names):  # one long call of oneDNN for each row; stacks of them are copied together
+            return ["loop"]
         slow_when_grouped = step_bytes >= LARGE_STEP or precision.compute == torch.float16
         return ["loop" if convolutional and slow_when_grouped else "stacked"]
     return ["graph", "graph-im2col", "graph-loop"] if convolutional else ["graph"]

@@ -363,7 +363,7 @@ class StackedEngine(Engine):
     def _shared_gradient(self, models: Tensor, batch: Batch, out: Tensor) -> Tensor:
         """Gradients of rows that equal their run's model, into `out` [runs, rows, P]: the forward pass is that of one model a run."""
         split = out.shape[:2]
-        inputs, targets = batch.inputs.reshape(*split, *batch.inputs.shape[1:]), batch.targets.reshape(*split, -1)
+        inputs, targets = (tensor.reshape(*split, *tensor.shape[1:]) for tensor in (batch.inputs, batch.targets))
         weights = None if batch.weights is None else batch.weights.reshape(*split, -1)
         in_dims = (None, 0, 0, None if weights is None else 0)
         of_run = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)
@@ -458,7 +458,7 @@ def _count(batch: Batch) -> Tensor | int:
     """How many targets of each row's batch count: [rows, 1], or one number for all rows."""
     if batch.targets.dim() == 2:
         return batch.targets.shape[1] if batch.weights is None else batch.weights.sum(1, keepdim=True).clamp(min=1)
-    present = (batch.targets >= 0).sum(2)
+    present = (batch.targets >= 0).sum(2).to(batch.meter.dtype)
     return (present if batch.weights is None else present * batch.weights).sum(1, keepdim=True).clamp(min=1)
 
 

@@ -92,9 +92,10 @@ class Member:
         """Local steps of the last round, as the rule for them had it."""
         self.seconds = 0.0
         """Simulated: computing, and what workers were told to wait for a server."""
-        self.speeds = experiment.speeds.draw(experiment.K, experiment.seed)
-        self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds * experiment.data_parallel)
-        """Simulated seconds that each worker takes for a sample, float64 [K]."""
+        self.speeds = experiment.speeds.draw(max(experiment.K, experiment.data_parallel), experiment.seed)
+        """Of the K workers, or of those that share each step of a lone row."""
+        self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds)
+        """Simulated seconds that each of them takes for a sample."""
         self.traffic = Traffic()
         self.computed = 0
         """Samples that gradients were computed for, counted as often as they were asked for."""
@@ -125,7 +126,9 @@ class Member:
         J = None if e.J is None else e.local_steps.steps(e.J, self.samples / e.budget, self.traffic.steps, self.memory)
         work = self._work(J)
         asking = _Asking(losses, self.shard_sizes)
-        seen = Round(self.shard_sizes, e.m, e.seed, self.round, e.gamma, work * self.sample_seconds, dict(self.recollection), asking.losses)
+        seen = Round(
+            self.shard_sizes, e.m, e.seed, self.round, e.gamma, work * self.sample_seconds[: e.K], dict(self.recollection), asking.losses
+        )
         cohort = e.participation.cohort(seen)
         ids, wanted = cohort.ids, work[cohort.ids]
         self.recollection.update(cohort.remember)
@@ -136,6 +139,7 @@ class Member:
         done = self.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
         factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
         # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
+        mixing = [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)]
         weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
         reports = e.participation.reports(ids, e.seed, self.round)
         if cohort.weights is None or not reports.any():
@@ -152,13 +156,31 @@ class Member:
             steps,
             np.tile(e.peak_lr * np.array(factors), (len(ids), 1)),
             weights,
-            [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)],
-            self.seconds + float((samples * self.sample_seconds[ids]).max()),
+            mixing,
+            self.seconds + (self._own_seconds(ids, samples, mixing) if e.data_parallel == 1 else self._shared_seconds(int(samples[0]))),
             J,
             seen=seen,
             rest=float(rest),
             reports=reports,
         )
+
+    def _own_seconds(self, ids: Indices, samples: Indices, mixing: list[Reals | None]) -> float:
+        """Simulated seconds of a round whose rows take their own steps: they wait for each other at every exchange, and at the end."""
+        e = self.experiment
+        ready, taken = np.zeros(len(ids)), np.zeros_like(samples)
+        for step, weights in enumerate(mixing, 1):
+            if weights is not None:
+                now = np.minimum(samples, step * e.step_samples)
+                ready = e.algorithm.wait(ready + (now - taken) * self.sample_seconds[ids], weights)
+                taken = now
+        return float((ready + (samples - taken) * self.sample_seconds[ids]).max())
+
+    def _shared_seconds(self, samples: int) -> float:
+        """Simulated seconds of a lone row's round of steps, each shared among workers (±1 sample) and over when the slowest is ready."""
+        workers, size = self.experiment.data_parallel, self.experiment.step_samples
+        of_steps = np.minimum(size, samples - np.arange(0, samples, size))[:, None]
+        shares = of_steps // workers + (np.arange(workers) < of_steps % workers)
+        return float((shares * self.sample_seconds).max(1).sum())
 
     def _charge(self, asked: list[tuple[Indices, Indices]], ids: Indices, payload: int) -> None:
         """Enter what it took that clients, int64 [n], were asked for losses on so many samples, int64 [n], before `ids` were chosen."""
@@ -211,7 +233,8 @@ class Member:
         e = self.experiment
         if J is None:
             return np.array([-(-(e.images - self.samples % e.images) // e.step_samples) * e.step_samples])
-        return e.local_steps.of_clients(e.algorithm.round_steps(J), self.speeds, e.algorithm.federated, e.seed) * e.step_samples
+        steps = e.local_steps.of_clients(e.algorithm.round_steps(J), self.speeds[: e.K], e.algorithm.federated, e.seed)
+        return steps * e.step_samples
 
     def draw(self, plan: Plan, count: int) -> Indices:
         """The next `count` draws of each client: positions in the training images, int64 [rows, count]."""

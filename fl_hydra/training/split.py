@@ -13,9 +13,12 @@ import torch
 from fl_hydra.data.dataset import Dataset, datasets
 from fl_hydra.data.images import ImageDataset, channel_statistics
 from fl_hydra.data.population import Population
+from fl_hydra.data.shakespeare import TextDataset
+from fl_hydra.data.shakespeare_text import WINDOW
 from fl_hydra.training.images import Images
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.samples import Samples
+from fl_hydra.training.text import Text
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,20 @@ def _load_split(
     name: str, settings: tuple[tuple[str, Any], ...], root: Path, split_seed: int, dtype: torch.dtype, device: torch.device
 ) -> Split:
     dataset = datasets[name](**dict(settings))
+    if isinstance(dataset, TextDataset):
+        return _text(dataset, root, split_seed, device)
     assert isinstance(dataset, ImageDataset)
     return _images(dataset, root, split_seed, dtype, device)
+
+
+def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.device) -> Split:
+    split = dataset.split(root, split_seed)
+    _, everywhere = dataset.shape
+    train, validation, test = (
+        Text(split.characters, starts, WINDOW, everywhere=everywhere, device=device)
+        for starts in (split.train, split.validation, split.test)
+    )
+    return Split(train, validation, test, split.population)
 
 
 def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:

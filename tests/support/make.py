@@ -58,3 +58,20 @@ def write_cifar100(folder: Path, train: int = 1000, test: int = 200) -> Path:
     path = folder / "cifar100.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+def write_shakespeare(folder: Path, roles: int = 6, lines: int = 45) -> Path:
+    """A short raw text in the form of the etext: one play, whose roles speak in turn; enough for training, validation and tests."""
+    rng = np.random.default_rng(0)
+    words = ["thou", "art", "more", "lovely", "and", "temperate", "rough", "winds", "do", "shake", "the", "darling", "buds", "of", "may"]
+    speeches = [
+        f"  ROLE {chr(65 + role)}. {' '.join(rng.choice(words, 8))},\n    {' '.join(rng.choice(words, 8))};\n"
+        for _ in range(lines)
+        for role in range(roles)
+    ]
+    first = "This is the 100th Etext file presented by Project Gutenberg, and\n"
+    title = "\n\n1609\n\n{}\n\nby William Shakespeare\n\n"
+    path = folder / "shakespeare" / "raw_data.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(first + title.format("THE SONNETS") + "  From fairest creatures\n" + title.format("A PLAY") + "".join(speeches))
+    return path

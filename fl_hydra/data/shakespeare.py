@@ -1,0 +1,227 @@
+"""Shakespeare: every role of every play is a user. Two tasks: LEAF's windows, and the sequences of Reddi et al."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_hydra.data import shakespeare_text as text
+from fl_hydra.data.dataset import Card, Dataset, datasets
+from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.errors import require
+from fl_hydra.randomness import generator
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text as a trainer reads it: inputs are pieces of one array of characters.
+
+    characters: uint8 [T]. train, test: int64 [N], where each official sample begins, ordered by user, then as they follow each other.
+    train_users, test_users: int64 [N], whose it is. users: names.
+    """
+
+    characters: NDArray[np.uint8]
+    train: Indices
+    train_users: Indices
+    test: Indices
+    test_users: Indices
+    users: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the content; 64 hex digits."""
+        digest = hashlib.sha256("\n".join(self.users).encode())
+        for array in (self.characters, self.train, self.train_users, self.test, self.test_users):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Where the samples of a run's three sets begin in the characters, int64 [N] each, and who owns the training samples."""
+
+    characters: NDArray[np.uint8]
+    train: Indices
+    validation: Indices
+    test: Indices
+    population: Population
+    users: tuple[str, ...]
+
+
+@dataclass
+class TextDataset(Dataset):
+    """Text of users. A part of each user's training samples, its last ones, is held out for validation."""
+
+    text: str | None = None
+    """The raw text, a json file of LEAF, or a folder with its `train/` and `test/`; null: looked for in the data folder, or downloaded."""
+    users: int | None = None
+    """How many users take part, drawn by `split_seed` among those with enough samples; null: all of those."""
+    min_samples: int = 2
+    """Samples that a user must have, before any split (LEAF's `-k`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.users is None or self.users >= 1, f"dataset.users={self.users}: at least 1 user is needed; leave it out for all")
+        require(self.min_samples >= 1, f"dataset.min_samples={self.min_samples}: at least 1 is needed")
+
+    gap: ClassVar[int] = 0
+    """Samples left out between training and validation, so that no target of the one is in an input of the other."""
+
+    def identity(self) -> dict[str, Any]:
+        return {key: value for key, value in super().identity().items() if key != "text"}  # its fingerprint names the content
+
+    @abstractmethod
+    def read(self, path: Path) -> Corpus:
+        """Read all of the text.
+
+        Raises:
+            UserError: it is truncated, corrupted or of another kind.
+        """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, bool]:
+        """Size of the alphabet, and whether every position has a target."""
+
+    def source(self, root: Path) -> Path:
+        return text.find(root, self.text)
+
+    def load(self, root: Path) -> Corpus:
+        """All of the text; read once per process."""
+        return _load(self.name, self.source(root.resolve()))
+
+    def describe(self, root: Path) -> Card:
+        corpus = self.load(root)
+        train, test = (tuple(np.bincount(users, minlength=len(corpus.users)).tolist()) for users in (corpus.train_users, corpus.test_users))
+        classes, everywhere = self.shape
+        return Card(corpus.fingerprint(), (text.WINDOW,), classes, train, test, everywhere)
+
+    def chosen(self, train: Sequence[int], test: Sequence[int], split_seed: int) -> Indices:
+        """The users that take part, ascending, from the official training and test samples of each; a function of `split_seed`.
+
+        Raises:
+            UserError: there are not as many.
+        """
+        counts, tests = np.array(train, np.int64), np.array(test, np.int64)
+        whole = counts + np.where(tests > 0, tests + self.gap, 0)
+        eligible = np.flatnonzero((counts > 0) & (whole >= self.min_samples))
+        wanted = len(eligible) if self.users is None else self.users
+        require(
+            0 < wanted <= len(eligible),
+            f"dataset.users={self.users}: {len(eligible)} of the {len(counts)} users have dataset.min_samples={self.min_samples} samples "
+            f"(the most any has is {whole.max()}); choose fewer users or a lower minimum",
+        )
+        return np.sort(generator(split_seed, "users").permutation(eligible)[:wanted])
+
+    def _held_out(self, counts: Indices) -> tuple[Indices, Indices]:
+        """Of so many training samples of each user, int64 [users]: how many remain for training, and how many validate."""
+        held = (self.validation * counts).astype(np.int64)
+        rest = counts - held - self.gap
+        possible = (held > 0) & (rest > 0)  # a user with too few samples trains with all of them
+        return np.where(possible, rest, counts), np.where(possible, held, 0)
+
+    def census(self, card: Card, split_seed: int = 0) -> Census:
+        users = self.chosen(card.train_counts, card.test_counts, split_seed)
+        remaining, _ = self._held_out(np.array(card.train_counts, np.int64)[users])
+        return Census(int(remaining.sum()), users=remaining)
+
+    def population(self, root: Path, split_seed: int) -> Population:
+        return self.split(root, split_seed).population
+
+    def split(self, root: Path, split_seed: int) -> TextSplit:
+        """The three sets of the chosen users."""
+        corpus = self.load(root)
+        count = len(corpus.users)
+        of_train = np.bincount(corpus.train_users, minlength=count)
+        of_test = np.bincount(corpus.test_users, minlength=count)
+        users = self.chosen(of_train.tolist(), of_test.tolist(), split_seed)
+        remaining, held = self._held_out(of_train[users])
+        first = np.concatenate([[0], np.cumsum(of_train)])[users]
+        train = np.concatenate([corpus.train[at : at + rest] for at, rest in zip(first, remaining, strict=True)])
+        last = first + of_train[users]
+        validation = np.concatenate([corpus.train[end - some : end] for end, some in zip(last, held, strict=True)])
+        # Users who only test (LEAF's split by user) test every choice of those who train.
+        testing = np.isin(np.arange(count), users) | (of_train == 0)
+        test = corpus.test[testing[corpus.test_users]]
+        return TextSplit(
+            corpus.characters,
+            train,
+            _shuffled(validation),
+            _shuffled(test),
+            Population(len(train), users=np.repeat(np.arange(len(users)), remaining)),
+            tuple(corpus.users[user] for user in users),
+        )
+
+
+def _shuffled(starts: Indices) -> Indices:
+    """In an order that never changes, so that the first ones are a fair sample of all."""
+    return generator(0, "evaluation").permutation(starts)
+
+
+@datasets.register
+@dataclass
+class Shakespeare(TextDataset):
+    """LEAF's task: the character after 80 others of a user's text; windows advance by one. Alphabet of 80.
+
+    The first tenths of a user's windows train, its last tenth tests, as LEAF has it; of the training windows the last tenth validates.
+    79 windows between them belong to neither.
+    """
+
+    name: str = "shakespeare"
+    users: int | None = 100
+    min_samples: int = 2000
+
+    gap: ClassVar[int] = text.WINDOW - 1
+
+    @property
+    def shape(self) -> tuple[int, bool]:
+        return len(text.LEAF_ALPHABET), False
+
+    def read(self, path: Path) -> Corpus:
+        samples = text.read(path)
+        train, test = ((windows.starts.astype(np.int64), windows.users.astype(np.int64)) for windows in (samples.train, samples.test))
+        return Corpus(samples.characters, *train, *test, samples.users)
+
+
+@datasets.register
+@dataclass
+class ShakespeareSequences(TextDataset):
+    """The task of Reddi et al. (ICLR 2021): every character of a speech from those before it. Vocabulary of 90, with padding.
+
+    The last fifth of a user's speeches tests; of its training sequences the last tenth validates.
+    """
+
+    name: str = "shakespeare_sequences"
+
+    @property
+    def shape(self) -> tuple[int, bool]:
+        return text.VOCABULARY, True
+
+    def read(self, path: Path) -> Corpus:
+        found = text.sequences(path)
+        characters = np.concatenate([found.train.tokens, found.test.tokens]).ravel()
+        starts = np.arange(len(found.train.tokens) + len(found.test.tokens), dtype=np.int64) * text.SEQUENCE
+        border = len(found.train.tokens)
+        return Corpus(
+            characters,
+            starts[:border],
+            found.train.users.astype(np.int64),
+            starts[border:],
+            found.test.users.astype(np.int64),
+            found.users,
+        )
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, source: Path) -> Corpus:
+    dataset = datasets[name]()
+    assert isinstance(dataset, TextDataset)
+    return dataset.read(source)

@@ -1,0 +1,140 @@
+"""Label skew by a Dirichlet draw for each class (Yurochkin et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.errors import UserError
+from fl_hydra.randomness import generator
+from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
+from fl_hydra.sharding.draws import MOST, Reals, in_proportion, log_dirichlet, log_sum, require_alpha
+
+DRAWS = 100
+SWEEPS = 500
+
+
+@shardings.register
+@dataclass
+class DirichletClasses(Sharding):
+    """The samples of each class are divided among the K clients in proportions drawn from Dir(alpha, ..., alpha).
+
+    Yurochkin et al. 2019, "Bayesian nonparametric federated learning of neural networks" (arXiv 1905.12022), section 4; also the
+    split of NIID-Bench (Li et al. 2022, arXiv 2102.02079), FedML and others. Their code also stops clients from taking more
+    once they have an equal share, which makes classes depend on their order and is not in the papers; here it is not done.
+
+    alpha is the concentration of each client in each class: it is not the alpha of `sharding=dirichlet`. With 100 clients and
+    100 classes, 0.5 is near to iid here, and about 5 classes for each client there.
+
+    Sizes are free, and all clients are drawn again while one has fewer than `min_size` samples. With `equal` they differ by at
+    most one: the table of clients and classes is scaled by rows and columns to equal sizes and the classes' totals (iterative
+    proportional fitting, which keeps its odds ratios and changes it least in relative entropy), then rounded.
+    """
+
+    name: str = "dirichlet_classes"
+    alpha: float = 0.5
+    min_size: int = 1
+    equal: bool = False
+
+    def __post_init__(self) -> None:
+        require_alpha(self.name, self.alpha)
+        require_min_size(self.min_size)
+
+    @property
+    def tag(self) -> str:
+        return f"classalpha{self.alpha:g}{'eq' if self.equal else ''}"
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **({"min_size": None} if self.equal else {})}
+
+    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
+        super().check(census, K, N_c, seed)
+        counts = class_counts(census, self.name)
+        if not self.equal and (most := self._divide(counts, K, seed)[1]) < self.min_size:
+            raise UserError(
+                f"K={K} sharding.alpha={self.alpha:g} sharding.min_size={self.min_size}: in each of {DRAWS} draws a client had fewer "
+                f"samples; {self._what_works(counts, K, seed, most)}"
+            )
+
+    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+        assert population.labels is not None
+        counts = np.bincount(population.labels)
+        self.check(Census.of_classes(counts), K, N_c, seed)
+        return deal(population.labels, self._divide(counts, K, seed)[0], seed)
+
+    def least_size(self, total: int, K: int) -> int:
+        return super().least_size(total, K) if self.equal else self.min_size
+
+    def _divide(self, counts: Indices, K: int, seed: int) -> tuple[Indices, int]:
+        """Samples of each class for each client, int64 [K, classes], and those of the smallest client: the best of all draws."""
+        present = np.flatnonzero(counts)
+        taken, most = np.zeros((K, len(counts)), np.int64), -1
+        for draw in range(DRAWS):
+            rng = generator(seed, "shards-dirichlet-classes", draw)
+            log_shares = log_dirichlet(rng, np.full((len(present), K), self.alpha))
+            drawn = (_balanced if self.equal else _free)(rng, log_shares, counts[present])
+            least = int(drawn.sum(0).min())
+            if least > most:
+                most, taken[:, present] = least, drawn.T
+            if least >= self.min_size or self.equal:
+                break
+        return taken, most
+
+    def _what_works(self, counts: Indices, K: int, seed: int, most: int) -> str:
+        """Nearby settings that can be met with this seed, each with the others as they are."""
+
+        def works(alpha: float, K: int) -> bool:
+            return DirichletClasses(alpha=alpha, min_size=self.min_size)._divide(counts, K, seed)[1] >= self.min_size
+
+        alphas = [float(f"{self.alpha * 2**power:.3g}") for power in range(1, 12)]
+        alpha = next((alpha for alpha in alphas if alpha <= MOST and works(alpha, K)), None)
+        fewer = next((K >> power for power in range(1, K.bit_length()) if works(self.alpha, K >> power)), None)
+        options = [f"sharding.alpha={alpha:g}"] if alpha else []
+        options += [f"K={fewer}"] if fewer else []
+        options += [f"sharding.min_size={most}"] if most >= 1 else []
+        return f"choose {', '.join([*options, ''])[:-2]} or sharding.equal=true" if options else "choose sharding.equal=true"
+
+
+def _free(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
+    """Whole numbers near to the shares, int64 [classes, K], from the arguments of :func:`_balanced`."""
+    return in_proportion(rng, np.exp(log_shares), counts)
+
+
+def _balanced(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
+    """Whole numbers near to the shares whose sums over classes are equal (±1) and over clients the classes' totals.
+
+    Args:
+        rng: of the rounding.
+        log_shares: float64 [classes, K], logarithms of each client's share of each class.
+        counts: int64 [classes], all above 0.
+
+    Returns:
+        int64 [classes, K].
+    """
+    sizes = equal_sizes(int(counts.sum()), log_shares.shape[1])
+    log_table = log_shares + np.log(counts)[:, None]
+    # Logarithms, as proportions at small alpha are below the smallest float. There it converges slowly, so sweeps are bounded.
+    for _ in range(SWEEPS):
+        log_sizes = log_sum(log_table, 0)
+        if np.abs(np.exp(log_sizes) - sizes).max() < 0.5:
+            break
+        log_table += np.log(sizes) - log_sizes
+        log_table += np.log(counts)[:, None] - log_sum(log_table, 1)
+    table = np.exp(log_table)
+    taken = in_proportion(rng, table / table.sum(1, keepdims=True), counts)
+    # Sizes are off by what was rounded: the largest client hands one sample to the smallest, of the class where that
+    # brings both nearest to the table, until all are right.
+    excess = taken.sum(0) - sizes
+    while excess.any():
+        giver, taker = int(excess.argmax()), int(excess.argmin())
+        over = taken - table
+        gain = np.where(taken[:, giver] > 0, over[:, giver] - over[:, taker], -np.inf)
+        label = int(gain.argmax())
+        taken[label, giver] -= 1
+        taken[label, taker] += 1
+        excess[giver] -= 1
+        excess[taker] += 1
+    return taken

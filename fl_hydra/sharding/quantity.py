@@ -1,0 +1,43 @@
+"""Quantity skew: clients that see the same, and unequally much of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_hydra.data.population import Population
+from fl_hydra.randomness import generator
+from fl_hydra.sharding.base import Sharding, Shards, require_min_size, shardings
+from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha
+
+
+@shardings.register
+@dataclass
+class Quantity(Sharding):
+    """A random permutation of all samples, cut into pieces whose sizes are in proportions drawn from Dir(alpha, ..., alpha).
+
+    NIID-Bench (Li et al. 2022, arXiv 2102.02079), section 4.3, quantity skew. Every client has `min_size` samples first, and the
+    rest is divided: that can always be met, where drawing again until the smallest is large enough hardly ever ends.
+    """
+
+    name: str = "quantity"
+    alpha: float = 0.5
+    min_size: int = 1
+
+    def __post_init__(self) -> None:
+        require_alpha(self.name, self.alpha)
+        require_min_size(self.min_size)
+
+    @property
+    def tag(self) -> str:
+        return f"quantity{self.alpha:g}"
+
+    def least_size(self, total: int, K: int) -> int:
+        return self.min_size
+
+    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+        rng = generator(seed, "shards-quantity")
+        shares = np.exp(log_dirichlet(rng, np.full((1, K), self.alpha)))
+        sizes = self.min_size + in_proportion(rng, shares, np.array([population.total - K * self.min_size]))[0]
+        return Shards.from_sizes(generator(seed, "shards").permutation(population.total), sizes)

@@ -1,0 +1,48 @@
+"""Text on the device: one array of characters, from which windows are gathered a batch at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_hydra.data.population import Indices
+from fl_hydra.training.samples import Samples
+
+GLANCE = 10_000
+"""Samples of each set that an evaluation in the middle of a run looks at."""
+
+
+class Text(Samples):
+    """Windows over one array of characters; millions that overlap take no more memory than their positions.
+
+    Args:
+        characters: uint8 [T].
+        starts: int64 [N], where each window begins.
+        length: characters of a window; what follows it is its target, or, where every position has one, what follows each character.
+        everywhere: whether every position has a target; the character 0 is padding then, and no target.
+    """
+
+    def __init__(
+        self, characters: NDArray[np.uint8], starts: Indices, length: int, *, everywhere: bool, device: torch.device | str = "cpu"
+    ) -> None:
+        text = torch.from_numpy(characters).to(device)
+        self._starts = torch.from_numpy(starts).to(device)
+        # Every run of `length` characters, wherever it begins; the runs overlap in memory.
+        runs = text.as_strided((max(0, len(text) - length + 1), length), (1, 1))
+        self._runs = runs
+        if everywhere:
+            following = runs[self._starts + 1].long()
+            self.targets = following.masked_fill_(following == 0, -100)
+        else:
+            self.targets = text[self._starts + length].long()
+        self.glance = min(GLANCE, len(starts))
+
+    def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
+        """Windows as they are, uint8 [n, length]: text is not varied."""
+        return self.plain(indices)
+
+    def plain(self, indices: Tensor) -> Tensor:
+        """Windows, uint8 [n, length]."""
+        return self._runs.index_select(0, self._starts[indices])

@@ -1,0 +1,57 @@
+"""Pictures of clients: drawn for any configuration, and nothing is trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_hydra.pictures.draw import _counts, draw_clients
+from fl_hydra.sharding.base import Shards
+from tests.support.make import PROJECT, experiment, write_shakespeare
+
+TEXT = ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", "algorithm=fedavg", "K=4", "C=0.5")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=fedavg", "K=20", "C=0.2", "sharding=classes", "N_c=2", "participation=skewed", "gamma=0.5"),
+        ("algorithm=fedavg", "K=300", "sharding=dirichlet", "participation=cyclic", "rounds=30"),
+        ("algorithm=fedavg", "K=20", "participation=power_of_choice"),
+        ("algorithm=centralized",),
+        TEXT,
+        (*TEXT, "sharding=iid"),
+        ("dataset=shakespeare_sequences", "algorithm=fedavg", "K=6", "C=0.5"),
+    ],
+)
+def test_a_picture_of_any_configuration(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    write_shakespeare(tmp_path)
+    path = tmp_path / "picture.png"
+    draw_clients(experiment(*overrides, f"data={tmp_path}"), path)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_is_counted() -> None:
+    shards = Shards.from_sizes(np.array([0, 3, 1, 2, 4]), np.array([2, 0, 3]))
+    assert _counts(shards, np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
+
+
+def test_the_command_says_where_it_wrote_and_mistakes_are_one_line(tmp_path: Path) -> None:
+    def command(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fl_hydra.pictures", *argv, f"outputs={tmp_path}"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = command("algorithm=fedavg", "K=10", "C=0.2")
+    (path,) = (tmp_path / "pictures").iterdir()
+    assert done.returncode == 0 and str(path) in done.stdout and not done.stderr
+    wrong = command("algorithm=fedavg", "K=10", "sharding=classes", "N_c=11")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: N_c=11")
