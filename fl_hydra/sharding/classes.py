@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -38,7 +39,7 @@ class Classes(Sharding):
         require(N_c is not None, f"sharding=classes needs the number of classes for each client: add N_c=1 to N_c={classes}")
         assert N_c is not None
         require(1 <= N_c <= classes, f"N_c={N_c}: the dataset has {classes} classes; choose N_c from 1 to {classes}")
-        if _divide(counts, K, N_c, seed) is None:
+        if _division(tuple(counts.tolist()), K, N_c, seed) is None:
             raise UserError(
                 f"K={K} N_c={N_c}: no division gives every client exactly {N_c} classes, equal sizes and every image to someone; "
                 + _what_works(counts, K, N_c, seed)
@@ -49,9 +50,15 @@ class Classes(Sharding):
         assert N_c is not None and labels is not None
         counts = np.bincount(labels)
         self.check(Census.of_classes(counts), K, N_c, seed)
-        taken = _divide(counts, K, N_c, seed)
+        taken = _division(tuple(counts.tolist()), K, N_c, seed)
         assert taken is not None
         return deal(labels, taken, seed)
+
+
+@lru_cache(maxsize=4)
+def _division(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> NDArray[np.int64] | None:
+    """:func:`_divide`, once for the check and the shards: an integer programme may take its time, and has a limit of it."""
+    return _divide(np.array(counts, np.int64), K, N_c, seed)
 
 
 def _divide(counts: Indices, K: int, N_c: int, seed: int, exhaustive: bool = True) -> NDArray[np.int64] | None:
