@@ -299,3 +299,11 @@ def test_a_mistake_in_the_table_is_one_line(tmp_path: Path, old: str, new: str, 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_table(tmp_path / "none.yaml")
+
+
+def test_a_sample_that_only_a_loss_was_asked_of_is_a_third_of_one() -> None:
+    """Seconds on a device of known speed are those of the operations, whoever asked for how many losses."""
+    fields = dict.fromkeys(("messages", "payload", "served", "averages", "block_averages", "exchanges", "exchanged"), 0)
+    whole, device = 3000 * 6 + 600 * 2, Device("device", flops_per_second=1000.0)
+    ledger = Ledger(1, 1, 10, 3000, whole, **fields, seconds=(3000 + 600 / 3) / 50, delay=0.0, throughput=50.0, hub=False, asked=600)
+    assert computing_seconds(ledger, device) == pytest.approx(whole / 1000)

@@ -195,7 +195,7 @@ def assert_uniform(cohorts: Sequence[Cohort], K: int) -> None:
     assert np.abs(taken - taken.sum() / K).max() < 5 * np.sqrt(taken.sum() / K)
 
 
-@pytest.mark.parametrize("name", ["power_of_choice", "afl", "oort", "importance", "diurnal", "cyclic"])
+@pytest.mark.parametrize("name", ["power_of_choice", "afl", "oort", "importance", "diurnal", "cyclic", "fedcor"])
 def test_clients_that_are_alike_take_part_equally_often(name: str) -> None:
     assert_uniform(simulate(scheme(name), 4, 1500, loss=lambda _: np.ones(20)), 20)
 

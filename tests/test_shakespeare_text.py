@@ -583,7 +583,7 @@ def test_where_the_text_is_looked_for(write: Callable[..., Path], tmp_path: Path
 def real(tmp_path: Path) -> Path:
     packed = SHARED / "shakespeare" / "raw_data.txt.gz"
     if not packed.exists():
-        pytest.skip(f"needs the real text, which is not in {SHARED} (set FL_HYDRA_SHARED to its folder)")
+        pytest.skip(f"needs the real text, which is not in {SHARED} (set FL_HYDRA_SHARED to the folder above data)")
     path = tmp_path / "real.txt"
     path.write_bytes(gzip.decompress(packed.read_bytes()))
     return path

@@ -58,7 +58,8 @@ class TextSplit:
 
 @dataclass
 class TextDataset(Dataset):
-    """Text of users. A part of each user's training samples, its last ones, is held out for validation."""
+    """Text of users. A part of each user's training samples, its last ones, is held out for validation; a user who has too few for
+    both trains with all of them."""
 
     text: str | None = None
     """The raw text, a json file of LEAF, or a folder with its `train/` and `test/`; null: looked for in the data folder, or downloaded."""
@@ -130,7 +131,11 @@ class TextDataset(Dataset):
 
     def census(self, card: Card, split_seed: int = 0) -> Census:
         users = self.chosen(card.train_counts, card.test_counts, split_seed)
-        remaining, _ = self._held_out(np.array(card.train_counts, np.int64)[users])
+        remaining, held = self._held_out(np.array(card.train_counts, np.int64)[users])
+        require(
+            not self.validation or held.any(),
+            f"dataset.validation={self.validation}: no user has samples enough for it and for training; choose a fraction around 0.1, or 0",
+        )
         return Census(int(remaining.sum()), users=remaining)
 
     def population(self, root: Path, split_seed: int) -> Population:

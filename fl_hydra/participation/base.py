@@ -147,6 +147,15 @@ class Participation(Component):
 participations: Registry[Participation] = Registry("participation", "fl_hydra.participation")
 
 
+def require_samples(samples: int | None) -> None:
+    """Refuse a loss that would be of no sample.
+
+    Raises:
+        UserError: naming what works.
+    """
+    require(samples is None or samples >= 1, f"participation.samples={samples}: a loss is of at least 1 sample; leave it out for all")
+
+
 def noted(round: Round, name: str, ids: Indices, values: Reals) -> Reals:
     """What is remembered by this name, with the values float64 [n] of some clients, int64 [n], in it: float64 [K]."""
     array = round.recall(name).copy()

@@ -19,6 +19,7 @@ from fl_hydra.participation.base import (
     logs,
     noted,
     participations,
+    require_samples,
 )
 from fl_hydra.speeds.base import Reals
 
@@ -43,7 +44,7 @@ class PowerOfChoice(Participation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.samples is None or self.samples >= 1, f"participation.samples={self.samples}: at least 1 sample has a loss")
+        require_samples(self.samples)
 
     def check(self, K: int, m: int, gamma: float | None) -> None:
         super().check(K, m, gamma)
@@ -79,12 +80,15 @@ class ActiveFL(Participation):
     """How much values matter: the inverse temperature of the softmax."""
     alpha3: float = 0.1
     """The fraction of the cohort that is drawn uniformly."""
+    samples: int | None = None
+    """Samples of each client that its first loss is taken of; null: all."""
 
     asks: ClassVar[bool] = True
     measures: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_samples(self.samples)
         require(0 <= self.alpha1 < 1, f"participation.alpha1={self.alpha1}: a fraction of the clients in [0, 1) is set aside")
         require(0 <= self.alpha2 < np.inf, f"participation.alpha2={self.alpha2}: an inverse temperature of 0 or more, and finite")
         require(0 <= self.alpha3 <= 1, f"participation.alpha3={self.alpha3}: a fraction of the cohort in [0, 1] is drawn uniformly")
@@ -93,7 +97,7 @@ class ActiveFL(Participation):
         clients, m, rng = round.clients, round.m, round.rng("cohort")
         remember = {}
         if "loss" not in round.memory:
-            remember["loss"] = noted(round, "loss", clients, round.losses(clients, None))
+            remember["loss"] = noted(round, "loss", clients, round.losses(clients, self.samples))
         values = np.sqrt(round.sizes[clients]) * _finite(remember.get("loss", round.recall("loss"))[clients])
         by_value = int(np.floor((1 - self.alpha3) * m + 1e-9))
         # As many are left as are to be drawn, however few the clients are.

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_hydra.data.population import Indices
 from fl_hydra.errors import require
-from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, noted, participations, uniformly
+from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, noted, participations, require_samples, uniformly
 from fl_hydra.speeds.base import Reals
 
 
@@ -42,11 +42,14 @@ class FedCor(Participation):
     history: int = 11
     forget: float = 1.0
     noise: float = 0.01
+    samples: int | None = None
+    """Samples of each client that its loss is taken of; null: all."""
 
     asks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_samples(self.samples)
         for key in ("warmup", "dimension", "history"):
             require(getattr(self, key) >= 1, f"participation.{key}={getattr(self, key)}: at least 1 is needed")
         require(self.interval >= 2, f"participation.interval={self.interval}: at least 2, as one round of each interval is uniform")
@@ -63,7 +66,7 @@ class FedCor(Participation):
         remember: dict[str, Reals] = {}
         before, observes = r > 0 and self.uniform(r - 1), self.uniform(r)
         if before or observes:
-            remember["loss"] = noted(round, "loss", clients, round.losses(clients, None))
+            remember["loss"] = noted(round, "loss", clients, round.losses(clients, self.samples))
         if before:
             remember |= self._observe(round, remember["loss"] - round.recall("loss"), fit=not observes)
         if observes:
@@ -72,7 +75,11 @@ class FedCor(Participation):
         places = np.stack([memory[f"x{axis}"][clients] for axis in range(self.dimension) if f"x{axis}" in memory])
         chosen = memory["chosen"]
         covariance = places.T @ places + self.noise**2 * np.eye(len(clients))
-        picked = clients[greedy(covariance, round.shares[clients], self.beta ** chosen[clients], round.m)]
+        # Of clients that are alike chance decides, and not their numbers.
+        order = round.rng("cohort").permutation(len(clients))
+        shuffled = clients[order]
+        found = greedy(covariance[np.ix_(order, order)], round.shares[shuffled], self.beta ** chosen[shuffled], round.m)
+        picked = shuffled[found]
         more = chosen.copy()
         more[picked] += 1
         return Cohort(np.sort(picked), remember={**remember, "chosen": more})

@@ -101,7 +101,7 @@ def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Exper
         counts[:, [0, *range(len(SEQUENCE_ALPHABET) + 1, len(alphabet))]] = 0
     shown = np.argsort(-counts.sum(0), kind="stable")[: min(CHARACTERS, int((counts.sum(0) > 0).sum()))]
     whole = counts.sum(0) / counts.sum()
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log2(counts[:, shown] / counts.sum(1, keepdims=True) / whole[shown])
     image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest")
     figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)")
@@ -135,14 +135,16 @@ def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
 def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None) -> None:
     axis.bar(np.arange(len(probabilities)), np.sort(probabilities)[::-1], width=1.0, color="C1")
     axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=1)
-    axis.set(xlabel="client, by probability", ylabel="p", title=f"sampling probabilities, gamma={gamma:g} (dotted: uniform)")
+    axis.set(xlabel="client, by probability", ylabel="p", title=f"sampling probabilities, gamma={gamma:g}")
+    axis.set_yscale("log", nonpositive="clip")
+    axis.set_ylim(bottom=max(1e-9, probabilities.min() / 2))
 
 
 def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
     axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color="C2")
     axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=1)
     never = int((counts == 0).sum())
-    axis.set(xlabel="client, by rounds", ylabel="rounds", title=f"participation in {rounds} rounds; {never} clients never came")
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title=f"{rounds} rounds; {never} clients never came")
 
 
 def _write(panels: list[Panel], path: Path) -> None:

@@ -133,7 +133,7 @@ class Ledger:
     rounds, samples, flops, messages: of all workers. payload: bytes that workers and server have sent. served, averages, block_averages,
     exchanges, exchanged: see :class:`fl_hydra.training.fabric.Traffic`. seconds: simulated. delay: seconds of these that workers were told
     to wait for their server. throughput: samples a second at speed 1 with which `seconds` were simulated. hub: whether one worker is
-    part in all exchanges.
+    part in all exchanges. asked: samples that only a loss was asked of, to choose clients.
     """
 
     workers: int
@@ -152,6 +152,7 @@ class Ledger:
     delay: float
     throughput: float
     hub: bool
+    asked: int = 0
 
     @property
     def message(self) -> float:
@@ -194,6 +195,7 @@ def read_ledger(row: Mapping[str, Any], config: Mapping[str, Any]) -> Ledger | N
             exchanges=row["exchanges"],
             exchanged=row["exchanged"],
             seconds=row["seconds"],
+            asked=row.get("asked", 0),
             delay=algorithm.get("delay", 0.0) * row["served"] / 2 / config["K"],
             throughput=config["speeds"]["throughput"],
             hub=algorithm.get("topology") == "star",
@@ -205,12 +207,13 @@ def read_ledger(row: Mapping[str, Any], config: Mapping[str, Any]) -> Ledger | N
 def computing_seconds(ledger: Ledger, device: Device) -> float:
     """Seconds of computing alone: those that were simulated, for workers that are so much faster or slower.
 
-    `flops_per_second` is divided by the operations that a sample took in this run, gradients asked for twice counted twice.
+    `flops_per_second` is divided by the operations that a sample took in this run, gradients asked for twice counted twice; a sample that
+    only a loss was asked of is a third of one, as it is in the simulated seconds.
     """
     simulated = ledger.seconds - ledger.delay
     rate = device.samples_per_second
     if device.flops_per_second is not None:
-        rate = device.flops_per_second * ledger.samples / ledger.flops
+        rate = device.flops_per_second * (ledger.samples + ledger.asked / 3) / ledger.flops
     return simulated if rate is None else simulated * ledger.throughput / rate
 
 

@@ -42,6 +42,7 @@ def run_folder(experiment: Experiment, outputs: Path) -> Path:
     numbers = [] if e.K == 1 else [f"K{e.K}", *([f"C{e.m / e.K:g}"] if e.m != e.K else []), f"J{e.J}"]
     skew = [f"Nc{e.N_c}"] if e.N_c is not None else [e.sharding.tag] if e.sharding.tag else []
     scheme = e.participation.name
+    dropout = [f"drop{e.participation.dropout:g}"] if e.participation.dropout else []
     who = [f"gamma{e.gamma:g}"] if e.gamma is not None else [] if scheme in ("all", "uniform") else [scheme]
-    name = "-".join([*numbers, *skew, *who, f"B{e.batch_size}", f"s{e.seed}", run_hash(e)])
+    name = "-".join([*numbers, *skew, *who, *dropout, f"B{e.batch_size}", f"s{e.seed}", run_hash(e)])
     return outputs / e.dataset.name / e.algorithm.name / name

@@ -690,6 +690,7 @@ class Trainer:
                     **metrics,
                     **({"noise_scale": _finite(noise[run])} if noise else {}),
                     **({"J": member.J} if not self._first.local_steps.steady else {}),
+                    **({"asked": member.evaluated} if self._first.participation.asks else {}),
                     **asdict(member.traffic),
                     "seconds": member.seconds,
                     "flops": self.sample_flops * member.computed + (self.forward_flops * member.evaluated if member.evaluated else 0),
