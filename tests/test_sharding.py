@@ -248,7 +248,7 @@ REFUSED: list[tuple[Sharding, Census, int, str]] = [
         Natural(),
         USERS,
         50,
-        "K=50: sharding=natural has a client for each of the 100 users of the dataset; choose K=100 or dataset.users=50",
+        "K=50: sharding=natural has a client for each of the 100 users of the dataset; choose K=100, dataset.users=50 or sharding=iid",
     ),
     (Natural(), CENSUS, 10, "this dataset has no users of its own; choose"),
     (Dirichlet(), USERS, 10, "sharding=dirichlet: divides by label"),

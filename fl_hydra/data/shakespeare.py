@@ -133,7 +133,7 @@ class TextDataset(Dataset):
         users = self.chosen(card.train_counts, card.test_counts, split_seed)
         remaining, held = self._held_out(np.array(card.train_counts, np.int64)[users])
         require(
-            not self.validation or held.any(),
+            not self.validation or bool(held.any()),
             f"dataset.validation={self.validation}: no user has samples enough for it and for training; choose a fraction around 0.1, or 0",
         )
         return Census(int(remaining.sum()), users=remaining)
