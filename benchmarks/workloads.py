@@ -19,7 +19,7 @@ from benchmarks.plain import PlainCharacters, PlainFedAvg, lenet
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.data.dataset import Card, Dataset, datasets
 from fl_hydra.data.images import Arrays, ImageDataset, channel_statistics
-from fl_hydra.data.shakespeare import Corpus, Shakespeare
+from fl_hydra.data.shakespeare import Shakespeare, TextArrays
 from fl_hydra.data.shakespeare_text import WINDOW
 from fl_hydra.models.lenet import LeNet
 from fl_hydra.optim.schedules import Constant
@@ -78,11 +78,11 @@ class MadeUpText(Shakespeare):
     def source(self, root: Path) -> Path:
         return scratch()
 
-    def read(self, path: Path) -> Corpus:
+    def read(self, path: Path) -> TextArrays:
         characters = np.random.default_rng(0).integers(0, 80, 100 * 1200 + 81, np.uint8)
         starts = np.arange(100)[:, None] * 1200 + np.arange(1100)
         owners = np.repeat(np.arange(100), 1000), np.repeat(np.arange(100), 100)
-        return Corpus(characters, starts[:, :1000].ravel(), owners[0], starts[:, 1000:].ravel(), owners[1], tuple(map(str, range(100))))
+        return TextArrays(characters, starts[:, :1000].ravel(), owners[0], starts[:, 1000:].ravel(), owners[1], tuple(map(str, range(100))))
 
 
 @dataclass

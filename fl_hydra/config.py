@@ -165,10 +165,10 @@ def resolve(config: Config) -> Experiment:
 
     card = config.dataset.card(Path(config.data))
     census = config.dataset.census(card, config.split_seed)
-    images = census.total
+    total = census.total
     config.model.check(card)
-    require(images > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")
-    require(config.batch_size <= images, f"batch_size={config.batch_size}: there are {images} training samples; choose 1 to {images}")
+    require(total > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")
+    require(config.batch_size <= total, f"batch_size={config.batch_size}: there are {total} training samples; choose 1 to {total}")
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     config.sharding.check(census, K, N_c, config.seed)
 
@@ -268,9 +268,9 @@ def resolve(config: Config) -> Experiment:
             )
         budget = config.rounds * whole
     elif config.epochs is not None:
-        budget = max(1, round(config.epochs * images))
+        budget = max(1, round(config.epochs * total))
     else:
-        budget = FEDERATED_SAMPLES if algorithm.federated else DISTRIBUTED_EPOCHS * images
+        budget = FEDERATED_SAMPLES if algorithm.federated else DISTRIBUTED_EPOCHS * total
     if J is not None:
         rule.check(J, -(-budget // (m * experiment.step_samples)))
     return dataclasses.replace(experiment, budget=budget)

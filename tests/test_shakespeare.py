@@ -13,8 +13,9 @@ from fl_hydra.data.shakespeare import Shakespeare, ShakespeareSequences, TextDat
 from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
 from fl_hydra.training.text import Text
+from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
-from tests.support.make import trainer, write_shakespeare
+from tests.support.make import experiment, trainer, write_shakespeare
 
 
 def small(**fields: object) -> Shakespeare:
@@ -204,3 +205,21 @@ def test_mistakes_about_text_are_one_line(argv: str, says: str, program: Program
     result = program(*given, *argv.split(), f"data={tmp_path / 'text'}", cwd=tmp_path)
     assert result.status == 2 and says in result.output, result.output
     assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "outputs").exists()
+
+
+def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_hydra.training.text.GLANCE", 50)
+    write_shakespeare(tmp_path)
+    given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "precision=fp64", f"data={tmp_path}", "dataset.validation=0.2")
+    short, long = experiment(*given, "samples=8"), experiment(*given, "samples=800")
+    together = Trainer(short, long, engine="loop")
+    together.run_round()
+    assert [member.finished for member in together.members] == [True, False]
+    models = together.state.model
+    expected = [
+        together.engine.evaluate(models[:1], together.split.test),
+        together.engine.evaluate(models[1:], together.split.test, torch.arange(50)),
+    ]
+    for row, totals in zip(together.evaluate([0, 1]), expected, strict=True):
+        assert row["test/loss"] == pytest.approx(float(totals[0, 0] / totals[0, 2]), rel=1e-12)
+    assert int(expected[0][0, 2]) > 50

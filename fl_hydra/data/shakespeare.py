@@ -21,7 +21,7 @@ from fl_hydra.randomness import generator
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TextArrays:
     """Text as a trainer reads it: inputs are pieces of one array of characters.
 
     characters: uint8 [T]. train, test: int64 [N], where each official sample begins, ordered by user, then as they follow each other.
@@ -73,6 +73,10 @@ class TextDataset(Dataset):
         require(self.users is None or self.users >= 1, f"dataset.users={self.users}: at least 1 user is needed; leave it out for all")
         require(self.min_samples >= 1, f"dataset.min_samples={self.min_samples}: at least 1 is needed")
 
+    alphabet: ClassVar[int]
+    """How many characters there are."""
+    everywhere: ClassVar[bool] = False
+    """Whether every position of an input has a target."""
     gap: ClassVar[int] = 0
     """Samples left out between training and validation, so that no target of the one is in an input of the other."""
 
@@ -80,30 +84,24 @@ class TextDataset(Dataset):
         return {key: value for key, value in super().identity().items() if key != "text"}  # its fingerprint names the content
 
     @abstractmethod
-    def read(self, path: Path) -> Corpus:
+    def read(self, path: Path) -> TextArrays:
         """Read all of the text.
 
         Raises:
             UserError: it is truncated, corrupted or of another kind.
         """
 
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, bool]:
-        """Size of the alphabet, and whether every position has a target."""
-
     def source(self, root: Path) -> Path:
         return text.find(root, self.text)
 
-    def load(self, root: Path) -> Corpus:
+    def load(self, root: Path) -> TextArrays:
         """All of the text; read once per process."""
         return _load(self.name, self.source(root.resolve()))
 
     def describe(self, root: Path) -> Card:
         corpus = self.load(root)
         train, test = (tuple(np.bincount(users, minlength=len(corpus.users)).tolist()) for users in (corpus.train_users, corpus.test_users))
-        classes, everywhere = self.shape
-        return Card(corpus.fingerprint(), (text.WINDOW,), classes, train, test, everywhere)
+        return Card(corpus.fingerprint(), (text.WINDOW,), self.alphabet, train, test, self.everywhere)
 
     def chosen(self, train: Sequence[int], test: Sequence[int], split_seed: int) -> Indices:
         """The users that take part, ascending, from the official training and test samples of each; a function of `split_seed`.
@@ -184,16 +182,13 @@ class Shakespeare(TextDataset):
     users: int | None = 100
     min_samples: int = 2000
 
+    alphabet: ClassVar[int] = len(text.LEAF_ALPHABET)
     gap: ClassVar[int] = text.WINDOW - 1
 
-    @property
-    def shape(self) -> tuple[int, bool]:
-        return len(text.LEAF_ALPHABET), False
-
-    def read(self, path: Path) -> Corpus:
+    def read(self, path: Path) -> TextArrays:
         samples = text.read(path)
         train, test = ((windows.starts.astype(np.int64), windows.users.astype(np.int64)) for windows in (samples.train, samples.test))
-        return Corpus(samples.characters, *train, *test, samples.users)
+        return TextArrays(samples.characters, *train, *test, samples.users)
 
 
 @datasets.register
@@ -206,16 +201,15 @@ class ShakespeareSequences(TextDataset):
 
     name: str = "shakespeare_sequences"
 
-    @property
-    def shape(self) -> tuple[int, bool]:
-        return text.VOCABULARY, True
+    alphabet: ClassVar[int] = text.VOCABULARY
+    everywhere: ClassVar[bool] = True
 
-    def read(self, path: Path) -> Corpus:
+    def read(self, path: Path) -> TextArrays:
         found = text.sequences(path)
         characters = np.concatenate([found.train.tokens, found.test.tokens]).ravel()
         starts = np.arange(len(found.train.tokens) + len(found.test.tokens), dtype=np.int64) * text.SEQUENCE
         border = len(found.train.tokens)
-        return Corpus(
+        return TextArrays(
             characters,
             starts[:border],
             found.train.users.astype(np.int64),
@@ -226,7 +220,7 @@ class ShakespeareSequences(TextDataset):
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, source: Path) -> Corpus:
+def _load(name: str, source: Path) -> TextArrays:
     dataset = datasets[name]()
     assert isinstance(dataset, TextDataset)
     return dataset.read(source)

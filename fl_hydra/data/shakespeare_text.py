@@ -633,7 +633,9 @@ def _unpack(archive: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             texts = [member for member in opened.infolist() if member.filename.lower().endswith(".txt")]
             return opened.read(max(texts, key=lambda member: member.file_size)) if texts else b""
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        return b""
+    except (NotImplementedError, RuntimeError):  # how zipfile says that a member is compressed in a way it does not know, or encrypted
         return b""
 
 

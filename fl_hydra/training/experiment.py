@@ -24,7 +24,7 @@ class Experiment:
     """Everything that decides a run's result.
 
     K: clients or workers. m: how many take part in a round. J: local steps of a round, as the rule `local_steps` takes it; None: one
-    pass over the images. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
+    pass over the samples. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
     gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     """
@@ -56,8 +56,8 @@ class Experiment:
     data: Path
 
     @property
-    def images(self) -> int:
-        """Training images, after the validation split."""
+    def train_samples(self) -> int:
+        """Training samples, after the validation split."""
         return self.dataset.census(self.card, self.split_seed).total
 
     @property
@@ -69,7 +69,7 @@ class Experiment:
     def round_samples(self) -> int | None:
         """Samples of a whole round; None where they differ from round to round, by the rule for J or by who takes part."""
         if self.J is None:
-            return self.images
+            return self.train_samples
         if not self.local_steps.steady or (self.local_steps.spread and self.m < self.K):
             return None
         return self.m * self.algorithm.round_steps(self.J) * self.step_samples

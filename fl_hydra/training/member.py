@@ -227,17 +227,17 @@ class Member:
     def _work(self, J: int | None) -> Indices:
         """Samples that each client would draw in a whole round, int64 [K].
 
-        Where J is None that is the rest of a pass over the images, made up of whole steps: batches run across the border of
+        Where J is None that is the rest of a pass over the samples, made up of whole steps: batches run across the border of
         two passes, so a round ends with the first step that completes one.
         """
         e = self.experiment
         if J is None:
-            return np.array([-(-(e.images - self.samples % e.images) // e.step_samples) * e.step_samples])
+            return np.array([-(-(e.train_samples - self.samples % e.train_samples) // e.step_samples) * e.step_samples])
         steps = e.local_steps.of_clients(e.algorithm.round_steps(J), self.speeds[: e.K], e.algorithm.federated, e.seed)
         return steps * e.step_samples
 
     def draw(self, plan: Plan, count: int) -> Indices:
-        """The next `count` draws of each client: positions in the training images, int64 [rows, count]."""
+        """The next `count` draws of each client: positions in the training samples, int64 [rows, count]."""
         return np.stack(
             [self.order.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
         )

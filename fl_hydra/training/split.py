@@ -49,9 +49,8 @@ def _load_split(
 
 def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.device) -> Split:
     split = dataset.split(root, split_seed)
-    _, everywhere = dataset.shape
     train, validation, test = (
-        Text(split.characters, starts, WINDOW, everywhere=everywhere, device=device)
+        Text(split.characters, starts, WINDOW, everywhere=dataset.everywhere, device=device)
         for starts in (split.train, split.validation, split.test)
     )
     return Split(train, validation, test, split.population)

@@ -30,10 +30,9 @@ class Text(Samples):
         text = torch.from_numpy(characters).to(device)
         self._starts = torch.from_numpy(starts).to(device)
         # Every run of `length` characters, wherever it begins; the runs overlap in memory.
-        runs = text.as_strided((max(0, len(text) - length + 1), length), (1, 1))
-        self._runs = runs
+        self._runs = text.as_strided((max(0, len(text) - length + 1), length), (1, 1))
         if everywhere:
-            following = runs[self._starts + 1].long()
+            following = self._runs[self._starts + 1].long()
             self.targets = following.masked_fill_(following == 0, -100)
         else:
             self.targets = text[self._starts + length].long()

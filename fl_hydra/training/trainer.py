@@ -657,10 +657,13 @@ class Trainer:
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
         """The present line of metrics of some runs; the training figures are running means since their last one. Reads back."""
         which = list(runs)
+        ended = {self.members[run].finished for run in which}
+        if len(ended) > 1 and self.split.test.glance < len(self.split.test):
+            return [self.evaluate([run])[0] for run in which]  # only those that have ended are looked at as a whole
         state = self.state if which == list(range(len(self.members))) else self.state.of_runs(which)
         models = self._first.algorithm.models(state)
         figures: dict[str, list[list[float]] | None] = {}
-        whole = all(self.members[run].finished for run in which)
+        whole = ended == {True}
         for name, samples in (("val", self.split.validation), ("test", self.split.test)):
             if not len(samples):
                 figures[name] = None
