@@ -1,4 +1,4 @@
-"""`make bench`: speed and memory. Contenders of a section take turns in one process, and figures are medians.
+"""`make bench`: speed and memory. Contenders of a section take turns, and figures are medians.
 
 Absolute times are this machine's; the ratios are what is required, and compared from commit to commit.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,66 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
+    "plain loop": lambda J, batch_size: plain_loop(J, batch_size).run_round,
+    "plain characters": lambda J, batch_size: plain_characters(J, batch_size).run_round,
+    "steps": lambda J, batch_size: trainer(engine="loop", m=1, J=J, batch_size=batch_size).run_round,
+}
+"""What can be measured in a process of its own: by local steps and batch size, what does a round."""
+
+
+class Elsewhere:
+    """A contender in a process of its own, idle between its turns.
+
+    A trainer sets how its process keeps freed memory, which is worth a fifth of a round of text; a user's script has no such setting.
+
+    Args:
+        contender: one of :data:`CONTENDERS`, and its arguments.
+        threads: of the process; None: as many as it takes by itself.
+    """
+
+    def __init__(self, contender: str, J: int, batch_size: int, *, threads: int | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.bench", "--contender", contender, str(J), str(batch_size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+            env=os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
+        )
+
+    def start(self) -> None:
+        """Let it begin a round."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> None:
+        """Wait until it has ended one."""
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "done\n":
+            raise RuntimeError("a contender in a process of its own has failed; its error is above")
+
+    def __call__(self) -> None:
+        self.start()
+        self.wait()
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate()
+
+    @staticmethod
+    def serve(contender: str, J: int, batch_size: int) -> None:
+        """Be that process: a round for each line that is read."""
+        run_round = CONTENDERS[contender](J, batch_size)
+        for _ in sys.stdin:
+            run_round()
+            synchronize()
+            print("done", flush=True)
+
+
 def interleaved(contenders: Mapping[Name, Callable[[], object]], repeats: int) -> dict[Name, float]:
     """Median seconds of each contender; they take turns, so that a drift of the machine meets all of them."""
     for _ in range(3 if DEVICE == "cuda" else 1):  # graphs are recorded in the second round
@@ -113,11 +174,11 @@ def rounds(scale: Scale) -> Figures:
     """The FedAvg round: K=100, C=0.1, J=4, batch 64, for each engine and precision."""
     figures = Figures("FedAvg round, K=100, C=0.1, J=4, batch 64")
     images = 40 * scale.batch_size
-    plain = {"plain loop": plain_loop(batch_size=scale.batch_size).run_round}
     ours = {
         f"ours, {precision}": trainer(batch_size=scale.batch_size, precision=precision).run_round for precision in ("fp32", "tf32", "bf16")
     }
-    seconds = interleaved(plain | ours, scale.repeats)
+    with Elsewhere("plain loop", 4, scale.batch_size) as plain:
+        seconds = interleaved({"plain loop": plain, **ours}, scale.repeats)
     for name, value in seconds.items():
         figures.add(name, value, images)
     for precision in ("fp32", "bf16"):
@@ -132,12 +193,12 @@ def rounds(scale: Scale) -> Figures:
 def characters(scale: Scale) -> Figures:
     """The round on text: ten clients, J=4, batch 64, windows of 80 characters, two LSTM layers of 256."""
     figures = Figures("Shakespeare round: ten clients, J=4, batch 64, the LSTM")
-    plain = {"plain loop": plain_characters(batch_size=scale.batch_size).run_round}
     ours = {
         f"ours, {precision}": trainer(MadeUpText(), model=CharacterLSTM(), batch_size=scale.batch_size, precision=precision).run_round
         for precision in ("fp32", "bf16")
     }
-    seconds = interleaved(plain | ours, max(1, scale.repeats // 2))
+    with Elsewhere("plain characters", 4, scale.batch_size) as plain:
+        seconds = interleaved({"plain loop": plain, **ours}, max(1, scale.repeats // 2))
     for name, value in seconds.items():
         figures.add(name, value, 40 * scale.batch_size)
     for precision in ("fp32", "bf16"):
@@ -259,40 +320,16 @@ def levers(scale: Scale) -> Figures:
 def _in_processes(batch_size: int, repeats: int) -> float:
     """Median seconds of the local steps of ten rows divided over a process for each core; what they send is not counted."""
     cores = torch.get_num_threads()
-    command = [sys.executable, "-m", "benchmarks.bench", "--steps-alone", str(-(-40 // cores)), str(max(16, batch_size))]
-    workers = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        for _ in range(cores)
-    ]
-    times = []
-    for worker in workers:
-        assert worker.stdout is not None
-        worker.stdout.readline()
-    for _ in range(repeats):
-        began = time.perf_counter()
-        for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        for worker in workers:
-            assert worker.stdout is not None
-            worker.stdout.readline()
-        times.append(time.perf_counter() - began)
-    for worker in workers:
-        worker.communicate()
-    return statistics.median(times)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Elsewhere("steps", -(-40 // cores), max(16, batch_size), threads=1)) for _ in range(cores)]
 
+        def all_at_once() -> None:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.wait()
 
-def _steps_alone(steps: int, batch_size: int) -> None:
-    """Be one of those processes: a round of so many local steps for each line that is read."""
-    run = trainer(engine="loop", m=1, J=steps, batch_size=batch_size)
-    run.run_round()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        run.run_round()
-        print("done", flush=True)
+        return interleaved({"processes": all_at_once}, repeats)["processes"]
 
 
 def throughput(scale: Scale) -> Figures:
@@ -493,7 +530,7 @@ def main() -> None:
     """Measure, print tables, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-with-clients", type=int, metavar="K", help=argparse.SUPPRESS)
-    parser.add_argument("--steps-alone", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="measure these sections")
     parser.add_argument("--short", action="store_true", help="tiny sizes: shows that everything runs, and says nothing of speed")
     parser.add_argument("--repeats", type=int, default=Scale.repeats)
@@ -505,8 +542,9 @@ def main() -> None:
             run.run_round()
         print(peak_mb())
         return
-    if arguments.steps_alone is not None:
-        _steps_alone(*arguments.steps_alone)
+    if arguments.contender is not None:
+        contender, J, batch_size = arguments.contender
+        Elsewhere.serve(contender, int(J), int(batch_size))
         return
     scale = SHORT if arguments.short else Scale(repeats=arguments.repeats)
     found: dict[str, Any] = {"machine": machine(), "short": arguments.short, "sections": {}}

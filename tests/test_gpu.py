@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import experiment, kind
+from tests.support.make import experiment, kind, write_shakespeare
 from tests.test_packing import assert_same, members, train
 
 pytestmark = [
@@ -21,6 +23,20 @@ SETTINGS = {
     "localsgd": ("K=4", "J=4", "batch_size=16", "samples=1500"),
     "fedavg": ("K=12", "C=0.25", "J=3", "batch_size=16", "samples=1500"),
 }
+
+TEXTS = {
+    "windows": ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", "K=4"),
+    "sequences": ("dataset=shakespeare_sequences", "K=6"),
+}
+RECURRENT = [name for name in ENGINES if "im2col" not in name]
+"""The engines that differ where there are no convolutions."""
+
+
+def text(data: Path, kind: str, *more: str) -> list[str]:
+    """A run on a short text, whose last round is cut."""
+    write_shakespeare(data)
+    small = ("model.hidden=24", "batch_size=4", "algorithm=fedavg", "C=0.5", "J=3", "samples=140", f"data={data}")
+    return [*TEXTS[kind], *small, *more]
 
 
 def arguments(algorithm: str, *more: str) -> list[str]:
@@ -102,3 +118,58 @@ def test_rows_that_do_not_fit_are_trained_in_parts() -> None:
     whole = trained(Trainer(experiment(*settings), engine="graph", device="cuda"))
     parts = trained(Trainer(experiment(*settings), engine="graph", device="cuda", rows_at_once=2))
     torch.testing.assert_close(parts.state.model, whole.state.model, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("engine", RECURRENT)
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_text_agrees_with_the_loop_on_the_cpu(kind: str, engine: str, tmp_path: Path) -> None:
+    settings = text(tmp_path, kind, "precision=fp64")
+    cpu = trained(Trainer(experiment(*settings), engine="loop"))
+    gpu = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
+    torch.testing.assert_close(gpu.state.model.cpu(), cpu.state.model, rtol=1e-10, atol=1e-10)
+    assert gpu.evaluate()[0]["test/loss"] == pytest.approx(cpu.evaluate()[0]["test/loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize("engine", RECURRENT)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 3e-2), ("bf16", 1e-1), ("fp16", 3e-2)])
+def test_precisions_of_text_stay_near_fp64(engine: str, precision: str, tolerance: float, tmp_path: Path) -> None:
+    exact = Trainer(experiment(*text(tmp_path, "windows", "precision=fp64")), engine="stacked", device="cuda")
+    start = exact.state.model.clone()
+    trained(exact)
+    run = trained(Trainer(experiment(*text(tmp_path, "windows", f"precision={precision}")), engine=engine, device="cuda"))
+    assert (run.state.model.double() - exact.state.model).norm() < tolerance * (exact.state.model - start).norm()
+
+
+@pytest.mark.parametrize("engine", RECURRENT)
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_a_round_of_text_never_waits_for_the_gpu(kind: str, engine: str, tmp_path: Path) -> None:
+    run = Trainer(experiment(*text(tmp_path, kind)), engine=engine, device="cuda")
+    for _ in range(2):
+        run.run_round()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.run_round()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("engine", RECURRENT)
+@pytest.mark.parametrize("size", [4, 64])
+def test_text_resumes_bit_by_bit(engine: str, size: int, tmp_path: Path) -> None:
+    """64 windows are more than the 3072 characters up to which an embedding's gradient is summed without sorting."""
+    settings = text(tmp_path, "windows", f"batch_size={size}", "samples=1500")
+    whole = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
+    first, second = (Trainer(experiment(*settings), engine=engine, device="cuda") for _ in range(2))
+    for _ in range(3):
+        first.run_round()
+    second.restore(first.checkpoint())
+    assert torch.equal(trained(second).state.model, whole.state.model)
+
+
+@pytest.mark.parametrize("participation", ["power_of_choice", "oort", "fedcor", "afl"])
+def test_losses_on_the_gpu_choose_the_same_cohorts(participation: str) -> None:
+    settings = arguments("fedavg", "precision=fp64", f"participation={participation}")
+    cpu = trained(Trainer(experiment(*settings), engine="loop"))
+    gpu = trained(Trainer(experiment(*settings), engine="graph", device="cuda"))
+    torch.testing.assert_close(gpu.state.model.cpu(), cpu.state.model, rtol=1e-10, atol=1e-10)
+    assert gpu.member.traffic == cpu.member.traffic and gpu.member.evaluated == cpu.member.evaluated
