@@ -24,19 +24,51 @@ from tests.test_engines import Capturable
 
 INPUTS, HIDDEN, STEPS, SAMPLES = 3, 5, 7, 4
 
-KERNELS = [(torch.float64, 1e-12, False), (torch.float32, 1e-5, False), (torch.float32, 1e-5, True)]
-"""A dtype, what is allowed between two ways, and whether a CPU takes oneDNN's layer."""
+KERNELS = {
+    "plain-fp64": (torch.float64, 1e-12),
+    "plain-fp32": (torch.float32, 1e-5),
+    "onednn-fp32": (torch.float32, 1e-5),
+    "fused-fp64": (torch.float64, 1e-12),
+    "fused-fp32": (torch.float32, 1e-5),
+}
+"""Passes through a layer, with a dtype and what is allowed between two ways."""
 
 
-@pytest.fixture(params=KERNELS, ids=["fp64", "fp32", "onednn"])
+@pytest.fixture(params=list(KERNELS))
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.dtype, float]:
-    dtype, tolerance, onednn = request.param
-    if onednn and not torch.backends.mkldnn.is_available():
+    dtype, tolerance = KERNELS[request.param]
+    if "onednn" in request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
-    if not onednn:
+    if "onednn" not in request.param:
         monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)
+    if "fused" in request.param:
+        monkeypatch.setattr(recurrent, "_passes", lambda given: (recurrent._forward_fused, recurrent._backward_fused))
+        monkeypatch.setattr(recurrent, "_cell", cell)
+        monkeypatch.setattr(recurrent, "_cell_backward", cell_backward)
     monkeypatch.setattr(recurrent, "CPU_CHUNK", 2 * SAMPLES * 4 * HIDDEN)  # some steps at once, and a shorter rest
     return dtype, tolerance
+
+
+def cell(inputs: Tensor, recurrent: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In place of the GPU's kernel, which tests on a GPU hold to the same: outputs, cells, and what the backward pass wants."""
+    i, f, g, o = (inputs + recurrent).chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    after = f * before + i * g
+    return o * after.tanh(), after, torch.cat([i, f, g, o], -1)
+
+
+def cell_backward(
+    of_output: Tensor, of_cell: Tensor | None, before: Tensor, after: Tensor, gates: Tensor, bias: bool
+) -> tuple[Tensor, Tensor, None]:
+    i, f, g, o = gates.chunk(4, -1)
+    of_after = of_output * o * (1 - after.tanh() ** 2) + (0 if of_cell is None else of_cell)
+    of_gates = (
+        of_after * g * i * (1 - i),
+        of_after * before * f * (1 - f),
+        of_after * i * (1 - g**2),
+        of_output * after.tanh() * o * (1 - o),
+    )
+    return torch.cat(of_gates, -1), of_after * f, None
 
 
 def both(layers: int, dtype: torch.dtype) -> tuple[nn.LSTM, LSTM]:

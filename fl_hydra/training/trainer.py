@@ -109,6 +109,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         else:
+            self.device = torch.device("cuda", torch.cuda.current_device() if self.device.index is None else self.device.index)
             torch.cuda.set_device(self.device)  # streams and graphs are made on the current device
         self.precision = PRECISIONS[first.precision]
         self.precision.configure(self.device)

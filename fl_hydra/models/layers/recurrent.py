@@ -1,8 +1,9 @@
 """A stack of LSTM layers whose rows can be trained in one call.
 
 `torch.nn.LSTM` has no batching rule: under `torch.func.vmap` it falls apart into a loop, and its cuDNN kernel cannot be taken at all.
-Here a layer is an `autograd.Function` with a hand-written pass forward and backward through time over many models at once. On a CPU
-it is oneDNN's layer, the one that `torch.nn.LSTM` takes, model after model: no faster one can be written in PyTorch's operations.
+Here a layer is an `autograd.Function` with a hand-written pass forward and backward through time over many models at once. On a GPU
+the arithmetic between its products is the kernel of `torch.nn.LSTMCell`, over the samples of all models. On a CPU it is oneDNN's
+layer, the one that `torch.nn.LSTM` takes, model after model: no faster one can be written in PyTorch's operations.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -11,7 +12,7 @@ it is oneDNN's layer, the one that `torch.nn.LSTM` takes, model after model: no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**26
 """Gate values that are prepared at once: on a CPU, what stays in its cache until the steps that need it."""
+
+_cell, _cell_backward = torch.ops.aten._thnn_fused_lstm_cell, torch.ops.aten._thnn_fused_lstm_cell_backward_impl
+"""What `torch.nn.LSTMCell` launches on a GPU, forward and backward: gates in the order i, f, g, o."""
 
 ONEDNN_LSTM = 2
 """The kind of layer, as oneDNN's bindings count them."""
@@ -88,7 +92,7 @@ def lstm_layer(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tenso
 
 
 # In what follows, G models are computed at once, each on B samples: inputs [G, T, B, in], weights [G, 4 H, in] and [G, 4 H, H],
-# bias [G, 4 H]. Gates are computed in the order o, i, f, g: then three neighbours are sigmoids, and three have the gradient of the cell.
+# bias [G, 4 H].
 
 
 class _Layer(Function):
@@ -99,7 +103,7 @@ class _Layer(Function):
 
     @staticmethod
     def forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return (_forward_onednn if _by_onednn(inputs) else _forward)(inputs, weight_ih, weight_hh, bias, keep)
+        return _passes(inputs)[0](inputs, weight_ih, weight_hh, bias, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -137,7 +141,7 @@ class _LayerBackward(Function):
 
     @staticmethod
     def forward(gradient: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return (_backward_onednn if _by_onednn(gradient) else _backward)(gradient, *args)
+        return _passes(gradient)[1](gradient, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -173,6 +177,13 @@ class _LayerBackward(Function):
         return tuple(one.unflatten(0, (rows, -1)) for one in _LayerBackward.apply(*merged, parts)), (0, 0, 0, 0)
 
 
+def _passes(given: Tensor) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """The passes forward and backward for tensors like this one."""
+    if given.is_cuda:
+        return _forward_fused, _backward_fused
+    return (_forward_onednn, _backward_onednn) if _by_onednn(given) else (_forward, _backward)
+
+
 def _into(tensor: Tensor, dim: int | None, place: int, rows: int) -> Tensor:
     """The rows along `dim` merged into the dimension at `place`, as its outer part."""
     tensor = (
@@ -204,6 +215,10 @@ def _chunks(steps: int, step: int, device: torch.device) -> list[slice]:
     """The steps in runs of what is prepared at once; `step` is how many gate values each has."""
     size = max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // step)
     return [slice(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+# In plain operations, gates are computed in the order o, i, f, g: then three neighbours are sigmoids, and three have the gradient of
+# the cell.
 
 
 def _forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,17 +302,84 @@ def _backward(
             )
             of_cell.mul_(f[:, at])
 
+    of_inputs, *of_weights = _products(of_gates, inputs, _rolled(weight_ih, 1), outputs, parts)
+    of_weight_ih, of_weight_hh, of_bias = (_rolled(one, -1) for one in of_weights)
+    return of_inputs, of_weight_ih, of_weight_hh, of_bias[..., 0]
+
+
+def _products(of_gates: Tensor, inputs: Tensor, weight_ih: Tensor, outputs: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From the gradient of the gates [G, T, B, 4 H], those of the inputs and, of each part, the weights and bias [G, K, 4 H, 1]."""
+    models = len(inputs)
+
     def by_part(tensor: Tensor) -> Tensor:
         """[G, T, K n, m] -> [G K, T n, m]."""
         tensor = tensor.unflatten(2, (parts, -1)).transpose(1, 2)
         return tensor.reshape(models * parts, -1, tensor.shape[-1])
 
-    of_inputs = torch.bmm(of_gates.view(models, -1, 4 * hidden), _rolled(weight_ih, 1)).view(inputs.shape)
+    of_inputs = torch.bmm(of_gates.flatten(1, 2), weight_ih).view(inputs.shape)
     each = by_part(of_gates)
     of_weight_ih = torch.bmm(each.mT, by_part(inputs))
     of_weight_hh = torch.bmm(by_part(of_gates[:, 1:]).mT, by_part(outputs[:, :-1]))
     of_bias = each.sum(1)[..., None]
-    of_weight_ih, of_weight_hh, of_bias = (_rolled(one, -1).unflatten(0, (models, parts)) for one in (of_weight_ih, of_weight_hh, of_bias))
+    of_weight_ih, of_weight_hh, of_bias = (one.unflatten(0, (models, parts)) for one in (of_weight_ih, of_weight_hh, of_bias))
+    return of_inputs, of_weight_ih, of_weight_hh, of_bias
+
+
+# On a GPU a step is a product and one kernel of `torch.nn.LSTMCell`, which takes [G B, 4 H] and so reads steps of all models that lie
+# together: what is kept for the backward pass is laid out step by step, [T, G, B, ...], and seen as [G, T, B, ...].
+
+
+def _forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    models, steps, samples = inputs.shape[:3]
+    hidden = weight_hh.shape[-1]
+    exact = torch.promote_types(inputs.dtype, torch.float32)
+    outputs: list[Tensor] = []
+    gates: list[Tensor] = []
+    cells: list[Tensor] = []
+    cell = inputs.new_zeros(models * samples, hidden, dtype=exact)
+    recurrent = inputs.new_zeros(models, samples, 4 * hidden, dtype=exact)
+    for chunk in _chunks(steps, models * samples * 4 * hidden, inputs.device):
+        projected = torch.baddbmm(bias.unsqueeze(1), inputs[:, chunk].reshape(models, -1, inputs.shape[-1]), weight_ih.mT)
+        for step in projected.to(exact).unflatten(1, (-1, samples)).transpose(0, 1).contiguous():
+            if outputs:
+                recurrent = torch.bmm(outputs[-1], weight_hh.mT).to(exact)
+            output, cell, gate = _cell(step.flatten(0, 1), recurrent.flatten(0, 1), cell)
+            outputs.append(output.to(inputs.dtype).view(models, samples, hidden))
+            if keep:
+                gates.append(gate)
+                cells.append(cell)
+
+    def laid_out(values: list[Tensor]) -> Tensor:
+        together: Tensor = torch.stack(values) if keep else cell.new_empty(steps, models * samples, 0)
+        by_model: Tensor = together.unflatten(1, (models, samples)).transpose(0, 1)
+        return by_model
+
+    return torch.stack(outputs, 1), laid_out(gates), laid_out(cells)
+
+
+def _backward_fused(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    outputs: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    parts: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    models, steps, samples, hidden = outputs.shape
+    gates, cells = (kept.transpose(0, 1).reshape(steps, models * samples, -1) for kept in (gates, cells))
+    of_outputs = gradient.transpose(0, 1).to(cells.dtype, copy=True, memory_format=torch.contiguous_format)
+    of_gates: list[Tensor] = []
+    of_cell: Tensor | None = None
+    for step in reversed(range(steps)):
+        if of_gates:
+            _multiply(of_outputs[step], of_gates[-1], weight_hh)
+        before = cells[step - 1] if step else torch.zeros_like(cells[0])
+        of_gate, of_cell, _ = _cell_backward(of_outputs[step].flatten(0, 1), of_cell, before, cells[step], gates[step], False)
+        of_gates.append(of_gate.to(inputs.dtype).view(models, samples, 4 * hidden))
+    of_inputs, of_weight_ih, of_weight_hh, of_bias = _products(torch.stack(of_gates[::-1], 1), inputs, weight_ih, outputs, parts)
     return of_inputs, of_weight_ih, of_weight_hh, of_bias[..., 0]
 
 
@@ -421,6 +503,9 @@ class _Lookup(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
         exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        if exact.is_cuda:  # a product where torch sorts
+            chosen = ids.flatten()[:, None] == torch.arange(ctx.count, dtype=ids.dtype, device=ids.device)
+            return None, (chosen.to(exact.dtype).mT @ exact.flatten(0, -2)).to(gradient.dtype)
         return None, torch.ops.aten.embedding_dense_backward(exact, ids, ctx.count, -1, False).to(gradient.dtype)
 
 
