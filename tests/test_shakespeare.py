@@ -223,3 +223,34 @@ def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_pat
     for row, totals in zip(together.evaluate([0, 1]), expected, strict=True):
         assert row["test/loss"] == pytest.approx(float(totals[0, 0] / totals[0, 2]), rel=1e-12)
     assert int(expected[0][0, 2]) > 50
+
+
+def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp_path: Path) -> None:
+    """Sequences have few targets or many: the mean over them is what training minimises."""
+    write_shakespeare(tmp_path)
+    given = (*SPEECHES, "K=6", "algorithm=fedavg", "C=0.5", "J=1", "batch_size=1", "samples=30", "precision=fp64", f"data={tmp_path}")
+    lines: list[str] = []
+    run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
+    ids = np.arange(6)
+    found = run._losses(0, ids, None)
+    for client, loss in zip(ids, found, strict=True):
+        totals = run.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
+        assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
+    run._losses(0, ids, None)
+    (line,) = lines
+    assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
+
+
+def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_hydra.training.text.GLANCE", 50)
+    write_shakespeare(tmp_path)
+    given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "samples=16", f"data={tmp_path}")
+    lines: list[str] = []
+    run = Trainer(experiment(*given), engine="loop", notify=lines.append)
+    run.run_round()
+    run.evaluate()
+    assert lines == []
+    run.run_round()
+    run.evaluate()
+    (line,) = lines
+    assert f"looks at all {len(run.split.validation) + len(run.split.test):,} samples" in line

@@ -32,8 +32,8 @@ from fl_hydra.data.shakespeare_text import (
     SEQUENCE_ALPHABET,
     UNKNOWN,
     VOCABULARY,
-    Samples,
     Windows,
+    WindowSets,
     decode,
     divide,
     download,
@@ -248,7 +248,7 @@ def windows_of(text: str) -> list[tuple[str, str]]:
     return [(text[i : i + 80], text[i + 80]) for i in range(len(text) - 80)]
 
 
-def strings(samples: Samples, windows: Windows) -> dict[str, list[tuple[str, str]]]:
+def strings(samples: WindowSets, windows: Windows) -> dict[str, list[tuple[str, str]]]:
     inputs, targets = samples.inputs(windows), samples.targets(windows)
     assert inputs.dtype == targets.dtype == np.uint8 and windows.starts.dtype == windows.users.dtype == np.int32
     found: dict[str, list[tuple[str, str]]] = {}

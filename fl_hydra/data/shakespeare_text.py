@@ -101,7 +101,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Samples:
+class WindowSets:
     """Training and test windows over one array of characters; the same from the raw text and from the json that LEAF makes of it.
 
     Attributes:
@@ -293,7 +293,7 @@ def split(n_windows: int, fraction: float = 0.9) -> tuple[int, int]:
     return train_count, train_count + WINDOW - 1
 
 
-def divide(corpus: Corpus, fraction: float = 0.9, minimum: int = 0) -> Samples:
+def divide(corpus: Corpus, fraction: float = 0.9, minimum: int = 0) -> WindowSets:
     """Split every user's windows by :func:`split`; users with less than `minimum` windows or without a test window are left out.
 
     Args:
@@ -342,7 +342,7 @@ class _Part:
     test: NDArray[np.int64]
 
 
-def _assemble(users: Sequence[str], parts: Sequence[_Part]) -> Samples:
+def _assemble(users: Sequence[str], parts: Sequence[_Part]) -> WindowSets:
     bases = np.cumsum([0, *(len(part.characters) for part in parts)], dtype=np.int64)
     require(int(bases[-1]) < 2**31, f"{bases[-1]} characters are more than the {2**31 - 1} that positions can name; use a smaller sample")
 
@@ -352,7 +352,7 @@ def _assemble(users: Sequence[str], parts: Sequence[_Part]) -> Samples:
         return Windows(positions.astype(np.int32), np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
     train, test = windows([part.train for part in parts]), windows([part.test for part in parts])
-    return Samples(np.concatenate([part.characters for part in parts]), tuple(users), train, test)
+    return WindowSets(np.concatenate([part.characters for part in parts]), tuple(users), train, test)
 
 
 # ---------------------------------------------------------------------------------------------------------------- LEAF's json
@@ -362,7 +362,7 @@ _EMPTY = np.empty((0, WINDOW + 1), np.uint8)
 _SET_FILE = re.compile(r"_(train|test)_\d+\.json$")
 
 
-def from_json(path: Path, fraction: float = 0.9, minimum: int = 0) -> Samples:
+def from_json(path: Path, fraction: float = 0.9, minimum: int = 0) -> WindowSets:
     """Read what LEAF's preprocessing wrote.
 
     Args:
@@ -395,14 +395,14 @@ def from_json(path: Path, fraction: float = 0.9, minimum: int = 0) -> Samples:
     return _from_unsplit(_read_users(files), path, fraction, minimum)
 
 
-def _from_sets(train: Mapping[str, NDArray[np.uint8]], test: Mapping[str, NDArray[np.uint8]], path: Path) -> Samples:
+def _from_sets(train: Mapping[str, NDArray[np.uint8]], test: Mapping[str, NDArray[np.uint8]], path: Path) -> WindowSets:
     for name, found in (("train", train), ("test", test)):
         require(bool(found), f"{path / name} holds no window; make it again with LEAF's preprocessing, or with a larger sample")
     users = sorted({*train, *test})
     return _assemble(users, [_pack(train.get(user, _EMPTY), test.get(user, _EMPTY)) for user in users])
 
 
-def _from_unsplit(found: Mapping[str, NDArray[np.uint8]], path: Path, fraction: float, minimum: int) -> Samples:
+def _from_unsplit(found: Mapping[str, NDArray[np.uint8]], path: Path, fraction: float, minimum: int) -> WindowSets:
     require(bool(found), f"{path} holds no window; make it again with LEAF's preprocessing, or with a larger sample")
     parts, users = [], []
     for user in sorted(found):
@@ -578,7 +578,7 @@ def _in_folder(folder: Path) -> Path | None:
     return folder if any(any((folder / name).glob("*.json")) for name in ("train", "test")) else None
 
 
-def read(path: Path, fraction: float = 0.9, minimum: int = 0) -> Samples:
+def read(path: Path, fraction: float = 0.9, minimum: int = 0) -> WindowSets:
     """The windows of what :func:`find` found: :func:`from_json` of a folder or a .json file, else :func:`divide` of :func:`from_raw`.
 
     Raises:

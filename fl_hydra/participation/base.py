@@ -19,7 +19,7 @@ Recollection = Mapping[str, Reals]
 """What a scheme keeps from round to round: float64 [K] by name; part of every checkpoint."""
 
 Losses = Callable[[Indices, int | None], Reals]
-"""Mean losses of the run's present model on training samples, without augmentation, of some clients, int64 [n]: float64 [n].
+"""Mean losses of the run's present model over the targets of training samples, not augmented, of some clients, int64 [n]: float64 [n].
 
 The second argument says how many samples of each client, drawn for the round; None: all. It is charged: a model down to each client that is
 not in the cohort anyway, a forward pass for each sample, and the simulated seconds of the slowest. The number that a client sends back

@@ -35,6 +35,7 @@ class PowerOfChoice(Participation):
     """
 
     name: str = "power_of_choice"
+    version: ClassVar[int] = 2
     d: int | None = None
     """Candidates; null: two for each place, as far as there are clients."""
     samples: int | None = None
@@ -74,6 +75,7 @@ class ActiveFL(Participation):
     """
 
     name: str = "afl"
+    version: ClassVar[int] = 2
     alpha1: float = 0.75
     """The fraction of the clients that is set aside for having the smallest values."""
     alpha2: float = 0.01

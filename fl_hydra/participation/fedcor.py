@@ -35,6 +35,7 @@ class FedCor(Participation):
     """
 
     name: str = "fedcor"
+    version: ClassVar[int] = 2
     warmup: int = 15
     interval: int = 10
     beta: float = 0.95

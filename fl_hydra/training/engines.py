@@ -191,12 +191,13 @@ class Engine(ABC):
 
     @torch.no_grad()
     def losses(self, model: Tensor, samples: Samples, which: Tensor) -> Tensor:
-        """The loss of each of some samples, int64 [n], a mean over its targets where it has several, under a model [P]: float64 [n]."""
+        """Of each of some samples, int64 [n], the summed loss of its targets under a model [P], and how many they are: float64 [n, 2]."""
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else GPU_EVALUATION_BATCH
         found = []
         for indices in torch.split(which, size):
-            logits = self._logits(model[None], samples.plain(indices))[0]
-            found.append(_sample_losses(logits, samples.targets[indices]).double())
+            targets = samples.targets[indices]
+            losses = _losses(self._logits(model[None], samples.plain(indices))[0], targets).double()
+            found.append(torch.stack([losses.view(len(indices), -1).sum(1), (targets >= 0).view(len(indices), -1).sum(1)], 1))
         return torch.cat(found)
 
 

@@ -154,7 +154,7 @@ class Trainer:
         self._streams = type(algorithm).update is Algorithm.update
         """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
         self._starts_own = type(algorithm).start is not Algorithm.start
-        self._abandoned = False
+        self._abandoned = self._asked_much = False
         self._lost: list[int] = []
         """Rows of the present round that drop out."""
         self._pool: ThreadPoolExecutor | None = None
@@ -348,11 +348,20 @@ class Trainer:
         self._advance(plans, work, measured)
 
     def _losses(self, run: int, ids: Indices, samples: int | None) -> Reals:
-        """Mean losses of a run's present model on the samples of some clients, int64 [n]: float64 [n]. Reads them back."""
+        """Mean losses of a run's present model over the targets of some clients, int64 [n]: float64 [n]. Reads them back."""
         asked = self.members[run].asked_samples(ids, samples)
+        which = np.concatenate(asked)
+        trained = self._first.m * (self._first.J or 1) * self._first.batch_size
+        if len(which) > 10 * trained and not self._asked_much:
+            self._asked_much = True
+            self._notify(
+                f"participation={self._first.participation.name} asks for the losses of {len(which):,} samples before a round that "
+                f"trains {trained:,}; participation.samples=64 asks for 64 of each client"
+            )
+        found = self.engine.losses(self.state.model[run], self.split.train, to_device(which, self.device)).cpu().numpy()
         counts = np.array([len(own) for own in asked])
-        losses = self.engine.losses(self.state.model[run], self.split.train, to_device(np.concatenate(asked), self.device)).cpu().numpy()
-        means: Reals = np.add.reduceat(losses, np.cumsum(counts) - counts) / counts
+        losses, targets = np.add.reduceat(found, np.cumsum(counts) - counts).T
+        means: Reals = losses / np.maximum(1, targets)
         return means
 
     def _states_that_stay(self, reports: list[int]) -> dict[int, Tensors]:
@@ -665,6 +674,9 @@ class Trainer:
         models = self._first.algorithm.models(state)
         figures: dict[str, list[list[float]] | None] = {}
         whole = ended == {True}
+        if whole and self.split.test.glance < len(self.split.test):
+            count = len(self.split.validation) + len(self.split.test)
+            self._notify(f"the last evaluation looks at all {count:,} samples of the validation and test sets")
         for name, samples in (("val", self.split.validation), ("test", self.split.test)):
             if not len(samples):
                 figures[name] = None
