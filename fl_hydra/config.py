@@ -157,14 +157,14 @@ def resolve(config: Config) -> Experiment:
         UserError: one line that says what was wrong, what is allowed and what to do.
     """
     algorithm = config.algorithm
-    K: int = _counted("K", config.K, algorithm.K, 1, algorithm)
-    C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
-    algorithm.check(K, C)
     J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
-
     card = config.dataset.card(Path(config.data))
     census = config.dataset.census(card, config.split_seed)
+    users = config.sharding.clients(census) if algorithm.federated else None
+    K: int = _counted("K", config.K, users or algorithm.K, 1, algorithm)
+    C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
+    algorithm.check(K, C)
     total = census.total
     config.model.check(card)
     require(total > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")

@@ -18,7 +18,7 @@ from fl_hydra.algorithms.a2cid2 import A2CiD2, AcidState
 from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
 from fl_hydra.algorithms.gossip import GossipState
 from fl_hydra.algorithms.parameter_server import EASGD, SHAT, AsyncSGD, ServerState
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.decentralized import topologies
 from fl_hydra.decentralized.clocks import Events, Step, acid_constants
 from fl_hydra.decentralized.topologies import TOPOLOGIES, mixing_matrix

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fl_hydra.algorithms.gossip import Gossip
+from fl_hydra.arrays import Indices
 from fl_hydra.decentralized.clocks import (
     Events,
     acid_constants,
@@ -17,16 +18,7 @@ from fl_hydra.decentralized.clocks import (
     poisson_events,
     server_schedule,
 )
-from fl_hydra.decentralized.topologies import (
-    TOPOLOGIES,
-    Floats,
-    Indices,
-    adjacency,
-    check,
-    edges,
-    mixing_matrix,
-    period,
-)
+from fl_hydra.decentralized.topologies import TOPOLOGIES, Floats, adjacency, check, edges, mixing_matrix, period
 from fl_hydra.errors import UserError
 from fl_hydra.training.fabric import Traffic
 

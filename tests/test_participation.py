@@ -166,7 +166,7 @@ def simulate(
         memory = {**memory, **cohort.remember}
         shown = dict.fromkeys(scheme.measures, losses[cohort.ids])
         memory = {**memory, **scheme.learn(replace(seen, memory=memory), cohort.ids, shown)}
-        assert all(values.dtype == np.float64 and values.shape == (K,) for values in memory.values())
+        assert all(values.dtype == np.float64 and values.shape[-1] == K for values in memory.values())
         cohorts.append(cohort)
     return cohorts
 
@@ -349,6 +349,8 @@ def test_oort_utilities_by_hand() -> None:
     low, span = 9.99, 90.01
     scaled = [1 + np.sqrt(log / 9), (50 - low) / span + np.sqrt(log), ((10 - low) / span + np.sqrt(log / 5)) / 4]
     assert Oort(clip=1.0).utilities(U, last, seconds, 1.0, 10) == pytest.approx(scaled)
+    scale = [(50 - low) / span + np.sqrt(log / 9), (50 - low) / span + np.sqrt(log), ((10 - low) / span + np.sqrt(log / 5)) / 4]
+    assert Oort(clip=0.5).utilities(U, last, seconds, 1.0, 10) == pytest.approx(scale), "an outlier stretches the scale"
     clipped = Oort(normalise=False, clip=0.5).utilities(U, last, seconds, 1.0, 10)
     assert clipped[0] == pytest.approx(50 + np.sqrt(log / 9)), "clipped at the value that half of them are below"
     assert Oort(normalise=False, alpha=0.0, clip=1.0).utilities(U, last, seconds, 1.0, 10)[2] == pytest.approx(10 + np.sqrt(log / 5))
@@ -435,9 +437,9 @@ def test_fedcor_asks_around_uniform_rounds_only_and_discounts() -> None:
         memory = {**memory, **cohort.remember}
         chosen.append(cohort.ids.tolist())
         if round == 1:
-            change = memory["change0"]
+            change = memory["changes"][0]
         if round == 2:
-            assert memory["change1"].tolist() == change.tolist(), "changes grow old"
+            assert memory["changes"][1].tolist() == change.tolist(), "changes grow old"
             assert memory["chosen"].sum() == 5
         if round == 5:
             assert memory["chosen"].sum() == 20
@@ -748,3 +750,31 @@ def test_clients_without_samples_cannot_fill_a_cohort() -> None:
 
     with pytest.raises(UserError, match=r"4 of 8 clients have samples, and 7 are needed; choose at most C=0.5"):
         Trainer(replace(e, sharding=Half()), engine="stacked")
+
+
+def test_fedcor_forgets_places_that_a_later_fit_has_not() -> None:
+    """The last three changes are three dimensions; where one of them is not finite, two."""
+    rule = FedCor(warmup=4, interval=2, history=3)
+    losses = np.random.default_rng(0).random((8, 5))
+    losses[7] = np.nan
+    memory: dict[str, np.ndarray] = {}
+    found = {}
+    for number in range(8):
+        asked = losses[number]
+        cohort = rule.cohort(Round(ONES[:5], 2, 0, number, memory=memory, losses=lambda ids, samples, asked=asked: asked[ids]))  # type: ignore[misc]
+        memory = {**memory, **cohort.remember}
+        if "places" in cohort.remember:
+            found[number] = memory["places"]
+    assert {number: len(places) for number, places in found.items()} == {4: 3, 7: 2}
+    assert all(np.isfinite(places).all() for places in found.values())
+
+
+@pytest.mark.parametrize("fields", [{"dimension": 10**9, "history": 10**9}, {"noise": 1e50}, {"noise": 1e-50}])
+def test_fedcor_at_its_bounds(fields: dict[str, float]) -> None:
+    rule = FedCor(warmup=2, interval=2, **fields)  # type: ignore[arg-type]
+    memory: dict[str, np.ndarray] = {}
+    for number in range(7):
+        losses = np.random.default_rng(number).random(5)
+        cohort = rule.cohort(Round(ONES[:5], 2, 0, number, memory=memory, losses=lambda ids, samples, losses=losses: losses[ids]))  # type: ignore[misc]
+        memory = {**memory, **cohort.remember}
+        assert len(set(cohort.ids.tolist())) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_hydra.pictures.draw import _counts, draw_clients
+from fl_hydra.pictures.draw import _counts, _relative, draw_clients
 from fl_hydra.sharding.base import Shards
 from tests.support.make import PROJECT, experiment, write_shakespeare
 
@@ -38,6 +38,12 @@ def test_a_picture_of_any_configuration(overrides: tuple[str, ...], tmp_path: Pa
 def test_what_is_counted() -> None:
     shards = Shards.from_sizes(np.array([0, 3, 1, 2, 4]), np.array([2, 0, 3]))
     assert _counts(shards, np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
+
+
+def test_a_character_that_a_client_never_uses_is_drawn_as_rare() -> None:
+    counts, whole = np.array([[2.0, 6.0, 0.0], [0.0, 0.0, 0.0]]), np.array([0.5, 0.25, 0.25])
+    drawn = _relative(counts, counts.sum(1, keepdims=True), whole)
+    assert drawn[0].tolist() == [-1, np.log2(3), -2] and drawn[1].tolist() == [0, 0, 0]
 
 
 def test_the_command_says_where_it_wrote_and_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
     ids = np.arange(6)
     found = run._losses(0, ids, None)
-    for client, loss in zip(ids, found, strict=True):
+    for client, loss in enumerate(found):
         totals = run.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
         assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
     run._losses(0, ids, None)
@@ -254,3 +254,19 @@ def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeyp
     run.evaluate()
     (line,) = lines
     assert f"looks at all {len(run.split.validation) + len(run.split.test):,} samples" in line
+
+
+def test_there_are_as_many_clients_as_users_unless_said_otherwise(tmp_path: Path) -> None:
+    write_shakespeare(tmp_path)
+    given = ("algorithm=fedavg", f"data={tmp_path}")
+    assert experiment(*WINDOWS, *given).K == 4 and experiment(*SPEECHES, *given).K == 6
+    assert experiment(*WINDOWS, *given, "sharding=iid").K == 100 and experiment(*given).K == 100
+    assert experiment(*WINDOWS, f"data={tmp_path}", "algorithm=centralized").K == 1
+
+
+def test_a_budget_on_the_command_line_is_in_place_of_a_sections(program: Program, tmp_path: Path) -> None:
+    write_shakespeare(tmp_path / "text")
+    grid = ("-m", "+sweep/track_b=shakespeare", "dataset.users=4", "dataset.min_samples=900", *SMALL, "C=0.5", "J=1", "seed=1")
+    result = program(*grid, "K=4", "rounds=2", f"data={tmp_path / 'text'}", cwd=tmp_path)
+    assert result.status == 0, result.output
+    assert [json.loads(path.read_text())["metrics"]["round"] for path in tmp_path.rglob("summary.json")] == [2, 2]

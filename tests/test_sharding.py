@@ -305,7 +305,7 @@ def test_concentrations_out_of_range_are_refused(kind: Any, alpha: float) -> Non
 
 @pytest.mark.parametrize("kind", [DirichletClasses, Quantity])
 def test_zero_is_no_concentration_or_size(kind: Any) -> None:
-    with pytest.raises(UserError, match=r"above 0"):
+    with pytest.raises(UserError, match=r"is from 1e-100"):
         kind(alpha=0)
     with pytest.raises(UserError, match=r"sharding\.min_size=0: every client needs at least 1 sample"):
         kind(min_size=0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_hydra.algorithms.base import State, algorithms
 from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.decentralized import topologies
 from fl_hydra.decentralized.clocks import Events, Step, acid_constants, edge_rates, meeting_schedule, poisson_events
 from fl_hydra.devices import to_device
@@ -19,7 +19,7 @@ from fl_hydra.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.fabric import Traffic
 
 

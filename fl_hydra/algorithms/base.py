@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.fabric import Traffic
     from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 

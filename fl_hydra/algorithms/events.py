@@ -15,13 +15,13 @@ import numpy as np
 
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.localsgd import Workers
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.decentralized.clocks import Events, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.fabric import Traffic
 
 

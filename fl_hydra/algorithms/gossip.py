@@ -13,7 +13,7 @@ from fl_hydra.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.rows import Clients
 
 

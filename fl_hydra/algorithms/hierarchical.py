@@ -12,7 +12,7 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.fabric import Traffic
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fl_hydra.algorithms.base import State, algorithms
 from fl_hydra.algorithms.events import EventDriven, Program, WorkersState
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.decentralized.clocks import SLOWEST, Events, Step, periodic_events, server_schedule
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.speeds.base import Reals
+    from fl_hydra.arrays import Reals
     from fl_hydra.training.fabric import Traffic
 
 

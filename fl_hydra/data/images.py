@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Card, Dataset, datasets
-from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.randomness import generator, key
 from fl_hydra.sharding.base import Shards
 

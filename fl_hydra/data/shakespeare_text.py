@@ -462,6 +462,8 @@ def _read_file(file: Path, test: bool) -> Iterator[tuple[str, NDArray[np.uint8]]
     users, sizes, data = content["users"], content["num_samples"], content["user_data"]
     if not all(isinstance(user, str) for user in users):
         raise _unusable(file, "is not a file of LEAF: its users are not all names")
+    if not all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes):
+        raise _unusable(file, "is not a file of LEAF: its num_samples are not all numbers")
     if len(users) != len(sizes):
         raise _unusable(file, f"contradicts itself: it names {len(users)} users, but gives num_samples of {len(sizes)}")
     for user, size in zip(users, sizes, strict=True):
@@ -556,7 +558,7 @@ def find(root: Path, given: str | Path | None = None) -> Path:
     """Where the text is: `given` if that is set, else in `shakespeare/` of the data folder `root`, into which it is downloaded if need be.
 
     Args:
-        root: the data folder; in it `shakespeare/raw_data.txt` goes before `shakespeare/train/` and `shakespeare/test/`.
+        root: the data folder; in it `shakespeare/raw_data.txt` goes before LEAF's json in `shakespeare/`, split or not.
         given: a file with the raw text, a json file of LEAF, or a folder with either.
 
     Returns:
@@ -575,7 +577,8 @@ def find(root: Path, given: str | Path | None = None) -> Path:
 def _in_folder(folder: Path) -> Path | None:
     if (folder / RAW).is_file():
         return folder / RAW
-    return folder if any(any((folder / name).glob("*.json")) for name in ("train", "test")) else None
+    leaf = ("train/*.json", "test/*.json", "all_data*.json", "all_data/all_data*.json")
+    return folder if any(any(folder.glob(pattern)) for pattern in leaf) else None
 
 
 def read(path: Path, fraction: float = 0.9, minimum: int = 0) -> WindowSets:

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from fl_hydra.decentralized.topologies import Floats, Indices, adjacency, edges
+from fl_hydra.arrays import Indices
+from fl_hydra.decentralized.topologies import Floats, adjacency, edges
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 

@@ -11,9 +11,9 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_hydra.arrays import Indices
 from fl_hydra.errors import require
 
-Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 TOPOLOGIES = ("ring", "exponential", "one_peer_exponential", "torus", "complete", "star")

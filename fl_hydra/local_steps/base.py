@@ -8,11 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
-from fl_hydra.speeds.base import Reals
 
 Memory = dict[str, float]
 """Numbers that a rule keeps from round to round; they are part of every checkpoint."""

@@ -9,14 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
-from fl_hydra.speeds.base import Reals
 
 Recollection = Mapping[str, Reals]
-"""What a scheme keeps from round to round: float64 [K] by name; part of every checkpoint."""
+"""What a scheme keeps from round to round: float64 [..., K] by name; part of every checkpoint."""
 
 Losses = Callable[[Indices, int | None], Reals]
 """Mean losses of the run's present model over the targets of training samples, not augmented, of some clients, int64 [n]: float64 [n].
@@ -110,6 +109,9 @@ class Participation(Component):
     asks: ClassVar[bool] = False
     """Whether clients are asked for losses before they are chosen."""
 
+    suits_all: ClassVar[bool] = False
+    """Whether it is meant for rounds of everyone too; for other schemes C=1 is refused, which leaves them no choice."""
+
     weighs: ClassVar[bool] = False
     """Whether weights need not sum to 1, so that only methods can use them that want no more of a round than a mean of its ends."""
 
@@ -124,7 +126,7 @@ class Participation(Component):
         """
         require(gamma is not None or "gamma" not in self.uses, f"participation={self.name}: needs a concentration; add gamma=0.5, say")
         require(
-            m < K or not (self.asks or self.measures),
+            m < K or self.suits_all,
             f"participation={self.name}: chooses {m} of {K} clients, which leaves no choice; take part of them (C=0.1, say), "
             "or choose participation=all",
         )
@@ -153,7 +155,10 @@ def require_samples(samples: int | None) -> None:
     Raises:
         UserError: naming what works.
     """
-    require(samples is None or samples >= 1, f"participation.samples={samples}: a loss is of at least 1 sample; leave it out for all")
+    require(
+        samples is None or 1 <= samples <= 10**9,
+        f"participation.samples={samples}: a loss is of 1 to 1,000,000,000 samples of a client; leave it out for all",
+    )
 
 
 def noted(round: Round, name: str, ids: Indices, values: Reals) -> Reals:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.participation.base import (
     Cohort,
@@ -21,7 +21,6 @@ from fl_hydra.participation.base import (
     participations,
     require_samples,
 )
-from fl_hydra.speeds.base import Reals
 
 
 @participations.register
@@ -128,13 +127,14 @@ class Oort(Participation):
     with U(i) from the round L(i) in which client i took part last, clipped at the 95th percentile. Those above `cutoff` times the
     utility of the last place are drawn in proportion to it. Where either kind has too few clients the other has more places.
 
-    As in the authors' code, U is put on a scale from 0 (0.999 of the least) to 1 before uncertainty is added, without which U, in the
-    hundreds, would hide it; `normalise=false` is the paper's listing as it stands. t_i are the run's simulated seconds (`speeds=`), T is
-    their quantile `preferred`. Left out are the pacer, which moves T while a run goes on, and the list of clients that took part too
-    often. Losses are those of the samples of the client's batches, before each step.
+    As in the authors' code, U is put on a scale from 0 (0.999 of the least) to 1 (the largest before it was clipped), before uncertainty is
+    added, without which U, in the hundreds, would hide it; `normalise=false` is the paper's listing as it stands. t_i are the run's
+    simulated seconds (`speeds=`), T is their quantile `preferred`. Left out are the pacer, which moves T while a run goes on, and the list
+    of clients that took part too often. Losses are those of the samples of the client's batches, before each step.
     """
 
     name: str = "oort"
+    version: ClassVar[int] = 2
     epsilon: float = 0.9
     decay: float = 0.98
     least_epsilon: float = 0.2
@@ -164,8 +164,8 @@ class Oort(Participation):
         """Util(i) of known clients, float64 [n], from U(i), L(i) and t_i, float64 [n]."""
         utilities: Reals = np.minimum(statistical, quantile(statistical, self.clip))
         if self.normalise:
-            low = 0.999 * utilities.min()
-            utilities = (utilities - low) / max(utilities.max() - low, 1e-4)
+            low = 0.999 * statistical.min()
+            utilities = (utilities - low) / max(statistical.max() - low, 1e-4)
         utilities += np.sqrt(0.1 * np.log(R) / last)
         utilities *= np.where(seconds > preferred, preferred / seconds, 1.0) ** self.alpha
         return utilities

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, noted, participations, require_samples, uniformly
-from fl_hydra.speeds.base import Reals
 
 
 @participations.register
@@ -31,7 +30,8 @@ class FedCor(Participation):
     for that, and throws its update away.) X has the largest likelihood of the last `history` changes, weighed by `forget` to the power of
     their age. With this kernel that has a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
     (eigenvalue - noise^2)^(1/2), as in probabilistic principal component analysis (Tipping and Bishop 1999, equation 7); the authors
-    ascend its gradient.
+    ascend its gradient. Updates are weighed by data size as in FedAvg, which their code weighs alike; when uniform rounds come
+    (`warmup`, `interval`) is a choice of ours.
     """
 
     name: str = "fedcor"
@@ -56,7 +56,10 @@ class FedCor(Participation):
         require(self.interval >= 2, f"participation.interval={self.interval}: at least 2, as one round of each interval is uniform")
         for key in ("beta", "forget"):
             require(0 < getattr(self, key) <= 1, f"participation.{key}={getattr(self, key)}: above 0 and at most 1")
-        require(0 < self.noise < np.inf, f"participation.noise={self.noise}: above 0, so that covariances can be inverted, and finite")
+        require(
+            1e-50 <= self.noise <= 1e50,
+            f"participation.noise={self.noise}: 1e-50 to 1e50, so that covariances can be inverted",
+        )
 
     def uniform(self, round: int) -> bool:
         """Whether this round, from 0, has a uniform cohort, so that a change is observed."""
@@ -73,7 +76,7 @@ class FedCor(Participation):
         if observes:
             return Cohort(uniformly(clients, round.m, round.rng("cohort")), remember=remember)
         memory = {**round.memory, **remember}
-        places = np.stack([memory[f"x{axis}"][clients] for axis in range(self.dimension) if f"x{axis}" in memory])
+        places = memory["places"][:, clients]
         chosen = memory["chosen"]
         covariance = places.T @ places + self.noise**2 * np.eye(len(clients))
         # Of clients that are alike chance decides, and not their numbers.
@@ -87,18 +90,19 @@ class FedCor(Participation):
 
     def _observe(self, round: Round, change: Reals, fit: bool) -> Recollection:
         """Take a change of losses, float64 [K], into the history; fit X to it where that is due."""
-        kept = [change, *(round.memory[f"change{age}"] for age in range(self.history - 1) if f"change{age}" in round.memory)]
-        remember = {f"change{age}": values for age, values in enumerate(kept)}
+        before = round.memory.get("changes", np.empty((0, len(change))))
+        kept = np.concatenate([change[None], before])[: self.history]
+        remember = {"changes": kept}
         if fit:
-            sound = [(age, values[round.clients]) for age, values in enumerate(kept) if np.isfinite(values[round.clients]).all()]
-            places = np.zeros((min(self.dimension, max(1, len(sound))), len(round.sizes)))
-            if sound:  # else the model has diverged, and any cohort is as good
-                weights = np.array([self.forget**age for age, _ in sound])
-                changes = np.stack([values for _, values in sound])
-                fitted = embedding(changes, weights / weights.sum(), self.dimension, self.noise)
-                places[: len(fitted), round.clients] = fitted
-            remember |= {f"x{axis}": place for axis, place in enumerate(places)}
-            remember["chosen"] = np.zeros(len(round.sizes))
+            changes = kept[:, round.clients]
+            sound = np.isfinite(changes).all(1)
+            places = np.zeros((1, len(round.sizes)))
+            if sound.any():  # else the model has diverged, and any cohort is as good
+                weights = self.forget ** np.flatnonzero(sound)
+                fitted = embedding(changes[sound], weights / weights.sum(), self.dimension, self.noise)
+                places = np.zeros((len(fitted), len(round.sizes)))
+                places[:, round.clients] = fitted
+            remember |= {"places": places, "chosen": np.zeros(len(round.sizes))}
         return remember
 
 

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, Shown, noted, participations
-from fl_hydra.speeds.base import Reals
 
 
 @participations.register

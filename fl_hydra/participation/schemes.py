@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl_hydra.arrays import Reals
 from fl_hydra.participation.base import LEAST, Cohort, Participation, Round, gumbel_top, participations, uniformly
 from fl_hydra.randomness import generator
-from fl_hydra.speeds.base import Reals
 
 
 @participations.register
@@ -19,6 +19,8 @@ class Everyone(Participation):
     """All clients, every round; what LocalSGD and centralized training do (C=1)."""
 
     name: str = "all"
+
+    suits_all: ClassVar[bool] = True
 
     def cohort(self, round: Round) -> Cohort:
         return Cohort(round.clients)
@@ -30,6 +32,8 @@ class Uniform(Participation):
     """m of the clients, each equally likely, without replacement (McMahan et al. 2017, algorithm 1)."""
 
     name: str = "uniform"
+
+    suits_all: ClassVar[bool] = True
 
     def cohort(self, round: Round) -> Cohort:
         return Cohort(uniformly(round.clients, round.m, round.rng("cohort")))

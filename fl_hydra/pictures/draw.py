@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.data.shakespeare import TextDataset, TextSplit
 from fl_hydra.data.shakespeare_text import LEAF_ALPHABET, SEQUENCE_ALPHABET
 from fl_hydra.files import write_atomically
@@ -17,11 +17,16 @@ from fl_hydra.participation.base import Round
 from fl_hydra.participation.schemes import log_dirichlet
 from fl_hydra.report.figures import STYLE
 from fl_hydra.sharding.base import Shards
-from fl_hydra.speeds.base import Reals
 from fl_hydra.training.experiment import Experiment
 
-CHARACTERS = 40
+CHARACTERS = 30
 """Characters drawn of a text: its most frequent ones."""
+
+MOST = 2.0
+"""Characters that are more than 2^2 times as frequent with a client as in all text, or as rare, are drawn alike."""
+
+FIRST = 100
+"""Rounds whose cohorts are drawn one by one, at most."""
 
 ROUNDS = 2000
 """Rounds whose cohorts are drawn, at most."""
@@ -101,13 +106,23 @@ def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Exper
         counts[:, [0, *range(len(SEQUENCE_ALPHABET) + 1, len(alphabet))]] = 0
     shown = np.argsort(-counts.sum(0), kind="stable")[: min(CHARACTERS, int((counts.sum(0) > 0).sum()))]
     whole = counts.sum(0) / counts.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log2(counts[:, shown] / counts.sum(1, keepdims=True) / whole[shown])
-    image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest")
-    figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)")
-    axis.set_yticks(range(len(shown)), [repr(alphabet[code])[1:-1] if alphabet[code] != " " else "space" for code in shown], fontsize=5)
+    ratio = _relative(counts[:, shown], counts.sum(1, keepdims=True), whole[shown])
+    image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-MOST, vmax=MOST, interpolation="nearest")
+    figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)", extend="both")
+    names = ["space" if alphabet[code] == " " else repr(alphabet[code])[1:-1] for code in shown]
+    axis.set_yticks(range(len(shown)), names, fontsize=7)
     axis.grid(False)
     axis.set(xlabel="client", ylabel="target character", title="characters by client")
+
+
+def _relative(counts: Reals, totals: Reals, whole: Reals) -> Reals:
+    """How frequent characters are with each client, relative to their frequency in all text: log2 of at most MOST, float64 [K, n].
+
+    A character that a client never uses is as rare as can be drawn; a client without text is drawn as average.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Reals = np.log2(counts / totals / whole)
+    return np.nan_to_num(ratio, nan=0.0, neginf=-MOST, posinf=MOST).clip(-MOST, MOST)
 
 
 def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
@@ -122,22 +137,27 @@ def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
         return panels
     rounds = min(ROUNDS, e.rounds or ROUNDS)
     counts = np.zeros(e.K, np.int64)
+    came = np.zeros((min(FIRST, rounds), e.K), np.bool_)
     seconds = np.ones(e.K)
     memory: dict[str, Reals] = {}
     for number in range(rounds):
         cohort = e.participation.cohort(Round(sizes, e.m, e.seed, number, e.gamma, seconds, dict(memory)))
         memory.update(cohort.remember)
         counts[cohort.ids] += 1
+        if number < FIRST:
+            came[number, cohort.ids] = True
     panels.append(lambda figure, axis: _draw_visits(axis, counts, rounds, e.m))
+    panels.append(lambda figure, axis: _draw_cohorts(axis, came))
     return panels
 
 
 def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None) -> None:
-    axis.bar(np.arange(len(probabilities)), np.sort(probabilities)[::-1], width=1.0, color="C1")
+    axis.plot(np.arange(len(probabilities)), np.sort(probabilities)[::-1], marker=".", markersize=3, linewidth=1, color="C1")
     axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="client, by probability", ylabel="p", title=f"sampling probabilities, gamma={gamma:g}")
     axis.set_yscale("log", nonpositive="clip")
-    axis.set_ylim(bottom=max(1e-9, probabilities.min() / 2))
+    # Below, no client comes in a run; a single client would leave no room on the axis.
+    axis.set_ylim(max(1e-9, probabilities.min() / 2), min(1.0, 2 * probabilities.max()))
 
 
 def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
@@ -147,18 +167,30 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
     axis.set(xlabel="client, by rounds", ylabel="rounds", title=f"{rounds} rounds; {never} clients never came")
 
 
+def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Which clients, by number, are in the cohort of each of the first rounds: came is bool [rounds, K]."""
+    axis.imshow(came.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    axis.grid(False)
+    axis.set(xlabel="round", ylabel="client", title=f"cohorts of the first {len(came)} rounds")
+
+
 def _write(panels: list[Panel], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import AutoLocator, MaxNLocator
 
     rows = -(-len(panels) // 2)
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(rows, 2, figsize=(9, 3.2 * rows), squeeze=False, layout="constrained")
         try:
             for panel, axis in zip(panels, axes.flat, strict=False):
+                axis.set_axisbelow(True)
                 panel(figure, axis)
+                for each in (axis.xaxis, axis.yaxis):
+                    if isinstance(each.get_major_locator(), AutoLocator):
+                        each.set_major_locator(MaxNLocator("auto", integer=True))
             for axis in axes.flat[len(panels) :]:
                 figure.delaxes(axis)
             buffer = io.BytesIO()

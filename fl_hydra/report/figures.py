@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fl_hydra.arrays import Reals
 from fl_hydra.files import write_atomically
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
 from fl_hydra.report.runs import Run, by_setting
@@ -27,8 +28,6 @@ STYLE: dict[Any, Any] = {
 
 MEASURED = {"J": "local steps J", "noise_scale": "gradient noise scale, samples"}
 """Columns that only some runs have, and what their axes say."""
-
-Reals = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:

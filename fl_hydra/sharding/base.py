@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.arrays import Indices
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
@@ -88,6 +89,10 @@ class Sharding(Component):
     def tag(self) -> str:
         """What a run's name says of this rule, in a word; nothing for even shards, and where N_c says it."""
         return ""
+
+    def clients(self, census: Census) -> int | None:
+        """How many clients there are where the samples themselves say so; None where that is free."""
+        return None
 
     def least_size(self, total: int, K: int) -> int:
         """Samples that every one of the K clients must have."""

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.arrays import Indices
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings

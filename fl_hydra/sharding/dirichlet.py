@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.arrays import Indices
+from fl_hydra.data.population import Census, Population
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
 from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha

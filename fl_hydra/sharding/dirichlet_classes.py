@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fl_hydra.data.population import Census, Indices, Population
+from fl_hydra.arrays import Indices, Reals
+from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
-from fl_hydra.sharding.draws import MOST, Reals, in_proportion, log_dirichlet, log_sum, require_alpha
+from fl_hydra.sharding.draws import MOST, in_proportion, log_dirichlet, log_sum, require_alpha
 
 DRAWS = 100
 SWEEPS = 500

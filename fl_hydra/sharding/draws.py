@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 
-Reals = NDArray[np.float64]
-
-MOST = 1e9
-"""Concentrations above this differ from no skew at all by less than any number of samples can show."""
+LEAST, MOST = 1e-100, 1e9
+"""Concentrations below the one and above the other differ from their limits by less than any number of samples can show."""
 
 
 def require_alpha(name: str, alpha: float, zero: bool = False) -> None:
@@ -20,8 +17,8 @@ def require_alpha(name: str, alpha: float, zero: bool = False) -> None:
     Raises:
         UserError: not a number in that range.
     """
-    allowed = 0 <= alpha <= MOST if zero else 0 < alpha <= MOST
-    least = "0 (one class for each client)" if zero else "above 0 (lower is more skewed)"
+    allowed = LEAST <= alpha <= MOST or (zero and alpha == 0)
+    least = "0 (one class for each client)" if zero else f"{LEAST:.0e} (lower is more skewed)"
     require(allowed, f"sharding.alpha={alpha:g}: the concentration of sharding={name} is from {least} to {MOST:.0e} (no skew)")
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
+from fl_hydra.arrays import Reals
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
-
-Reals = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl_hydra.arrays import Reals
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
-from fl_hydra.speeds.base import Reals, Speeds, speed_models
+from fl_hydra.speeds.base import Speeds, speed_models
 
 
 @speed_models.register

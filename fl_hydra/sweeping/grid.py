@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fl_hydra.runs.execution import Outcome
     from fl_hydra.training.experiment import Experiment
 
+BUDGETS = {"epochs", "rounds", "samples"}
+
 Point = list[str]
 """The overrides of one run."""
 
@@ -48,6 +50,8 @@ class GridSweeper(BasicSweeper):
         given = parser.parse_overrides(arguments)
         named = {override.key_or_group for override in given}
         overrides = [each for each in parser.parse_overrides(self._parse_config()) if each.key_or_group not in named] + given
+        if named & BUDGETS:  # in place of the section's, whichever it has
+            overrides = parser.parse_overrides([f"{budget}=null" for budget in sorted(BUDGETS - named)]) + overrides
         for override in overrides:
             require(
                 not override.is_sweep_override() or override.is_discrete_sweep(),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.files import read_verified, write_verified
 
 HOST_BYTES = 512 * 2**20

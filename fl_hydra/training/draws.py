@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.samples import Samples

@@ -9,13 +9,13 @@ from itertools import pairwise
 import numpy as np
 
 from fl_hydra.algorithms.events import EventDriven, Program
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.data.order import Order
-from fl_hydra.data.population import Indices, Population
+from fl_hydra.data.population import Population
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.participation.base import Losses, Round, no_losses
 from fl_hydra.randomness import generator
-from fl_hydra.speeds.base import Reals
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.optim.base import Layers, Optimizer
 from fl_hydra.optim.outer import Outer
 from fl_hydra.training.fabric import Fabric

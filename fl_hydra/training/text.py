@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices
 from fl_hydra.training.samples import Samples
 
 GLANCE = 10_000

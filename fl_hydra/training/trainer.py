@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.algorithms.events import EventDriven, WorkersState
-from fl_hydra.data.population import Indices
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import free_memory, keep_freed_memory, to_device
 from fl_hydra.local_steps.base import Measured
 from fl_hydra.optim.base import Optimizer
-from fl_hydra.speeds.base import Reals
 from fl_hydra.training.choice import ENGINES, candidates, fastest
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.cost import sample_bytes, sample_flops

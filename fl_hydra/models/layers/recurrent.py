@@ -503,7 +503,8 @@ class _Lookup(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
         exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        if exact.is_cuda:  # a product where torch sorts
+        if exact.is_cuda:
+            # As a product: torch sorts the characters, and where rows are branches of one graph its sums have other bits in each run.
             chosen = ids.flatten()[:, None] == torch.arange(ctx.count, dtype=ids.dtype, device=ids.device)
             return None, (chosen.to(exact.dtype).mT @ exact.flatten(0, -2)).to(gradient.dtype)
         return None, torch.ops.aten.embedding_dense_backward(exact, ids, ctx.count, -1, False).to(gradient.dtype)
