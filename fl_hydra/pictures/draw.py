@@ -83,6 +83,7 @@ def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
 def _draw_distinct(axis: Any, counts: Indices) -> None:
     distinct = (counts > 0).sum(1)
     axis.hist(distinct, bins=np.arange(distinct.min(), distinct.max() + 2) - 0.5, color="C0")
+    axis.set_xlim(distinct.min() - 1, distinct.max() + 1)
     axis.set(xlabel="distinct classes", ylabel="clients", title=f"distinct classes of a client: {distinct.mean():.2f} on average")
 
 
