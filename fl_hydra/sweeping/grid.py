@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fl_hydra.training.experiment import Experiment
 
 BUDGETS = {"epochs", "rounds", "samples"}
+"""Of these a run has one: what the command line names takes the place of another one that a section has."""
 
 Point = list[str]
 """The overrides of one run."""
@@ -115,5 +116,5 @@ class GridSweeper(BasicSweeper):
 
 def label_points(points: list[Point]) -> list[str]:
     """Points named by the overrides in which they differ; by all of them where there is only one."""
-    common = set(points[0]).intersection(*points) if len(points) > 1 else set[str]()
+    common = set(points[0]).intersection(*points) if len(points) > 1 else {f"{budget}=null" for budget in BUDGETS}
     return [" ".join(override for override in point if override not in common and not override.startswith("hydra.")) for point in points]
