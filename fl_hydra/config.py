@@ -73,7 +73,7 @@ class Checkpoint:
 
 @dataclass
 class Config:
-    """The keys of a run. `K`, `C`, `J` default to the algorithm's; the budgets to its own."""
+    """The keys of a run. `K`, `C`, `J` and the budget default to the algorithm's; the `K` of clients to the dataset's users, if any."""
 
     dataset: Dataset = MISSING
     model: Model = MISSING
@@ -161,8 +161,8 @@ def resolve(config: Config) -> Experiment:
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     card = config.dataset.card(Path(config.data))
     census = config.dataset.census(card, config.split_seed)
-    users = config.sharding.clients(census) if algorithm.federated else None
-    K: int = _counted("K", config.K, users or algorithm.K, 1, algorithm)
+    clients = algorithm.K if census.users is None or not algorithm.federated else len(census.users)
+    K: int = _counted("K", config.K, clients, 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
     total = census.total

@@ -260,7 +260,8 @@ def test_there_are_as_many_clients_as_users_unless_said_otherwise(tmp_path: Path
     write_shakespeare(tmp_path)
     given = ("algorithm=fedavg", f"data={tmp_path}")
     assert experiment(*WINDOWS, *given).K == 4 and experiment(*SPEECHES, *given).K == 6
-    assert experiment(*WINDOWS, *given, "sharding=iid").K == 100 and experiment(*given).K == 100
+    assert experiment(*WINDOWS, *given, "sharding=iid").K == 4, "what is compared has as many clients"
+    assert experiment(*given).K == 100 and experiment(*WINDOWS, *given, "sharding=iid", "K=3").K == 3
     assert experiment(*WINDOWS, f"data={tmp_path}", "algorithm=centralized").K == 1
 
 

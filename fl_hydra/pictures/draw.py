@@ -25,6 +25,9 @@ CHARACTERS = 30
 MOST = 2.0
 """Characters that are more than 2^2 times as frequent with a client as in all text, or as rare, are drawn alike."""
 
+COLUMNS = 400
+"""Columns of a heat map, at most."""
+
 FIRST = 100
 """Rounds whose cohorts are drawn one by one, at most."""
 
@@ -72,11 +75,20 @@ def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
         axis.set_xlim(-1, K)
         axis.set_ylim(-1, classes)
     else:
+        # Of more clients than an image has columns some would be left out: neighbours share a column then, which shows the most of them.
+        firsts = np.unique(np.linspace(0, K, COLUMNS, endpoint=False).astype(np.int64))
+        most = np.maximum.reduceat(counts, firsts).T
         image = axis.imshow(
-            np.where(counts.T, counts.T, np.nan), aspect="auto", origin="lower", cmap="viridis_r", vmin=0, interpolation="nearest"
+            np.where(most, most, np.nan),
+            aspect="auto",
+            origin="lower",
+            cmap="viridis_r",
+            vmin=0,
+            interpolation="nearest",
+            extent=(-0.5, K - 0.5, -0.5, classes - 0.5),
         )
         axis.grid(False)
-        figure.colorbar(image, ax=axis, label="samples")
+        figure.colorbar(image, ax=axis, label="samples" if K <= COLUMNS else f"samples, the most of {K / COLUMNS:.1f} neighbours")
     axis.set(xlabel="client", ylabel="class", title="classes by client")
 
 
@@ -170,9 +182,13 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
 
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     """Which clients, by number, are in the cohort of each of the first rounds: came is bool [rounds, K]."""
-    axis.imshow(came.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    rounds, clients = np.nonzero(came)
+    # Marks, and no image: of more clients than it has rows, an image would leave some out.
+    axis.scatter(rounds, clients, s=np.clip(150 / max(came.shape), 1, 5) ** 2, marker="s", color="black", linewidths=0)
     axis.grid(False)
-    axis.set(xlabel="round", ylabel="client", title=f"cohorts of the first {len(came)} rounds")
+    axis.set(
+        xlim=(-1, len(came)), ylim=(-1, came.shape[1]), xlabel="round", ylabel="client", title=f"cohorts of the first {len(came)} rounds"
+    )
 
 
 def _write(panels: list[Panel], path: Path) -> None:

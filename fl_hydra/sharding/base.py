@@ -90,10 +90,6 @@ class Sharding(Component):
         """What a run's name says of this rule, in a word; nothing for even shards, and where N_c says it."""
         return ""
 
-    def clients(self, census: Census) -> int | None:
-        """How many clients there are where the samples themselves say so; None where that is free."""
-        return None
-
     def least_size(self, total: int, K: int) -> int:
         """Samples that every one of the K clients must have."""
         return 1

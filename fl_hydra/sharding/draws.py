@@ -18,7 +18,7 @@ def require_alpha(name: str, alpha: float, zero: bool = False) -> None:
         UserError: not a number in that range.
     """
     allowed = LEAST <= alpha <= MOST or (zero and alpha == 0)
-    least = "0 (one class for each client)" if zero else f"{LEAST:.0e} (lower is more skewed)"
+    least = ("0 (one class for each client) or " if zero else "") + f"{LEAST:.0e} (lower is more skewed)"
     require(allowed, f"sharding.alpha={alpha:g}: the concentration of sharding={name} is from {least} to {MOST:.0e} (no skew)")
 
 

@@ -25,9 +25,6 @@ class Natural(Sharding):
     def tag(self) -> str:
         return "natural"
 
-    def clients(self, census: Census) -> int | None:
-        return None if census.users is None else len(census.users)
-
     def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
         if census.users is None:
             raise UserError("sharding=natural: this dataset has no users of its own; choose sharding=iid, dirichlet or another")

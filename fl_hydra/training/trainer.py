@@ -353,9 +353,10 @@ class Trainer:
         trained = self._first.m * (self._first.J or 1) * self._first.batch_size
         if len(which) > 10 * trained and not self._asked_much:
             self._asked_much = True
+            scheme = self._first.participation
+            fewer = "; participation.samples=64 asks for 64 of each client" if samples is None and hasattr(scheme, "samples") else ""
             self._notify(
-                f"participation={self._first.participation.name} asks for the losses of {len(which):,} samples before a round that "
-                f"trains {trained:,}; participation.samples=64 asks for 64 of each client"
+                f"participation={scheme.name} asks for the losses of {len(which):,} samples before a round that trains {trained:,}{fewer}"
             )
         found = self.engine.losses(self.state.model[run], self.split.train, to_device(which, self.device)).cpu().numpy()
         counts = np.array([len(own) for own in asked])
