@@ -42,7 +42,7 @@ class Classes(Sharding):
         require(1 <= N_c <= classes, f"N_c={N_c}: the dataset has {classes} classes; choose N_c from 1 to {classes}")
         if _division(tuple(counts.tolist()), K, N_c, seed) is None:
             raise UserError(
-                f"K={K} N_c={N_c}: no division gives every client exactly {N_c} classes, equal sizes and every image to someone; "
+                f"K={K} N_c={N_c}: found no division that gives every client exactly {N_c} classes, equal sizes and every image to someone; "
                 + _what_works(counts, K, N_c, seed)
             )
 
