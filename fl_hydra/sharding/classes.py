@@ -42,8 +42,8 @@ class Classes(Sharding):
         require(1 <= N_c <= classes, f"N_c={N_c}: the dataset has {classes} classes; choose N_c from 1 to {classes}")
         if _division(tuple(counts.tolist()), K, N_c, seed) is None:
             raise UserError(
-                f"K={K} N_c={N_c}: found no division that gives every client exactly {N_c} classes, equal sizes and every image to someone; "
-                + _what_works(counts, K, N_c, seed)
+                f"K={K} N_c={N_c}: found no division that gives every client exactly {N_c} classes, equal sizes and every image to "
+                "someone; " + _what_works(counts, K, N_c, seed)
             )
 
     def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
