@@ -9,7 +9,7 @@ TRACK_B := schedules fedavg participation heterogeneity shakespeare
 .PHONY: help setup demo test lint bench peers gpu-check cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
 
 help: ## what the other targets do
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,24 @@ cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour o
 	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
 	$(RUN) -m fl_hydra.report cifar100
 
+# The sections of the report, for a GPU. ARGS narrows one: make localsgd ARGS="dataset=digits epochs=40 seed=0"
+
+centralized: ## section: which optimizer, which schedule, how many epochs
+large_batch: ## section: LARS and LAMB against SGD, as the batch grows
+localsgd: ## section: LocalSGD over K and J
+slowmo: ## section: the same with slow momentum outside
+outer: ## section: outer optimizers beside the plain mean
+hierarchical: ## section: how often to average, and whom
+decentralized: ## section: workers that talk to their neighbours
+asynchronous: ## section: nobody waits, on a simulated clock
+local_steps: ## section: rules that choose J
+learning_rate: ## section: whether the best rate depends on K and J
+schedules: ## section: centralized baselines on CIFAR-100 and Shakespeare
+fedavg: ## section: the first federated baseline
+participation: ## section: uniform against Dirichlet(gamma)
+heterogeneity: ## section: iid against N_c classes a client, over J
+shakespeare: ## section: roles as clients against iid, over J
+
 $(TRACK_A): setup
 	$(RUN) train.py -m +sweep/track_a=$@ $(ARGS)
 	$(RUN) -m fl_hydra.report $@
@@ -55,9 +73,9 @@ $(TRACK_B): setup
 	$(RUN) train.py -m +sweep/track_b=$@ $(ARGS)
 	$(RUN) -m fl_hydra.report $@
 
-track-b: $(TRACK_B) ## all sections of Track B, as above: make participation ARGS="dataset=digits K=20 C=0.2 epochs=40 seed=1"
+track-a: $(TRACK_A) ## all sections of Track A, distributed
 
-track-a: $(TRACK_A) ## all sections of Track A on CIFAR-100, for a GPU; or one, narrowed: make localsgd ARGS="dataset=digits seed=1"
+track-b: $(TRACK_B) ## all sections of Track B, federated
 
 report: setup ## figures and tables of every section that has been trained
 	$(RUN) -m fl_hydra.report

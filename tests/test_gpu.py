@@ -49,6 +49,27 @@ def trained(run: Trainer) -> Trainer:
     return run
 
 
+def assert_never_waits(run: Trainer) -> None:
+    """In the third round, when graphs are recorded."""
+    for _ in range(2):
+        run.run_round()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.run_round()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def assert_resumes(settings: list[str], engine: str, rounds: int) -> None:
+    """A run that is interrupted after so many rounds ends with the same bits."""
+    whole = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
+    first, second = (Trainer(experiment(*settings), engine=engine, device="cuda") for _ in range(2))
+    for _ in range(rounds):
+        first.run_round()
+    second.restore(first.checkpoint())
+    assert torch.equal(trained(second).state.model, whole.state.model)
+
+
 @pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("algorithm", list(algorithms))
 def test_engines_agree_with_the_loop_on_the_cpu(algorithm: str, engine: str) -> None:
@@ -75,13 +96,7 @@ def test_precisions_stay_near_fp64(engine: str, precision: str, tolerance: float
 def test_a_round_never_waits_for_the_gpu(algorithm: str, engine: str) -> None:
     rounds = () if kind(algorithm) == "centralized" else ("samples=9000",)  # three rounds, of hierarchical periods too
     run = Trainer(experiment(*arguments(algorithm, *rounds)), engine=engine, device="cuda")
-    for _ in range(2):
-        run.run_round()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run.run_round()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_never_waits(run)
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
@@ -97,14 +112,7 @@ def test_packed_equals_alone(algorithm: str, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(engine: str) -> None:
-    settings = arguments("fedavg")
-    whole = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
-    first = Trainer(experiment(*settings), engine=engine, device="cuda")
-    for _ in range(4):
-        first.run_round()
-    second = Trainer(experiment(*settings), engine=engine, device="cuda")
-    second.restore(first.checkpoint())
-    assert torch.equal(trained(second).state.model, whole.state.model)
+    assert_resumes(arguments("fedavg"), engine, rounds=4)
 
 
 def test_auto_measures_and_decides() -> None:
@@ -145,26 +153,14 @@ def test_precisions_of_text_stay_near_fp64(engine: str, precision: str, toleranc
 @pytest.mark.parametrize("kind", list(TEXTS))
 def test_a_round_of_text_never_waits_for_the_gpu(kind: str, engine: str, tmp_path: Path) -> None:
     run = Trainer(experiment(*text(tmp_path, kind)), engine=engine, device="cuda")
-    for _ in range(2):
-        run.run_round()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run.run_round()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_never_waits(run)
 
 
 @pytest.mark.parametrize("engine", RECURRENT)
 @pytest.mark.parametrize("size", [4, 64])
 def test_text_resumes_bit_by_bit(engine: str, size: int, tmp_path: Path) -> None:
     """64 windows are a usual batch: large enough for kernels of two branches to overlap."""
-    settings = text(tmp_path, "windows", f"batch_size={size}", f"samples={23 * size}")
-    whole = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
-    first, second = (Trainer(experiment(*settings), engine=engine, device="cuda") for _ in range(2))
-    for _ in range(3):
-        first.run_round()
-    second.restore(first.checkpoint())
-    assert torch.equal(trained(second).state.model, whole.state.model)
+    assert_resumes(text(tmp_path, "windows", f"batch_size={size}", f"samples={23 * size}"), engine, rounds=3)
 
 
 @pytest.mark.parametrize("participation", ["power_of_choice", "oort", "fedcor", "afl"])

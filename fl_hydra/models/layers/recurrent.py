@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,8 @@ class _LayerBackward(Function):
 
     @staticmethod
     def forward(gradient: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _passes(gradient)[1](gradient, *args)
+        *layer, parts = args
+        return _passes(gradient)[1](gradient, _Computed(*layer), parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -175,6 +176,18 @@ class _LayerBackward(Function):
             return (of_inputs.unflatten(2, (rows, -1)), *(one.unflatten(1, (rows, -1)) for one in of_weights)), (2, 1, 1, 1)
         merged = [_into(tensor, dim, 0, rows) for tensor, dim in zip(args[:-1], in_dims[:-1], strict=True)]
         return tuple(one.unflatten(0, (rows, -1)) for one in _LayerBackward.apply(*merged, parts)), (0, 0, 0, 0)
+
+
+class _Computed(NamedTuple):
+    """A layer after its forward pass: what `_Layer` was given, and what it gave."""
+
+    inputs: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor
+    outputs: Tensor
+    gates: Tensor
+    cells: Tensor
 
 
 def _passes(given: Tensor) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]]:
@@ -256,17 +269,8 @@ def _forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor,
     return outputs, gates, cells
 
 
-def _backward(
-    gradient: Tensor,
-    inputs: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    outputs: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    parts: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, weight_ih, weight_hh, _, outputs, gates, cells = layer
     models, steps, samples, hidden = outputs.shape
     rolled = _rolled(weight_hh, 1)
     of_gates = torch.empty_like(gates, dtype=inputs.dtype)  # before their nonlinearities
@@ -357,17 +361,8 @@ def _forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: T
     return torch.stack(outputs, 1), laid_out(gates), laid_out(cells)
 
 
-def _backward_fused(
-    gradient: Tensor,
-    inputs: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    outputs: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    parts: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_fused(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, weight_ih, weight_hh, _, outputs, gates, cells = layer
     models, steps, samples, hidden = outputs.shape
     gates, cells = (kept.transpose(0, 1).reshape(steps, models * samples, -1) for kept in (gates, cells))
     of_outputs = gradient.transpose(0, 1).to(cells.dtype, copy=True, memory_format=torch.contiguous_format)
@@ -408,17 +403,8 @@ def _forward_onednn(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: 
     return outputs, workspaces, cells
 
 
-def _backward_onednn(
-    gradient: Tensor,
-    inputs: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    outputs: Tensor,
-    workspaces: Tensor,
-    cells: Tensor,
-    parts: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_onednn(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, weight_ih, weight_hh, bias, outputs, workspaces, cells = layer
     assert parts == 1
     hidden = weight_hh.shape[-1]
     zero, none = torch.zeros_like(cells[0]), torch.zeros_like(bias[0])
