@@ -267,14 +267,13 @@ def levers(scale: Scale) -> Figures:
     labels = torch.randint(0, 100, (rows, size), device=DEVICE)
 
     def gradients(run: Trainer, inputs: torch.Tensor = images, shared: bool = False) -> Callable[[], object]:
-        models = run.state.model
-        parameters = models.expand(rows, -1).clone()
+        parameters = run.state.model.expand(rows, -1).clone()
         places = [parameters[row : row + 1] for row in range(rows)] if run in (loop, other) else [parameters]
         run.engine.bind(places)
 
         def once() -> None:
             if shared:
-                run.engine.share(parameters, models)
+                run.engine.share(parameters)
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)

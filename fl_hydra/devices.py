@@ -50,3 +50,10 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, IndexError):
         return None
     return int(line.split()[0]) * 1024
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, taken or not."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)

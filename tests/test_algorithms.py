@@ -122,11 +122,8 @@ def server(rule: Outer, rate: float = 0.1) -> Server:
 def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) -> float:
     """Run a method on the two clients f_k(x) = a_k / 2 (x - b_k)^2 with a = (1, 3), b = (0, 1) and rate 0.1."""
     a, b = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    run = torch.zeros(2, dtype=torch.int64)
     weights = torch.full((2,), 0.5, dtype=torch.float64)
-    fabric = Fabric(remote=True)
-    fabric.begin([2], [Traffic()])
-    clients = Clients(np.arange(2), run, weights, {}, fabric, server(OuterSGD()))
+    clients = Clients(np.arange(2), weights, {}, Fabric(True, 2, 2, Traffic()), server(OuterSGD()))
     state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64), 2)
     lr = torch.full((2, J), 0.1, dtype=torch.float64)
     optimizer = SGDM(momentum=0.0)

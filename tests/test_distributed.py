@@ -802,7 +802,8 @@ def test_estimates_of_the_noise_scale_are_unbiased() -> None:
     noise = NoiseScale(2, torch.device("cpu"))
     noise.allocate(2, rows, P, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    blocks = slice(0, 2), slice(2, 8)
+    blocks = (0, 0, slice(0, 2)), (0, 1, slice(2, 5)), (1, 1, slice(5, 8))
+    """Lanes, runs and rows."""
 
     def of_rows(block: slice) -> Batch:
         runs, none = run_of_row[block], np.zeros(0, np.int64)
@@ -819,8 +820,8 @@ def test_estimates_of_the_noise_scale_are_unbiased() -> None:
     for _ in range(draws):
         noise.averages.zero_()
         noise.begin()
-        for lane, block in enumerate(blocks):
-            watched = noise.watching(gaussian, lane, block)
+        for lane, run, block in blocks:
+            watched = noise.watching(gaussian, lane, run, block)
             for _ in range(2):  # of which only the first counts
                 watched(torch.zeros(block.stop - block.start, P), of_rows(block))
         noise.end(batch, [True, True])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
-from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.config import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
@@ -137,18 +135,8 @@ def test_what_changes_shapes_is_not_packed(different: str) -> None:
     assert shape(one, resolve(one)) != shape(other, resolve(other))
 
 
-def test_a_method_may_refuse_to_be_packed() -> None:
-    @dataclass
-    class Alone(FedAvg):
-        packs: ClassVar[bool] = False
-
-    one = config("algorithm=fedavg")
-    assert shape(one, resolve(one)) is not None
-    assert shape(one, replace(resolve(one), algorithm=Alone())) is None
-
-
 def test_packs_are_as_large_as_allowed_and_in_order() -> None:
-    assert packs(["a", "b", "a", None, "a", None, "b"], most=2) == [[0, 2], [1, 6], [3], [4], [5]]
+    assert packs(["a", "b", "a", "c", "a", "b"], most=2) == [[0, 2], [1, 5], [3], [4]]
 
 
 GRID: tuple[str, ...] = (

@@ -2,6 +2,9 @@
 
 Every method is rounds of: choose participants, give each row its start, J local steps, communicate, outer step. A method is a
 dataclass of its hyper-parameters that overrides the seams it changes; the defaults are FedAvg's.
+
+Where several runs train together, a seam sees one of them at a time: `state` is that run's part of the trainer's memory, to be changed in
+place and never rebound, with a leading axis of length 1 where below it says runs.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fl_hydra.errors import require
+from fl_hydra.optim.base import optimizers
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ class State:
         return named
 
     def of_runs(self, runs: Any) -> Self:
-        """The state of some runs: copies, by an index that PyTorch understands."""
+        """The state of some runs, by an index that PyTorch understands: of a slice it is this state's own memory, else copies."""
 
         def take(value: Any) -> Any:
             return {name: tensor[runs] for name, tensor in value.items()} if isinstance(value, dict) else value[runs]
@@ -68,10 +72,8 @@ class Algorithm(Component):
     """How many batches `step` is given."""
 
     client_slots: ClassVar[dict[str, bool]] = {}
-    """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first."""
-
-    packs: ClassVar[bool] = True
-    """Whether several runs can train together: not where an update mixes rows other than through the fabric."""
+    """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first. A client that
+    drops out has lost its round, and keeps what it had before it."""
 
     serves: ClassVar[bool] = True
     """Whether a round ends with a mean, from which an outer optimizer can step."""
@@ -159,4 +161,15 @@ class Algorithm(Component):
         return state.model
 
 
-algorithms: Registry[Algorithm] = Registry("algorithm", "fl_hydra.algorithms")
+class _Algorithms(Registry[Algorithm]):
+    """Methods, whose client state has names that no optimizer's state has: both lie in `rows.slots`."""
+
+    def register(self, cls: type[Any]) -> type[Any]:
+        taken = {name for rule in optimizers.values() for name in rule().slots}
+        clash = sorted(taken & cls.client_slots.keys())
+        if clash:
+            raise TypeError(f"{cls.__name__}.client_slots: {', '.join(clash)} is the name of a slot of an optimizer; choose another")
+        return super().register(cls)
+
+
+algorithms = _Algorithms("algorithm", "fl_hydra.algorithms")

@@ -13,10 +13,10 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 class SlowMo(LocalSGD):
     """LocalSGD whose rounds end with a step of slow momentum: u <- beta u + (x - mean) / gamma;  x <- x - alpha gamma u.
 
-    alpha is `server.lr` (1 in the paper's experiments), beta `server.momentum`, gamma the local learning rate of the round's first
-    step. `momentum` is the paper's buffer strategy for the local optimizer: `reset` (its choice for SGD), `keep` (its "maintain") or
-    `average`. Here it is `keep`, as in LocalSGD, so that the two differ in the outer step alone; with few local steps, buffers that are
-    reset never fill, and momentum 0.9 is worth a tenth of itself.
+    alpha is `server.lr` (1 in the paper's experiments), beta `server.momentum`, gamma the mean of the schedule's local rates over the
+    round's steps (in the paper the rate is constant within a round). `momentum` is the paper's buffer strategy for the local optimizer:
+    `reset` (its choice for SGD), `keep` (its "maintain") or `average`. Here it is `keep`, as in LocalSGD, so that the two differ in the
+    outer step alone; with few local steps, buffers that are reset never fill, and momentum 0.9 is worth a tenth of itself.
     """
 
     name: str = "slowmo"

@@ -42,8 +42,8 @@ servers: Registry[Outer] = Registry("server", "fl_hydra.optim")
 class OuterSGD(SGDM, Outer):
     """u <- m u + d;  x <- x - lr u  (Nesterov: x <- x - lr (d + m u)), d the pseudo-gradient. With lr=1 and m=0 x is the mean.
 
-    per_rate: SlowMo's form (Wang et al., ICLR 2020, algorithm 1): u <- m u + d / gamma;  x <- x - lr gamma u, gamma being the local
-    learning rate of the round's first step, so that u keeps its meaning while the rate falls.
+    per_rate: SlowMo's form (Wang et al., ICLR 2020, algorithm 1): u <- m u + d / gamma;  x <- x - lr gamma u, gamma being the mean
+    of the schedule's local rates over the round's steps, so that u keeps its meaning while the rate changes.
     """
 
     name: str = "sgd"

@@ -101,7 +101,7 @@ class Participation(Component):
     dropout: float = 0.0
     """How likely a client that has trained drops out before it reports, each by itself: its update is lost and nothing is sent up, but its
     samples count in the budget, since they were computed. The others' weights grow in proportion; if nobody is left, the model stays.
-    State that a method keeps for its clients goes on as if the client had begun and ended its round at the server's model."""
+    State that a method keeps for its clients is what it was before the round."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
     """Of `SHOWS`, what is read back after every round, of every client in it."""

@@ -9,15 +9,13 @@ from fl_hydra.config import Config
 from fl_hydra.training.experiment import Experiment
 
 
-def shape(config: Config, experiment: Experiment) -> str | None:
-    """What runs must have in common to be rows of one training: equal texts can; None trains alone.
+def shape(config: Config, experiment: Experiment) -> str:
+    """What runs must have in common to be rows of one training: equal texts can.
 
     Seeds, learning rates and other numbers of the optimizers, schedules, budgets, shardings, participation, speeds and the number of
     clients may differ, as long as equally many take part in a round.
     """
     e = experiment
-    if not e.algorithm.packs:
-        return None
     common = {
         "dataset": asdict(e.dataset),
         "data": [str(e.data), e.card.fingerprint, e.split_seed],
@@ -32,12 +30,12 @@ def shape(config: Config, experiment: Experiment) -> str | None:
     return json.dumps(common, sort_keys=True)
 
 
-def packs(shapes: list[str | None], most: int) -> list[list[int]]:
+def packs(shapes: list[str], most: int) -> list[list[int]]:
     """Positions of runs in groups of equal shape, each of at most `most`, in the order in which they were asked for."""
     groups: dict[str, list[list[int]]] = {}
     ordered: list[list[int]] = []
     for position, text in enumerate(shapes):
-        mine = groups.setdefault(text, []) if text is not None else []
+        mine = groups.setdefault(text, [])
         if not mine or len(mine[-1]) >= most:
             mine.append([])
             ordered.append(mine[-1])

@@ -13,7 +13,7 @@ def sample_flops(module: nn.Module, card: Card, *, backward: bool = True) -> int
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        output = module(_example(card)).sum()
+        output = module(example(card)).sum()
         if backward:
             output.backward()
     return int(counter.get_total_flops())
@@ -31,9 +31,10 @@ def sample_bytes(module: nn.Module, card: Card) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(_example(card))
+        module(example(card))
     return sum(kept.values())
 
 
-def _example(card: Card) -> Tensor:
+def example(card: Card) -> Tensor:
+    """One sample of zeros, as a batch."""
     return torch.zeros(1, *card.shape, dtype=torch.int64 if card.textual else torch.float32)

@@ -72,8 +72,8 @@ class Draws:
         meter = torch.zeros(len(rows), METER, dtype=self.meter.dtype, device=self.meter.device)
         return Batch(inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros(len(rows), np.int64))
 
-    def batches(self, rows: slice) -> Iterator[Batch]:
-        """The batches of some rows, one after the other."""
+    def batches(self, rows: slice, cut: bool) -> Iterator[Batch]:
+        """The batches of some rows, one after the other. cut: whether there are samples among them that do not count."""
         window = max(1, self._slab_size // ((rows.stop - rows.start) * self._batch_size))
         for first in range(0, self._batches, window):
             last = min(first + window, self._batches)
@@ -82,7 +82,7 @@ class Draws:
                 yield Batch(
                     slab[:, batch - first],
                     self._targets[rows, batch],
-                    None if self._weights is None else self._weights[rows, batch],
+                    self._weights[rows, batch] if cut and self._weights is not None else None,
                     self.meter[rows],
                     self.counts[rows, batch],
                     self.asked[rows, batch],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,9 +46,6 @@ class Engine(ABC):
         device: where the rows live.
         notify: is told, in one line, what the user should know.
     """
-
-    shares: ClassVar[bool] = False
-    """Whether gradients of equal rows are taken as those of one model."""
 
     def __init__(
         self,
@@ -96,19 +94,21 @@ class Engine(ABC):
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
 
-    def share(self, rows: Tensor, models: Tensor) -> None:
-        """Be told that `rows` [rows, P] are copies of `models` [runs, P], equally many of each, one run after the other.
+    def share(self, rows: Tensor) -> None:
+        """Be told that `rows` [rows, P] are copies of one model. It holds until they are written to: their version counter tells."""
 
-        It holds until either is written to: their version counters tell.
-        """
-
-    def lanes(self, rows: int, batch_size: int) -> int:
-        """How many blocks of a round of so many rows are trained at once: by threads on a CPU, as branches of a graph on a GPU."""
+    def threads(self, rows: int, batch_size: int) -> int:
+        """How many threads of a CPU, each with a core of its own, share the blocks of a run that has so many rows in a round."""
         return 1
+
+    @property
+    def branches(self) -> int:
+        """How many blocks, of whichever runs, are trained side by side as branches of a graph."""
+        return 1 if self.device.type == "cpu" else GPU_BRANCHES
 
     @abstractmethod
     def blocks(self, rows: int, most: int) -> list[slice]:
-        """How the rows of a round are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
+        """How the rows of a run are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
 
     def gradient(self, parameters: Tensor, batch: Batch) -> Tensor:
         """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again.
@@ -178,6 +178,7 @@ class Engine(ABC):
             which: int64 [n], of which samples; None: of all.
         """
         totals = torch.zeros(len(models), METER, dtype=torch.float64, device=self.device)
+        # Of few models of one run. Those of other runs are another call, as the number of models decides the last bits.
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
         which = torch.arange(len(samples), device=self.device) if which is None else which
         for indices in torch.split(which, size):
@@ -222,10 +223,27 @@ class LoopEngine(Engine):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._bound: dict[int, _Bound] = {}
+        self._elsewhere: dict[tuple[int, int, int], tuple[Tensor, _Bound]] = {}
 
     def bind(self, places: Sequence[Tensor]) -> None:
         # The entries keep the storage alive, so that its addresses are given to no other tensor.
         self._bound = {row.data_ptr(): self._bind(row) for place in places for row in place}
+        self._elsewhere.clear()
+
+    def _bound_to(self, row: Tensor, position: int) -> _Bound:
+        """What is made once for the place of a row; where it has none, of a place for such rows that it is copied into.
+
+        position: of the row among those of one call; their gradients are needed together. Threads, and streams of a GPU, run side by side.
+        """
+        if (bound := self._bound.get(row.data_ptr())) is not None:
+            return bound
+        key = (threading.get_ident(), _stream(self.device), position)
+        if key not in self._elsewhere:
+            place = torch.empty_like(row, memory_format=torch.contiguous_format)
+            self._elsewhere[key] = (place, self._bind(place))
+        place, bound = self._elsewhere[key]
+        place.copy_(row)
+        return bound
 
     def _bind(self, row: Tensor) -> _Bound:
         # The vector is cast at once, and its gradient back: autocast would do the same for each tensor on its own.
@@ -237,14 +255,12 @@ class LoopEngine(Engine):
         gradient = torch.empty_like(row)
         return _Bound(module, parameters, source, gradient, list(self.layout.views(gradient).values()))
 
-    def lanes(self, rows: int, batch_size: int) -> int:
-        if self.device.type != "cpu":
-            return min(rows, GPU_BRANCHES)
+    def threads(self, rows: int, batch_size: int) -> int:
         # Two rows on a core each take a fifth less time than one after the other on both: kernels this small divide badly.
         # It needs rows enough to keep every core busy, and batches large enough that Python is not what they wait for.
         cores = torch.get_num_threads()
-        if self.layout.recurrent and self.precision.compute is None:
-            return 1  # two cores hold the weights of a layer in their caches, of which one has half
+        if self.device.type != "cpu" or (self.layout.recurrent and self.precision.compute is None):
+            return 1  # of an LSTM two cores hold the weights of a layer in their caches, of which one has half
         return cores if batch_size >= 16 and rows >= 0.8 * cores * -(-rows // cores) else 1
 
     def blocks(self, rows: int, most: int) -> list[slice]:
@@ -253,16 +269,15 @@ class LoopEngine(Engine):
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         weights = [None] * len(parameters) if batch.weights is None else list(batch.weights)
         one_by_one = [
-            self._row_gradient(row, inputs, targets, weight)
-            for row, inputs, targets, weight in zip(parameters, batch.inputs, batch.targets, weights, strict=True)
+            self._row_gradient(self._bound_to(row, position), row, inputs, targets, weight)
+            for position, (row, inputs, targets, weight) in enumerate(zip(parameters, batch.inputs, batch.targets, weights, strict=True))
         ]
         if len(one_by_one) == 1:
             return one_by_one[0][0][None], one_by_one[0][1][None]
         return torch.stack([gradient for gradient, _ in one_by_one]), torch.stack([meter for _, meter in one_by_one])
 
-    def _row_gradient(self, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        bound = self._bound.get(row.data_ptr()) or self._bind(row)
-        if bound.source is not row:
+    def _row_gradient(self, bound: _Bound, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.precision.compute is not None:
             bound.source.copy_(row)
         with self.precision.active(self.device):
             logits = bound.module(inputs)
@@ -288,41 +303,40 @@ GPU_BRANCHES = 16
 class StackedEngine(Engine):
     """All rows in one call. A stacked convolution is a grouped one, unless `im2col` makes it a stack of matrix products."""
 
-    shares = True
     im2col: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        self._gradients: dict[torch.Size, Tensor] = {}
+        self._gradients: dict[tuple[int, torch.Size], Tensor] = {}
         self._chunk = 2**62
         """Rows of one call; halved when memory runs out."""
-        self._common: tuple[Tensor, int, Tensor] | None = None
+        self._equal: tuple[Tensor, int] | None = None
 
     def bind(self, places: Sequence[Tensor]) -> None:
         self._gradients.clear()
 
-    def share(self, rows: Tensor, models: Tensor) -> None:
-        self._common = (rows, rows._version + models._version, models)
+    def share(self, rows: Tensor) -> None:
+        self._equal = (rows, rows._version)
 
     def _shared(self, parameters: Tensor) -> Tensor | None:
-        """The models [runs, P] that these rows still equal, if they do."""
-        if self._common is None:
+        """The model [P] that all these rows still equal, if they do."""
+        if self._equal is None:
             return None
-        rows, version, models = self._common
-        unchanged = parameters.data_ptr() == rows.data_ptr() and parameters.shape == rows.shape
-        return models if unchanged and rows._version + models._version == version else None
+        rows, version = self._equal
+        unchanged = parameters.data_ptr() == rows.data_ptr() and parameters.shape == rows.shape and rows._version == version
+        return rows[0] if unchanged else None
 
     def blocks(self, rows: int, most: int) -> list[slice]:
         return _even_parts(rows, most)
 
     def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        if parameters.shape not in self._gradients:  # one for each shape, and never rebound: graphs write to it
-            self._gradients[parameters.shape] = torch.empty_like(parameters)
-        out = self._gradients[parameters.shape]
-        if (models := self._shared(parameters)) is not None and self._chunk >= len(parameters):
-            rows = len(parameters) // len(models)
+        key = (_stream(self.device), parameters.shape)
+        if key not in self._gradients:  # one for each branch, and never rebound: graphs write to it
+            self._gradients[key] = torch.empty_like(parameters)
+        out = self._gradients[key]
+        if (model := self._shared(parameters)) is not None and self._chunk >= len(parameters):
             try:
-                return out, self._shared_gradient(models, batch, out.view(len(models), rows, -1))
+                return out, self._shared_gradient(model, batch, out)
             except RuntimeError as error:
                 self._halve(len(parameters), error)
         meters = []
@@ -363,23 +377,15 @@ class StackedEngine(Engine):
         self._lay_down(gradients, out)
         return torch.as_tensor(meter).detach()
 
-    def _shared_gradient(self, models: Tensor, batch: Batch, out: Tensor) -> Tensor:
-        """Gradients of rows that equal their run's model, into `out` [runs, rows, P]: the forward pass is that of one model a run."""
-        split = out.shape[:2]
-        inputs, targets = (tensor.reshape(*split, *tensor.shape[1:]) for tensor in (batch.inputs, batch.targets))
-        weights = None if batch.weights is None else batch.weights.reshape(*split, -1)
-        in_dims = (None, 0, 0, None if weights is None else 0)
-        of_run = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)
+    def _shared_gradient(self, model: Tensor, batch: Batch, out: Tensor) -> Tensor:
+        """Gradients of rows that all equal `model` [P], into `out` [rows, P]: the forward pass is that of one model."""
+        in_dims = (None, 0, 0, None if batch.weights is None else 0)
         with self._convolutions():
-            if len(models) == 1:
-                first = None if weights is None else weights[0]
-                gradients, meter = of_run(self.layout.views(models[0]), inputs[0], targets[0], first)
-                self._lay_down(gradients, out[0])
-            else:
-                of_runs = vmap(of_run, in_dims=(0, 0, 0, None if weights is None else 0))
-                gradients, meter = of_runs(self.layout.views(models), inputs, targets, weights)
-                self._lay_down(gradients, out)
-        return torch.as_tensor(meter).detach().flatten(0, -2)
+            gradients, meter = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)(
+                self.layout.views(model), batch.inputs, batch.targets, batch.weights
+            )
+        self._lay_down(gradients, out)
+        return torch.as_tensor(meter).detach()
 
     def _lay_down(self, gradients: dict[str, Tensor], out: Tensor) -> None:
         for name, place in self.layout.views(out).items():
@@ -465,9 +471,15 @@ def _count(batch: Batch) -> Tensor | int:
     return (present if batch.weights is None else present * batch.weights).sum(1, keepdim=True).clamp(min=1)
 
 
+def _stream(device: torch.device) -> int:
+    """What tells streams that work side by side apart; 0 on a CPU."""
+    return int(torch.cuda.current_stream().cuda_stream) if device.type == "cuda" else 0
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, on a GPU or in the allocator of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory has run out: on a GPU, in the allocator of the CPU, or in oneDNN, whose words these are."""
+    said = ("can't allocate memory", "could not create a memory object", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or (any(text in str(error) for text in said) and "descriptor" not in str(error))
 
 
 def _even_parts(count: int, most: int) -> list[slice]:

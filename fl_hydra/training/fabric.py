@@ -52,59 +52,45 @@ class Traffic:
 
 
 class Fabric:
-    """Reductions within a run, over rows that one process holds. The rows of a run are neighbours.
+    """Reductions over the rows that one run has in a round, which one process holds.
 
     Args:
         remote: whether a single row, too, is far from its model (a client), or is where the model is (a lone worker).
+        rows: how many there are. reports: how many of them will send what they have. traffic: the run's ledger.
     """
 
-    def __init__(self, remote: bool) -> None:
-        self._remote = remote
-        self._rows: list[int] = []
-        self._reports: list[int] = []
-        self._ledger: list[Traffic] = []
-
-    def begin(self, rows: list[int], ledger: list[Traffic], reports: list[int] | None = None) -> None:
-        """Before a round: how many rows each run has in it, the ledger of each, and how many rows will send what they have (None: all)."""
-        self._rows, self._ledger = rows, ledger
-        self._reports = rows if reports is None else reports
-
-    @property
-    def sections(self) -> list[slice]:
-        """The rows of each run."""
-        stops = [sum(self._rows[: run + 1]) for run in range(len(self._rows))]
-        return [slice(stop - rows, stop) for rows, stop in zip(self._rows, stops, strict=True)]
+    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic) -> None:
+        self._remote, self._rows, self._reports, self._traffic = remote, rows, reports, traffic
 
     def count_down(self, values: Tensor) -> None:
-        """Enter in the ledger that every row was sent one of its run's `values` [runs, P]."""
-        for rows, traffic in zip(self._rows, self._ledger, strict=True):
-            if self._remote or rows > 1:
-                traffic.bytes_down += rows * values[0].numel() * values.element_size()
-                traffic.messages += rows
-                traffic.served += rows * self._remote
+        """Enter in the ledger that every row was sent `values` [1, P]."""
+        if self._remote or self._rows > 1:
+            self._traffic.bytes_down += self._rows * values[0].numel() * values.element_size()
+            self._traffic.messages += self._rows
+            self._traffic.served += self._rows * self._remote
 
     def count_up(self, values: Tensor) -> None:
         """Enter in the ledger that every row that reports sent one of `values` [any, P] to be averaged."""
-        for rows, reports, traffic in zip(self._rows, self._reports, self._ledger, strict=True):
-            if self._remote or rows > 1:
-                traffic.bytes_up += reports * values[0].numel() * values.element_size()
-                traffic.messages += reports
-                traffic.served += reports * self._remote
-                traffic.averages += 1
+        if self._remote or self._rows > 1:
+            self._traffic.bytes_up += self._reports * values[0].numel() * values.element_size()
+            self._traffic.messages += self._reports
+            self._traffic.served += self._reports * self._remote
+            self._traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:
-        """Send each row its run's model: [runs, P] -> [rows, P], perhaps without a copy."""
+        """Send each row the run's model: [1, P] -> [rows, P], without a copy."""
         self.count_down(models)
-        if len(models) == 1:
-            return models.expand(sum(self._rows), -1)
-        return torch.cat([model.expand(rows, -1) for model, rows in zip(models, self._rows, strict=True)])
+        return models.expand(self._rows, -1)
 
     def mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The weighted mean within each run: values [rows, P], weights [rows] summing to 1 in a run -> [runs, P]."""
+        """The weighted mean: values [rows, P], weights [rows] summing to 1 -> [1, P]."""
         self.count_up(values)
-        # Run by run: in a product with zeros for the rows of other runs, one that has diverged would spoil them all.
-        return torch.stack([weights[section] @ values[section] for section in self.sections])
+        return self.sum_weighted(values, weights)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sums within each run of what the rows know of themselves, [rows, ...] -> [runs, ...]; nothing is sent."""
-        return torch.stack([values[section].sum(0) for section in self.sections])
+    def sum_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The same of what is known already; nothing is sent."""
+        # Row by row, as rows are summed that come in one by one: the last bits of a product depend on where its factors lie in memory.
+        total = torch.zeros_like(values[:1])
+        for row, weight in zip(values, weights, strict=True):
+            total[0].addcmul_(row, weight)
+        return total

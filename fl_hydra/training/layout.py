@@ -32,14 +32,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        """The layout of a module.
-
-        Raises:
-            ValueError: the module has buffers (such as the running statistics of batch normalisation), which have no place
-                in the vector yet.
-        """
-        if next(module.named_buffers(), None) is not None:
-            raise ValueError(f"{type(module).__name__} has buffers; models with running statistics are not supported")
+        """The layout of a module, of which :func:`fl_hydra.training.architecture.check_architecture` has no complaint."""
         named = dict(module.named_parameters())
         normalising = {id(p) for part in module.modules() if isinstance(part, _NORMALISATIONS) for p in part.parameters()}
         return cls(

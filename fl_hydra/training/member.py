@@ -31,8 +31,10 @@ class Plan:
     """What a run does in its next round.
 
     ids: int64 [rows], the cohort. samples: int64 [rows], what each draws. steps: local steps of the row with most samples.
-    rates: float64 [rows, steps], learning rates. weights: float64 [rows], of the mean, summing to 1. mixing: what is exchanged after
-    each step, float64 [rows, rows], or None for nothing. ends: simulated seconds at which the round is over.
+    rates: float64 [rows, steps], learning rates that are taken: the schedule's, times b / B in a step of b of its B samples. mean_rate,
+    last_rate: of the schedule's rates over the round's steps, without that factor, the mean and the last. weights: float64 [rows], of
+    the mean, summing to 1; 0 for who drops out. mixing: what is exchanged after each step, float64 [rows, rows], or None for nothing.
+    ends: simulated seconds at which the round is over.
     J: local steps that the rule for them has chosen; None where a round is a pass. program: the events of an asynchronous round.
     seen: what the participation scheme saw. rest: how much of the old model is in the mean; not 0 where the weights do not sum to 1.
     reports: bool [rows], who does not drop out.
@@ -42,6 +44,8 @@ class Plan:
     samples: Indices
     steps: int
     rates: Reals
+    mean_rate: float
+    last_rate: float
     weights: Reals
     mixing: list[Reals | None]
     ends: float
@@ -50,14 +54,6 @@ class Plan:
     seen: Round | None = None
     rest: float = 0.0
     reports: Mask | None = None
-
-    @property
-    def last_rate(self) -> float:
-        """The learning rate of the round's last step."""
-        if self.program is None:
-            return float(self.rates[0, -1])
-        last = np.flatnonzero(self.program.events.peer < 0)[-1]
-        return float(self.rates[self.program.events.worker[last], self.program.nth[last]])
 
 
 class Member:
@@ -138,11 +134,14 @@ class Member:
         steps = -(-int(samples.max()) // e.step_samples)
         done = self.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
         factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
+        schedule = e.peak_lr * np.array(factors)
         # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
         mixing = [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)]
         weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
         reports = e.participation.reports(ids, e.seed, self.round)
-        if cohort.weights is None or not reports.any():
+        if not reports.any():
+            weights, rest = np.zeros(len(ids)), 0.0
+        elif cohort.weights is None:
             weights, rest = _share(weights, reports), 0.0
         elif e.participation.weighs:
             # Whether a client drops out does not depend on what it would report: divided by how likely that is, the sum stays unbiased.
@@ -154,7 +153,9 @@ class Member:
             ids,
             samples,
             steps,
-            np.tile(e.peak_lr * np.array(factors), (len(ids), 1)),
+            schedule * _parts_of_batches(samples, steps, e.step_samples),
+            float(schedule.mean()),
+            float(schedule[-1]),
             weights,
             mixing,
             self.seconds + (self._own_seconds(ids, samples, mixing) if e.data_parallel == 1 else self._shared_seconds(int(samples[0]))),
@@ -220,8 +221,19 @@ class Member:
         for position, (worker, step) in enumerate(zip(workers, nth, strict=True)):
             before = self.samples + position * size
             rates[worker, step] = e.peak_lr * e.scheduler.factor(before, size, e.budget, e.batch_size)
+        last_rate = float(rates[workers[-1], nth[-1]])
         return Plan(
-            np.arange(K), samples, rates.shape[1], rates, np.full(K, 1 / K), [None] * rates.shape[1], float(events.times[-1]), e.J, program
+            np.arange(K),
+            samples,
+            rates.shape[1],
+            rates * _parts_of_batches(samples, rates.shape[1], size),
+            float(rates[workers, nth].mean()),
+            last_rate,
+            np.full(K, 1 / K),
+            [None] * rates.shape[1],
+            float(events.times[-1]),
+            e.J,
+            program,
         )
 
     def _work(self, J: int | None) -> Indices:
@@ -297,10 +309,18 @@ class _Asking:
 
 
 def _share(weights: Reals, reports: Mask) -> Reals:
-    """Weights that sum to 1 over those who report, float64 [rows]; over all, where nobody does, as nothing will come of them."""
-    kept = weights * reports if (weights * reports).any() else weights
-    shares: Reals = kept / kept.sum()
+    """Weights that sum to 1 over those who report, of whom there are some, float64 [rows]."""
+    shares: Reals = weights * reports / (weights * reports).sum()
     return shares
+
+
+def _parts_of_batches(samples: Indices, steps: int, size: int) -> Reals:
+    """b / B of each step, float64 [rows, steps], by what each row draws, int64 [rows], in steps of B = `size` samples.
+
+    A last batch of a few samples has a noisy gradient, and would count for as much as a whole one at the full rate.
+    """
+    parts: Reals = np.clip(samples[:, None] - np.arange(steps) * size, 0, size) / size
+    return parts
 
 
 def _cut(wanted: Indices, left: int) -> Indices:

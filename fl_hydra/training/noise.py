@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import torch
 from torch import Tensor
 
@@ -33,7 +31,6 @@ class NoiseScale:
     def allocate(self, lanes: int, rows: list[int], size: int, dtype: torch.dtype) -> None:
         """Buffers for rounds with so many rows of each run, of `size` parameters, of which `lanes` blocks train at once."""
         self._rows = rows
-        self._run_of_row = [run for run, count in enumerate(rows) for _ in range(count)]
         self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
 
@@ -45,26 +42,24 @@ class NoiseScale:
         """A round begins."""
         self._sums.zero_()
 
-    def watching(self, gradient: Gradient, lane: int, block: slice) -> Gradient:
-        """`gradient`, whose first answer for the rows of a block is taken note of."""
+    def watching(self, gradient: Gradient, lane: int, run: int, block: slice) -> Gradient:
+        """`gradient`, whose first answer for the rows of a block, all of one run, is taken note of in a lane's sum."""
         waiting = [True]
 
         def watched(parameters: Tensor, batch: Batch) -> Tensor:
             answer = gradient(parameters, batch)
             if waiting.pop() if waiting else False:
                 self._squares[block] = answer.square().sum(1)
-                position = 0
-                for run, rows in groupby(self._run_of_row[block]):
-                    count = len(list(rows))
-                    self._sums[lane, run] += answer[position : position + count].sum(0)
-                    position += count
+                self._sums[lane, run] += answer.sum(0)
             return answer
 
         return watched
 
     def end(self, batch_size: int, whole: list[bool]) -> None:
         """A round ends: its first gradients, of batches of this size, enter the running means of the runs where these were `whole`."""
-        large = self._sums.sum(0).double()
+        large = self._sums[0].double()
+        for further in self._sums[1:]:  # one after the other: how many lanes there are, of which some stay empty, is not to matter
+            large += further
         start = 0
         for run, rows in enumerate(self._rows):
             small_square = self._squares[start : start + rows].mean()

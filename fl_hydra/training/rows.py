@@ -74,9 +74,10 @@ class Rows:
 
 @dataclass
 class Server:
-    """The outer optimizer of every run.
+    """The outer optimizer of a run.
 
-    hyper: by name, [runs, 1]. lr: [runs, 1], its own learning rate. local_lr: [runs, 1], the local one of the round's first step.
+    hyper: by name, [1, 1]. lr: [1, 1], its own learning rate. local_lr: [1, 1], the mean of the schedule's local rates over the round's
+    steps.
     """
 
     rule: Outer
@@ -86,7 +87,7 @@ class Server:
     layers: Layers
 
     def step(self, models: Tensor, slots: dict[str, Tensor], mean: Tensor) -> None:
-        """The outer step from models [runs, P] towards the mean [runs, P] of what came back, in place.
+        """The outer step from models [1, P] towards the mean [1, P] of what came back, in place.
 
         The pseudo-gradient is old minus new (Reddi et al., ICLR 2021, algorithm 1).
         """
@@ -103,26 +104,25 @@ class Server:
 
 @dataclass
 class Clients:
-    """The cohort of a round, as an algorithm sees it; the rows of a run are neighbours.
+    """The cohort of a run's round, as an algorithm sees it.
 
-    ids: int64 [rows]. run: int64 [rows], the run each row belongs to. weights: [rows], summing to 1 within a run, unless the
-    participation scheme weighs updates by itself (importance sampling); the rest is the old model's then.
+    ids: int64 [rows]. weights: [rows], 0 for those who drop out, summing to 1 unless the participation scheme weighs updates by itself
+    (importance sampling); the rest is the old model's then.
     slots: state of these clients that outlives the round, by name. server: what takes the outer step.
     """
 
     ids: Indices
-    run: Tensor
     weights: Tensor
     slots: dict[str, Tensor]
     fabric: Fabric
     server: Server
 
     def receive(self, models: Tensor) -> Tensor:
-        """Each row's copy of its run's model: [runs, P] -> [rows, P]. It may share the model's memory: not to be written to, and
+        """Each row's copy of the run's model: [1, P] -> [rows, P]. It may share the model's memory: not to be written to, and
         not to be read after the model was changed.
         """
         return self.fabric.broadcast(models)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean within each run: [rows, P] -> [runs, P]."""
+        """The weighted mean: [rows, P] -> [1, P]."""
         return self.fabric.mean(values, self.weights)

@@ -4,8 +4,10 @@ Every method, centralized training included, is rounds of: choose participants, 
 communicate, outer step. Nothing in a round is read back to the host, but the state of clients that leave the cohort, where a
 method has such state, and what a rule for the number of local steps or a participation scheme measures, where it does.
 
-A trainer holds one run, or several that train together ("packed"): their rows lie side by side, the rows of a run are
-neighbours, and no number of one run depends on another.
+A trainer holds one run, or several that train together ("packed"): their rows lie side by side, and the rows of a run are
+neighbours. Not one bit of a run depends on the others. A block of rows belongs to one run, sums are taken run by run in an order of the
+run's own, a method's seams see one run at a time, and how many threads train a row, or how many rows make a block, follows from the run
+alone. So runs may join a pack at any round, and leave it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.devices import free_memory, keep_freed_memory, to_device
+from fl_hydra.devices import free_memory, keep_freed_memory, to_device, total_memory
+from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.training.architecture import check_architecture
 from fl_hydra.training.choice import ENGINES, candidates, fastest
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.cost import sample_bytes, sample_flops
@@ -61,20 +65,61 @@ class _Place:
 
 
 @dataclass(frozen=True)
+class _Block:
+    """Neighbouring rows of one run that take their local steps together. index: its place among the blocks of the run."""
+
+    run: int
+    rows: slice
+    index: int
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A run's part in a round.
+
+    section: its rows. state: what it carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
+    cut: whether some row has fewer samples than its batches hold. exchanges: after which of its local steps rows exchange models.
+    reports: how many rows do not drop out. lost: the others. kept: of these, the client state that the round began with, by name.
+    """
+
+    plan: Plan
+    section: slice
+    state: State
+    clients: Clients
+    cut: bool
+    exchanges: tuple[bool, ...]
+    reports: int
+    lost: frozenset[int]
+    kept: dict[str, Tensor]
+
+    def put_back(self) -> None:
+        """A client that drops out has lost its round: its state is that before it."""
+        if self.kept:
+            rows = [row - self.section.start for row in sorted(self.lost)]
+            for name, values in self.kept.items():
+                self.clients.slots[name][rows] = values
+
+
+@dataclass(frozen=True)
 class _Work:
-    """A round's local steps. Tensors have a row for each local worker.
+    """A round's local steps. Tensors have a row for each local worker, and are as long as the longest run needs them.
 
     tensors: what differs from round to round: `indices` [rows, batches, B], `streams`, `cursors`, `lr` [rows, steps], and, where
     there are such, sample weights `counting` [rows, batches, B], `starts` [rows, P] and `mixing` [rows, steps, rows of a run].
-    counts: int64 [rows, batches], samples that count. asked: like counts, gradients asked for. cut: whether some row has fewer
-    samples than its batches hold. exchanges: after which steps rows exchange models.
+    counts: int64 [rows, batches], samples that count. asked: like counts, gradients asked for. turns: of the runs.
     """
 
     tensors: Tensors
     counts: Indices
     asked: Indices
-    cut: bool
-    exchanges: tuple[bool, ...]
+    turns: list[_Turn]
+
+
+CPU_BLOCK_BYTES = 2**32
+"""Memory that the rows of a block may take on a CPU. A constant, as what is free at a start would decide the last bits of a run."""
+
+GPU_BLOCK_PART = 0.6
+"""The part of a GPU's memory, free or not, that they may take there."""
 
 
 class Trainer:
@@ -85,8 +130,8 @@ class Trainer:
         engine: one of :data:`fl_hydra.training.choice.ENGINES`, or `auto`.
         device: where.
         client_folders: where state that belongs to clients is written, for each run; None keeps it in memory.
-        rows_at_once, samples_at_once: rows that are trained in one block, and samples of a batch whose gradient is taken at once; None:
-            as many as fit into free memory.
+        rows_at_once, samples_at_once: rows of a run that are trained in one block, and samples of a batch whose gradient is taken at
+            once; None: a function of the configuration, fewer where memory is short. They decide a run's last bits.
         notify: is told, in one line, what the user should know.
 
     Raises:
@@ -116,6 +161,7 @@ class Trainer:
         self._notify = notify
 
         module = self._build()
+        check_architecture(module, first.card)
         self.layout = Layout.of(module)
         self._layers = self.layout.layers
         self._sample_bytes = sample_bytes(module, first.card)
@@ -126,10 +172,17 @@ class Trainer:
         self.engine = gradients(module, self.layout, self.precision, self.device, notify)
         self.launcher = launcher()
         self._limit = rows_at_once
+        self.rows_at_once = rows_at_once or 0
+        """Rows of a block, at most."""
         self.engine.samples_at_once = min(self.engine.samples_at_once, samples_at_once or self._samples_that_fit())
 
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         algorithm, optimizer = first.algorithm, first.optimizer
+        shared = sorted(optimizer.slots.keys() & algorithm.client_slots.keys())
+        require(
+            not shared,
+            f"algorithm={algorithm.name} and optimizer={optimizer.name} both have a slot {', '.join(shared)}: rename it in client_slots",
+        )
         kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
         self._kept = {name: self.layout.size if full else 1 for name, full in kept.items()}
         self._fresh = {name: self.layout.size if full else 1 for name, full in optimizer.slots.items() if name not in kept}
@@ -143,7 +196,6 @@ class Trainer:
         self.state.server = {
             name: self._buffer(len(experiments), self.layout.size if full else 1) for name, full in first.server.slots.items()
         }
-        self.fabric = Fabric(remote=algorithm.federated)
         self._shows = frozenset[str]().union(*(member.experiment.participation.measures for member in self.members))
         """What is read back of every row after a round, for the participation scheme."""
         self.engine.squares = "root_square" in self._shows
@@ -154,8 +206,6 @@ class Trainer:
         """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
         self._starts_own = type(algorithm).start is not Algorithm.start
         self._abandoned = self._asked_much = False
-        self._lost: list[int] = []
-        """Rows of the present round that drop out."""
         self._pool: ThreadPoolExecutor | None = None
         self._allocate([experiment.m for experiment in experiments])
 
@@ -175,59 +225,76 @@ class Trainer:
 
     def _allocate(self, rows: list[int]) -> None:
         """The buffers of a round with so many rows of each run; they serve every round, and are never rebound within one."""
-        most = self._limit or self._rows_that_fit(sum(rows))
+        self.rows_at_once = self._limit or self._rows_that_fit(max(rows))
         while True:
             try:
-                self._make_buffers(rows, most)
+                self._make_buffers(rows)
                 break
             except RuntimeError as error:
-                if not out_of_memory(error) or most == 1:
+                if not out_of_memory(error) or self.rows_at_once == 1:
                     raise
-                most = self._limit = -(-min(most, sum(rows)) // 2)
-                self._notify(f"the rows of a round do not fit into memory together; going on with {most} at once")
-        self.rows_at_once = most
-        """Rows of a block, at most."""
+                self.rows_at_once = self._limit = -(-min(self.rows_at_once, max(rows)) // 2)
+                self._notify(f"the rows of a round do not fit into memory together; going on with {self.rows_at_once} at once")
+
+    @property
+    def _block_bytes(self) -> int:
+        """What the rows of a block may take."""
+        return CPU_BLOCK_BYTES if self.device.type == "cpu" else int(GPU_BLOCK_PART * total_memory(self.device))
 
     def _rows_that_fit(self, rows: int) -> int:
-        """How many rows can be trained at once in three quarters of the free memory."""
-        free = free_memory(self.device)
-        if free is None:
-            return rows
+        """How many rows make a block, of up to `rows`: a function of the run and the kind of device, unless memory is short."""
         vectors = 4 + len(self._fresh)  # parameters, their gradient twice over, an intermediate of the optimizer, slots
         samples = min(self._first.batch_size, self.engine.samples_at_once)
         each = vectors * self.layout.size * self.dtype.itemsize + 2 * samples * self._sample_bytes
-        return max(1, min(rows, int(0.75 * free / each)))
+        usual = max(1, self._block_bytes // each)
+        return self._no_more_than_free("rows of a run", usual, each, min(usual, rows), 0.75)
 
     def _samples_that_fit(self) -> int:
-        """Of how many samples one row's gradient can be taken at once in half of the free memory."""
+        """Of how many samples one row's gradient is taken at once: a function like that of the rows."""
+        each = 2 * self._sample_bytes
+        usual = max(1, self._block_bytes // (2 * each))
+        return self._no_more_than_free("samples of a batch", usual, each, min(usual, self._first.batch_size), 0.5)
+
+    def _no_more_than_free(self, what: str, usual: int, each: int, needed: int, part: float) -> int:
+        """`usual`, unless `needed` of it, of `each` bytes, are more than fit into a part of the free memory; that is said."""
         free = free_memory(self.device)
-        return self._first.batch_size if free is None else max(1, int(0.5 * free / (2 * self._sample_bytes)))
+        fit = usual if free is None else max(1, int(part * free / each))
+        if fit >= needed:
+            return usual
+        self._notify(f"memory is short: {fit} {what} at once in place of {needed}; with more memory the last digits would differ")
+        return fit
 
     @property
     def samples_at_once(self) -> int:
         """Samples of a batch whose gradient is taken at once; larger batches are accumulated."""
         return min(self._first.batch_size, self.engine.samples_at_once)
 
-    def _make_buffers(self, rows: list[int], most: int) -> None:
-        total = sum(rows)
-        self._blocks = self.engine.blocks(total, most)
-        if self._first.algorithm.coupled or isinstance(self._first.algorithm, EventDriven):
-            self._blocks = [slice(0, total)]
-        size = max(block.stop - block.start for block in self._blocks)
-        lanes = min(self.engine.lanes(total, self._first.batch_size), len(self._blocks))
-        if lanes > 1 and self.device.type != "cpu" and not self.launcher.replays:
-            lanes = 1  # streams without a graph do not overlap kernels this small
+    def _make_buffers(self, rows: list[int]) -> None:
+        total, first = sum(rows), self._first.algorithm
+        sections = [slice(stop - count, stop) for count, stop in zip(rows, np.cumsum(rows).tolist(), strict=True)]
+        together = first.coupled or isinstance(first, EventDriven)
+        blocks = [
+            [
+                _Block(run, slice(section.start + part.start, section.start + part.stop), index)
+                for index, part in enumerate([slice(0, count)] if together else self.engine.blocks(count, self.rows_at_once))
+            ]
+            for run, (section, count) in enumerate(zip(sections, rows, strict=True))
+        ]
+        self._sections, self._blocks = sections, blocks
+        size = max(block.rows.stop - block.rows.start for own in blocks for block in own)
+        self._threads = [min(self.engine.threads(count, self._first.batch_size), len(own)) for count, own in zip(rows, blocks, strict=True)]
+        """How many threads share the blocks of each run."""
+        branches = min(self.engine.branches, sum(len(own) for own in blocks)) if self.launcher.replays else 1
         self._places = [
             _Place(self._buffer(size, self.layout.size), {name: self._buffer(size, width) for name, width in self._fresh.items()})
-            for _ in range(lanes)
+            for _ in range(max(branches, *self._threads))
         ]
+        self._branches = branches
+        """Blocks that are trained side by side as branches of a graph."""
         self._rows = rows
         self._run_of_row = [run for run, count in enumerate(rows) for _ in range(count)]
-        self._run = torch.tensor(self._run_of_row, device=self.device)
-        if len(self._blocks) == 1:
-            self._ends = self._places[0].parameters
-        elif self._streams:
-            self._ends = torch.zeros(lanes, len(rows), self.layout.size, dtype=self.dtype, device=self.device)
+        if self._streams:  # a sum for each thread and run
+            self._ends = torch.zeros(max(self._threads), len(rows), self.layout.size, dtype=self.dtype, device=self.device)
         else:
             self._ends = self._buffer(total, self.layout.size)
         self._client_slots = {name: self._buffer(total, width) for name, width in self._kept.items()}
@@ -238,14 +305,13 @@ class Trainer:
         outer = [member.experiment.server for member in self.members]
         self._server_hyper = self._hyper_parameters(outer)
         self._server_lr = torch.tensor([[rule.lr] for rule in outer], dtype=self.dtype, device=self.device)
-        self._first_rows = torch.tensor([sum(rows[:run]) for run in range(len(rows))], device=self.device)
         if self._noise is not None:
-            self._noise.allocate(lanes, rows, self.layout.size, self.dtype)
+            self._noise.allocate(len(self._places), rows, self.layout.size, self.dtype)
         self.engine.bind([place.parameters for place in self._places])
         self.launcher.forget()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
-        self._pool = single_threaded_pool(lanes) if lanes > 1 and self.device.type == "cpu" else None
+        self._pool = single_threaded_pool(max(self._threads)) if max(self._threads) > 1 else None
 
     def _hyper_parameters(self, rules: Sequence[Optimizer]) -> dict[str, Tensor]:
         """Hyper-parameters by name, [rules, 1]."""
@@ -306,45 +372,42 @@ class Trainer:
         rows = [len(plan.ids) for plan in plans]
         if rows != self._rows:
             self._allocate(rows)
-        reports = [len(plan.ids) if plan.reports is None else int(plan.reports.sum()) for plan in plans]
-        self.fabric.begin(rows, [member.traffic for member in self.members], reports)
-        self._lost = _lost_rows(plans)
-        for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
-            member.clients.check_out(plan.ids, member.round, {name: slot[section] for name, slot in self._client_slots.items()})
-
-        work, weights = self._prepare(plans)
-        local_lr = work.tensors["lr"].index_select(0, self._first_rows)[:, :1]
-        server = Server(self._first.server, self._server_hyper, self._server_lr, local_lr, self._layers)
-        clients = Clients(np.concatenate([plan.ids for plan in plans]), self._run, weights, self._client_slots, self.fabric, server)
+        work = self._prepare(plans)
         self._row_meter.zero_()
         if isinstance(algorithm, EventDriven):
-            self._train_events(algorithm, work, plans)
-            self._advance(plans, work, None)
+            self._train_events(algorithm, work)
+            self._advance(work, None)
             return
         if self._starts_own:
-            work.tensors["starts"] = algorithm.start(self.state, clients)
+            starts = [algorithm.start(turn.state, turn.clients) for turn in work.turns]
+            work.tensors["starts"] = starts[0] if len(starts) == 1 else torch.cat(starts)
         else:
-            self.fabric.count_down(self.state.model)
+            for turn in work.turns:
+                turn.clients.fabric.count_down(turn.state.model)
         if self._noise is not None:
             self._noise.begin()
-        self._train_rows(work, weights)
-        mean = self._mean(clients, plans)
-        unchanged = self._states_that_stay(reports)
+        self._train_rows(work)
+        means = [self._mean(run, turn) for run, turn in enumerate(work.turns)]
         shown = self._show(work) if self._shows else None
-        measured = self._measure(plans, clients, mean, work) if self._measures or self._noise is not None else None
-        if mean is not None:
-            algorithm.outer(self.state, clients, mean)
-        else:
-            starts = work.tensors["starts"] if self._starts_own else self._starts(slice(0, sum(rows)))
-            algorithm.update(self.state, clients, starts, self._ends)
-        algorithm.finish(self.state, clients)
-        for name, tensor in self.state.tensors().items():
-            for run, kept in unchanged.items():
-                tensor[run].copy_(kept[name])
+        measured = self._measure(work, means) if self._measures or self._noise is not None else None
+        for turn, mean in zip(work.turns, means, strict=True):
+            if turn.reports:
+                self._conclude(turn, work, mean)
+            turn.put_back()
         if shown is not None:
-            for member, plan, section in zip(self.members, plans, self.fabric.sections, strict=True):
-                member.note(plan, {name: values[section] for name, values in shown.items()})
-        self._advance(plans, work, measured)
+            for member, turn in zip(self.members, work.turns, strict=True):
+                member.note(turn.plan, {name: values[turn.section] for name, values in shown.items()})
+        self._advance(work, measured)
+
+    def _conclude(self, turn: _Turn, work: _Work, mean: Tensor | None) -> None:
+        """How what came back to a run becomes its next state. Where nobody reports nothing comes back, and nothing changes."""
+        algorithm = self._first.algorithm
+        if mean is not None:
+            algorithm.outer(turn.state, turn.clients, mean)
+        else:
+            starts = work.tensors["starts"][turn.section] if self._starts_own else turn.state.model.expand(len(turn.plan.ids), -1)
+            algorithm.update(turn.state, turn.clients, starts, self._ends[turn.section])
+        algorithm.finish(turn.state, turn.clients)
 
     def _losses(self, run: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's present model over the targets of some clients, int64 [n]: float64 [n]. Reads them back."""
@@ -358,19 +421,11 @@ class Trainer:
             self._notify(
                 f"participation={scheme.name} asks for the losses of {len(which):,} samples before a round that trains {trained:,}{fewer}"
             )
-        found = self.engine.losses(self.state.model[run], self.split.train, to_device(which, self.device)).cpu().numpy()
+        found = self.engine.losses(self.state.model[run].clone(), self.split.train, to_device(which, self.device)).cpu().numpy()
         counts = np.array([len(own) for own in asked])
         losses, targets = np.add.reduceat(found, np.cumsum(counts) - counts).T
         means: Reals = losses / np.maximum(1, targets)
         return means
-
-    def _states_that_stay(self, reports: list[int]) -> dict[int, Tensors]:
-        """What runs carry in whose round nobody is left to report: copies, by run."""
-        return {
-            run: {name: tensor[run].clone() for name, tensor in self.state.tensors().items()}
-            for run, count in enumerate(reports)
-            if not count
-        }
 
     def _show(self, work: _Work) -> dict[str, Reals]:
         """What the round has shown of each row, for the participation scheme, by name: float64 [rows]. Reads it back at once."""
@@ -379,63 +434,60 @@ class Trainer:
         shown = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
         return shown | ({"root_square": np.sqrt(read[:, METER] / samples)} if self.engine.squares else {})
 
-    def _advance(self, plans: list[Plan], work: _Work, measured: list[Measured] | None) -> None:
+    def _advance(self, work: _Work, measured: list[Measured] | None) -> None:
         """The round is done: figures and counts."""
-        self._meter += self.fabric.sum(self._row_meter)[:, :METER]
         computed = (work.asked * work.counts).sum(1)
-        payload = self._payload
-        for run, (member, plan, section) in enumerate(zip(self.members, plans, self.fabric.sections, strict=True)):
-            member.advance(plan, int(computed[section].sum()), payload)
+        for run, (member, turn) in enumerate(zip(self.members, work.turns, strict=True)):
+            self._meter[run] += self._row_meter[turn.section, :METER].sum(0)
+            member.advance(turn.plan, int(computed[turn.section].sum()), self._payload)
             if measured is not None:
-                member.learn(plan, measured[run])
+                member.learn(turn.plan, measured[run])
 
-    def _mean(self, clients: Clients, plans: list[Plan]) -> Tensor | None:
-        """The mean of what came back, [runs, P], where the method wants no more than that."""
-        if not self._streams:
+    def _mean(self, run: int, turn: _Turn) -> Tensor | None:
+        """The mean of what came back to a run, [1, P], where the method wants no more than that."""
+        if not self._streams or not turn.reports:
             return None
-        if len(self._blocks) == 1:
-            mean = clients.mean(self._ends)
-        else:
-            self.fabric.count_up(self.state.model)
-            mean = self._ends[0] if len(self._ends) == 1 else self._ends.sum(0)
-        rest = np.array([[plan.rest] for plan in plans])
-        if rest.any():
-            # x + sum of q_k (w_k - x), with weights q that do not sum to 1.
-            mean = mean + to_device(rest, self.device).to(self.dtype) * self.state.model
-        return mean
+        turn.clients.fabric.count_up(turn.state.model)
+        threads = self._threads[run]
+        mean = self._ends[0, run : run + 1] if threads == 1 else self._ends[:threads, run].sum(0, keepdim=True)
+        # x + sum of q_k (w_k - x), where weights q do not sum to 1.
+        return mean.add_(turn.state.model, alpha=turn.plan.rest) if turn.plan.rest else mean
 
-    def _measure(self, plans: list[Plan], clients: Clients, mean: Tensor | None, work: _Work) -> list[Measured] | None:
+    def _measure(self, work: _Work, means: list[Tensor | None]) -> list[Measured] | None:
         """What a round has shown of each run. Reads back what the rule for local steps asks for, and nothing else."""
         if self._noise is not None:
             size = self._first.batch_size
-            whole = [bool((work.counts[section, 0] == size).all()) for section in self.fabric.sections]
-            self._noise.end(size, whole)
-            self.fabric.count_down(self.state.model)
-            self.fabric.count_up(self.state.model)
+            self._noise.end(size, [bool((work.counts[turn.section, 0] == size).all()) for turn in work.turns])
+            for turn in work.turns:
+                turn.clients.fabric.count_down(turn.state.model)
+                turn.clients.fabric.count_up(turn.state.model)
         if not self._measures:
             return None
-        figures: dict[str, Tensor] = {}
-        if "loss" in self._measures:
-            figures["loss"] = self.fabric.sum(self._row_meter)[:, 0]
-        if "drift" in self._measures:
-            if mean is None:  # the method takes it by itself, if at all
-                mean = torch.stack([clients.weights[section] @ self._ends[section] for section in self.fabric.sections])
-            figures["progress"] = (mean - self.state.model).square().sum(1)
-            rows = torch.tensor([[len(plan.ids)] for plan in plans])
-            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
-            moved = torch.stack([clients.weights[section] @ self._row_travel[section] for section in self.fabric.sections])
-            figures["drift"] = ((moved - figures["progress"][:, None]) / (rows.to(self.device) - 1))[:, 0]
+        figures = [self._figures(turn, mean) for turn, mean in zip(work.turns, means, strict=True)]
         if "noise" in self._measures and self._noise is not None:
-            figures["noise"] = self._noise.values()
-        read = torch.stack([figure.double() for figure in figures.values()], 1).tolist()
-        measured = [Measured(**dict(zip(figures, row, strict=True))) for row in read]
-        return [
-            replace(figure, loss=figure.loss / (int(plan.samples.sum()) * self._first.card.targets))
-            for figure, plan in zip(measured, plans, strict=True)
-        ]
+            for figure, noise in zip(figures, self._noise.values(), strict=True):
+                figure["noise"] = noise
+        read = torch.stack([torch.stack([value.double() for value in figure.values()]) for figure in figures]).tolist()
+        return [Measured(**dict(zip(figure, row, strict=True))) for figure, row in zip(figures, read, strict=True)]
 
-    def _prepare(self, plans: list[Plan]) -> tuple[_Work, Tensor]:
-        """A round's local steps, and the weights [rows] of its mean. All that goes to the device goes in two pieces."""
+    def _figures(self, turn: _Turn, mean: Tensor | None) -> Tensors:
+        """What the rule for local steps asks for of a run's round, by name, as numbers on the device."""
+        figures: Tensors = {}
+        if "loss" in self._measures:
+            loss, _, targets = self._row_meter[turn.section, :METER].double().sum(0).unbind()
+            figures["loss"] = loss / targets.clamp(min=1)
+        if "drift" in self._measures:
+            weights = turn.clients.weights
+            if mean is None:  # the method takes it by itself, if at all
+                mean = turn.clients.fabric.sum_weighted(self._ends[turn.section], weights)
+            progress = (mean - turn.state.model).square().sum()
+            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
+            moved = (weights[:, None] * self._row_travel[turn.section]).sum()
+            figures |= {"progress": progress, "drift": (moved - progress) / (len(weights) - 1)}
+        return figures
+
+    def _prepare(self, plans: list[Plan]) -> _Work:
+        """A round's local steps, and the cohorts of the runs. All that goes to the device goes in two pieces."""
         steps = max(plan.steps for plan in plans)
         size = self._first.batch_size
         batches = steps * self._first.algorithm.batches_per_step
@@ -445,66 +497,76 @@ class Trainer:
         streams = np.array([stream for member, plan in zip(self.members, plans, strict=True) for stream in member.streams(plan)], np.int64)
         indices = np.concatenate([member.draw(plan, draws) for member, plan in zip(self.members, plans, strict=True)])
         integers = to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1), self.device)
-        # A run that needs fewer steps than another has no samples left in the last ones.
-        reals = np.concatenate(
-            [np.concatenate([np.pad(plan.rates, ((0, 0), (0, steps - plan.steps)), "edge"), plan.weights[:, None]], 1) for plan in plans]
-        )
-        numbers = to_device(reals, self.device).to(self.dtype)
+        reals = [
+            np.column_stack([np.pad(plan.rates, ((0, 0), (0, steps - plan.steps))), plan.weights, np.full(len(plan.ids), plan.mean_rate)])
+            for plan in plans
+        ]
+        numbers = to_device(np.concatenate(reals), self.device).to(self.dtype)
         tensors = {
             "indices": integers[:, :draws].reshape(-1, batches, size),
             "streams": integers[:, draws],
             "cursors": integers[:, draws + 1],
             "lr": numbers[:, :steps],
         }
-        cut = bool((samples < draws).any())
-        if cut:
+        cuts = [bool((plan.samples < plan.steps * self._first.step_samples).any()) for plan in plans]
+        if any(cuts):
             counting = np.arange(draws)[None] < samples[:, None]
             tensors["counting"] = to_device(counting, self.device).to(self.dtype).view(-1, batches, size)
-        exchanges = tuple(any(j < plan.steps and plan.mixing[j] is not None for plan in plans) for j in range(steps))
-        if any(exchanges):
+        exchanges = [tuple(mixing is not None for mixing in plan.mixing) for plan in plans]
+        if any(map(any, exchanges)):
             tensors["mixing"] = to_device(np.concatenate([_mixing_of_rows(plan, steps) for plan in plans]), self.device).to(self.dtype)
         counts = np.clip(samples[:, None] - np.arange(batches) * size, 0, size)
-        return _Work(tensors, counts, np.zeros_like(counts), cut, exchanges), numbers[:, steps].contiguous()
+        turns = [
+            self._turn(run, plan, numbers[self._sections[run], steps:], cut, own)
+            for run, (plan, cut, own) in enumerate(zip(plans, cuts, exchanges, strict=True))
+        ]
+        return _Work(tensors, counts, np.zeros_like(counts), turns)
 
-    def _starts(self, block: slice) -> Tensor:
-        """What rows begin with: their run's model, [rows, P], where it can be without a copy."""
-        models = self.state.model
-        first, last = self._run_of_row[block.start], self._run_of_row[block.stop - 1]
-        if first == last:
-            return models[first : first + 1].expand(block.stop - block.start, -1)
-        return models.index_select(0, self._run[block])
+    def _turn(self, run: int, plan: Plan, numbers: Tensor, cut: bool, exchanges: tuple[bool, ...]) -> _Turn:
+        """A run's part in a round. numbers: [rows, 2], the rows' weights and the schedule's mean rate."""
+        member, section, one = self.members[run], self._sections[run], slice(run, run + 1)
+        reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
+        fabric = Fabric(self._first.algorithm.federated, len(plan.ids), int(reports.sum()), member.traffic)
+        slots = {name: slot[section] for name, slot in self._client_slots.items()}
+        member.clients.check_out(plan.ids, member.round, slots)
+        lost = np.flatnonzero(~reports)
+        kept = {name: slot[torch.from_numpy(lost)].clone() for name, slot in slots.items()} if len(lost) else {}
+        server = Server(
+            member.experiment.server,
+            {name: values[one] for name, values in self._server_hyper.items()},
+            self._server_lr[one],
+            numbers[:1, 1:].clone(),
+            self._layers,
+        )
+        clients = Clients(plan.ids, numbers[:, 0].clone(), slots, fabric, server)
+        lost_rows = frozenset((section.start + lost).tolist())
+        return _Turn(plan, section, self.state.of_runs(one), clients, cut, exchanges, int(reports.sum()), lost_rows, kept)
 
-    def _common_models(self, block: slice) -> Tensor | None:
-        """The models of whole runs that a block of rows consists of, if there are equally many rows of each; else None."""
-        first, last = self._run_of_row[block.start], self._run_of_row[block.stop - 1]
-        if first == last:
-            return self.state.model[first : first + 1]
-        whole = sum(self._rows[first : last + 1]) == block.stop - block.start
-        return self.state.model[first : last + 1] if whole and len(set(self._rows[first : last + 1])) == 1 else None
+    def _train_rows(self, work: _Work) -> None:
+        """All local steps of all rows, block by block.
 
-    def _train_rows(self, work: _Work, weights: Tensor) -> None:
-        """All local steps of all rows, block by block. Each place takes its share of the blocks; on a CPU, each in a thread.
-
-        Which thread trains a row does not change its numbers.
+        On a CPU the blocks of a run are shared among threads, each with a core and a sum of its own; on a GPU blocks of all runs are
+        branches of a graph, whose ends are summed one after the other. Which neighbours a block has does not change its numbers.
         """
-        lanes = len(self._places)
-        if self._streams and len(self._blocks) > 1:
+        if self._streams:
             self._ends.zero_()
-
+        threaded = [run for run, threads in enumerate(self._threads) if threads > 1]
+        others = [block for run, own in enumerate(self._blocks) if run not in threaded for block in own]
+        for first in range(0, len(others), self._branches):
+            wave = dict(enumerate(others[first : first + self._branches]))
+            self._train_blocks(wave, work)
+            for lane, block in wave.items():
+                self._collect(lane, 0, block, work)
         if self._pool is None:
-            for first in range(0, len(self._blocks), lanes):
-                wave = dict(enumerate(self._blocks[first : first + lanes]))
-                self._train_blocks(wave, work)
-                for lane, block in wave.items():
-                    self._collect(lane, block, weights)
             return
 
-        def share(lane: int) -> None:
-            for block in self._blocks[lane::lanes]:
-                self._train_blocks({lane: block}, work)
-                self._collect(lane, block, weights)
+        def share(thread: int) -> None:
+            for run in threaded:
+                for block in self._blocks[run][thread :: self._threads[run]] if thread < self._threads[run] else []:
+                    self._train_blocks({thread: block}, work)
+                    self._collect(thread, thread, block, work)
 
-        shares = [self._pool.submit(share, lane) for lane in range(lanes)]
+        shares = [self._pool.submit(share, thread) for thread in range(max(self._threads))]
         try:
             for done in shares:
                 done.result()
@@ -512,42 +574,50 @@ class Trainer:
             self._abandoned = True
             raise
 
-    def _train_events(self, algorithm: EventDriven, work: _Work, plans: list[Plan]) -> None:
+    def _train_events(self, algorithm: EventDriven, work: _Work) -> None:
         """A block of events of each run: gradients that do not depend on each other together, all else in its order."""
         asked = work.asked
-        for run, (member, plan, section) in enumerate(zip(self.members, plans, self.fabric.sections, strict=True)):
-            program = plan.program
-            assert program is not None
+        for run, (member, turn) in enumerate(zip(self.members, work.turns, strict=True)):
+            program, section, state = turn.plan.program, turn.section, turn.state
+            assert program is not None and isinstance(state, WorkersState)
             own = {name: tensor[section] for name, tensor in work.tensors.items()}
             draws = Draws(
                 self.split.train,
                 own["indices"],
                 own["streams"],
                 own["cursors"],
-                own.get("counting"),
+                own["counting"] if turn.cut else None,
                 self._row_meter[section],
                 work.counts[section],
                 asked[section],
             )
             for step in program.schedule:
                 if step.kind != "gradients":
-                    algorithm.communicate(self.state, run, program, step.positions, member.traffic)
+                    algorithm.communicate(state, 0, program, step.positions, member.traffic)
                     continue
-                algorithm.before(self.state, run, program, step.positions)
+                algorithm.before(state, 0, program, step.positions)
                 workers, nth = program.events.worker[step.positions], program.nth[step.positions]
-                self._train_at_once(algorithm, run, section.start, workers, nth, draws, own["lr"])
-            algorithm.settle(self.state, run, program)
+                self._train_at_once(algorithm, run, state, turn.clients.slots, workers, nth, draws, own["lr"])
+            algorithm.settle(state, 0, program)
 
     def _train_at_once(
-        self, algorithm: EventDriven, run: int, first: int, workers: Indices, nth: Indices, draws: Draws, lr: Tensor
+        self,
+        algorithm: EventDriven,
+        run: int,
+        state: WorkersState,
+        client_slots: Tensors,
+        workers: Indices,
+        nth: Indices,
+        draws: Draws,
+        lr: Tensor,
     ) -> None:
-        """One local step of some workers of a run, int64 [n], whose rows begin at `first`; each its nth of the round."""
-        assert isinstance(self.state, WorkersState)
+        """One local step of some workers of a run, int64 [n]; each its nth of the round."""
         which, step = to_device(workers, self.device), to_device(nth, self.device)
+        first = self._sections[run].start
         place = self._places[0].parameters[: len(workers)]
-        starts = self.state.workers[run].index_select(0, which)
+        starts = state.workers[0].index_select(0, which)
         place.copy_(starts)
-        slots = {name: slot.index_select(0, first + which) for name, slot in self._client_slots.items()}
+        slots = {name: slot.index_select(0, which) for name, slot in client_slots.items()}
         hyper = {name: values[first : first + len(workers)] for name, values in self._hyper.items()}
         batch = draws.at(workers, nth)
         algorithm.step(
@@ -557,44 +627,48 @@ class Trainer:
             0,
         )
         for name, slot in slots.items():
-            self._client_slots[name].index_copy_(0, first + which, slot)
+            client_slots[name].index_copy_(0, which, slot)
         draws.meter.index_add_(0, which, batch.meter)
         draws.asked[workers, nth] += batch.asked
-        algorithm.after(self.state, run, which, starts, place)
+        algorithm.after(state, 0, which, starts, place)
 
-    def _collect(self, lane: int, block: slice, weights: Tensor) -> None:
-        """Take what a block has come to out of its place, which the next block needs; what was lost on the way is the old model."""
-        for row in self._lost:
-            if block.start <= row < block.stop:
-                self._places[lane].parameters[row - block.start].copy_(self.state.model[self._run_of_row[row]])
-        if len(self._blocks) == 1:
-            return
-        rows = self._places[lane].parameters[: block.stop - block.start]
+    def _collect(self, lane: int, thread: int, block: _Block, work: _Work) -> None:
+        """Take what a block has come to out of its place, which the next block needs; a row that is lost ends where it began."""
+        turn, place = work.turns[block.run], self._places[lane].parameters
+        for position, row in enumerate(range(block.rows.start, block.rows.stop)):
+            if row in turn.lost:
+                place[position].copy_(work.tensors["starts"][row] if self._starts_own else turn.state.model[0])
+        rows = place[: block.rows.stop - block.rows.start]
         if not self._streams:
-            self._ends[block].copy_(rows)
+            self._ends[block.rows].copy_(rows)
             return
-        for row, weight, run in zip(rows, weights[block], self._run_of_row[block], strict=True):
-            self._ends[lane, run].addcmul_(row, weight)
+        first = block.rows.start - turn.section.start
+        for end, weight in zip(rows, turn.clients.weights[first : first + len(rows)], strict=True):
+            self._ends[thread, block.run].addcmul_(end, weight)
 
-    def _train_blocks(self, wave: dict[int, slice], work: _Work) -> None:
+    def _train_blocks(self, wave: dict[int, _Block], work: _Work) -> None:
         """All local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""
         per_step = self._first.algorithm.batches_per_step
-        rows = slice(min(block.start for block in wave.values()), max(block.stop for block in wave.values()))
-        steps = work.tensors["lr"].shape[1]
+        rows = slice(min(block.rows.start for block in wave.values()), max(block.rows.stop for block in wave.values()))
+        turns = [work.turns[run] for run in sorted({block.run for block in wave.values()})]
+        steps = max(turn.plan.steps for turn in turns)
         length = GRAPH_STEPS if self.launcher.replays else steps
         for first in range(0, steps, length):
             last = min(first + length, steps)
             batches = slice(first * per_step, last * per_step)
             tensors = {name: tensor[rows] for name, tensor in work.tensors.items()}
-            for name in {"indices", "counting"} & tensors.keys():
-                tensors[name] = tensors[name][:, batches]
+            if not (cut := any(turn.cut for turn in turns)):
+                tensors.pop("counting", None)
+            for name, part in (("indices", batches), ("counting", batches), ("lr", slice(steps)), ("mixing", slice(steps))):
+                if name in tensors:
+                    tensors[name] = tensors[name][:, part]
             tensors["cursors"] = tensors["cursors"] + first * self._first.step_samples
             counts = work.counts[rows, batches]
             train = partial(self._train_segment, wave, rows, slice(first, last), counts, work)
-            key = None if work.cut else (rows.start, rows.stop, first, last, steps, work.exchanges)
+            key = None if cut else (rows.start, rows.stop, first, last, tuple((turn.plan.steps, turn.exchanges) for turn in turns))
             work.asked[rows, batches] += self.launcher.run(key, train, tensors)
 
-    def _train_segment(self, wave: dict[int, slice], rows: slice, steps: slice, counts: Indices, work: _Work, tensors: Tensors) -> Indices:
+    def _train_segment(self, wave: dict[int, _Block], rows: slice, steps: slice, counts: Indices, work: _Work, tensors: Tensors) -> Indices:
         """Some local steps of some blocks; how often each batch's gradient was asked for."""
         asked = np.zeros_like(counts)
         draws = Draws(
@@ -612,7 +686,7 @@ class Trainer:
                 self._train_block,
                 lane,
                 block,
-                slice(block.start - rows.start, block.stop - rows.start),
+                slice(block.rows.start - rows.start, block.rows.stop - rows.start),
                 steps,
                 draws,
                 work,
@@ -623,31 +697,34 @@ class Trainer:
         self.launcher.side_by_side(pieces)
         return asked
 
-    def _train_block(self, lane: int, block: slice, local: slice, steps: slice, draws: Draws, work: _Work, tensors: Tensors) -> None:
+    def _train_block(self, lane: int, block: _Block, local: slice, steps: slice, draws: Draws, work: _Work, tensors: Tensors) -> None:
         """Some local steps of a block of rows, in the place of a lane. `local` is where the block lies in `tensors` and `draws`."""
-        algorithm, place, cut = self._first.algorithm, self._places[lane], work.cut
-        size = block.stop - block.start
+        algorithm, place, turn = self._first.algorithm, self._places[lane], work.turns[block.run]
+        size = block.rows.stop - block.rows.start
         parameters = place.parameters[:size]
-        starts = tensors["starts"][local] if self._starts_own else self._starts(block)
+        starts = tensors["starts"][local] if self._starts_own else turn.state.model.expand(size, -1)
         slots = {name: slot[:size] for name, slot in place.slots.items()}
         if steps.start == 0:
             parameters.copy_(starts)
             for slot in slots.values():
                 slot.zero_()
-            if not self._starts_own and self.engine.shares and (models := self._common_models(block)) is not None:
-                self.engine.share(parameters, models)
-        slots |= {name: slot[block] for name, slot in self._client_slots.items()}
-        hyper = {name: values[block] for name, values in self._hyper.items()}
+            if not self._starts_own:
+                self.engine.share(parameters)
+        slots |= {name: slot[block.rows] for name, slot in self._client_slots.items()}
+        hyper = {name: values[block.rows] for name, values in self._hyper.items()}
         rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], self._first.optimizer, self._layers)
-        batches = draws.batches(local)
-        for j in range(steps.start, steps.stop):
+        batches = draws.batches(local, turn.cut)
+        last = min(steps.stop, turn.plan.steps)
+        for j in range(steps.start, last):
             step_batches = list(islice(batches, algorithm.batches_per_step))
             if self._abandoned:
                 break
-            active = np.array([batch.counts for batch in step_batches]).any(0) if cut else None
+            active = np.array([batch.counts for batch in step_batches]).any(0) if turn.cut else None
             gradient: Gradient = self.engine.gradient
             if j == 0 and self._noise is not None:
-                gradient = self._noise.watching(gradient, lane, block)
+                gradient = self._noise.watching(
+                    gradient, block.index % max(self._branches, self._threads[block.run]), block.run, block.rows
+                )
             if active is None or active.all():
                 algorithm.step(rows, gradient, step_batches, j)
             elif active.any():
@@ -659,61 +736,49 @@ class Trainer:
                     tensor.copy_(torch.where(idle, kept, tensor))
             else:
                 break
-            if work.exchanges[j]:
-                _mix(parameters, tensors["mixing"][local][:, j])
-        if ("drift" in self._measures or "norm" in self._shows) and steps.stop == len(work.exchanges):
-            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=self._row_travel[block])
+            if turn.exchanges[j]:
+                # Copies: at another address a product may have other last bits.
+                parameters.copy_(tensors["mixing"][local, j].clone() @ parameters)
+        if ("drift" in self._measures or "norm" in self._shows) and last == turn.plan.steps > steps.start:
+            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=self._row_travel[block.rows])
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
         """The present line of metrics of some runs; the training figures are running means since their last one. Reads back."""
-        which = list(runs)
-        ended = {self.members[run].finished for run in which}
-        if len(ended) > 1 and self.split.test.glance < len(self.split.test):
-            return [self.evaluate([run])[0] for run in which]  # only those that have ended are looked at as a whole
-        state = self.state if which == list(range(len(self.members))) else self.state.of_runs(which)
-        models = self._first.algorithm.models(state)
-        figures: dict[str, list[list[float]] | None] = {}
-        whole = ended == {True}
+        return [self._evaluate(run) for run in runs]
+
+    def _evaluate(self, run: int) -> Metrics:
+        member, whole = self.members[run], self.members[run].finished
+        # A copy, as all that is evaluated: at another address a product may have other last bits.
+        models = self._first.algorithm.models(self.state.of_runs(slice(run, run + 1))).clone()
         if whole and self.split.test.glance < len(self.split.test):
             count = len(self.split.validation) + len(self.split.test)
             self._notify(f"the last evaluation looks at all {count:,} samples of the validation and test sets")
+        loss, correct, targets = self._meter[run].tolist()
+        metrics: Metrics = {
+            "round": member.round,
+            "samples": member.samples,
+            "epoch": member.samples / len(self.split.train),
+            "lr": member.lr,
+            "train/loss": _finite(loss / max(1, targets)),
+            "train/acc": _finite(correct / max(1, targets)),
+        }
         for name, samples in (("val", self.split.validation), ("test", self.split.test)):
-            if not len(samples):
-                figures[name] = None
-                continue
-            looked_at = torch.arange(len(samples) if whole else samples.glance, device=self.device)
-            totals = self.engine.evaluate(models, samples, looked_at).view(len(which), -1, METER).mean(1)
-            figures[name] = (totals / totals[:, 2:]).tolist()
-        meters = self._meter[which].tolist()
-        noise = self._noise.values().tolist() if self._noise is not None else []
-        rows = []
-        for position, run in enumerate(which):
-            member = self.members[run]
-            loss, correct, targets = meters[position]
-            metrics: Metrics = {
-                "round": member.round,
-                "samples": member.samples,
-                "epoch": member.samples / len(self.split.train),
-                "lr": member.lr,
-                "train/loss": _finite(loss / max(1, targets)),
-                "train/acc": _finite(correct / max(1, targets)),
-            }
-            for name, values in figures.items():
-                metrics[f"{name}/loss"] = None if values is None else _finite(values[position][0])
-                metrics[f"{name}/acc"] = None if values is None else values[position][1]
-            rows.append(
-                {
-                    **metrics,
-                    **({"noise_scale": _finite(noise[run])} if noise else {}),
-                    **({"J": member.J} if not self._first.local_steps.steady else {}),
-                    **({"asked": member.evaluated} if self._first.participation.asks else {}),
-                    **asdict(member.traffic),
-                    "seconds": member.seconds,
-                    "flops": self.sample_flops * member.computed + (self.forward_flops * member.evaluated if member.evaluated else 0),
-                }
-            )
-            self._meter[run].zero_()
-        return rows
+            metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
+            if len(samples):
+                looked_at = torch.arange(len(samples) if whole else samples.glance, device=self.device)
+                totals = self.engine.evaluate(models, samples, looked_at).mean(0)
+                metrics[f"{name}/loss"], metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
+                metrics[f"{name}/loss"] = _finite(metrics[f"{name}/loss"] or 0.0)
+        self._meter[run].zero_()
+        return {
+            **metrics,
+            **({} if self._noise is None else {"noise_scale": _finite(float(self._noise.values()[run]))}),
+            **({"J": member.J} if not self._first.local_steps.steady else {}),
+            **({"asked": member.evaluated} if self._first.participation.asks else {}),
+            **asdict(member.traffic),
+            "seconds": member.seconds,
+            "flops": self.sample_flops * member.computed + (self.forward_flops * member.evaluated if member.evaluated else 0),
+        }
 
     def weights(self, run: int = 0) -> Tensor:
         """A run's model, [P], on the host."""
@@ -761,26 +826,11 @@ class Trainer:
         member.traffic = Traffic(**checkpoint["traffic"])
 
 
-def _lost_rows(plans: list[Plan]) -> list[int]:
-    """The rows whose clients drop out before they report."""
-    reports = [np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports for plan in plans]
-    lost: list[int] = np.flatnonzero(~np.concatenate(reports)).tolist()
-    return lost
-
-
 def _mixing_of_rows(plan: Plan, steps: int) -> Reals:
     """The weights of each row in every mixing of a round, float64 [rows, steps, rows]; where nothing is exchanged, only its own."""
     rows = len(plan.ids)
     own = np.eye(rows)
     return np.stack([own if j >= plan.steps or (mixing := plan.mixing[j]) is None else mixing for j in range(steps)], 1)
-
-
-def _mix(parameters: Tensor, weights: Tensor) -> None:
-    """Mix models [rows, P] within each run by weights [rows, rows of a run], in place."""
-    rows = weights.shape[1]
-    for first in range(0, len(parameters), rows):  # run by run: in a product with zeros, one that has diverged would spoil the others
-        run = slice(first, first + rows)
-        parameters[run] = weights[run] @ parameters[run]
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,58 @@
+"""What a model must be to be trained as a row of numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fl_hydra.data.dataset import Card
+from fl_hydra.errors import require
+from fl_hydra.training.cost import example
+
+
+def check_architecture(module: nn.Module, card: Card) -> None:
+    """Refuse, from one forward and backward pass of one sample, models that engines would train differently, or not at all.
+
+    Raises:
+        UserError: it has buffers, draws random numbers, or has parameters that are frozen or have no part in its output.
+    """
+    name = type(module).__name__
+    buffers = [key for key, _ in module.named_buffers()]
+    require(
+        not buffers, f"model {name}: {_few(buffers)} are buffers, such as running statistics, which are not supported; use GroupNorm, say"
+    )
+    frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
+    require(not frozen, f"model {name}: {_few(frozen)} have requires_grad=False; every parameter is trained: leave that out")
+    module.train()
+    inputs = example(card)
+    with _Draws() as draws:
+        output = module(inputs)
+    require(
+        not draws.found,
+        f"model {name}: its forward pass draws random numbers ({_few(draws.found)}), as Dropout does; they would differ from engine to "
+        "engine and after an interruption: leave such layers out",
+    )
+    gradients = torch.autograd.grad(output.sum(), list(module.parameters()), allow_unused=True)
+    unused = [key for (key, _), gradient in zip(module.named_parameters(), gradients, strict=True) if gradient is None]
+    require(not unused, f"model {name}: {_few(unused)} have no part in its output; leave them out")
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes operations that draw from a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if torch.Tag.nondeterministic_seeded in func.tags and name not in self.found:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
