@@ -13,6 +13,30 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+AS_BEFORE = "as_before"
+
+
+def as_before(value: Any) -> dict[str, Any]:
+    """The record of a field that a part, or an experiment, got after runs had been made: its `metadata`.
+
+    `value` is the one, as a plain value, that trains as all did before there was the field. There the field is left out of a run's
+    name, so that earlier runs keep theirs; at every other value, the default or not, it is in the name. Once it has been released, the
+    record is never changed, even if the default is.
+
+        momentum: float = field(default=0.0, metadata=as_before(0.0))
+    """
+    return {AS_BEFORE: value}
+
+
+def records(cls: type[Any]) -> dict[str, Any]:
+    """What means "as before" in each field of a dataclass that has a record; one that a base class wrote holds in subclasses too."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for field in base.__dict__.get("__dataclass_fields__", {}).values():
+            if AS_BEFORE in field.metadata:
+                found[field.name] = field.metadata[AS_BEFORE]
+    return found
+
 
 @dataclasses.dataclass
 class Component:
@@ -27,7 +51,10 @@ class Component:
     """The top-level keys (of `N_c` and `gamma`) that this part reads; where no part reads one, it is irrelevant."""
 
     def identity(self) -> dict[str, Any]:
-        """What of this part is in a run's name, as plain values: all fields, unless one has no effect with the others."""
+        """What of this part may be in a run's name, as plain values: all fields, unless one has no effect with the others.
+
+        A field of the first release that has no effect is None; a later one is what :func:`as_before` says, at which it is left out.
+        """
         return dataclasses.asdict(self)
 
 

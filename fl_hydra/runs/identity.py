@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.registry import Component
+from fl_hydra.registry import Component, records
 from fl_hydra.training.experiment import Experiment
 
 
@@ -16,18 +16,38 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     """The part of a run's configuration that changes its result, as plain values.
 
     Irrelevant keys are null, as the experiment holds only what is read; each component carries its version, and the data
-    their fingerprint. Where, how fast and under whose eyes a run trains is not part of it.
+    their fingerprint. Fields that came later are there only where they are not as before (:func:`fl_hydra.registry.as_before`), and
+    revisions only where there are any, so that runs made before them keep their names. Where, how fast and under whose eyes a run
+    trains is not part of it.
     """
     described: dict[str, Any] = {}
     for field in fields(experiment):
         value = getattr(experiment, field.name)
         if isinstance(value, Component):
-            described[field.name] = {**value.identity(), "version": value.version}
+            described[field.name] = {**_changed(value.identity(), type(value)), "version": value.version}
         elif field.name == "card":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":
             described[field.name] = value
-    return described
+    described = _changed(described, type(experiment))
+    revisions = _revisions(experiment)
+    return {**described, "revisions": revisions} if revisions else described
+
+
+def _changed(values: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """These values of a dataclass without those of later fields that are as before."""
+    before = records(cls)
+    return {name: value for name, value in values.items() if name not in before or value != before[name]}
+
+
+def _revisions(experiment: Experiment) -> dict[str, int]:
+    """What was mended in a way that changes some runs' results and leaves others alone: by its name, how it trains now, from 2.
+
+    The version of a component would rename every run that has it. A revision belongs here, and is returned only where it can change
+    the result, so that all other runs keep their names. It may depend on anything in the experiment but the seed, over which the report
+    takes means.
+    """
+    return {}
 
 
 def run_hash(experiment: Experiment) -> str:
