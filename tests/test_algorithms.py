@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_hydra.algorithms.base import Algorithm, State
+from fl_hydra.algorithms.base import Algorithm, State, algorithms
+from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.optim.base import Layers
 from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.participation.base import Cohort
+from fl_hydra.runs.identity import describe
 from fl_hydra.training.fabric import Fabric, Traffic
 from fl_hydra.training.rows import Batch, Clients, Gradient, Rows, Server
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import experiment, trainer
+from tests.support.make import experiment, kind, trainer
 
 
 def assert_exact(actual: Tensor, expected: Tensor) -> None:
@@ -75,6 +77,118 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
         nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
         optimizer.step()
         assert_exact(run.state.model[0], weights_of(module, run))
+
+
+AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples=1155"), "fedavg": ("K=10", "C=0.3", "J=3", "samples=700")}
+"""Budgets that leave a part of a batch at the end, of other sizes to different rows."""
+
+
+@pytest.mark.parametrize("more", [(), ("local_steps.spread=0.5",)], ids=["", "spread"])
+@pytest.mark.parametrize("algorithm", list(algorithms))
+def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: str, more: tuple[str, ...]) -> None:
+    """b of B samples, b / B of the rate: of each row by itself, in every method. The rate of the metrics stays the schedule's."""
+    if more and (kind(algorithm) == "centralized" or issubclass(algorithms[algorithm], EventDriven) or algorithms[algorithm].in_step):
+        return
+    run = trainer(
+        f"algorithm={algorithm}",
+        "batch_size=16",
+        "optimizer=sgd",
+        "optimizer.lr=0.25",
+        "scheduler=constant",
+        *AWKWARD[kind(algorithm)],
+        *more,
+    )
+    method = run.member.experiment.algorithm
+    original, parts = method.step, list[float]()
+
+    def step(rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        b = np.array([batch.counts for batch in batches]).sum(0)
+        assert rows.lr[:, j].tolist() == pytest.approx((0.25 * b / (16 * len(batches))).tolist(), rel=1e-6)
+        parts.extend(b.tolist())
+        original(rows, gradient, batches, j)
+
+    method.step = step  # type: ignore[method-assign]
+    while not run.finished:
+        run.run_round()
+    assert sum(parts) == run.member.samples == run.member.experiment.budget
+    assert any(0 < part < 16 * method.batches_per_step for part in parts)
+    assert run.evaluate()[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("optimizer", ["sgdm", "lars", "adamw"])
+def test_of_a_last_step_only_the_new_part_is_scaled(optimizer: str) -> None:
+    """LARS keeps rates inside its velocity: the old velocity is not scaled. SGD with momentum and AdamW take their rule at that rate."""
+    algorithm = RecordingLocalSGD()
+    settings = (
+        "algorithm=localsgd",
+        "K=1",
+        "J=4",
+        "precision=fp64",
+        "batch_size=16",
+        f"optimizer={optimizer}",
+        "samples=53",
+        "scheduler=constant",
+    )
+    run = trainer(*settings, algorithm=algorithm)
+    rule = run.member.experiment.optimizer
+    weights = run.state.model.clone()
+    slots = {name: torch.zeros(1, run.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
+    hyper = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in rule.hyper.items()}
+    run.run_round()
+    assert run.finished
+    for (inputs, targets, _), b in zip(algorithm.seen, (16, 16, 16, 5), strict=True):
+        module = module_of(run)
+        with torch.no_grad():
+            for parameter, value in zip(module.parameters(), run.layout.views(weights[0]).values(), strict=True):
+                parameter.copy_(value)
+        nn.functional.cross_entropy(module(inputs[0, :b]), targets[0, :b]).backward()
+        gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)[None]
+        rule.step(weights, gradient, slots, hyper, torch.tensor([[rule.lr * b / 16]], dtype=torch.float64), run.layout.layers)
+    assert_exact(run.state.model, weights)
+
+
+def test_a_budget_that_ends_within_a_batch_has_another_name_than_before_and_no_other_run_has() -> None:
+    def revised(*overrides: str) -> object:
+        return describe(experiment(*overrides)).get("revisions")
+
+    for overrides in (
+        ("algorithm=fedavg", "K=20", "C=0.2", "rounds=7"),
+        ("algorithm=fedavg", "K=20", "C=0.2", "batch_size=10", "samples=4000"),
+        ("samples=64000",),
+        ("algorithm=localsgd", "K=4", "samples=2560"),
+        ("algorithm=localsgd", "K=4", "J=8", "local_steps.spread=0.5", "rounds=3"),
+        ("algorithm=async_sgd", "K=4", "samples=640"),
+        ("algorithm=gossip_aga", "K=4", "J=8", "samples=2560"),
+    ):
+        assert revised(*overrides) is None, overrides
+    for overrides in (
+        ("algorithm=fedavg", "K=20", "C=0.2", "epochs=20"),
+        ("epochs=1",),
+        ("algorithm=localsgd", "K=4", "samples=2624"),  # whole batches, but not of all workers
+        ("algorithm=localsgd", "K=4", "J=8", "local_steps.spread=0.5", "samples=2560"),
+        ("algorithm=async_sgd", "K=4", "samples=650"),
+    ):
+        assert revised(*overrides) == {"cut_steps": 2}, overrides
+
+
+def test_slow_momentum_divides_by_the_mean_rate_of_the_rounds_steps() -> None:
+    """u = (x - mean) / gamma after the first round, whose rates rise from 1/20 to 8/20 of the peak; in the cut last round too, whose
+    steps of a part of a batch count as whole ones."""
+    settings = ("K=4", "J=8", "batch_size=8", "samples=1600", "precision=fp64", "optimizer=sgd", "optimizer.lr=0.2", "scheduler.warmup=0.4")
+    plain, slow = (trainer(f"algorithm={name}", *settings) for name in ("localsgd", "slowmo"))
+    start = slow.state.model.clone()
+    for run in (plain, slow):
+        run.run_round()
+    (velocity,) = [value for value in slow.state.server.values() if value.shape == start.shape]
+    assert_exact(velocity * float(0.2 * np.mean(np.arange(1, 9) / 20)), start - plain.state.model)
+    plan = trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").member.plan()
+    assert plan.steps == 3 and plan.mean_rate == pytest.approx(0.2)
+    assert plan.rates[:, 2].tolist() == pytest.approx([0.2 * 6 / 8, *[0.2 * 5 / 8] * 3])
+    constant, changing, single = (
+        describe(experiment("algorithm=slowmo", "K=4", "rounds=10", "scheduler=constant", *more)).get("revisions")
+        for more in ((), ("scheduler=cosine",), ("scheduler=cosine", "J=1"))
+    )
+    assert (constant, changing, single) == (None, {"mean_rate": 2}, None)
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])

@@ -295,7 +295,9 @@ def test_gossip_aga_is_gossip_pga_whose_period_follows_the_loss() -> None:
     periods = []
 
     def step(rows: Rows, gradient: Gradient, batches: list[Batch], j: int) -> None:
-        batches[0].meter[:, 0] += losses[run.member.round] * torch.from_numpy(batches[0].counts)
+        counts = torch.from_numpy(batches[0].counts)
+        batches[0].meter[:, 0] += losses[run.member.round] * counts
+        batches[0].meter[:, 2] += counts
 
     override(run, step=step)
     while not run.finished:
@@ -733,7 +735,8 @@ def test_nth_gradient_of_all_has_the_rate_of_the_nth_step_of_one(method: str) ->
         events = plan.program.events
         ticks = events.peer < 0
         rates += plan.rates[events.worker[ticks], plan.program.nth[ticks]].tolist()
-        assert plan.last_rate == rates[-1]
+        part = 1 / 2 if plan is plans[-1] else 1.0  # of 115 samples, in batches of 2
+        assert plan.last_rate * part == rates[-1]
     assert rates == [rate for plan in one for rate in plan.rates[0]]
 
 

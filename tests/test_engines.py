@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ from fl_hydra import config
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.data.dataset import Card
+from fl_hydra.errors import UserError
+from fl_hydra.models.base import Model
 from fl_hydra.training.choice import ENGINES, fastest
 from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
@@ -257,6 +260,108 @@ def test_batches_are_divided_where_not_even_one_row_fits(monkeypatch: pytest.Mon
     assert run.samples_at_once == CPU_GRADIENT_BATCH
     monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device: 2 * 2 * 100 * run._sample_bytes)
     assert trainer("batch_size=1000", "epochs=1").samples_at_once == 100
+
+
+def test_free_memory_decides_no_bit_unless_it_is_short_which_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = arguments("localsgd", "sgdm", "K=5")
+    usual = trainer(*settings, engine="stacked")
+    lines: list[str] = []
+    for free in (2**40, 2**30):
+        monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device, free=free: free)
+        other = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
+        assert (other.rows_at_once, other.samples_at_once) == (usual.rows_at_once, usual.samples_at_once)
+    assert not lines
+    monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device: 2 * 16 * 4 * usual._sample_bytes)
+    short = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
+    assert short.rows_at_once < 5
+    assert lines == [
+        f"memory is short: {short.rows_at_once} rows of a run at once in place of 5; with more memory the last digits would differ"
+    ]
+    again = Trainer(experiment(*settings), engine="stacked", rows_at_once=usual.rows_at_once, notify=lines.append)
+    assert again.rows_at_once == usual.rows_at_once, "what a run was begun with is what it goes on with"
+
+
+class Odd(nn.Module):
+    """A linear model, and what a test adds to it."""
+
+    def __init__(self, add: Callable[[nn.Module], None]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+        self.between: Callable[[Tensor], Tensor] = lambda value: value
+        add(self)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.between(inputs.flatten(1)))
+        return logits
+
+
+def _freeze(module: nn.Module) -> None:
+    next(module.parameters()).requires_grad_(False)
+
+
+def _between(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+    return lambda module: setattr(module, "between", function)
+
+
+ODD: dict[str, tuple[Callable[[nn.Module], None], str]] = {
+    "a dropout layer": (_between(nn.Dropout(0.5)), "draws random numbers"),
+    "a functional dropout": (_between(nn.functional.dropout), "draws random numbers"),
+    "a random rectifier": (_between(nn.RReLU()), "draws random numbers"),
+    "noise": (_between(lambda value: value + torch.randn_like(value)), "draws random numbers"),
+    "batch normalisation": (_between(nn.BatchNorm1d(256)), "between.running_mean.* are buffers"),
+    "a frozen parameter": (_freeze, "linear.weight have requires_grad=False"),
+    "an unused parameter": (
+        lambda module: setattr(module, "spare", nn.Linear(2, 2)),
+        "spare.weight, spare.bias have no part in its output",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+@pytest.mark.parametrize("what", list(ODD))
+def test_models_that_engines_would_train_differently_are_refused_by_all(what: str, engine: str) -> None:
+    @dataclass
+    class OddModel(Model):
+        name: str = "odd"
+
+        def build(self, card: Card) -> nn.Module:
+            return Odd(ODD[what][0])
+
+    with pytest.raises(UserError, match=ODD[what][1]):
+        trainer("algorithm=fedavg", engine=engine, model=OddModel())
+
+
+def test_slots_of_a_method_and_of_an_optimizer_have_different_names() -> None:
+    @dataclass
+    class Clashing(FedAvg):
+        name: str = "clashing"
+        client_slots: ClassVar[dict[str, bool]] = {"control": True, "velocity": True}
+
+    with pytest.raises(TypeError, match="velocity is the name of a slot of an optimizer"):
+        algorithms.register(Clashing)
+    assert "clashing" not in algorithms
+    slots = trainer("algorithm=fedavg", "optimizer=sgdm").member.experiment.optimizer.slots
+    with pytest.raises(UserError, match=f"both have a slot {next(iter(slots))}"):
+        trainer("algorithm=fedavg", "optimizer=sgdm", algorithm=type("Own", (FedAvg,), {"client_slots": slots})())
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "gossip"])
+def test_a_gradient_away_from_a_rows_place_copies_no_module(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first round, in which a place for such gradients is made; and it is the gradient there."""
+
+    class Away(type(algorithms[algorithm]())):  # type: ignore[misc]
+        def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+            rows.descend(gradient(rows.parameters + 0.5 * gradient(rows.parameters, batches[0]), batches[0]), j)
+
+    run, other = (trainer(*arguments(algorithm, "sgd", "precision=fp64"), engine=name, algorithm=Away()) for name in ("loop", "stacked"))
+    run.run_round()
+    copies: list[object] = []
+    monkeypatch.setattr("fl_hydra.training.engines.copy.deepcopy", copies.append)
+    run.run_round()
+    assert not copies
+    for _ in range(2):
+        other.run_round()
+    torch.testing.assert_close(run.state.model, other.state.model, rtol=1e-12, atol=1e-12)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

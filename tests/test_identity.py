@@ -149,7 +149,7 @@ def test_later_fields_and_groups_of_the_experiment_are_left_out_too() -> None:
 
 
 def test_a_revision_renames_only_the_runs_whose_results_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_two, of_three = experiment("algorithm=localsgd", "K=2"), experiment("algorithm=localsgd", "K=3")
+    of_two, of_three = experiment("algorithm=localsgd", "K=2", "rounds=9"), experiment("algorithm=localsgd", "K=3", "rounds=9")
     before = run_hash(of_two), run_hash(of_three)
     monkeypatch.setattr(identity, "_revisions", lambda e: {"mean": 2} if e.K > 2 else {})
     assert run_hash(of_two) == before[0]

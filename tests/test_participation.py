@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from fl_hydra.participation.schemes import Everyone, Skewed, Uniform, log_dirich
 from fl_hydra.runs.identity import run_folder
 from fl_hydra.runs.packing import shape
 from fl_hydra.sharding.base import Sharding, Shards
-from fl_hydra.training.rows import Clients
+from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import config, experiment, trainer
 from tests.test_engines import under_guard
@@ -619,10 +619,10 @@ def test_packed_runs_choose_as_they_do_alone(name: str) -> None:
         for _ in range(4):
             together.run_round()
         for run, s in enumerate(settings):
-            alone = trainer(*s, engine="stacked")
+            alone = Trainer(experiment(*s), engine=engine, rows_at_once=rows)
             for _ in range(4):
                 alone.run_round()
-            torch.testing.assert_close(together.state.model[run], alone.state.model[0], rtol=1e-10, atol=1e-10)
+            assert torch.equal(together.state.model[run], alone.state.model[0])
             assert together.members[run].traffic == alone.member.traffic
             assert together.members[run].evaluated == alone.member.evaluated
 
@@ -697,6 +697,52 @@ def test_one_that_diverges_and_drops_out_does_no_harm() -> None:
     for _ in range(2):
         run.run_round()
     assert run.state.model.isfinite().all()
+
+
+@dataclass
+class Remembering(FedAvg):
+    """Clients that count their steps and the rounds that they were told about, and begin at a place of their own."""
+
+    client_slots: ClassVar[dict[str, bool]] = {"steps": False, "told": True}
+
+    def start(self, state: State, clients: Clients) -> Tensor:
+        return clients.receive(state.model) + torch.from_numpy(clients.ids)[:, None] / 100
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        super().step(rows, gradient, batches, j)
+        rows.slots["steps"] += 1
+
+    def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
+        self.seen = (clients.ids, clients.weights.tolist(), (ends - starts).abs().amax(1).tolist())
+        clients.slots["told"] += 1
+        state.model.copy_(clients.mean(ends))
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_a_client_that_drops_out_has_lost_its_round(engine: str) -> None:
+    """Its state is what it was, its weight is 0, and what stands for its end is its own start; so too where nobody is left."""
+    method = Remembering()
+    run = made("participation.dropout=0.5", algorithm=method, engine=engine)
+    reported, nobody = np.zeros(8), 0
+    for number in range(12):
+        if number == 5:
+            run.member.experiment.participation.dropout = 1 - 1e-12
+        method.seen = (np.zeros(0, np.int64), [], [])
+        before = run.state.model.clone()
+        run.run_round()
+        ids, weights, moved = method.seen
+        nobody += len(ids) == 0
+        assert torch.equal(run.state.model, before) == (not len(ids))
+        for client, weight, distance in zip(ids, weights, moved, strict=True):
+            reported[client] += weight > 0
+            assert (weight > 0) == (distance > 0)
+        run.member.experiment.participation.dropout = 0.5
+    assert nobody and reported.any()
+    run.member.clients.retire()
+    for k in range(8):
+        state = run.member.clients._load(k)
+        found = (0.0, 0.0) if state is None else (float(state["steps"]), float(state["told"][0]))
+        assert found == (2 * reported[k], reported[k])
 
 
 def test_importance_sampling_stays_unbiased_when_clients_drop_out() -> None:

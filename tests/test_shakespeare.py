@@ -12,6 +12,7 @@ import torch
 from fl_hydra.data.shakespeare import Shakespeare, ShakespeareSequences, TextDataset
 from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
+from fl_hydra.runs.identity import describe
 from fl_hydra.training.text import Text
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
@@ -239,6 +240,21 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     run._losses(0, ids, None)
     (line,) = lines
     assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
+
+
+def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Path) -> None:
+    """Sequences are padded: what the rule for local steps is told is the training loss of the metrics."""
+    write_shakespeare(tmp_path)
+    given = (*SPEECHES, "K=6", "algorithm=localsgd", "J=2", "batch_size=2", "samples=120", "precision=fp64", "local_steps=loss")
+    run = Trainer(experiment(*given, f"data={tmp_path}"), engine="loop")
+    told: list[float] = []
+    rule = run.member.experiment.local_steps
+    rule.learn = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
+    run.run_round()
+    targets = float(run._row_meter[:, 2].sum())
+    assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.card.targets, "else the test says nothing"
+    assert told == [pytest.approx(run.evaluate()[0]["train/loss"], rel=1e-12)]
+    assert describe(run.member.experiment)["revisions"]["counted_loss"] == 2
 
 
 def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

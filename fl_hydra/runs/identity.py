@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.registry import Component, records
 from fl_hydra.training.experiment import Experiment
 
@@ -47,7 +48,27 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     the result, so that all other runs keep their names. It may depend on anything in the experiment but the seed, over which the report
     takes means.
     """
-    return {}
+    mended = {
+        "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
+        "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
+        "counted_loss": experiment.local_steps.name == "loss" and experiment.card.everywhere,  # a loss is over the targets there are
+    }
+    return {name: 2 for name, applies in mended.items() if applies}
+
+
+def _ends_within_a_batch(e: Experiment) -> bool:
+    """Whether the budget may leave some step with a part of its samples."""
+    if e.local_steps.spread:  # rows take different numbers of steps, so that a cut round may cut any of them
+        return e.round_samples is None or e.budget % e.round_samples != 0
+    together = 1 if isinstance(e.algorithm, EventDriven) else e.m  # events end with one worker, rounds are divided among all rows
+    return e.budget % (together * e.step_samples) != 0
+
+
+def _divides_by_changing_rates(e: Experiment) -> bool:
+    """Whether the outer step divides by the local rate, and that may change within a round."""
+    changes = e.scheduler.name != "constant" or e.scheduler.warmup > 0
+    several = e.J != 1 or not e.local_steps.steady
+    return e.server.divides_by_rate and not e.server.averages and changes and several
 
 
 def run_hash(experiment: Experiment) -> str:

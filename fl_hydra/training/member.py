@@ -134,7 +134,6 @@ class Member:
         steps = -(-int(samples.max()) // e.step_samples)
         done = self.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
         factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
-        schedule = e.peak_lr * np.array(factors)
         # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
         mixing = [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)]
         weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
@@ -153,9 +152,9 @@ class Member:
             ids,
             samples,
             steps,
-            schedule * _parts_of_batches(samples, steps, e.step_samples),
-            float(schedule.mean()),
-            float(schedule[-1]),
+            e.peak_lr * np.array(factors) * _parts_of_batches(samples, steps, e.step_samples),
+            e.peak_lr * float(np.mean(factors)),
+            e.peak_lr * factors[-1],
             weights,
             mixing,
             self.seconds + (self._own_seconds(ids, samples, mixing) if e.data_parallel == 1 else self._shared_seconds(int(samples[0]))),
