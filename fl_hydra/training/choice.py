@@ -27,20 +27,24 @@ LARGE_STEP = 5 * 10**6
 """Bytes of activations of a row's step from which a CPU spends its time in the convolutions themselves, and not in calling them:
 LeNet from batch 16 on, the small network never."""
 
+FEW_ROWS = 4
+"""Rows of a run from which one call for all of them takes less time than a call for each."""
 
-def candidates(device: torch.device, layout: Layout, step_bytes: int, precision: Precision) -> list[str]:
+
+def candidates(device: torch.device, layout: Layout, step_bytes: int, precision: Precision, rows: int) -> list[str]:
     """What `engine=auto` has to choose from; more than one only where nothing but a measurement can tell.
 
     Where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU. On a CPU a large stacked
-    convolution takes 1.5 to 2.5 times as long as one row after the other, and in fp16 a hundred times. On a GPU it depends on
-    the card and its cuDNN whether grouped convolutions, matrix products or parallel branches of plain ones win.
+    convolution takes 1.5 to 2.5 times as long as one row after the other, and in fp16 a hundred times; a stack of one row takes 2.5
+    times as long as the row by itself. On a GPU it depends on the card and its cuDNN whether grouped convolutions, matrix products or
+    parallel branches of plain ones win.
 
     Args:
-        step_bytes: what the forward pass of one row's batch keeps for its backward pass.
+        step_bytes: what the forward pass of one row's batch keeps for its backward pass. rows: of a run in a round.
     """
     convolutional = any(len(shape) == 4 for shape in layout.shapes)
     if device.type == "cpu":
-        if layout.recurrent:  # one long call of oneDNN for each row; stacks of them are copied together
+        if layout.recurrent or rows < FEW_ROWS:  # an LSTM is one long call of oneDNN for each row; stacks of them are copied together
             return ["loop"]
         slow_when_grouped = step_bytes >= LARGE_STEP or precision.compute == torch.float16
         return ["loop" if convolutional and slow_when_grouped else "stacked"]

@@ -215,7 +215,7 @@ class Trainer:
     def _choose(self, experiments: Sequence[Experiment]) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
         first = self._first
-        names = candidates(self.device, self.layout, self._sample_bytes * first.batch_size, self.precision)
+        names = candidates(self.device, self.layout, self._sample_bytes * first.batch_size, self.precision, first.m)
         if len(names) == 1:
             return names[0]
         rows = sum(experiment.m for experiment in experiments)
