@@ -6,7 +6,7 @@ DEMO := section=demo
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
-.PHONY: help setup demo test lint bench peers gpu-check cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
+.PHONY: help setup demo test lint bench peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to comp
 
 gpu-check: setup ## on a GPU: its tests, the benchmark, the required figures, two full runs; outputs/gpu-check.md
 	$(RUN) -m benchmarks.gpu_check
+
+gpu-tables: setup ## on a GPU, with CIFAR-100 in data: the tables of docs, three seeds each; continues where it was, ARGS="--seconds 600" limits it
+	$(RUN) -m benchmarks.gpu_tables $(ARGS)
 
 cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour on two cores
 	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000
