@@ -79,7 +79,7 @@ class _Turn:
 
     section: its rows. state: what it carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
     cut: whether some row has fewer samples than its batches hold. exchanges: after which of its local steps rows exchange models.
-    reports: how many rows do not drop out. lost: the others. kept: of these, the client state that the round began with, by name.
+    reports: how many rows do not drop out. lost: the others. kept: of these, where client state lies, and what it was before the round.
     """
 
     plan: Plan
@@ -90,14 +90,12 @@ class _Turn:
     exchanges: tuple[bool, ...]
     reports: int
     lost: frozenset[int]
-    kept: dict[str, Tensor]
+    kept: list[tuple[Tensor, Tensor]]
 
     def put_back(self) -> None:
         """A client that drops out has lost its round: its state is that before it."""
-        if self.kept:
-            rows = [row - self.section.start for row in sorted(self.lost)]
-            for name, values in self.kept.items():
-                self.clients.slots[name][rows] = values
+        for place, before in self.kept:
+            place.copy_(before)
 
 
 @dataclass(frozen=True)
@@ -529,8 +527,8 @@ class Trainer:
         fabric = Fabric(self._first.algorithm.federated, len(plan.ids), int(reports.sum()), member.traffic)
         slots = {name: slot[section] for name, slot in self._client_slots.items()}
         member.clients.check_out(plan.ids, member.round, slots)
-        lost = np.flatnonzero(~reports)
-        kept = {name: slot[torch.from_numpy(lost)].clone() for name, slot in slots.items()} if len(lost) else {}
+        lost: list[int] = np.flatnonzero(~reports).tolist()
+        kept = [(slot[row], slot[row].clone()) for slot in slots.values() for row in lost]
         server = Server(
             member.experiment.server,
             {name: values[one] for name, values in self._server_hyper.items()},
@@ -539,7 +537,7 @@ class Trainer:
             self._layers,
         )
         clients = Clients(plan.ids, numbers[:, 0].clone(), slots, fabric, server)
-        lost_rows = frozenset((section.start + lost).tolist())
+        lost_rows = frozenset(section.start + row for row in lost)
         return _Turn(plan, section, self.state.of_runs(one), clients, cut, exchanges, int(reports.sum()), lost_rows, kept)
 
     def _train_rows(self, work: _Work) -> None:
