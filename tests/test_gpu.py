@@ -16,6 +16,7 @@ from tests.test_packing import assert_same, members, train
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
 SETTINGS = {
@@ -53,8 +54,8 @@ def assert_never_waits(run: Trainer) -> None:
     """In the third round, when graphs are recorded."""
     for _ in range(2):
         run.run_round()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         run.run_round()
     finally:
         torch.cuda.set_sync_debug_mode("default")
