@@ -48,7 +48,9 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     the result, so that all other runs keep their names. It may depend on anything in the experiment but the seed, over which the report
     takes means.
     """
+    e = experiment
     mended = {
+        "sharding": e.sharding.revised(e.dataset.census(e.card, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
         "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
         "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
         "counted_loss": experiment.local_steps.name == "loss" and experiment.card.everywhere,  # a loss is over the targets there are

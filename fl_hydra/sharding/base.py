@@ -112,6 +112,10 @@ class Sharding(Component):
             f"1 to {total // K}" + (f", or K from 1 to {total // least}" if least <= total else ""),
         )
 
+    def revised(self, census: Census, K: int, N_c: int | None, seed: int) -> bool:
+        """Whether these settings have other shards than they had in the first release, so that runs need another name."""
+        return False
+
     @abstractmethod
     def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
         """Divide these samples among K clients."""

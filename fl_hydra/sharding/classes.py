@@ -15,9 +15,10 @@ from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
+from fl_hydra.sharding.divisions import UndecidedError, groups, holders
 
 ATTEMPTS = 12
-EXACT = 1000
+FEW_STEPS = 2000
 SLACKS = (0.0, 0.1, 0.3, 1.0, float("inf"))
 
 
@@ -40,10 +41,14 @@ class Classes(Sharding):
         require(N_c is not None, f"sharding=classes needs the number of classes for each client: add N_c=1 to N_c={classes}")
         assert N_c is not None
         require(1 <= N_c <= classes, f"N_c={N_c}: the dataset has {classes} classes; choose N_c from 1 to {classes}")
-        if _division(tuple(counts.tolist()), K, N_c, seed) is None:
+        try:
+            found = "there is no division" if _division(tuple(counts.tolist()), K, N_c, seed) is None else ""
+        except UndecidedError:
+            found = "found no division"
+        if found:
             raise UserError(
-                f"K={K} N_c={N_c}: found no division that gives every client exactly {N_c} classes, equal sizes and every image to "
-                "someone; " + _what_works(counts, K, N_c, seed)
+                f"K={K} N_c={N_c}: {found} that gives every client exactly {N_c} class{'es' if N_c > 1 else ''}, equal sizes and "
+                "every image to someone; " + _what_works(counts, K, N_c)
             )
 
     def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
@@ -51,55 +56,64 @@ class Classes(Sharding):
         assert N_c is not None and labels is not None
         counts = np.bincount(labels)
         self.check(Census.of_classes(counts), K, N_c, seed)
-        taken = _division(tuple(counts.tolist()), K, N_c, seed)
-        assert taken is not None
-        return deal(labels, taken, seed)
+        division = _division(tuple(counts.tolist()), K, N_c, seed)
+        assert division is not None
+        return deal(labels, division.taken, seed)
+
+    def revised(self, census: Census, K: int, N_c: int | None, seed: int) -> bool:
+        # The first release left those that no draw could divide to an integer programme.
+        assert N_c is not None
+        return not _drawn(tuple(class_counts(census, self.name).tolist()), K, N_c, seed)
+
+
+@dataclass(frozen=True)
+class _Division:
+    """Images of each class for each client, int64 [K, classes], and whether classes were drawn or, where no draw worked, worked out."""
+
+    taken: Indices
+    drawn: bool
 
 
 @lru_cache(maxsize=4)
-def _division(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> NDArray[np.int64] | None:
-    """:func:`_divide`, once for the check and the shards: an integer programme may take its time, and has a limit of it."""
+def _division(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> _Division | None:
+    """:func:`_divide`, once for the check, the name and the shards."""
     return _divide(np.array(counts, np.int64), K, N_c, seed)
 
 
-def _divide(counts: Indices, K: int, N_c: int, seed: int, exhaustive: bool = True) -> NDArray[np.int64] | None:
-    """Images of each class for each client, int64 [K, classes], or None if there is no division.
+@lru_cache(maxsize=1024)
+def _drawn(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> bool:
+    division = _division(counts, K, N_c, seed)
+    return division is not None and division.drawn
 
-    Random draws of classes are tried first. Where none admits a flow, small requests are decided exactly by an integer
-    programme; large ones are refused.
+
+def _divide(counts: Indices, K: int, N_c: int, seed: int) -> _Division | None:
+    """The division of these images; None if there is none.
+
+    Random draws of classes are tried first. Where none admits a flow, classes are those that counting leads to, and the seed
+    only draws which client has which of them.
+
+    Raises:
+        UndecidedError: no draw has worked, and whether there is a division at all is not known.
     """
-    present = np.flatnonzero(counts)
-    total = int(counts.sum())
-    if K * N_c < len(present) or K * N_c > total:
-        return None  # some class would have no client, or some client too few images for its classes
+    try:
+        parts = groups(counts, K, N_c)
+        if parts is None:
+            return None
+    except UndecidedError:
+        parts = []
     for holds in _draws(counts, K, N_c, seed):
-        for slack in SLACKS:
-            taken = _flow(counts, holds, N_c, slack)
-            if taken is not None:
-                return taken
-    return _integer_programme(counts, K, N_c) if exhaustive and K * len(present) <= EXACT else None
+        if (taken := _even_flow(counts, holds, N_c)) is not None:
+            return _Division(taken, True)
+    if parts and (held := holders(counts, parts, N_c)) is not None:
+        taken = _even_flow(counts, held[generator(seed, "shards-held").permutation(K)], N_c)
+        if taken is not None:
+            return _Division(taken, False)
+    raise UndecidedError
 
 
-def _integer_programme(counts: Indices, K: int, N_c: int) -> NDArray[np.int64] | None:
-    """Choose classes and shares at once: binary `holds` and integer `taken`, both [K, classes]; None if impossible."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import block_array, eye_array, kron
-
-    L, sizes = len(counts), equal_sizes(int(counts.sum()), K)
-    per_client, per_class = kron(eye_array(K), np.ones((1, L))), kron(np.ones((1, K)), eye_array(L))
-    at_most, one = kron(eye_array(K), np.diag(counts)), eye_array(K * L)
-    rows = block_array([[per_client, None], [None, per_client], [per_class, None], [one, -at_most], [one, -one]])
-    zero, free = np.zeros(K * L), np.full(K * L, np.inf)
-    low = np.concatenate([sizes, np.full(K, N_c), counts, -free, zero])
-    high = np.concatenate([sizes, np.full(K, N_c), counts, zero, free])
-    bounds = Bounds(0, np.concatenate([np.tile(counts, K), np.tile(counts > 0, K)]))
-    found = milp(
-        np.zeros(2 * K * L), integrality=1, bounds=bounds, constraints=LinearConstraint(rows, low, high), options={"time_limit": 20}
-    )
-    if found.x is None:
-        return None
-    taken: NDArray[np.int64] = np.rint(found.x[: K * L]).astype(np.int64).reshape(K, L)
-    return taken
+def _even_flow(counts: Indices, holds: NDArray[np.bool_], N_c: int) -> Indices | None:
+    """Images of each class for each client, as even as these holdings allow; None if they allow none."""
+    return next((taken for slack in SLACKS if (taken := _flow(counts, holds, N_c, slack)) is not None), None)
 
 
 def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.bool_]]:
@@ -190,11 +204,18 @@ def _flow(counts: Indices, holds: NDArray[np.bool_], N_c: int, slack: float) -> 
     return taken
 
 
-def _what_works(counts: Indices, K: int, N_c: int, seed: int) -> str:
+def _what_works(counts: Indices, K: int, N_c: int) -> str:
     """The nearest K for this N_c and the nearest N_c for this K that can be divided."""
+
+    def works(K: int, N_c: int) -> bool:
+        try:
+            return groups(counts, K, N_c, FEW_STEPS) is not None
+        except UndecidedError:
+            return False
+
     classes, total = int((counts > 0).sum()), int(counts.sum())
-    near_K = _nearest(K, 1, min(total, 2 * K + classes), lambda k: _divide(counts, k, N_c, seed, False) is not None)
-    near_N_c = _nearest(N_c, 1, classes, lambda n: _divide(counts, K, n, seed, False) is not None)
+    near_K = _nearest(K, 1, min(total, 2 * K + classes), lambda k: works(k, N_c))
+    near_N_c = _nearest(N_c, 1, classes, lambda n: works(K, n))
     options = [f"K={near_K} with this N_c"] if near_K else []
     options += [f"N_c={near_N_c} with this K"] if near_N_c else []
     return "the nearest that work: " + " or ".join(options) if options else "choose more images, a smaller K or sharding=iid"
