@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,12 @@ from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
 from fl_hydra.sharding.draws import MOST, in_proportion, log_dirichlet, log_sum, require_alpha
 
-DRAWS = 100
+DRAWS, FEW_DRAWS = 100, 20
+"""Draws of all clients before a request is refused, and before another is not offered in its place."""
+
+IN_VAIN = 1e-3
+"""A chance below which no more is drawn."""
+
 SWEEPS = 500
 
 
@@ -54,49 +61,85 @@ class DirichletClasses(Sharding):
     def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
         super().check(census, K, N_c, seed)
         counts = class_counts(census, self.name)
-        if not self.equal and (most := self._divide(counts, K, seed)[1]) < self.min_size:
+        drawn = self._divide(counts, K, seed)
+        if not self.equal and drawn.least < self.min_size:
+            each = "1 draw" if drawn.draws == 1 else f"each of {drawn.draws} draws"
+            clients = "a client" if drawn.short == 1 else f"{drawn.short} clients or more"
             raise UserError(
-                f"K={K} sharding.alpha={self.alpha:g} sharding.min_size={self.min_size}: in each of {DRAWS} draws a client had fewer "
-                f"samples; {self._what_works(counts, K, seed, most)}"
+                f"K={K} sharding.alpha={self.alpha:g} sharding.min_size={self.min_size}: in {each} {clients} had fewer samples; "
+                f"{self._what_works(counts, K, seed, drawn.least)}"
             )
 
     def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
         assert population.labels is not None
         counts = np.bincount(population.labels)
         self.check(Census.of_classes(counts), K, N_c, seed)
-        return deal(population.labels, self._divide(counts, K, seed)[0], seed)
+        return deal(population.labels, self._divide(counts, K, seed).taken, seed)
 
     def least_size(self, total: int, K: int) -> int:
         return super().least_size(total, K) if self.equal else self.min_size
 
-    def _divide(self, counts: Indices, K: int, seed: int) -> tuple[Indices, int]:
-        """Samples of each class for each client, int64 [K, classes], and those of the smallest client: the best of all draws."""
-        present = np.flatnonzero(counts)
-        taken, most = np.zeros((K, len(counts)), np.int64), -1
-        for draw in range(DRAWS):
-            rng = generator(seed, "shards-dirichlet-classes", draw)
-            log_shares = log_dirichlet(rng, np.full((len(present), K), self.alpha))
-            drawn = (_balanced if self.equal else _free)(rng, log_shares, counts[present])
-            least = int(drawn.sum(0).min())
-            if least > most:
-                most, taken[:, present] = least, drawn.T
-            if least >= self.min_size or self.equal:
-                break
-        return taken, most
+    def _divide(self, counts: Indices, K: int, seed: int, draws: int = DRAWS) -> _Drawn:
+        return _divide(self.alpha, self.min_size, self.equal, tuple(counts.tolist()), K, seed, draws)
 
     def _what_works(self, counts: Indices, K: int, seed: int, most: int) -> str:
         """Nearby settings that can be met with this seed, each with the others as they are."""
 
-        def works(alpha: float, K: int) -> bool:
-            return DirichletClasses(alpha=alpha, min_size=self.min_size)._divide(counts, K, seed)[1] >= self.min_size
+        def works(alpha: float, K: int, min_size: int) -> bool:
+            return DirichletClasses(alpha=alpha, min_size=min_size)._divide(counts, K, seed, FEW_DRAWS).least >= min_size
 
-        alphas = [float(f"{self.alpha * 2**power:.3g}") for power in range(1, 12)]
-        alpha = next((alpha for alpha in alphas if alpha <= MOST and works(alpha, K)), None)
-        fewer = next((K >> power for power in range(1, K.bit_length()) if works(self.alpha, K >> power)), None)
-        options = [f"sharding.alpha={alpha:g}"] if alpha else []
+        alphas = [alpha for power in range(1, 12) if (alpha := float(f"{self.alpha * 2**power:.3g}")) <= MOST]
+        if alphas and not works(alphas[-1], K, self.min_size):
+            alphas = []  # where the most even does not work, none does
+        enough = next((alpha for alpha in alphas if works(alpha, K, self.min_size)), None)
+        fewer = next((K >> power for power in range(1, K.bit_length()) if works(self.alpha, K >> power, self.min_size)), None)
+        options = [f"sharding.alpha={enough:g}"] if enough else []
         options += [f"K={fewer}"] if fewer else []
         options += [f"sharding.min_size={most}"] if most >= 1 else []
         return f"choose {', '.join([*options, ''])[:-2]} or sharding.equal=true" if options else "choose sharding.equal=true"
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The best of all draws: samples of each class for each client, int64 [K, classes], and those of the smallest client.
+
+    draws: how many there were. short: clients with fewer than `min_size` samples, in the draw that had the fewest of them.
+    """
+
+    taken: Indices
+    least: int
+    draws: int
+    short: int
+
+
+@lru_cache(maxsize=2)
+def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K: int, seed: int, draws: int) -> _Drawn:
+    """The first draw in which every client has enough samples, or the best of so many; fewer where the rest would be in vain.
+
+    Clients are short of samples independently, or nearly so: the more one has, the less is left for others. If n are on average, the
+    chance that none is, is at most exp(-n). So a few draws can tell that a hundred will not do: the estimate of n is lowered by three of
+    its standard deviations.
+    """
+    present, totals = np.flatnonzero(counts), np.array(counts, np.int64)
+    best, fewest, all_short = None, K, 0
+    for draw in range(draws):
+        rng = generator(seed, "shards-dirichlet-classes", draw)
+        log_shares = log_dirichlet(rng, np.full((len(present), K), alpha))
+        drawn = (_balanced if equal else _free)(rng, log_shares, totals[present])
+        sizes = drawn.sum(0)
+        if best is None or sizes.min() > best.sum(0).min():
+            best = drawn
+        short = int((sizes < min_size).sum())
+        if not short or equal:
+            break
+        fewest, all_short = min(fewest, short), all_short + short
+        mean = all_short / (draw + 1)
+        if (DRAWS - draw - 1) * math.exp(3 * math.sqrt(mean / (draw + 1)) - mean) < IN_VAIN:
+            break
+    assert best is not None
+    taken = np.zeros((K, len(counts)), np.int64)
+    taken[:, present] = best.T
+    return _Drawn(taken, int(best.sum(0).min()), draw + 1, fewest if short else 0)
 
 
 def _free(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
