@@ -2,37 +2,134 @@
 
 A file of tensors is one line with the SHA-256 of what follows, and what follows is written by `torch.save`; so a torn,
 truncated or bit-flipped file is always noticed.
+
+What fails in passing, as network drives do, is tried again; a file is then written anew as a whole, since `fsync` of a file whose first
+`fsync` has failed may say that all is well when it is not.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import itertools
 import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
+
+from fl_hydra.processes import is_gone, machine
 
 MAGIC = b"fl_hydra 1 sha256 "
+
+PAUSES = (0.1, 0.4, 1.5)
+"""Seconds before what has failed in passing is tried again."""
+
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in """EIO ESTALE EAGAIN EINTR EBUSY ETIMEDOUT EREMOTEIO ENOTCONN ECONNRESET ECONNABORTED ECONNREFUSED ENETDOWN ENETUNREACH
+    EHOSTDOWN EHOSTUNREACH EPIPE ENOLINK""".split()
+    if hasattr(errno, name)
+)
+"""Failures that may be over in a moment. A full disk, or a folder that may not be written, is none."""
+
+FORGOTTEN = 24 * 3600.0
+"""Seconds without a change after which a temporary file of a process that cannot be seen from here is nobody's."""
+
+_T = TypeVar("_T")
+_count = itertools.count()
+
+
+def again(action: Callable[[], _T]) -> _T:
+    """What `action` returns; it is tried again, after a pause, while it fails in passing.
+
+    Raises:
+        OSError: it failed for good, or once too often.
+    """
+    for pause in PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        time.sleep(pause)
+    return action()
+
+
+class OddFile(OSError):
+    """Something else lies where a file should be: a folder, a pipe, a device."""
+
+
+def open_file(path: Path, mode: str) -> IO[bytes]:
+    """Open a regular file; never waits for the other end of a pipe.
+
+    Raises:
+        OddFile: it is something else.
+        OSError: it cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+            raise OddFile(errno.EINVAL, f"{what} where a file should be", str(path))
+    except FileNotFoundError:
+        pass  # it may be made
+    return open(path, mode, opener=opener)
+
+
+def read_file(path: Path) -> bytes:
+    """All of a regular file; tried again if that fails in passing.
+
+    Raises:
+        OddFile: it is something else.
+        OSError: it cannot be read.
+    """
+
+    def read() -> bytes:
+        with open_file(path, "rb") as file:
+            return file.read()
+
+    return again(read)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a process writes what will become `path`: a new name each time, from which can be told whose it is."""
+    return path.with_name(f".{path.name}.{machine()}-{os.getpid()}-{next(_count)}.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that, whenever the process or the machine dies, `path` is the old file or the new one.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is changed.
+    The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is changed. What fails in passing is
+    tried again from the start.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; `path` is untouched and no temporary file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def write() -> None:
+        temporary = temporary_name(path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    again(write)
     sync_folder(path.parent)
 
 
@@ -51,17 +148,34 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed writer left in `folder`. Only for the process that holds the folder's lock."""
+    """Delete the temporary files that killed writers left in `folder`. Only for the process that owns the folder."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_abandoned(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Delete what killed processes left in a folder that many may write: temporary files, or the folders of a pattern.
+
+    Only what is certainly nobody's: a process wrote it that could be seen from here and is not there, or it is older than a day.
+    """
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            owner = re.search(r"([0-9a-f]{8})-(\d+)-[^-]*$", path.name)
+            gone = owner is not None and is_gone(owner[1], int(owner[2]))
+            if gone or time.time() - path.lstat().st_mtime > FORGOTTEN:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 class CorruptFile(Exception):
-    """A checkpoint that cannot be used; the text says why."""
+    """A file that cannot be used; the text says why."""
 
 
-def write_verified(path: Path, content: Any) -> None:
-    """Write tensors and plain values to `path`, whole or not at all, with their digest.
+def write_verified(path: Path, content: Any) -> str:
+    """Write tensors and plain values to `path`, whole or not at all, with their digest, which is returned: 64 hex digits.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -71,24 +185,39 @@ def write_verified(path: Path, content: Any) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload = buffer.getbuffer()
-    header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
-    write_atomically(path, header + payload)
+    digest = hashlib.sha256(payload).hexdigest()
+    write_atomically(path, MAGIC + digest.encode() + b"\n" + payload)
+    return digest
 
 
-def read_verified(path: Path) -> Any:
+def read_verified(path: Path, digest: str | None = None) -> Any:
     """What :func:`write_verified` wrote, with tensors on the CPU.
 
+    Args:
+        path: of the file.
+        digest: the beginning of the one that it must have; None: any that is its own.
+
     Raises:
-        CorruptFile: missing, truncated or changed since it was written.
+        CorruptFile: missing, no file, truncated, changed since it was written, or sound and another one.
         OSError: it cannot be read now, which says nothing about what it holds.
     """
     import torch
 
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
+        data = read_file(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptFile(f"{path.name} is missing") from error
+    except OddFile as error:
+        raise CorruptFile(f"{path.name} is {error.strerror}") from error
     header, _, payload = data.partition(b"\n")
-    if not header.startswith(MAGIC) or header[len(MAGIC) :] != hashlib.sha256(payload).hexdigest().encode():
+    own = hashlib.sha256(payload).hexdigest()
+    if not header.startswith(MAGIC) or header[len(MAGIC) :] != own.encode():
         raise CorruptFile(f"{path.name} is truncated or corrupted")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if digest is not None and not own.startswith(digest):
+        raise CorruptFile(f"{path.name} is sound, but not the file that belongs here")
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise CorruptFile(f"{path.name} holds something else ({type(error).__name__})") from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fl_hydra.config import ENGINES, Config, check_device, resolve
 from fl_hydra.errors import UserError
 from fl_hydra.runs.checkpoint import Checkpoints
-from fl_hydra.runs.folder import RunBusy, RunFolder, join_section
+from fl_hydra.runs.folder import SEAL, RunBusy, RunFolder, join_section, seal
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.interruption import Interrupted, Interruption
 from fl_hydra.training.experiment import Experiment
@@ -260,19 +260,18 @@ class _Execution:
 
     def conclude(self, trainer: Trainer, run: int, status: str, reason: str, asked_to_stop: int | None) -> None:
         """Write summary.json."""
-        self.folder.write_json(
-            "summary.json",
-            {
-                "status": status,
-                "reason": reason,
-                "run": run_hash(self.experiment),
-                "parameters": trainer.layout.size,
-                "metrics": self.row,
-                "weights_sha256": hashlib.sha256(trainer.weights(run).contiguous().numpy().tobytes()).hexdigest(),
-                "metrics_sha256": hashlib.sha256(self.folder.metrics.read_bytes()).hexdigest(),
-                "config": describe(self.experiment),
-            },
-        )
+        summary = {
+            "status": status,
+            "reason": reason,
+            "run": run_hash(self.experiment),
+            "parameters": trainer.layout.size,
+            "metrics": self.row,
+            "weights_sha256": hashlib.sha256(trainer.weights(run).contiguous().numpy().tobytes()).hexdigest(),
+            "metrics_sha256": hashlib.sha256(self.folder.metrics.read_bytes()).hexdigest(),
+            "config": describe(self.experiment),
+            "format": 2,
+        }
+        self.folder.write_json("summary.json", {**summary, SEAL: seal(summary)})
         self.end(status, reason, asked_to_stop or 0)
 
 

@@ -1,22 +1,102 @@
 """The files of a run.
 
 `config.yaml`, `metrics.jsonl` (a row for each evaluation), `timings.jsonl`, `environment.json`, `summary.json` (written last:
-a run that has it is finished), `checkpoints/` and, after a failure, `error.txt`.
+a run that has it has ended), `checkpoints/` and, after a failure, `error.txt`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.files import CorruptFile, remove_leftovers, write_atomically
+from fl_hydra.files import CorruptFile, read_file, remove_leftovers, write_atomically
+
+SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+SEAL = "summary_sha256"
+"""The key of summary.json for the SHA-256 over all others."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended, as its files say, which agree with each other.
+
+    summary: of summary.json: `status` (`finished` or `diverged`), `reason`, `run` (the run's hash), `metrics` (the last row), `config`
+    and digests. rows: of metrics.jsonl.
+    """
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def read_ended(folder: Path) -> Ended | None:
+    """How a run has ended; None if it has not. Everything that can be verified without its weights is.
+
+    Raises:
+        CorruptFile: summary.json or metrics.jsonl is damaged, or they do not belong together; the text says which.
+        OddFile: something else lies where one of them should be.
+        OSError: one cannot be read now.
+    """
+    try:
+        text = read_file(folder / SUMMARY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        summary = json.loads(text)
+        status, last, config, digest = (summary[key] for key in ("status", "metrics", "config", "metrics_sha256"))
+        sealed = SEAL in summary or "format" in summary  # those of earlier versions were not
+        sound = not sealed or summary[SEAL] == seal(summary)
+        sound = sound and isinstance(config, dict) and isinstance(summary["run"], str) and status in ("finished", "diverged")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptFile(f"{SUMMARY} is damaged") from error
+    if not sound:
+        raise CorruptFile(f"{SUMMARY} is damaged")
+    try:
+        content = read_file(folder / METRICS)
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{METRICS} is missing") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CorruptFile(f"{METRICS} is not what {SUMMARY} was written for")
+    rows = rows_of(content)
+    if not rows or rows[-1] != last or (status == "diverged") != bool(not_finite(last)):
+        raise CorruptFile(f"{SUMMARY} does not say what {METRICS} says")
+    return Ended(summary, rows)
+
+
+def seal(summary: dict[str, Any]) -> str:
+    """The SHA-256 over a summary's other keys, 64 hex digits."""
+    text = json.dumps({key: value for key, value in summary.items() if key != SEAL}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def row_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of metrics.jsonl or timings.jsonl."""
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def rows_of(content: bytes) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl.
+
+    Raises:
+        CorruptFile: one is damaged.
+    """
+    try:
+        return [dict(json.loads(line)) for line in content.splitlines()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptFile(f"{METRICS} is damaged") from error
+
+
+def not_finite(row: dict[str, Any]) -> list[str]:
+    """The losses of a row that were no numbers any more: the run has diverged."""
+    return [name for name in ("train/loss", "val/loss", "test/loss") if row.get(name) is None and row.get(name[:-4] + "acc") is not None]
 
 
 class RunBusy(UserError):
