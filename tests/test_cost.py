@@ -233,7 +233,7 @@ def test_runs_without_all_counts_have_no_costs(tmp_path: Path, capsys: pytest.Ca
     old = replace(run, rows=[{name: value for name, value in row.items() if name != "served"}])
     assert read_ledger(old.rows[0], old.config) is None
     assert write_costs([old], read_table(), tmp_path / "cost") == []
-    assert capsys.readouterr().out == "no costs (diverged, or made before runs counted all of it): LocalSGD K=4 J=8\n"
+    assert capsys.readouterr().out == "no costs (no seed finished, or made before runs counted all of it): LocalSGD K=4 J=8\n"
 
 
 def test_the_table_of_the_project() -> None:

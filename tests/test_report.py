@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import KEYS
 from fl_hydra.report.figures import draw_accuracy
-from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, read_runs
-from fl_hydra.runs.identity import describe
+from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, read_run
+from fl_hydra.runs.identity import describe, run_folder, run_hash
 from tests.conftest import Program
 from tests.support.make import PROJECT, experiment
 
@@ -34,7 +40,7 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
     with open(tmp_path / "outputs/report/mine.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["setting"], row["seeds"]) for row in rows] == [("LocalSGD K=2 J=2", "2"), ("LocalSGD K=2 J=4", "2")]
-    runs = read_runs([path.parent for path in sorted(tmp_path.rglob("summary.json"))])
+    runs = [read_run(path.parent) for path in sorted(tmp_path.rglob("summary.json"))]
     group = next(group for _, group in by_setting(runs) if group[0].config["J"] == 2)
     expected = mean_and_deviation([run.rows[-1]["test/acc"] for run in group], 100)
     assert rows[0]["test acc %"] == expected
@@ -64,7 +70,7 @@ def test_every_run_is_listed(program: Program, tmp_path: Path) -> None:
     done = report("--list", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
-    assert "not finished" in done.stdout
+    assert "unfinished" in done.stdout
 
 
 def test_unknown_section_is_one_line(tmp_path: Path) -> None:
@@ -159,7 +165,8 @@ def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_pa
     rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
     first, second = of("algorithm=localsgd", "local_steps=loss"), of("algorithm=localsgd", "local_steps=loss", "seed=1")
     runs = [replace(first, rows=rows), replace(second, rows=[rows[0], rows[4]])]
-    assert draw_accuracy(runs, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    (path,) = draw_accuracy(runs, tmp_path / "figure.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, runs: list[Run], path: Path) -> dict[str, int]:
@@ -190,3 +197,190 @@ def test_chosen_steps_and_the_noise_scale_are_drawn_where_there_are_such(tmp_pat
     assert drawn(monkeypatch, [plain], tmp_path / "1.png") == accuracy
     assert drawn(monkeypatch, [plain, rule], tmp_path / "2.png") == {**dict.fromkeys(accuracy, 2), steps: 1}
     assert drawn(monkeypatch, [plain, rule, measured], tmp_path / "3.png") == {**dict.fromkeys(accuracy, 3), steps: 2, scale: 1}
+
+
+def write_run(outputs: Path, *overrides: str, status: str = "finished", acc: float = 0.5) -> Path:
+    """The files of a run that ended so, or began, as runs of the first release wrote them."""
+    e = experiment(*overrides)
+    folder = run_folder(e, outputs)
+    folder.mkdir(parents=True)
+    content = OmegaConf.create({"run": run_hash(e), "resolved": describe(e), "config": {"outputs": "${not} a reference"}})
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(content))
+    counts = dict.fromkeys(("bytes_up", "bytes_down", "messages", "served", "averages", "block_averages", "exchanges", "exchanged"), 8)
+    loss = None if status == "diverged" else 1.0
+    figures = {"train/loss": loss, "train/acc": acc, "val/loss": loss, "val/acc": acc, "test/loss": loss, "test/acc": acc}
+    rows = [{"round": n, "samples": 64 * n, "flops": 6400 * n, "seconds": 1.0 * n, **counts, **figures} for n in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if status != "unfinished":
+        digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
+        summary: dict[str, Any] = {"status": status, "reason": "test/loss not finite" if status == "diverged" else "", "run": run_hash(e)}
+        summary |= {"metrics": rows[-1], "metrics_sha256": digest, "config": describe(e)}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    names = outputs / "sections" / "mine.txt"
+    names.parent.mkdir(exist_ok=True)
+    with open(names, "a") as file:
+        file.write(f"{folder.relative_to(outputs).as_posix()}\n")
+    return folder
+
+
+def reported(outputs: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of a report on these outputs."""
+    monkeypatch.setattr(sys, "argv", ["report", "--outputs", str(outputs), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def table(outputs: Path, name: str) -> dict[str, dict[str, str]]:
+    """A written table's rows by their settings."""
+    with open(outputs / "report" / f"{name}.csv") as file:
+        return {row["setting"]: row for row in csv.DictReader(file)}
+
+
+LOCAL, SLOW = ("algorithm=localsgd", "K=2", "rounds=2"), ("algorithm=slowmo", "K=2", "rounds=2")
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def put_directory(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    (folder / "summary.json").mkdir()
+
+
+def put_pipe(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    os.mkfifo(folder / "summary.json")
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no summary": (lambda folder: (folder / "summary.json").unlink(), "unfinished (it has not ended", "1 unfinished"),
+    "metrics, one bit": (lambda folder: flip(folder / "metrics.jsonl"), "damaged (metrics.jsonl is not what", "1 damaged"),
+    "metrics gone": (lambda folder: (folder / "metrics.jsonl").unlink(), "damaged (metrics.jsonl is missing)", "1 damaged"),
+    "summary, one bit": (lambda folder: flip(folder / "summary.json"), "damaged (", "1 damaged"),
+    "summary empty": (lambda folder: (folder / "summary.json").write_text(""), "damaged (summary.json is damaged)", "1 damaged"),
+    "summary a folder": (put_directory, "damaged (it cannot be read", "1 damaged"),
+    "summary a pipe": (put_pipe, "damaged (it cannot be read", "1 damaged"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_run_without_a_sound_result_is_named_and_counted(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, why, counted = SPOILED[how]
+    folders = [write_run(tmp_path, *LOCAL, f"seed={seed}", acc=0.1 * seed) for seed in (1, 2, 3)]
+    spoil(folders[2])
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"in no mean of mine: {folders[2]}: {why}")
+    for name in ("mine", "mine-cost"):
+        (row,) = table(tmp_path, name).values()
+        assert row["test acc %"] == "15.00 ± 7.07"
+        assert row["status"] == f"2 of 3 finished, {counted}"
+    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["seeds"] == "2"
+    note = (tmp_path / "report/mine.md").read_text()
+    assert "means ± standard deviations over the seeds that finished" in note
+    assert str(folders[2]) in note
+
+
+def test_runs_of_which_nothing_can_be_told_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is gone, one whose files are another run's, and one with neither summary nor configuration."""
+    kept, gone, other, bare = (write_run(tmp_path, *LOCAL, f"seed={seed}") for seed in range(4))
+    shutil.rmtree(gone)
+    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+        shutil.copy(kept / name, other / name)
+    (bare / "summary.json").unlink()
+    (bare / "config.yaml").write_text("not: [a, configuration")
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == f"in no mean of mine: {gone}: deleted (the folder is gone)"
+    run = run_hash(experiment(*LOCAL, "seed=0"))
+    assert second == f"in no mean of mine: {other}: damaged (it holds run {run}, which the folder is not named after)"
+    assert third.startswith(f"in no mean of mine: {bare}: unfinished")
+    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["seeds"] == "1"
+
+
+def test_a_setting_without_a_result_keeps_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tables and in the legends of figures."""
+    for seed in range(3):
+        write_run(tmp_path, *SLOW, f"seed={seed}", status="unfinished")
+    write_run(tmp_path, *LOCAL)
+    legends = legends_of(monkeypatch)
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    for name in ("mine", "mine-cost"):
+        rows = table(tmp_path, name)
+        assert list(rows) == ["SlowMo K=2 J=8", "LocalSGD K=2 J=8"]
+        assert rows["SlowMo K=2 J=8"]["status"] == "0 of 3 ended, 3 unfinished"
+        assert rows["SlowMo K=2 J=8"]["test acc %"] == ""
+        assert rows["LocalSGD K=2 J=8"]["status"] == "finished"
+    assert legends == [{"SlowMo K=2 J=8 (0 of 3 ended, 3 unfinished)": False, "LocalSGD K=2 J=8": True}] * 2
+
+
+def legends_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
+    """What figures that are drawn from now on have in their legends: whether there is a line, by label."""
+    from matplotlib import pyplot
+
+    legends: list[dict[str, bool]] = []
+    close = pyplot.close
+
+    def look(figure: Any) -> None:
+        (legend,) = figure.legends
+        lines = [line.get_linestyle() not in ("None", "none", "") for line in legend.get_lines()]
+        legends.append(dict(zip([text.get_text() for text in legend.get_texts()], lines, strict=True)))
+        close(figure)
+
+    monkeypatch.setattr(pyplot, "close", look)
+    return legends
+
+
+def test_diverged_seeds_are_in_no_mean_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their accuracies are those of a guess, and would be taken for the method's."""
+    for seed, acc in ((0, 0.8), (1, 0.9)):
+        write_run(tmp_path, *LOCAL, f"seed={seed}", acc=acc)
+    diverged = write_run(tmp_path, *LOCAL, "seed=2", acc=0.1, status="diverged")
+    write_run(tmp_path, *SLOW, acc=0.1, status="diverged")
+    legends = legends_of(monkeypatch)
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    for name in ("mine", "mine-cost"):
+        rows = table(tmp_path, name)
+        assert rows["LocalSGD K=2 J=8"]["test acc %"] == "85.00 ± 7.07"
+        assert rows["LocalSGD K=2 J=8"]["status"] == "2 of 3 finished, 1 diverged"
+        assert rows["SlowMo K=2 J=8"]["test acc %"] == ""
+        assert rows["SlowMo K=2 J=8"]["status"] == "0 of 1 finished, 1 diverged"
+    assert f"in no mean of mine: {diverged}: diverged (test/loss not finite)" in capsys.readouterr().err
+    labels = {"LocalSGD K=2 J=8 (2 of 3 finished, 1 diverged)": True, "SlowMo K=2 J=8 (0 of 1 finished, 1 diverged)": False}
+    assert legends == [labels] * 2
+
+
+def test_a_section_without_a_result_does_not_keep_others_from_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, *LOCAL, status="unfinished")
+    (tmp_path / "sections" / "mine.txt").rename(tmp_path / "sections" / "early.txt")
+    write_run(tmp_path, *SLOW)
+    assert reported(tmp_path, monkeypatch) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: section=early: none of its 1 runs has ended; train them first"
+    assert list(table(tmp_path, "mine")) == ["SlowMo K=2 J=8"]
+
+
+def test_every_run_is_listed_with_its_setting_even_if_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, *LOCAL, status="unfinished")
+    damaged = write_run(tmp_path, *SLOW)
+    flip(damaged / "metrics.jsonl")
+    (damaged / "config.yaml").unlink()
+    monkeypatch.setattr(sys, "argv", ["report", "--outputs", str(tmp_path), "--list"])
+    main()
+    listed = capsys.readouterr().out
+    assert "LocalSGD K=2 J=8" in listed
+    assert "damaged (metrics.jsonl" in listed.replace("\n", " ")

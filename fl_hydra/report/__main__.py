@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from fl_hydra.errors import UserError
+from fl_hydra.errors import UserError, require
 from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
-from fl_hydra.report.runs import read_run, read_runs
+from fl_hydra.report.runs import not_in_means, read_run
 from fl_hydra.report.tables import print_runs, write_costs, write_results
 from fl_hydra.runs.folder import section_runs, sections
 
@@ -24,30 +24,40 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.list:
-            folders = sorted(path.parent for path in arguments.outputs.glob("*/*/*/config.yaml"))
-            print_runs([(folder, read_run(folder)) for folder in folders])
+            files = [path for name in ("config.yaml", "summary.json") for path in arguments.outputs.glob(f"*/*/*/{name}")]
+            print_runs([read_run(folder) for folder in sorted({path.parent for path in files})])
             return
         table = read_table(arguments.cost)
-        for section in arguments.section or sections(arguments.outputs):
-            for path in write_section(section, arguments.outputs, table):
-                print(f"wrote {path}")
+        names = arguments.section or sections(arguments.outputs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    mistakes = 0
+    for section in names:
+        try:
+            for path in write_section(section, arguments.outputs, table):
+                print(f"wrote {path}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            mistakes += 1
+    sys.exit(2 if mistakes else 0)
 
 
 def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
-    """The files written.
+    """Report a section, with a line for each of its runs whose figures are in no mean; the files written.
 
     Raises:
         UserError: none of its runs has ended.
     """
-    runs = read_runs(section_runs(section, outputs))
+    runs = [read_run(folder) for folder in section_runs(section, outputs)]
+    for line in not_in_means(runs):
+        print(f"in no mean of {section}: {line}", file=sys.stderr)
+    require(any(run.rows for run in runs), f"section={section}: none of its {len(runs)} runs has ended; train them first")
     target = outputs / "report"
     target.mkdir(parents=True, exist_ok=True)
     costs = target / f"{section}-cost"
     return [
-        draw_accuracy(runs, target / f"{section}.png"),
+        *draw_accuracy(runs, target / f"{section}.png"),
         *write_results(runs, target / section),
         *draw_costs(runs, table, costs.with_suffix(".png")),
         *write_costs(runs, table, costs),

@@ -13,7 +13,7 @@ import numpy as np
 from fl_hydra.arrays import Reals
 from fl_hydra.files import write_atomically
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
-from fl_hydra.report.runs import Run, by_setting
+from fl_hydra.report.runs import Run, by_setting, state
 
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -30,21 +30,24 @@ MEASURED = {"J": "local steps J", "noise_scale": "gradient noise scale, samples"
 """Columns that only some runs have, and what their axes say."""
 
 
-def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
+def draw_accuracy(runs: Sequence[Run], path: Path) -> list[Path]:
     """Validation and test accuracy against rounds (logarithmic: methods differ by orders of magnitude) and against samples.
 
-    One line for each setting: the mean over its seeds, with a band of one standard deviation. Where a rule chooses J, or the gradient noise
-    scale was measured, a further panel has it against samples, of the settings that have it.
+    One line for each setting: the mean over the seeds that finished, with a band of one standard deviation; the legend says how many have
+    if not all, and names settings of which none has. Where a rule chooses J, or the gradient noise scale was measured, a further panel has
+    it against samples, of the settings that have it. Nothing is drawn if no run has finished.
     """
     settings = _finished(runs)
+    if not any(group for _, group in settings):
+        return []
 
     def has(group: list[Run], name: str) -> bool:
-        return all(name in row for run in group for row in run.rows)
+        return bool(group) and all(name in row for run in group for row in run.rows)
 
     measured = [name for name in MEASURED if any(has(group, name) for _, group in settings)]
     with _panels(2, 2, settings, path, below=bool(measured)) as (figure, axes):
         for index, (_, group) in enumerate(settings):
-            for row, metric in enumerate(("val/acc", "test/acc")):
+            for row, metric in enumerate(("val/acc", "test/acc") if group else ()):
                 for column, x in enumerate(("round", "samples")):
                     _draw(axes[row, column], index, group, [_numbers(run.column(x)) for run in group], metric)
         for row, name in enumerate(("validation accuracy, %", "test accuracy, %")):
@@ -64,15 +67,15 @@ def draw_accuracy(runs: Sequence[Run], path: Path) -> Path:
             axis.set_xlabel("training samples processed")
         for axis in axes[2:].flat[len(measured) :]:
             figure.delaxes(axis)
-    return path
+    return [path]
 
 
 def draw_costs(runs: Sequence[Run], table: CostTable, path: Path) -> list[Path]:
     """Test accuracy against simulated seconds, against bytes on the wire, and against wall-clock time on the networks to draw.
 
     For the first device of the table. Logarithmic where settings differ much. Where bytes are the axis, a setting that sends nothing is a
-    dotted line at its final accuracy.
-    Runs that were made before runs counted all of it are left out; nothing is drawn if there are no others.
+    dotted line at its final accuracy. Seeds that did not finish are left out as they are in :func:`draw_accuracy`, and settings with runs
+    that were made before runs counted all of it have no line; nothing is drawn if there are no others.
     """
     device = table.devices[0]
 
@@ -87,23 +90,23 @@ def draw_costs(runs: Sequence[Run], table: CostTable, path: Path) -> list[Path]:
     settings, ledgers = [], []
     for label, group in _finished(runs):
         of_group = [[read_ledger(row, run.config) for row in run.rows] for run in group]
-        if all(ledger is not None for of_run in of_group for ledger in of_run):
-            settings.append((label, group))
-            ledgers.append([[ledger for ledger in of_run if ledger is not None] for of_run in of_group])
-    if not settings:
+        complete = all(ledger is not None for of_run in of_group for ledger in of_run)
+        settings.append((label if complete else f"{label} (no costs)", group if complete else []))
+        ledgers.append([[ledger for ledger in of_run if ledger is not None] for of_run in of_group if complete])
+    if not any(group for _, group in settings):
         return []
     costs = [[[np.array([cost(ledger) for ledger in of_run]) for of_run in of_group] for of_group in ledgers] for _, cost in panels]
-    largest = np.array([[max(of_run[-1] for of_run in of_group) for of_group in of_panel] for of_panel in costs])
+    largest = np.array([[max((of_run[-1] for of_run in of_group), default=0.0) for of_group in of_panel] for of_panel in costs])
     differ = any(row.max() > 3 * row[row > 0].min() for row in largest if row.any())
     with _panels(-(-len(panels) // 2), 2, settings, path) as (figure, axes):
         for axis, (name, _), of_panel, most in zip(axes.flat, panels, costs, largest, strict=False):
             for index, (_, group) in enumerate(settings):
                 if most[index] > 0:
                     _draw(axis, index, group, of_panel[index], "test/acc")
-                else:
+                elif group:
                     final = np.mean([_numbers(run.column("test/acc"))[-1] for run in group])
                     axis.axhline(100 * final, linestyle=(0, (2, 3)), color=_look(index)["color"])
-            if not most.all():
+            if any(group and not most[index] for index, (_, group) in enumerate(settings)):
                 axis.text(0.98, 0.03, "dotted line: sends nothing", transform=axis.transAxes, ha="right", fontsize=8)
             if differ and most.any():
                 _scale_logarithmically(axis)
@@ -116,9 +119,12 @@ def draw_costs(runs: Sequence[Run], table: CostTable, path: Path) -> list[Path]:
 
 
 def _finished(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs of each setting that did not diverge; settings of which all did are left out."""
-    settings = [(label, [run for run in group if run.status == "finished"]) for label, group in by_setting(runs)]
-    return [(label, group) for label, group in settings if group]
+    """The runs of each setting that finished, none perhaps, with a label that says how many if not all."""
+    settings = []
+    for label, group in by_setting(runs):
+        finished = [run for run in group if run.finished]
+        settings.append((label if len(finished) == len(group) else f"{label} ({state(group)})", finished))
+    return settings
 
 
 def _numbers(values: Sequence[float | None]) -> Reals:
@@ -182,7 +188,7 @@ def _panels(
             for axis in axes[:rows, 1:].flat:
                 axis.tick_params(labelleft=False)
             yield figure, axes
-            handles = [Line2D([], [], **_look(index)) for index in range(len(labels))]
+            handles = [Line2D([], [], **(_look(index) if group else {"linestyle": "none"})) for index, (_, group) in enumerate(settings)]
             figure.legend(handles, labels, loc="outside lower center", ncols=across)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")

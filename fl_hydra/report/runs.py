@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.errors import UserError
+from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.runs.folder import read_ended
+from fl_hydra.runs.identity import hash_of
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,22 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended.
+    """A run that was asked for.
 
-    config: the resolved configuration. rows: of metrics.jsonl. status: `finished` or `diverged`.
+    config: the resolved configuration; empty where no file tells it. rows: of metrics.jsonl, at least one if the run has ended, else none.
+    status: `finished` or `diverged`; `unfinished`, `damaged` or `deleted` if there is no result to report. why: it is not finished.
     """
 
     folder: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     status: str
+    why: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its figures go into means."""
+        return self.status == "finished"
 
     @property
     def label(self) -> str:
@@ -148,35 +158,66 @@ def _outer(server: dict[str, Any]) -> str:
     return "sgd" if server.get("lr", 1) == 1 else f"lr={server['lr']:g}"
 
 
-def read_run(folder: Path) -> Run | None:
-    """A run from its folder; None if it has not ended."""
+def read_run(folder: Path) -> Run:
+    """A run from its folder, as far as it can be read; a result is one only if all that can be verified of it holds."""
+    if not folder.is_dir():
+        return Run(folder, {}, [], "deleted", "the folder is gone")
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return Run(folder, summary["config"], rows, summary["status"]) if rows else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        ended = read_ended(folder)
+        if ended is None:
+            failed = "it failed, as error.txt says" if (folder / "error.txt").exists() else "it has not ended"
+            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command goes on with it")
+        config, run = ended.summary["config"], ended.summary["run"]
+        if hash_of(config) != run:
+            raise CorruptFile("summary.json is damaged")
+        if not folder.name.endswith(run):
+            raise CorruptFile(f"it holds run {run}, which the folder is not named after")
+        return Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
+    except CorruptFile as error:
+        return Run(folder, _begun(folder), [], "damaged", str(error))
+    except OSError as error:
+        return Run(folder, _begun(folder), [], "damaged", f"it cannot be read ({error.strerror or error})")
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs that have ended.
+def _begun(folder: Path) -> dict[str, Any]:
+    """The resolved configuration that a run was begun with, from config.yaml; empty if that does not say what the folder is named after."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
-    Raises:
-        UserError: none has.
-    """
-    runs = [run for folder in folders if (run := read_run(folder)) is not None]
-    if not runs:
-        raise UserError("none of these runs has ended; train them first")
-    return runs
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(read_file(folder / "config.yaml").decode()))
+        config = content["resolved"] if isinstance(content, dict) else {}
+        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) else {}
+    except (OSError, CorruptFile, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
+        return {}
+
+
+def not_in_means(runs: Sequence[Run]) -> list[str]:
+    """A line for each run whose figures are in no mean: its folder, and why."""
+    return [f"{run.folder}: {run.status}{f' ({run.why})' if run.why else ''}" for run in runs if not run.finished]
+
+
+def state(runs: Sequence[Run]) -> str:
+    """How the runs of a setting have ended: `finished`, or how many have and what became of the others."""
+    numbers = Counter(run.status for run in runs)
+    if numbers["finished"] == len(runs):
+        return "finished"
+    ended = numbers["finished"] + numbers["diverged"]
+    first = f"{numbers['finished']} of {len(runs)} finished" if ended else f"0 of {len(runs)} ended"
+    others = [f"{numbers[status]} {status}" for status in ("diverged", "unfinished", "damaged", "deleted") if numbers[status]]
+    return ", ".join([first, *others])
 
 
 def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs that differ in nothing but the seed, together, with a label.
+    """Runs that differ in nothing but the seed, together, with a label; those of which no configuration is known are left out.
 
     Where settings share a label, what else they differ in is added to it.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
+        if not run.config:
+            continue
         setting = {key: value for key, value in run.config.items() if key != "seed"}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     labelled = []

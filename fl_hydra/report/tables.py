@@ -9,37 +9,50 @@ from pathlib import Path
 
 from fl_hydra.files import write_atomically
 from fl_hydra.report.cost import CostTable, Device, Ledger, computing_seconds, read_ledger, wall_clock, wire_bytes
-from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
+from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, not_in_means, state
 
 HEADER = ("setting", "seeds", "rounds", "samples", "val acc %", "test acc %", "test loss", "MB sent", "GFLOP", "status")
 
 
+MEANS = (
+    "Figures are means ± standard deviations over the seeds that finished, as many as the column says; those of others, also of runs that "
+    "diverged, are in none."
+)
+
+
 def _result(label: str, group: list[Run]) -> tuple[str, ...]:
-    last = [run.rows[-1] for run in group]
-    bad = [run.status for run in group if run.status != "finished"]
+    last = [run.rows[-1] for run in group if run.finished]
+    if not last:
+        return (label, "0", *[""] * (len(HEADER) - 3), state(group))
     return (
         label,
-        str(len(group)),
-        str(last[0]["round"]),
-        str(last[0]["samples"]),
+        str(len(last)),
+        mean_in_digits([row["round"] for row in last]),
+        mean_in_digits([row["samples"] for row in last]),
         mean_and_deviation([row["val/acc"] for row in last], 100),
         mean_and_deviation([row["test/acc"] for row in last], 100),
         mean_and_deviation([row["test/loss"] for row in last], digits=4),
         mean_and_deviation([(row["bytes_up"] + row["bytes_down"]) / 1e6 for row in last], digits=1),
         mean_and_deviation([row["flops"] / 1e9 for row in last], digits=1),
-        f"{len(bad)} diverged" if bad else "finished",
+        state(group),
     )
 
 
 def write_results(runs: Sequence[Run], stem: Path) -> list[Path]:
-    """The final model of every setting, mean ± standard deviation over seeds, as Markdown and CSV; also printed."""
-    return _write(HEADER, [_result(label, group) for label, group in by_setting(runs)], stem)
+    """The final model of every setting, mean ± standard deviation over the seeds that finished, as Markdown and CSV; also printed.
+
+    A setting of which no seed did has a row that says so.
+    """
+    lines = [f"- {line}" for line in not_in_means(runs)]
+    note = "\n".join([MEANS, *(["", "In no mean:", "", *lines] if lines else [])])
+    return _write(HEADER, [_result(label, group) for label, group in by_setting(runs)], stem, note)
 
 
 def write_costs(runs: Sequence[Run], table: CostTable, stem: Path) -> list[Path]:
     """What every setting has computed and sent, and how long it would take, mean ± standard deviation over seeds, as Markdown and CSV.
 
-    Runs that diverged, or that were made before runs counted all of it, are left out. A device is named where there are several.
+    Of the seeds that finished. A setting of which none did, or some were made before runs counted all of it, has a row that says so. A
+    device is named where there are several.
     """
     header = (
         "setting",
@@ -52,25 +65,30 @@ def write_costs(runs: Sequence[Run], table: CostTable, stem: Path) -> list[Path]
         "GFLOP",
         "simulated s",
         *(f"{network.name} s" for network in table.networks),
+        "status",
     )
     rows, left_out = [], []
     for label, group in by_setting(runs):
-        last = [(run.rows[-1], ledger) for run in group if run.status == "finished" and (ledger := read_ledger(run.rows[-1], run.config))]
-        if not last:
+        last = [run.rows[-1] for run in group if run.finished]
+        ledgers = [ledger for row in last if (ledger := read_ledger(row, group[0].config)) is not None]
+        if not last or len(ledgers) < len(last):
             left_out.append(label)
+            status = "made before runs counted all of it" if last else state(group)
+            rows.append((label, *[""] * (len(header) - 2), status))
             continue
-        accuracy = mean_and_deviation([row["test/acc"] for row, _ in last], 100)
+        accuracy = mean_and_deviation([row["test/acc"] for row in last], 100)
         for device in table.devices:
             name = f"{label}, {device.name}" if len(table.devices) > 1 else label
-            rows.append((name, accuracy, *_costs([ledger for _, ledger in last], table, device)))
+            rows.append((name, accuracy, *_costs(ledgers, table, device), state(group)))
     if left_out:
-        print(f"no costs (diverged, or made before runs counted all of it): {'; '.join(left_out)}")
-    if not rows:
+        print(f"no costs (no seed finished, or made before runs counted all of it): {'; '.join(left_out)}")
+    if len(left_out) == len(rows):
         return []
     links = ", ".join(f"{n.name} {n.latency * 1e3:g} ms + {n.bandwidth / 1e9:g} Gb/s" for n in table.networks)
     note = (
         "payload: what workers and server sent, by the number of workers; wire: the same with every message of the collective; MB: 10^6 "
-        f"bytes. simulated: without a network; NAME s: wall-clock on it. Averages of workers: {table.collective}. Networks: {links}."
+        f"bytes. simulated: without a network; NAME s: wall-clock on it. Averages of workers: {table.collective}. Networks: {links}. "
+        + MEANS
     )
     return _write(header, rows, stem, note, shown=(0, 5, *range(8, len(header))))
 
@@ -115,17 +133,16 @@ def _write(
     return written
 
 
-def print_runs(runs: Sequence[tuple[Path, Run | None]]) -> None:
-    """Every run with its folder, whether it has ended, and its last test accuracy."""
+def print_runs(runs: Sequence[Run]) -> None:
+    """Every run with its folder, whether it has ended, and its last accuracies; why, if it has no result."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("setting", "seed", "status", "val acc %", "test acc %", "folder")
-    for folder, run in runs:
-        if run is None:
-            table.add_row("", "", "not finished", "", "", Text(str(folder), overflow="fold"))
-        else:
-            figures = [mean_and_deviation([run.rows[-1][name]], 100) for name in ("val/acc", "test/acc")]
-            table.add_row(run.label, str(run.config["seed"]), run.status, *figures, Text(str(folder), overflow="fold"))
+    for run in runs:
+        figures = [mean_and_deviation([row[name] for row in run.rows[-1:]], 100) for name in ("val/acc", "test/acc")]
+        label, seed = (run.label, str(run.config["seed"])) if run.config else ("", "")
+        why = f" ({run.why})" if run.why and run.status == "damaged" else ""
+        table.add_row(label, seed, run.status + why, *figures, Text(str(run.folder), overflow="fold"))
     Console(width=160).print(table)

@@ -75,7 +75,12 @@ def _divides_by_changing_rates(e: Experiment) -> bool:
 
 def run_hash(experiment: Experiment) -> str:
     """Ten hex digits of the SHA-256 over :func:`describe`."""
-    text = json.dumps(describe(experiment), sort_keys=True, separators=(",", ":"))
+    return hash_of(describe(experiment))
+
+
+def hash_of(described: dict[str, Any]) -> str:
+    """The hash of the run that :func:`describe` says this of; what has been through a file has the same one."""
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
