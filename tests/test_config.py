@@ -249,7 +249,7 @@ MISTAKES = [
     ("algorithm.name=fedavg", "algorithm.name"),
     ("+foo=1", "no such key"),
     ("+optimizer.momentun=0.5", "optimizer.momentun: no such key; choose from clip, lr, momentum"),
-    ("algorithm=gossip algorithm.topology=moebius", "choose ring, exponential, one_peer_exponential, torus, complete or star"),
+    ("algorithm=gossip algorithm.topology=moebius", "choose ring, exponential, directed_exponential, one_peer_exponential, torus, "),
     ("algorithm=gossip algorithm.topology=torus K=7", "rows and columns of at least 2 workers and 7 is prime; choose K=6 or K=8"),
     ("algorithm=a2cid2 algorithm.topology=one_peer_exponential", "no two workers meet; choose ring, exponential, torus, complete or star"),
     ("algorithm=a2cid2 algorithm.rate=0", "greater than 0 meetings for each gradient"),

@@ -18,11 +18,12 @@ from fl_hydra.decentralized.clocks import (
     poisson_events,
     server_schedule,
 )
-from fl_hydra.decentralized.topologies import TOPOLOGIES, Floats, adjacency, check, edges, mixing_matrix, period
+from fl_hydra.decentralized.topologies import DIRECTED, TOPOLOGIES, Floats, adjacency, check, edges, mixing_matrix, period
 from fl_hydra.errors import UserError
 from fl_hydra.training.fabric import Traffic
+from tests.support.make import experiment
 
-UNDIRECTED = [topology for topology in TOPOLOGIES if topology != "one_peer_exponential"]
+UNDIRECTED = [topology for topology in TOPOLOGIES if topology not in DIRECTED]
 
 
 def sent(topology: str, K: int, exchange: int = 0) -> Traffic:
@@ -59,7 +60,7 @@ def test_mixing_keeps_the_mean_and_reaches_consensus(topology: str) -> None:
             W = mixing_matrix(topology, K, exchange)
             assert W.shape == (K, K) and W.dtype == np.float64 and W.min() >= 0
             assert abs(W.sum(0) - 1).max() < 1e-12 and abs(W.sum(1) - 1).max() < 1e-12
-            assert topology == "one_peer_exponential" or (W == W.T).all()
+            assert topology in DIRECTED or (W == W.T).all()
             assert W is mixing_matrix(topology, K, exchange + 3 * period(topology, K))
             assert messages(topology, K, exchange) == np.count_nonzero(W - np.diag(np.diag(W)))
             product = W @ product
@@ -96,8 +97,12 @@ def test_what_is_refused_names_what_works(topology: str) -> None:
 def test_what_is_no_topology_and_what_has_no_edges() -> None:
     with pytest.raises(UserError, match=r"^algorithm\.topology=web: choose ring, exponential"):
         check("web", 4)
-    with pytest.raises(UserError, match="choose ring, exponential, torus"):
-        edges("one_peer_exponential", 4)
+    for topology in DIRECTED:
+        for refuse in (edges, edge_rates, acid_constants):
+            with pytest.raises(
+                UserError, match=rf"topology={topology}: sends one way, .*; choose ring, exponential, torus, complete or star$"
+            ):
+                refuse(topology, 4)
     with pytest.raises(UserError, match="rate"):
         acid_constants("ring", 4, rate=0.0)
 
@@ -112,7 +117,16 @@ def test_graphs_are_the_ones_their_names_say() -> None:
     assert {j for i, j in edges("exponential", 16) if i == 0} == {1, 2, 4, 8, 12, 14, 15}
     assert adjacency("exponential", 16)[0, [1, 8, 14, 3]].tolist() == [1, 2, 1, 0]
     degrees = {topology: degree(topology, 16) for topology in TOPOLOGIES}
-    assert degrees == {"ring": 2, "exponential": 7, "one_peer_exponential": 1, "torus": 4, "complete": 15, "star": 15}
+    assert degrees == {
+        "ring": 2,
+        "exponential": 7,
+        "directed_exponential": 4,
+        "one_peer_exponential": 1,
+        "torus": 4,
+        "complete": 15,
+        "star": 15,
+    }
+    assert messages("directed_exponential", 16) == 64 and messages("directed_exponential", 6) == 18
     assert messages("ring", 16) == 32 and messages("one_peer_exponential", 16, 3) == 16 and messages("star", 16) == 30
     for K in (2, 3):  # so small that they are all alike
         assert all((mixing_matrix(topology, K) == 1 / K).all() for topology in ("ring", "exponential", "complete"))
@@ -126,6 +140,27 @@ def test_ring_contracts_by_its_known_eigenvalue(n: int) -> None:
     assert n == 3 or np.allclose(W[W > 0], 1 / 3, rtol=1e-12)
     wave = np.cos(2 * np.pi * np.arange(n) / n)  # the slowest way to disagree
     np.testing.assert_allclose(W @ wave, (1 / 3 + 2 / 3 * np.cos(2 * np.pi / n)) * wave, atol=1e-12)
+
+
+def test_static_exponential_graph_is_that_of_its_paper() -> None:
+    """Ying et al. 2021: who sends to whom, with which weights, and the second eigenvalue of their proposition 1."""
+    W = mixing_matrix("directed_exponential", 6)
+    assert [np.flatnonzero(row).tolist() for row in W[:2]] == [[0, 2, 4, 5], [0, 1, 3, 5]], "k hears of k - 1, k - 2 and k - 4"
+    for K in range(1, 65):
+        W, links = mixing_matrix("directed_exponential", K), int(np.ceil(np.log2(K)))
+        assert set(np.unique(W[W > 0])) == {1 / (1 + links)}
+        assert degree("directed_exponential", K) == links
+        bound = 1 - 2 / (1 + links)
+        largest = np.linalg.norm(W - 1 / K, 2)  # a circulant is normal: singular values are the moduli of eigenvalues
+        assert largest == pytest.approx(second_eigenvalue(W), abs=1e-9)
+        assert largest == pytest.approx(bound, abs=1e-9) if K % 2 == 0 else largest < bound or K == 1
+
+
+def test_workers_do_not_meet_over_one_way_streets() -> None:
+    for algorithm in ("a2cid2", "ad_psgd"):
+        for topology in DIRECTED:
+            with pytest.raises(UserError, match="sends one way, so no two workers meet"):
+                experiment(f"algorithm={algorithm}", f"algorithm.topology={topology}", "K=4")
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

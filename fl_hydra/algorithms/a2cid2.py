@@ -37,7 +37,8 @@ class A2CiD2(EventDriven):
 
     dx = eta (x~ - x) dt,  dx~ = eta (x - x~) dt between events; a gradient's step is taken by both; when i and j meet, m = x_i - x_j,
     x_i <- x_i - m / 2,  x~_i <- x~_i - alpha~ m, and the same for j with -m. eta and alpha~ follow from the graph. Time is
-    counted in gradients of a worker of speed 1.
+    counted in gradients of a worker of speed 1. At a gradient's event a worker mixes first and takes the gradient at the mixed model, as
+    in the paper's equation; the authors' code takes it before it mixes, and steps along it from the mixed model.
 
     topology: undirected: ring, exponential, torus, complete or star. rate: meetings of a worker for each gradient at speed 1.
     accelerated: false is the baseline, eta = 0 and alpha~ = 1/2.

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 class GossipPGA(LocalSGD):
     """After each local step workers mix their models with their neighbours', x_k <- sum_l W_kl x_l; every J-th time with everyone's.
 
-    topology: ring, exponential, one_peer_exponential, torus, complete or star; its weights W are doubly stochastic. J is the paper's
-    period H. With J=1 this is minibatch SGD, with a topology without edges LocalSGD. `local_steps=loss` is the paper's Gossip-AGA,
-    which lengthens the period as the loss falls.
+    It steps, then mixes: x_k <- sum_l W_kl (x_l - lr g_l), as Gossip-PGA's algorithm 1 does. Lian et al.'s mixes, then steps along the
+    gradient at the model before: x_k <- sum_l W_kl x_l - lr g_k. Both move the mean alike.
+
+    topology: ring, exponential, directed_exponential, one_peer_exponential, torus, complete or star; its weights W are doubly stochastic.
+    J is the paper's period H. With J=1 this is minibatch SGD, with a topology without edges LocalSGD. `local_steps=loss` is the paper's
+    Gossip-AGA, which lengthens the period as the loss falls.
 
     In simulated time every exchange waits for all workers, not for neighbours alone: in a connected graph a slow worker holds up the
     others all the same, some exchanges later.

@@ -48,7 +48,7 @@ def edge_rates(topology: str, K: int, rate: float = 1.0) -> Floats:
     whose constants A2CiD2's code has (K = 16: chi1 = 2, chi2 = 1.0097; with such neighbours counted once it would be chi1 = 1.75).
 
     Raises:
-        UserError: a topology without edges (one_peer_exponential) or with another K, or a rate that is not positive.
+        UserError: a topology without edges (a directed one) or with another K, or a rate that is not positive.
     """
     i, j = np.array(edges(topology, K), np.int64).reshape(-1, 2).T
     rates: Floats = _meeting_rates(topology, K, rate)[i, j]

@@ -1,6 +1,7 @@
 """Who talks to whom: communication graphs of K workers and the matrices by which they average.
 
-Of the graphs, `one_peer_exponential` alone is directed and changes from exchange to exchange; the others are undirected and fixed.
+Two of the graphs are directed: `directed_exponential`, which is fixed, and `one_peer_exponential`, which changes from exchange to exchange.
+The others are undirected and fixed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from fl_hydra.errors import require
 
 Floats = NDArray[np.float64]
 
-TOPOLOGIES = ("ring", "exponential", "one_peer_exponential", "torus", "complete", "star")
+TOPOLOGIES = ("ring", "exponential", "directed_exponential", "one_peer_exponential", "torus", "complete", "star")
+DIRECTED = ("directed_exponential", "one_peer_exponential")
+"""Those in which a worker sends to others than it receives from."""
 
 
 def check(topology: str, K: int) -> None:
@@ -39,9 +42,14 @@ def mixing_matrix(topology: str, K: int, exchange: int = 0) -> Floats:
     Undirected graphs have Metropolis-Hastings weights, W[i, j] = 1 / (1 + max(degree_i, degree_j)) on edges and the rest on the diagonal
     (Xiao, Boyd & Kim 2007): symmetric; on a regular graph 1 / (degree + 1), ring 1/3; on a complete one 11^T / K.
 
-    one_peer_exponential (Ying et al. 2021, arXiv 2110.13363): at exchange t every worker k receives from one peer,
-    k - 2^(t mod ceil(log2 K)), and W = (I + P) / 2 with that cyclic shift P. It is directed (k sends to another than it receives from),
-    and doubly stochastic for every K because P is a permutation. If K is a power of 2, log2 K exchanges in a row are the exact mean;
+    directed_exponential, the static exponential graph of Ying et al. 2021 (arXiv 2110.13363, equation 5): every worker k receives from
+    k - 2^i for all 2^i < K, with weights 1 / (1 + ceil(log2 K)), its own too. Of the moduli of its eigenvalues, which are its singular
+    values, the second is 1 - 2 / (1 + ceil(log2 K)) for even K, and smaller for odd K (their proposition 1). `exponential` sends both ways,
+    to nearly twice as many.
+
+    one_peer_exponential (same paper, equation 7): at exchange t every worker k receives from one peer,
+    k - 2^(t mod ceil(log2 K)), and W = (I + P) / 2 with that cyclic shift P. Both are doubly stochastic for every K because shifts are
+    permutations. If K is a power of 2, log2 K exchanges in a row are the exact mean;
     for other K they are not.
 
     Args:
@@ -63,6 +71,9 @@ def _mixing_matrix(topology: str, K: int, phase: int) -> Floats:
     if topology == "one_peer_exponential":
         # With one worker the shift is the identity, and so is W.
         W = (np.eye(K) + np.roll(np.eye(K), 2**phase, axis=0)) / 2
+    elif topology == "directed_exponential":
+        shifts = [0, *(2**i for i in range((K - 1).bit_length()))]
+        W = np.sum([np.roll(np.eye(K), shift, axis=0) for shift in shifts], axis=0) / len(shifts)
     else:
         connected = adjacency(topology, K) > 0
         degrees = connected.sum(1)
@@ -89,13 +100,13 @@ def adjacency(topology: str, K: int) -> Indices:
     In a torus worker k sits in row k // columns and column k % columns, and a side of 2 has one edge, not two.
 
     Raises:
-        UserError: see :func:`check`; also for one_peer_exponential, whose directed exchanges are no edges on which two workers could meet.
+        UserError: see :func:`check`; also for `DIRECTED` ones, whose exchanges are no edges on which two workers could meet.
     """
     check(topology, K)
     require(
-        topology != "one_peer_exponential",
-        "algorithm.topology=one_peer_exponential: sends one way, so no two workers meet; "
-        f"choose {', '.join(t for t in TOPOLOGIES[:-1] if t != 'one_peer_exponential')} or {TOPOLOGIES[-1]}",
+        topology not in DIRECTED,
+        f"algorithm.topology={topology}: sends one way, so no two workers meet; "
+        f"choose {', '.join(t for t in TOPOLOGIES[:-1] if t not in DIRECTED)} or {TOPOLOGIES[-1]}",
     )
     workers = np.arange(K)
     ways = np.zeros((K, K), np.int64)

@@ -54,6 +54,8 @@ class PostLocal(LocalSteps):
 
     switch: a fraction of the budget. at_step: that many local steps of each worker instead; null: the fraction counts.
     In the paper the switch is the first fall of a learning rate that has been scaled and warmed up.
+    Momentum stays with its worker before the switch too, as in the authors' code; PyTorch's averages gradients there, so that the momenta
+    of all workers are equal at the switch.
     """
 
     name: str = "post_local"

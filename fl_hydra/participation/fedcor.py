@@ -25,12 +25,14 @@ class FedCor(Participation):
     after which S is conditioned on k: S <- S - S_k S_k^T / S_kk, as in the authors' code. alpha_k is `beta` to the power of how often k
     was chosen since the last fit, so that clients take turns.
 
+    The authors' code differs in three things: where changes are observed, how X is fitted, and how updates are weighed.
+
     Changes are observed in rounds with uniform cohorts: the first `warmup` rounds, and one in `interval` after that; before and after
     such a round all clients are asked for their losses, which is charged. (The authors' code trains a random cohort beside the chosen one
     for that, and throws its update away.) X has the largest likelihood of the last `history` changes, weighed by `forget` to the power of
     their age. With this kernel that has a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
     (eigenvalue - noise^2)^(1/2), as in probabilistic principal component analysis (Tipping and Bishop 1999, equation 7); the authors
-    ascend its gradient. Updates are weighed by data size as in FedAvg, which their code weighs alike; when uniform rounds come
+    ascend its gradient, and count `history` and age in rounds, not in observations. Updates are weighed by data size as in FedAvg, which their code weighs alike; when uniform rounds come
     (`warmup`, `interval`) is a choice of ours.
     """
 
