@@ -129,11 +129,12 @@ class Oort(Participation):
 
     As in the authors' code, U is put on a scale from 0 (0.999 of the least) to 1 (the largest before it was clipped), before uncertainty is
     added, without which U, in the hundreds, would hide it; `normalise=false` is the paper's listing as it stands. t_i are the run's
-    simulated seconds (`speeds=`), T is their quantile `preferred`. Losses are those of the samples of the client's batches, before each step.
+    simulated seconds (`speeds=`), T is their quantile `preferred`. Losses are those of the samples of the client's batches, before
+    each step.
 
     The authors' code differs in five things: its pacer moves T while a run goes on; clients that took part too often can be left out;
-    unknown clients are drawn in proportion to their data, less if they are slower than T, from a window of the best; epsilon has fallen once
-    before the first round; and the cut-off is of the utility of the place after the last.
+    unknown clients are drawn in proportion to their data, less if they are slower than T, from a window of the best; epsilon has fallen
+    once before the first round; and the cut-off is of the utility of the place after the last.
     """
 
     name: str = "oort"

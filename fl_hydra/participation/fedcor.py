@@ -32,8 +32,8 @@ class FedCor(Participation):
     for that, and throws its update away.) X has the largest likelihood of the last `history` changes, weighed by `forget` to the power of
     their age. With this kernel that has a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
     (eigenvalue - noise^2)^(1/2), as in probabilistic principal component analysis (Tipping and Bishop 1999, equation 7); the authors
-    ascend its gradient, and count `history` and age in rounds, not in observations. Updates are weighed by data size as in FedAvg, which their code weighs alike; when uniform rounds come
-    (`warmup`, `interval`) is a choice of ours.
+    ascend its gradient, and count `history` and age in rounds, not in observations. Updates are weighed by data size as in FedAvg, which
+    their code weighs alike; when uniform rounds come (`warmup`, `interval`) is a choice of ours.
     """
 
     name: str = "fedcor"
