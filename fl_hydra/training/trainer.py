@@ -102,7 +102,7 @@ class _Turn:
 class _Work:
     """A round's local steps. Tensors have a row for each local worker, and are as long as the longest run needs them.
 
-    tensors: what differs from round to round: `indices` [rows, batches, B], `streams`, `cursors`, `lr` [rows, steps], and, where
+    tensors: what differs from round to round: `indices` [rows, batches, B], `streams`, `cursors`, `lr` [rows, steps or more], and, where
     there are such, sample weights `counting` [rows, batches, B], `starts` [rows, P] and `mixing` [rows, steps, rows of a run].
     counts: int64 [rows, batches], samples that count. asked: like counts, gradients asked for. turns: of the runs.
     """
@@ -495,8 +495,9 @@ class Trainer:
         streams = np.array([stream for member, plan in zip(self.members, plans, strict=True) for stream in member.streams(plan)], np.int64)
         indices = np.concatenate([member.draw(plan, draws) for member, plan in zip(self.members, plans, strict=True)])
         integers = to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1), self.device)
+        width = _width(steps)
         reals = [
-            np.column_stack([np.pad(plan.rates, ((0, 0), (0, steps - plan.steps))), plan.weights, np.full(len(plan.ids), plan.mean_rate)])
+            np.column_stack([np.pad(plan.rates, ((0, 0), (0, width - plan.steps))), plan.weights, np.full(len(plan.ids), plan.mean_rate)])
             for plan in plans
         ]
         numbers = to_device(np.concatenate(reals), self.device).to(self.dtype)
@@ -504,7 +505,7 @@ class Trainer:
             "indices": integers[:, :draws].reshape(-1, batches, size),
             "streams": integers[:, draws],
             "cursors": integers[:, draws + 1],
-            "lr": numbers[:, :steps],
+            "lr": numbers[:, :width],
         }
         cuts = [bool((plan.samples < plan.steps * self._first.step_samples).any()) for plan in plans]
         if any(cuts):
@@ -515,7 +516,7 @@ class Trainer:
             tensors["mixing"] = to_device(np.concatenate([_mixing_of_rows(plan, steps) for plan in plans]), self.device).to(self.dtype)
         counts = np.clip(samples[:, None] - np.arange(batches) * size, 0, size)
         turns = [
-            self._turn(run, plan, numbers[self._sections[run], steps:], cut, own)
+            self._turn(run, plan, numbers[self._sections[run], width:], cut, own)
             for run, (plan, cut, own) in enumerate(zip(plans, cuts, exchanges, strict=True))
         ]
         return _Work(tensors, counts, np.zeros_like(counts), turns)
@@ -657,13 +658,16 @@ class Trainer:
             tensors = {name: tensor[rows] for name, tensor in work.tensors.items()}
             if not (cut := any(turn.cut for turn in turns)):
                 tensors.pop("counting", None)
-            for name, part in (("indices", batches), ("counting", batches), ("lr", slice(steps)), ("mixing", slice(steps))):
+            for name, part in (("indices", batches), ("counting", batches), ("lr", slice(_width(steps))), ("mixing", slice(steps))):
                 if name in tensors:
                     tensors[name] = tensors[name][:, part]
             tensors["cursors"] = tensors["cursors"] + first * self._first.step_samples
             counts = work.counts[rows, batches]
             train = partial(self._train_segment, wave, rows, slice(first, last), counts, work)
-            key = None if cut else (rows.start, rows.stop, first, last, tuple((turn.plan.steps, turn.exchanges) for turn in turns))
+            # Rounds of other lengths share what they have in common: their first segments.
+            own = tuple((min(last, turn.plan.steps), turn.plan.steps <= last, turn.exchanges[first:last]) for turn in turns)
+            shapes = tuple(tensor.shape for tensor in tensors.values())
+            key = None if cut else (rows.start, rows.stop, first, own, shapes)
             work.asked[rows, batches] += self.launcher.run(key, train, tensors)
 
     def _train_segment(self, wave: dict[int, _Block], rows: slice, steps: slice, counts: Indices, work: _Work, tensors: Tensors) -> Indices:
@@ -822,6 +826,11 @@ class Trainer:
         member.computed, member.evaluated = checkpoint["gradient_samples"], checkpoint["evaluated"]
         member.recollection = {name: values.numpy().copy() for name, values in checkpoint["participation"].items()}
         member.traffic = Traffic(**checkpoint["traffic"])
+
+
+def _width(steps: int) -> int:
+    """How long the rates of a round are laid out: in rounds of several graphs, alike for those that take nearly as many steps."""
+    return steps if steps <= GRAPH_STEPS else -(-steps // GRAPH_STEPS) * GRAPH_STEPS
 
 
 def _mixing_of_rows(plan: Plan, steps: int) -> Reals:
