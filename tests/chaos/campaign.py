@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.chaos.events import Event, Result, count, enact
+from tests.chaos.events import Event, Result, count, enact, unmount
 from tests.chaos.judge import Verdict
-from tests.chaos.process import import_what_is_imported
+from tests.chaos.process import adopt, import_what_is_imported
 from tests.chaos.settings import WORKERS, Setting
 from tests.support.make import PROJECT
 
@@ -39,8 +39,14 @@ def fingerprint() -> str:
 def workplace() -> Iterator[Path]:
     """A folder in memory where there is one, so that nothing waits for a disk; removed at the end."""
     memory = Path("/dev/shm")
-    place = memory if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30 else None
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir=place, ignore_cleanup_errors=True) as folder:
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
+    place = memory if roomy else Path(tempfile.gettempdir())
+    for path in place.glob("chaos-*-*"):  # of campaigns that were killed
+        if not Path(f"/proc/{path.name.split('-')[1]}").exists():
+            for disk in path.glob("*/disk"):
+                unmount(disk)
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"chaos-{os.getpid()}-", dir=place, ignore_cleanup_errors=True) as folder:
         yield Path(folder).resolve()
 
 
@@ -57,6 +63,7 @@ def one(seed: int, number: int, few: bool) -> Result:
     """One event, told in full."""
     with workplace() as work:
         prepare(work)
+        adopt()
         result = enact(Event(seed, number, few), work, print)
     print(_line(result))
     return result
@@ -99,6 +106,7 @@ def _work(events: Sequence[Event], work: Path, kept: Path, processes: int) -> No
             status = 1
             try:
                 os.close(giving)
+                adopt()
                 while len(place := os.read(taking, 4)) == 4:
                     event = events[struct.unpack("i", place)[0]]
                     result = enact(event, work)

@@ -202,6 +202,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def unmount(disk: Path) -> None:
+    """A small file system, if there is one."""
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
 # --- strikes in the process -------------------------------------------------------------------------------------------------------------
 
 WRITING = ("open", "write", "append", "fsync", "replace", "unlink", "truncate", "mkdir", "flock")
@@ -606,7 +612,7 @@ def enact(event: Event, work: Path, say: Callable[[str], None] = lambda text: No
     """Let an event happen and judge it. say: is told everything that the program said."""
     began = time.monotonic()
     setting = setting_of(event)
-    folder = work / f"event-{event.number}"
+    folder = work / f"worker-{os.getpid()}"  # always the same, so that commands are
     remove(folder)
     stage = Stage(event, event.random(), make(setting, work / "references" / setting.name.replace(" ", "-").replace(",", "")), folder)
     try:
@@ -617,8 +623,7 @@ def enact(event: Event, work: Path, say: Callable[[str], None] = lambda text: No
     for ended in stage.ended:
         say(f"$ {' '.join(ended.words)}\n{ended.output}[status {ended.status}]\n")
     left = len(left_behind(stage.outputs)) if verdict is not Verdict.SKIPPED else 0
-    if (folder / "disk").is_mount():
-        subprocess.run(["umount", str(folder / "disk")], check=False)
+    unmount(folder / "disk")
     remove(folder)
     return Result(
         event.number, event.sort, setting.name, "; ".join(stage.what), verdict, why, stage.struck, left, round(time.monotonic() - began, 2)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
+import pickle
 import re
 import signal
+import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar, NoReturn
 
 from tests.chaos.watch import Call, Strike, Watch, install
 from tests.support.make import PROJECT
@@ -56,6 +59,11 @@ def train(words: Sequence[str]) -> None:
     fl_hydra.app.main()
 
 
+def train_from_its_beginning(words: Sequence[str]) -> None:
+    """The same, composed anew."""
+    train(words)
+
+
 def report(words: Sequence[str]) -> None:
     """`python -m fl_hydra.report`."""
     from fl_hydra.report.__main__ import main
@@ -83,30 +91,20 @@ class Process:
     def start(
         cls, words: Sequence[str], outputs: Path, strikes: Sequence[Strike] = (), main: Callable[[Sequence[str]], None] = train
     ) -> Process:
-        """Fork it; it works in the folder above its outputs."""
-        output, trace, struck = _file(), _file(), mmap.mmap(-1, 1)
-        (asks, asking), (told, tells) = os.pipe(), os.pipe()
+        """Start it; it works in the folder above its outputs. What happens before it looks at them is done once for many."""
         outputs.parent.mkdir(parents=True, exist_ok=True)
-        pid = os.fork()
-        if pid == 0:
-            status = 70
-            try:
-                os.setsid()
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-                os.close(asks)
-                os.close(tells)
-                os.chdir(outputs.parent)
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-                install(Watch(str(outputs), str(PROJECT / "conf"), trace.fileno(), strikes, struck, asking, told))
-                status = _run(main, words)
-            finally:
-                os._exit(status)
+        (asks, asking), (told, tells) = os.pipe(), os.pipe()
+        output, trace, struck = _file(0), _file(0), _file(1)
+        descriptors = [output.fileno(), trace.fileno(), struck.fileno(), asking, told]
+        whole = main is not train or any(strike.kind == "start-up" for strike in strikes)
+        pid = None if whole else Template.of(tuple(words), outputs).go_on(strikes, descriptors)
+        if pid is None:
+            pid = os.fork()
+            if pid == 0:
+                _begin(main, words, outputs, strikes, descriptors)
         os.close(asking)
         os.close(told)
-        return cls(tuple(words), pid, outputs, asks, tells, output, trace, struck)
+        return cls(tuple(words), pid, outputs, asks, tells, output, trace, mmap.mmap(struck.fileno(), 1))
 
     def trace(self) -> tuple[Call, ...]:
         """Calls up to now."""
@@ -156,9 +154,131 @@ class Process:
         return ended
 
 
-def _file() -> BinaryIO:
-    """One without a name, that a child inherits and its parent closes."""
-    return os.fdopen(os.memfd_create("chaos"), "w+b")
+def _file(size: int) -> BinaryIO:
+    """One without a name, shared with a process."""
+    descriptor = os.memfd_create("chaos")
+    os.ftruncate(descriptor, size)
+    return os.fdopen(descriptor, "w+b")
+
+
+class Template:
+    """A process that has run a command to where it first looks at its outputs, and goes on from there in a child, as often as asked.
+
+    So composing a configuration, which takes as long as a tiny run, is paid for once. Such a child is adopted by this process when the
+    one between them has ended.
+    """
+
+    made: ClassVar[OrderedDict[tuple[str, ...], Template]] = OrderedDict()
+    MOST = 6
+
+    def __init__(self, words: tuple[str, ...], outputs: Path) -> None:
+        self._mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        said = _file(0)
+        self._pid = os.fork()
+        if self._pid == 0:
+            _control(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with this process
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            watch = _watch(outputs, (), [nowhere] * 5)
+            watch.first = lambda: _serve(theirs, said, watch, outputs)
+            _run_and_leave(train, words, watch, said.fileno(), outputs.parent)
+        theirs.close()
+        said.close()
+
+    @classmethod
+    def of(cls, words: tuple[str, ...], outputs: Path) -> Template:
+        """The one of a command, made if need be; of those that were not used for long, the last is ended."""
+        if words not in cls.made:
+            cls.made[words] = cls(words, outputs)
+        cls.made.move_to_end(words)
+        while len(cls.made) > cls.MOST:
+            cls.made.popitem(last=False)[1].end()
+        return cls.made[words]
+
+    def go_on(self, strikes: Sequence[Strike], descriptors: list[int]) -> int | None:
+        """A child of it that goes on; None if the command ended without looking at its outputs."""
+        try:
+            socket.send_fds(self._mine, [pickle.dumps(tuple(strikes))], descriptors)
+            return int(self._mine.recv(20) or 0) or None
+        except OSError:
+            return None
+
+    def end(self) -> None:
+        """End it."""
+        self._mine.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
+def _serve(requests: socket.socket, said: BinaryIO, watch: Watch, outputs: Path) -> None:
+    """In a template: fork children that return from here, and go on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir("/")  # the folder above the outputs comes and goes
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(requests, 65536, 5)
+        if not request:
+            os._exit(0)
+        reading, writing = os.pipe()
+        between = os.fork()
+        if between == 0:
+            pid = os.fork()
+            if pid == 0:
+                break
+            os.write(writing, str(pid).encode())
+            os._exit(0)
+        os.waitpid(between, 0)
+        requests.send(os.read(reading, 20))
+        for descriptor in (*descriptors, reading, writing):
+            os.close(descriptor)
+    requests.close()
+    output, watch.trace, struck, watch.asks, watch.told = descriptors
+    watch.strikes, watch.struck = pickle.loads(request), mmap.mmap(struck, 1)
+    watch.__post_init__()
+    os.write(output, os.pread(said.fileno(), os.fstat(said.fileno()).st_size, 0))
+    _settle(output, outputs.parent)
+
+
+def adopt() -> None:
+    """Make this process the parent of those whose parents have ended."""
+    _control(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _control(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _watch(outputs: Path, strikes: Sequence[Strike], descriptors: list[int]) -> Watch:
+    _, trace, struck, asks, told = descriptors
+    return Watch(str(outputs), str(PROJECT / "conf"), trace, strikes, mmap.mmap(struck, 1) if strikes else bytearray(1), asks, told)
+
+
+def _begin(
+    main: Callable[[Sequence[str]], None], words: Sequence[str], outputs: Path, strikes: Sequence[Strike], fds: list[int]
+) -> NoReturn:
+    """In a child: run a command from its beginning."""
+    _run_and_leave(main, words, _watch(outputs, strikes, fds), fds[0], outputs.parent)
+
+
+def _settle(output: int, folder: Path) -> None:
+    """Where a command works, and where it prints."""
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+
+
+def _run_and_leave(main: Callable[[Sequence[str]], None], words: Sequence[str], watch: Watch, output: int, folder: Path) -> NoReturn:
+    status = 70
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _settle(output, folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        install(watch)
+        status = _run(main, words)
+    finally:
+        os._exit(status)
 
 
 def _ticks(pid: int) -> int:

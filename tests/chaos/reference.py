@@ -9,11 +9,13 @@ import pickle
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.process import Ended, command, report
+from tests.chaos.process import Ended, command, report, train_from_its_beginning
 from tests.chaos.settings import Setting
 from tests.chaos.watch import Strike
 
@@ -58,8 +60,7 @@ class Reference:
     def table(self) -> str:
         """The table of its section that the report writes."""
         place = self.folder / "report"
-        with open(self.folder / "report.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(self.folder / "report.lock"):
             if not place.exists():
                 outputs = self.state("finished")
                 command(("chaos", "--outputs", str(outputs)), outputs, main=report)
@@ -71,13 +72,23 @@ class Reference:
 
     def _made(self, name: str, words: tuple[str, ...], *strikes: Strike) -> Path:
         outputs = self.state(name)
-        with open(self.folder / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(self.folder / f"{name}.lock"):
             if not outputs.exists():
                 ended = command(self.setting.command(outputs, *words), outputs, *strikes)
                 if not strikes and ended.status != 0:
                     raise RuntimeError(f"{name} of {self.setting.name}: {ended.output}")
         return outputs
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock. It is given back by word: processes forked meanwhile have the file open, too."""
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def figures(output: str) -> list[tuple[str, ...]]:
@@ -117,8 +128,7 @@ def make(setting: Setting, folder: Path) -> Reference:
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "reference.pickle"
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(folder / ".lock"):
         if kept.exists():
             return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]
         reference = _make(setting, folder)
@@ -129,7 +139,7 @@ def make(setting: Setting, folder: Path) -> Reference:
 def _make(setting: Setting, folder: Path) -> Reference:
     outputs = folder / "finished" / "outputs"
     shutil.rmtree(folder / "finished", ignore_errors=True)
-    first = command(setting.command(outputs), outputs)
+    first = command(setting.command(outputs), outputs, main=train_from_its_beginning)
     counts = first.counts()
     if first.status != 0 or counts["replace", "checkpoint"] < 3:
         raise RuntimeError(f"{setting.name} cannot be run or seen: status {first.status}\n{first.output}")

@@ -94,18 +94,23 @@ class Watch:
     struck: Any
     asks: int = -1
     told: int = -1
+    first: Callable[[], None] | None = None
+    """Called when the process first looks at its outputs."""
 
     def __post_init__(self) -> None:
-        self._write, self._kill = os.write, os.kill
+        self._write, self._kill, self._readlink = os.write, os.kill, os.readlink
         self._seen = [0] * len(self.strikes)
 
     def relative(self, file: Any) -> str | None:
         """A path under the outputs folder, or of the configuration; None for what is not watched."""
         try:
-            path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.path.abspath(os.fsdecode(file))
+            path = self._readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.path.abspath(os.fsdecode(file))
         except (OSError, TypeError, ValueError):
             return None
         if path.startswith(self.outputs):
+            if self.first is not None:
+                first, self.first = self.first, None
+                first()
             return path[len(self.outputs) :].lstrip("/") or "."
         return f"conf/{path[len(self.conf) :].lstrip('/')}" if path.startswith(self.conf) else None
 
@@ -162,6 +167,14 @@ def install(watch: Watch) -> None:
                 watch.fall(strike, path)
             watch.note(call, path, done=True)
             return result
+
+        return wrapper
+
+    def looking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if watch.first is not None and args and isinstance(args[0], (str, os.PathLike)):
+                watch.relative(args[0])
+            return function(*args, **kwargs)
 
         return wrapper
 
@@ -262,6 +275,8 @@ def install(watch: Watch) -> None:
         setattr(os, name, watched(getattr(os, name), call, position))
     for name in ("flock", "lockf"):
         setattr(fcntl, name, watched(getattr(fcntl, name), "flock"))
+    for name in ("stat", "lstat", "access", "listdir", "scandir", "readlink", "rmdir"):
+        setattr(os, name, looking(getattr(os, name)))
     if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10 keeps the functions that pathlib calls
         for name in ("open", "unlink", "replace", "rename", "mkdir"):
             with contextlib.suppress(AttributeError):
