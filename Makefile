@@ -6,7 +6,7 @@ DEMO := section=demo
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
-.PHONY: help setup demo test lint bench peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
+.PHONY: help setup demo test lint bench chaos peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ lint: setup ## ruff format and lint, mypy --strict
 
 bench: setup ## speed and memory against a plain loop; run it alone on the machine
 	$(RUN) -m benchmarks.bench
+
+chaos: setup ## try to spoil runs in a thousand ways: kills, damage, failing disks; ARGS=--write makes docs/chaos.md
+	$(RUN) -m tests.chaos $(ARGS)
 
 peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

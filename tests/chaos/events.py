@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from tests.chaos.damage import Material, NotHere, damages
-from tests.chaos.judge import Verdict, from_zero, left_behind, listed_otherwise, printed, results, rude, sayings, side_files
+from tests.chaos.judge import Verdict, from_zero, left_behind, listed_otherwise, printed, reports_why, results, rude, sayings, side_files
 from tests.chaos.process import Ended, Process, command, report
 from tests.chaos.reference import Reference, make
 from tests.chaos.settings import Setting, lone, packs
@@ -73,8 +73,9 @@ class Result:
 class Stage:
     """Where an event takes place.
 
-    ended: every command given. harmed: those that something was done to while they ran. what: in words. may_refuse: whether the program may
-    refuse to go on until somebody has removed what is wrong. struck: None if nothing had to strike.
+    ended: every command given, but those of `reports`. harmed: those that something was done to while they ran. what: in words. wrong:
+    what was seen on the way. restarted: runs that were trained from their beginning though they had a checkpoint. may_refuse: whether the
+    program may refuse to go on until somebody has removed what is wrong. struck: whether everything planned happened.
     """
 
     event: Event
@@ -84,6 +85,7 @@ class Stage:
     outputs: Path = field(init=False)
     ended: list[Ended] = field(default_factory=list)
     harmed: list[Ended] = field(default_factory=list)
+    reports: list[Ended] = field(default_factory=list)
     what: list[str] = field(default_factory=list)
     wrong: list[tuple[Verdict, str]] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
@@ -122,28 +124,34 @@ class Stage:
         self.ended.append(ended)
         if harmed:
             self.harmed.append(ended)
-        if ended.hung:
-            self.wrong.append((Verdict.HUNG, f"still there without computing: {ended.lines[-1:]}"))
-        elif problem := rude(ended):
-            self.wrong.append((Verdict.RUDE, problem))
+        self.mind(ended)
         if whole and (problem := printed(self.reference, ended)):
             self.wrong.append((Verdict.DIFFERS, problem))
         if ended.status == 0:
             self.restarted += from_zero(self.reference, ended, had)
 
+    def mind(self, ended: Ended) -> None:
+        """Whether a command ended, and how it treated those who read it."""
+        if ended.hung:
+            self.wrong.append((Verdict.HUNG, f"still there without computing: {ended.lines[-1:]}"))
+        elif problem := rude(ended):
+            self.wrong.append((Verdict.RUDE, problem))
+
     def look_at_report(self) -> None:
         """What the report shows of the runs as they are now, which is what they are or comes with a line."""
         listed = command(("--list", "--outputs", str(self.outputs)), self.outputs, main=report)
-        self.look(listed, set(), harmed=True, whole=False)
+        self.reports.append(listed)
+        self.mind(listed)
         self.what.append("listed")
         if problem := listed_otherwise(self.reference, listed):
             self.wrong.append((Verdict.SILENT, problem))
         if self.rng.random() < 0.3:  # it draws, which takes long
             written = command(("chaos", "--outputs", str(self.outputs)), self.outputs, main=report)
-            self.look(written, set(), harmed=True, whole=False)
+            self.reports.append(written)
+            self.mind(written)
             self.what.append("reported")
             table = self.outputs / "report" / "chaos.csv"
-            if written.status == 0 and not sayings(self.reference, [written]) and table.read_text() != self.reference.table():
+            if written.status == 0 and not reports_why(written) and table.read_text() != self.reference.table():
                 self.wrong.append((Verdict.SILENT, f"the report shows, without a line: {table.read_text()}"))
             shutil.rmtree(self.outputs / "report", ignore_errors=True)
 
@@ -163,8 +171,9 @@ class Stage:
         if different:
             return (Verdict.DIFFERS if lines else Verdict.SILENT), "; ".join(different)
         silent = [why for found, why in self.wrong if found is Verdict.SILENT]
+        silent += side_files(self.reference, self.outputs, lines)
         if not lines:
-            silent += [f"{name}: from zero, without a line" for name in self.restarted] + side_files(self.reference, self.outputs)
+            silent += [f"{name}: from zero, without a line" for name in self.restarted]
         if silent:
             return Verdict.SILENT, "; ".join(silent)
         if stuck := [why for found, why in self.wrong if found is Verdict.STUCK]:
@@ -620,7 +629,7 @@ def enact(event: Event, work: Path, say: Callable[[str], None] = lambda text: No
         verdict, why = stage.conclude()
     except NotHere as error:
         verdict, why = Verdict.SKIPPED, str(error)
-    for ended in stage.ended:
+    for ended in (*stage.reports, *stage.ended):
         say(f"$ {' '.join(ended.words)}\n{ended.output}[status {ended.status}]\n")
     left = len(left_behind(stage.outputs)) if verdict is not Verdict.SKIPPED else 0
     unmount(folder / "disk")

@@ -40,9 +40,10 @@ class Verdict(Enum):
 
 
 def sayings(reference: Reference, ended: Sequence[Ended]) -> list[str]:
-    """Lines that tell of something out of the ordinary: notes, warnings, errors and failures that an undisturbed run does not print."""
-    pattern = re.compile(r"^\s*(note|warning|error)\b|: (failed|busy|diverged|interrupted|damaged)\b|not finished|left out", re.IGNORECASE)
-    lines = (line for each in ended for line in each.lines if pattern.search(line))
+    """Lines that tell of something wrong: errors, failures, and notes on files and folders, that an undisturbed run does not print."""
+    wrong = re.compile(r"^\s*(warning|error)\b|: (failed|busy|diverged|interrupted|damaged)\b", re.IGNORECASE)
+    note = re.compile(r"^\s*note\b.*(\.(jsonl?|yaml|pt|txt)\b|checkpoint|client|folder|lock|section|/|begun|again)", re.IGNORECASE)
+    lines = (line for each in ended for line in each.lines if wrong.search(line) or note.search(line))
     return [line for line in lines if plain(line) not in reference.lines]
 
 
@@ -78,8 +79,8 @@ def results(reference: Reference, outputs: Path) -> list[str]:
     return different + [f"{name}: a run that nobody asked for" for name in sorted(names - reference.runs.keys())]
 
 
-def side_files(reference: Reference, outputs: Path) -> list[str]:
-    """What is wrong with the files that must be said or rebuilt: timings, environment, configuration, section."""
+def side_files(reference: Reference, outputs: Path, said: Sequence[str]) -> list[str]:
+    """What is wrong with timings, environment, configuration and section, which must be rebuilt, unless a line that was said names them."""
     wrong = []
     for name, run in reference.runs.items():
         folder, original = outputs / name, reference.state("finished") / name
@@ -95,7 +96,7 @@ def side_files(reference: Reference, outputs: Path) -> list[str]:
             wrong.append("sections/chaos.txt: other runs")
     except (OSError, ValueError) as error:
         wrong.append(f"sections/chaos.txt: {error}")
-    return wrong
+    return [each for each in wrong if not any(Path(each.split(":")[0]).name in line for line in said)]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -153,9 +154,14 @@ def printed(reference: Reference, ended: Ended) -> str:
     return "" if ended.status != reference.status or found == reference.figures else f"printed {found} in place of {reference.figures}"
 
 
+def reports_why(ended: Ended) -> bool:
+    """Whether the report says that something is not as it should be."""
+    words = "not finished|not ended|left out|note:|error:|warning|damaged|unreadable|cannot|missing"
+    return re.search(words, ended.output, re.IGNORECASE) is not None
+
+
 def listed_otherwise(reference: Reference, listed: Ended) -> str:
     """What the list of runs shows that is not the reference's, or leaves out without a word."""
     found, theirs = figures(listed.output), reference.listed
-    said = re.search("not finished|note:|error:|warning|damaged|unreadable|cannot|missing", listed.output, re.IGNORECASE)
-    wrong = [row for row in found if row not in theirs] or (len(found) != len(theirs) and not said)
+    wrong = [row for row in found if row not in theirs] or (len(found) != len(theirs) and not reports_why(listed))
     return f"the list of runs has {found} in place of {theirs}" if wrong else ""
