@@ -14,7 +14,7 @@ fails with an errno, gets a signal, or waits while others work (`watch`). Files 
 function of the seed and the event's number (`events`), what came out is compared with an undisturbed reference (`judge`), and
 `campaign` runs many and makes a table.
 
-    python -m tests.chaos                        # 1,000 events; given again after a kill, it goes on where it was
+    python -m tests.chaos                        # some 1,200 events; given again after a kill, it goes on where it was
     python -m tests.chaos --seed 3 --events 5000
     python -m tests.chaos --seed 0 --only 137    # one event, with everything the program said
 """

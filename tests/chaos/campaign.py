@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.chaos.events import Event, Result, count, enact, unmount
@@ -27,8 +28,8 @@ from tests.support.make import PROJECT
 
 
 def fingerprint() -> str:
-    """Of the program and the campaign: results of others are not gone on with."""
-    digest = hashlib.sha256()
+    """Of the program, the campaign and what they run on: results of others are not gone on with."""
+    digest = hashlib.sha256(f"{platform.python_version()} {version('torch')}".encode())
     for folder, pattern in (("fl_hydra", "*.py"), ("conf", "*.yaml"), ("tests/chaos", "*.py")):
         for path in sorted((PROJECT / folder).rglob(pattern)):
             digest.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
@@ -70,14 +71,20 @@ def one(seed: int, number: int, few: bool) -> Result:
 
 
 def campaign(seed: int, events: int, few: bool, processes: int) -> list[Result]:
-    """Run the events that have no result yet, and print a table of all."""
-    name = f"{'short' if few else 'seed'}-{seed}-{fingerprint()}.jsonl"
-    kept = PROJECT / "outputs" / "chaos" / name
+    """Run the events that have no result yet, and print a table of all. The short form begins anew each time."""
+    if few:
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            return _campaign(seed, events, few, processes, Path(folder) / "results.jsonl")
+    kept = PROJECT / "outputs" / "chaos" / f"{seed}-{fingerprint()}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
+    return _campaign(seed, events, few, processes, kept)
+
+
+def _campaign(seed: int, events: int, few: bool, processes: int, kept: Path) -> list[Result]:
     done = {result.number for result in _read(kept)}
     missing = [number for number in range(events) if number not in done]
     if done:
-        print(f"{len(done)} events are done already; their results are in {kept.relative_to(PROJECT)}", flush=True)
+        print(f"{len(done)} events are done already; their results are in {kept}", flush=True)
     began = time.monotonic()
     if missing:
         with workplace() as work:
@@ -172,8 +179,6 @@ def table(results: Sequence[Result]) -> str:
 
 def write(path: Path, seed: int, results: Sequence[Result]) -> None:
     """The table with what it means."""
-    import torch
-
     meanings = [
         ("exact", "ended with the results of an undisturbed run, and nothing had to be said"),
         ("said", "the same results after a line that says what was done again or passed over; or refused in a line until it was removed"),
@@ -186,7 +191,7 @@ def write(path: Path, seed: int, results: Sequence[Result]) -> None:
     ]
     path.write_text(
         "# What was tried to break it\n\n"
-        f"{len(results)} events of `make chaos` (seed {seed}; Python {platform.python_version()}, torch {torch.__version__}) on "
+        f"{len(results)} events of `make chaos` (seed {seed}; Python {platform.python_version()}, torch {version('torch')}) on "
         f"{len({result.setting for result in results})} commands: every algorithm, methods with state of their own, and packs. After each\n"
         "event the same command was given again until it ended, and its weights, metrics, status, files and printed figures were compared\n"
         "with those of a run that nothing disturbed. `tests/chaos` says what is done;\n"

@@ -570,15 +570,15 @@ class Sort:
 
 
 SORTS: dict[str, Sort] = {
-    "killed": Sort(kill, LONE, 6, short=3),
-    "pack killed": Sort(kill, PACK, 5, short=2),
+    "killed": Sort(kill, LONE, 8, short=3),
+    "pack killed": Sort(kill, PACK, 6, short=2),
     "killed again and again": Sort(kill_again_and_again, LONE, 2),
     "pack killed again and again": Sort(kill_again_and_again, PACK, 3),
     "pack killed and regrouped": Sort(regroup, PACK, 2),
     "signalled": Sort(signalled, LONE, 2),
     "pack signalled": Sort(signalled, PACK, 2),
-    "unfinished run damaged": Sort(damage_unfinished, LONE, 6, short=4),
-    "finished run damaged": Sort(damage_finished, LONE, 6, short=4),
+    "unfinished run damaged": Sort(damage_unfinished, LONE, 10, short=4),
+    "finished run damaged": Sort(damage_finished, LONE, 11, short=4),
     "pack damaged": Sort(damage_pack, PACK, 2),
     "files of other runs": Sort(copied, LONE, 2),
     "files of other members of a pack": Sort(copied, PACK, 1),
@@ -602,8 +602,8 @@ def _cycle(few: bool) -> tuple[str, ...]:
 
 
 CYCLE = {few: _cycle(few) for few in (False, True)}
-SHORT = len(CYCLE[True])
-"""Events of the short form: one cycle."""
+SHORT, LONG = len(CYCLE[True]), 20 * len(CYCLE[False])
+"""Events of the short form, one cycle, and of the long one, in which every damage is done to every file."""
 
 
 def _settings(event: Event) -> tuple[Setting, ...]:

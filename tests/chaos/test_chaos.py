@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.chaos.events import SHORT, SORTS, Event, setting_of
+from tests.chaos.events import LONG, SHORT, SORTS, Event, setting_of
 from tests.chaos.settings import lone, methods
 from tests.support.make import PROJECT
 
@@ -21,5 +21,5 @@ def test_nothing_that_happens_to_a_run_changes_its_result() -> None:
 
 def test_the_short_form_has_every_sort_of_event_and_the_long_one_every_setting() -> None:
     assert {Event(0, number, few=True).sort for number in range(SHORT)} == set(SORTS)
-    names = {setting_of(Event(0, number)).name for number in range(1000)}
+    names = {setting_of(Event(0, number)).name for number in range(LONG)}
     assert names >= {setting.name for setting in (*methods(), *lone(few=False))}
