@@ -51,19 +51,19 @@ def workplace() -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, few: bool) -> None:
     """Make this process one that commands can be forked from."""
     import torch
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
-    import_what_is_imported(Setting("", WORKERS).command(work / "warm" / "outputs"), work)
+    import_what_is_imported(Setting("", WORKERS).command(work / "warm" / "outputs"), work, reports=not few)
     gc.freeze()  # else each fork goes through all of it again, and copies it
 
 
 def one(seed: int, number: int, few: bool) -> Result:
     """One event, told in full."""
     with workplace() as work:
-        prepare(work)
+        prepare(work, few)
         adopt()
         result = enact(Event(seed, number, few), work, print)
     print(_line(result))
@@ -88,7 +88,7 @@ def _campaign(seed: int, events: int, few: bool, processes: int, kept: Path) -> 
     began = time.monotonic()
     if missing:
         with workplace() as work:
-            prepare(work)
+            prepare(work, few)
             _work([Event(seed, number, few) for number in missing], work, kept, processes)
     results = [result for result in _read(kept) if result.number < events]
     print("\n" + table(results))
@@ -183,7 +183,8 @@ def write(path: Path, seed: int, results: Sequence[Result]) -> None:
         ("exact", "ended with the results of an undisturbed run, and nothing had to be said"),
         ("said", "the same results after a line that says what was done again or passed over; or refused in a line until it was removed"),
         ("skipped", "cannot be tried there, as reading what root may not read"),
-        ("differs, silent", "other weights, metrics, status or printed figures, with a line or without one; or from zero without a line"),
+        ("differs", "other weights, metrics, status or printed figures, after a line about something"),
+        ("silent", "the same without a line; or from zero, or with a damaged file left lying, without a line that names it"),
         ("stuck", "no results, though nothing stood in the way"),
         ("traceback", "a traceback, or an end without its line"),
         ("hung", "never ended"),

@@ -136,8 +136,9 @@ class Process:
             patience = LIMIT if re.search("wait", self.said(), re.IGNORECASE) else IDLE
             if now - busy > patience or now - began > LIMIT:
                 self._hung = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                for end in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError):
+                        end(self.pid, signal.SIGKILL)
                 _, code = os.waitpid(self.pid, 0)
                 self._status = os.waitstatus_to_exitcode(code)
         return self._status is None
@@ -183,6 +184,7 @@ class Template:
             _run_and_leave(train, words, watch, said.fileno(), outputs.parent)
         theirs.close()
         said.close()
+        self._mine.settimeout(LIMIT)
 
     @classmethod
     def of(cls, words: tuple[str, ...], outputs: Path) -> Template:
@@ -318,8 +320,11 @@ def command(words: Sequence[str], outputs: Path, *strikes: Strike, main: Callabl
     return Process.start(words, outputs, strikes, main).end()
 
 
-def import_what_is_imported(words: Sequence[str], folder: Path) -> None:
-    """Import in this process what a command imports, so that commands forked from it have it already; nothing else is done in it."""
+def import_what_is_imported(words: Sequence[str], folder: Path, reports: bool) -> None:
+    """Import in this process what a command imports, so that commands forked from it have it already; nothing else is done in it.
+
+    reports: what the report imports to draw, too, which takes some seconds.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -328,7 +333,7 @@ def import_what_is_imported(words: Sequence[str], folder: Path) -> None:
         os.close(reading)
         os.chdir(folder)
         _run(train, words)
-        _run(report, ["--outputs", str(folder / "outputs")])
+        _run(report, [*([] if reports else ["--list"]), "--outputs", str(words[-1].partition("=")[2])])
         with open(writing, "w") as file:
             file.write("\n".join(sorted(sys.modules)))
         os._exit(0)
