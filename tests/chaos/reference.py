@@ -45,8 +45,10 @@ class Reference:
     bytes: int
 
     def state(self, name: str) -> Path:
-        """The outputs folder of `finished`, `half` (killed on the way) or `early` (killed before that)."""
-        return self.folder / name / "outputs"
+        """The outputs folder of `finished`, `half` (killed on the way) or `early` (killed before that); made when first asked for."""
+        if name == "finished":
+            return self.folder / name / "outputs"
+        return self._made(name, (), self._strike({"half": 0.6, "early": 0.3}[name]))
 
     def other(self, name: str) -> Path:
         """The outputs of the setting with another seed (`sibling`), or with a smaller budget (`shorter`); made when first asked for."""
@@ -55,7 +57,7 @@ class Reference:
 
     def unfinished_sibling(self) -> Path:
         """The same with another seed, killed on the way."""
-        return self._made("unfinished-sibling", ("seed=1001",), Strike("replace", "checkpoint", self._half(0.6), "kill"))
+        return self._made("unfinished-sibling", ("seed=1001",), self._strike(0.6))
 
     def table(self) -> str:
         """The table of its section that the report writes."""
@@ -67,15 +69,16 @@ class Reference:
                 shutil.move(outputs / "report", place)
         return (place / "chaos.csv").read_text()
 
-    def _half(self, part: float) -> int:
-        return max(2, round(self.counts["replace", "checkpoint"] * part))
+    def _strike(self, part: float) -> Strike:
+        """What kills it before a checkpoint, when a part of them is there."""
+        return Strike("replace", "checkpoint", max(2, round(self.counts["replace", "checkpoint"] * part)), "kill")
 
     def _made(self, name: str, words: tuple[str, ...], *strikes: Strike) -> Path:
-        outputs = self.state(name)
+        outputs = self.folder / name / "outputs"
         with _alone(self.folder / f"{name}.lock"):
             if not outputs.exists():
                 ended = command(self.setting.command(outputs, *words), outputs, *strikes)
-                if not strikes and ended.status != 0:
+                if ended.status != (-9 if strikes else 0):
                     raise RuntimeError(f"{name} of {self.setting.name}: {ended.output}")
         return outputs
 
@@ -121,7 +124,7 @@ def checkpoints(ended: Ended) -> Counter[str]:
 
 
 def make(setting: Setting, folder: Path) -> Reference:
-    """Run a setting undisturbed, and kill it twice on the way to have its folders as they are then; kept for other processes to read.
+    """Run a setting undisturbed; kept for other processes to read.
 
     Raises:
         RuntimeError: the setting cannot be run, or the campaign cannot see what it does.
@@ -149,7 +152,7 @@ def _make(setting: Setting, folder: Path) -> Reference:
         raise RuntimeError(f"{setting.name}: figures differ when it is asked for again\n{first.output}{again.output}")
     listed = command(("--list", "--outputs", str(outputs)), outputs, main=report)
     runs = {path.parent.relative_to(outputs).as_posix(): contents(path.parent) for path in outputs.glob("*/*/*/summary.json")}
-    reference = Reference(
+    return Reference(
         setting,
         folder,
         runs,
@@ -162,13 +165,6 @@ def _make(setting: Setting, folder: Path) -> Reference:
         figures(listed.output),
         bytes_used,
     )
-    for name, part in (("half", 0.6), ("early", 0.3)):
-        state = reference.state(name)
-        shutil.rmtree(state.parent, ignore_errors=True)
-        killed = command(setting.command(state), state, Strike("replace", "checkpoint", reference._half(part), "kill"))
-        if killed.status != -9:
-            raise RuntimeError(f"{setting.name} was not killed: status {killed.status}\n{killed.output}")
-    return reference
 
 
 def plain(line: str) -> str:
