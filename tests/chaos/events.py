@@ -18,7 +18,7 @@ from tests.chaos.damage import Material, NotHere, damages
 from tests.chaos.judge import Verdict, from_zero, left_behind, listed_otherwise, printed, reports_why, results, rude, sayings, side_files
 from tests.chaos.process import Ended, Process, command, report
 from tests.chaos.reference import Reference, make
-from tests.chaos.settings import Setting, lone, packs
+from tests.chaos.settings import PACKS, Setting, lone, methods, packs
 from tests.chaos.watch import Strike, kind
 
 TRIES = 3
@@ -340,15 +340,19 @@ def damage(stage: Stage, state: str) -> None:
     combinations.sort(key=lambda pair: pair[0] in ("lock", "section", "config"))  # those that decide results come first
     file, name = combinations[stage.event.turn % len(combinations)]
     stage.state(state)
-    present: dict[str, list[Path]] = {}
+    if file == "client state" and not any(stage.outputs.rglob("clients/*.pt")):
+        instead = PACKS[0] if stage.setting.pack else methods("localsgd")[0]
+        stage.what.append(instead.name)
+        stage.reference = referred(instead, stage.reference.folder.parent)
+        stage.state(state)
     run = stage.rng.choice(sorted(stage.reference.runs))
-    for path in sorted(path for path in [*(stage.outputs / run).rglob("*"), *stage.outputs.glob("sections/*")] if path.is_file()):
-        present.setdefault(kind(path.relative_to(stage.outputs).as_posix()), []).append(path)
-    if file not in present:
+    files_of_run = (path for path in [*(stage.outputs / run).rglob("*"), *stage.outputs.glob("sections/*")] if path.is_file())
+    present = sorted(path for path in files_of_run if path.suffix != ".tmp" and kind(path.relative_to(stage.outputs).as_posix()) == file)
+    if not present:
         raise NotHere(f"there is no {file}")
-    which = stage.rng.choice(WHICH) if len(present[file]) > 1 else "newest"
-    paths = {"newest": present[file][-1:], "all": present[file], "older": present[file][:1]}[which]
-    stage.what += [f"{state}: {which} {file}" if len(present[file]) > 1 else f"{state}: {file}", name]
+    which = stage.rng.choice(WHICH) if len(present) > 1 else "newest"
+    paths = {"newest": present[-1:], "all": present, "older": present[:1]}[which]
+    stage.what += [f"{state}: {which} {file}" if len(present) > 1 else f"{state}: {file}", name]
     earlier = stage.reference.state("early" if state == "half" else "half")
     for path in paths:
         place = path.relative_to(stage.outputs)
@@ -617,13 +621,18 @@ def setting_of(event: Event) -> Setting:
     return settings[event.turn % len(settings)]
 
 
+def referred(setting: Setting, folder: Path) -> Reference:
+    """The reference of a setting, in its own place in the folder of references."""
+    return make(setting, folder / setting.name.replace(" ", "-").replace(",", ""))
+
+
 def enact(event: Event, work: Path, say: Callable[[str], None] = lambda text: None) -> Result:
     """Let an event happen and judge it. say: is told everything that the program said."""
     began = time.monotonic()
     setting = setting_of(event)
     folder = work / f"worker-{os.getpid()}"  # always the same, so that commands are
     remove(folder)
-    stage = Stage(event, event.random(), make(setting, work / "references" / setting.name.replace(" ", "-").replace(",", "")), folder)
+    stage = Stage(event, event.random(), referred(setting, work / "references"), folder)
     try:
         SORTS[event.sort].enact(stage)
         verdict, why = stage.conclude()

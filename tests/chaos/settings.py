@@ -103,9 +103,9 @@ PACKS = (
 )
 
 
-def methods() -> tuple[Setting, ...]:
-    """One for each algorithm there is."""
-    names = sorted(path.stem for path in (PROJECT / "conf" / "algorithm").glob("*.yaml"))
+def methods(pattern: str = "*") -> tuple[Setting, ...]:
+    """One for each algorithm there is, or of a name."""
+    names = sorted(path.stem for path in (PROJECT / "conf" / "algorithm").glob(f"{pattern}.yaml"))
     return tuple(Setting(name, (f"algorithm={name}", *PARTICULAR.get(name, USUAL))) for name in names)
 
 
