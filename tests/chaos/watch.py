@@ -162,9 +162,11 @@ def install(watch: Watch) -> None:
             strike = watch.meets(call, path)
             if strike and strike.action != "kill after":
                 watch.fall(strike, path)
-            result = function(*args, **kwargs)
-            if strike and strike.action == "kill after":
-                watch.fall(strike, path)
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                if strike and strike.action == "kill after":
+                    watch.fall(strike, path)
             watch.note(call, path, done=True)
             return result
 
