@@ -156,7 +156,7 @@ def printed(reference: Reference, ended: Ended) -> str:
 
 def reports_why(ended: Ended) -> bool:
     """Whether the report says that something is not as it should be."""
-    words = "not finished|not ended|left out|note:|error:|warning|damaged|unreadable|cannot|missing"
+    words = "not finished|unfinished|not ended|deleted|left out|note:|error:|warning|damaged|unreadable|cannot|missing"
     return re.search(words, ended.output, re.IGNORECASE) is not None
 
 
