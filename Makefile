@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+TRAIN := $(RUN) -m fl_hydra.make train
+REPORT := $(RUN) -m fl_hydra.make report
 DEMO := section=demo
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 setup: $(VENV)/.installed ## create .venv and install what constraints.txt pins
 
 demo: setup ## train centralized, LocalSGD and FedAvg on the digits; a figure and a table in outputs/report
-	$(RUN) train.py $(DEMO) epochs=60
-	$(RUN) train.py $(DEMO) algorithm=localsgd K=4 J=8 epochs=60
-	$(RUN) train.py -m $(DEMO) algorithm=fedavg K=20 C=0.2 J=4 rounds=300 sharding=iid,classes N_c=2
-	$(RUN) -m fl_hydra.report demo
+	$(TRAIN) $(DEMO) epochs=60
+	$(TRAIN) $(DEMO) algorithm=localsgd K=4 J=8 epochs=60
+	$(TRAIN) -m $(DEMO) algorithm=fedavg K=20 C=0.2 J=4 rounds=300 sharding=iid,classes N_c=2
+	$(REPORT) demo
 
 test: setup ## run the tests
 	$(RUN) -m pytest
@@ -49,11 +51,12 @@ gpu-tables: setup ## on a GPU, with CIFAR-100 in data: the tables of docs, three
 	$(RUN) -m benchmarks.gpu_tables $(ARGS)
 
 cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour on two cores
-	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000
-	$(RUN) train.py section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
-	$(RUN) -m fl_hydra.report cifar100
+	$(TRAIN) section=cifar100 dataset=cifar100 algorithm=fedavg precision=bf16 rounds=2000
+	$(TRAIN) section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
+	$(REPORT) cifar100
 
-# The sections of the report, for a GPU. ARGS narrows one: make localsgd ARGS="dataset=digits epochs=40 seed=0"
+# The sections of the report, for a GPU. Keys narrow one: make localsgd dataset=digits epochs=40 seed=0
+# So does ARGS="...", where something else than keys is needed: make localsgd ARGS="hydra/launcher=packed +optimizer.clip=1"
 
 centralized: ## section: which optimizer, which schedule, how many epochs
 large_batch: ## section: LARS and LAMB against SGD, as the batch grows
@@ -72,19 +75,19 @@ heterogeneity: ## section: iid against N_c classes a client, over J
 shakespeare: ## section: roles as clients against iid, over J
 
 $(TRACK_A): setup
-	$(RUN) train.py -m +sweep/track_a=$@ $(ARGS)
-	$(RUN) -m fl_hydra.report $@
+	$(TRAIN) -m +sweep/track_a=$@ $(ARGS)
+	$(REPORT) $@ $(ARGS)
 
 $(TRACK_B): setup
-	$(RUN) train.py -m +sweep/track_b=$@ $(ARGS)
-	$(RUN) -m fl_hydra.report $@
+	$(TRAIN) -m +sweep/track_b=$@ $(ARGS)
+	$(REPORT) $@ $(ARGS)
 
 track-a: $(TRACK_A) ## all sections of Track A, distributed
 
 track-b: $(TRACK_B) ## all sections of Track B, federated
 
 report: setup ## figures and tables of every section that has been trained
-	$(RUN) -m fl_hydra.report
+	$(REPORT) $(ARGS)
 
 runs: setup ## list every run in outputs
-	$(RUN) -m fl_hydra.report --list
+	$(REPORT) --list $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import MISSING
 from fl_hydra.algorithms.base import Algorithm, algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.data.dataset import Dataset, datasets
+from fl_hydra.data.population import Census
 from fl_hydra.errors import UserError, require
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.base import rules as local_steps_rules
@@ -25,6 +27,7 @@ from fl_hydra.optim.base import Optimizer, optimizers
 from fl_hydra.optim.outer import Outer, servers
 from fl_hydra.optim.schedules import Scheduler, schedulers
 from fl_hydra.participation.base import Participation, participations
+from fl_hydra.paths import DATA, OUTPUTS
 from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
 from fl_hydra.speeds.base import Speeds, speed_models
@@ -106,8 +109,8 @@ class Config:
     device: str = "auto"
     threads: int | None = None
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    data: str = "data"
-    outputs: str = "outputs"
+    data: str = str(DATA)
+    outputs: str = str(OUTPUTS)
     section: str | None = None
 
     def __post_init__(self) -> None:
@@ -129,8 +132,13 @@ class Config:
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
         require(
-            self.section is None or bool(re.fullmatch(r"[A-Za-z0-9_-]+", self.section)),
-            f"section={self.section}: letters, digits, _ and - are allowed",
+            self.section is None or bool(re.fullmatch(r"[A-Za-z0-9_-]{1,100}", self.section)),
+            f"section={self.section}: at most 100 letters, digits, _ and - are allowed",
+        )
+        self.data, self.outputs = _folder("data", self.data), _folder("outputs", self.outputs)
+        require(
+            self.data == str(DATA) or Path(self.data).is_dir(),
+            f"data={self.data}: there is no such folder; make it first, to have data downloaded there, or leave data out for {DATA}",
         )
         budgets = {name: getattr(self, name) for name in ("epochs", "rounds", "samples") if getattr(self, name) is not None}
         given = " and ".join(f"{name}={value}" for name, value in budgets.items())
@@ -150,6 +158,22 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     require(value in allowed, f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
+def _folder(key: str, typed: str) -> str:
+    """A folder as it was typed, with `~` replaced.
+
+    Raises:
+        UserError: it cannot be a folder.
+    """
+    require(bool(typed), f"{key}=: a folder is needed; leave {key} out for the project's own")
+    try:
+        path = Path(typed).expanduser()
+        nearest = next((part for part in (path, *path.parents) if os.path.lexists(part)), path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{key}={typed}: {error}; choose another folder") from error
+    require(not nearest.exists() or nearest.is_dir(), f"{key}={typed}: {nearest} is not a folder; choose another")
+    return str(path)
+
+
 def resolve(config: Config) -> Experiment:
     """Check the combination and work out every number; reads no more of the dataset than its card.
 
@@ -161,8 +185,7 @@ def resolve(config: Config) -> Experiment:
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     card = config.dataset.card(Path(config.data))
     census = config.dataset.census(card, config.split_seed)
-    clients = algorithm.K if census.users is None or not algorithm.federated else len(census.users)
-    K: int = _counted("K", config.K, clients, 1, algorithm)
+    K: int = _counted("K", config.K, _clients(config, census), 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
     total = census.total
@@ -174,7 +197,7 @@ def resolve(config: Config) -> Experiment:
 
     config.scheduler.check(config.batch_size)
 
-    m = max(1, round(C * K))
+    m = cohort(C, K)
     gamma = config.gamma if "gamma" in config.participation.uses else None
     config.participation.check(K, m, gamma)
     require(
@@ -276,6 +299,11 @@ def resolve(config: Config) -> Experiment:
     return dataclasses.replace(experiment, budget=budget)
 
 
+def _clients(config: Config, census: Census) -> int | None:
+    """The number of clients or workers where none was given; None where the algorithm has no K."""
+    return config.algorithm.K if census.users is None or not config.algorithm.federated else len(census.users)
+
+
 def _check_participation(participation: Participation, algorithm: Algorithm, measured: frozenset[str]) -> None:
     """Refuse what a scheme cannot do with a method, or with what a rule for local steps measures."""
     require(
@@ -324,14 +352,26 @@ def _counted(key: str, given: Any, default: Any, without: Any, algorithm: Algori
     return default if given is None else given
 
 
-def unused_keys(config: Config) -> list[str]:
-    """A note for each key that was given although no chosen part reads it; such keys are not part of a run's identity."""
+def notes(config: Config) -> list[str]:
+    """What the user should know of a configuration that can be run: what was given without effect, and what was rounded."""
     used = frozenset[str]().union(*(part.uses for part in config.parts.values()))
-    notes = []
+    told = []
     for key in ("N_c", "gamma"):
         value = getattr(config, key)
         if value is not None and key not in used:
             readers = [f"{registry.group}={name}" for registry in REGISTRIES for name, part in registry.items() if key in part.uses]
             instead = f"; it is read by {' or '.join(readers)}" if readers else ""
-            notes.append(f"{key}={value} has no effect here{instead}")
-    return notes
+            told.append(f"{key}={value} has no effect here{instead}")
+    C = config.C if config.C is not None else config.algorithm.C
+    if C is not None and config.algorithm.K is not None:
+        K = config.K or _clients(config, config.dataset.census(config.dataset.card(Path(config.data)), config.split_seed)) or 1
+        if K >= 1 and 0 < C <= 1 and not math.isclose(C * K, m := cohort(C, K)):
+            told.append(
+                f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (the nearest whole number, of two the even one)"
+            )
+    return told
+
+
+def cohort(C: float, K: int) -> int:
+    """How many of K clients take part in a round: C K to the nearest whole number, a half to the even one, and at least 1."""
+    return max(1, round(C * K))

@@ -1,11 +1,26 @@
-"""How a command ends: exceptions that pass through Hydra, which would announce an ordinary one as a failed job."""
+"""How a command ends: in one line and with a true exit status, whoever listens and whatever signal comes.
+
+Exceptions that pass through Hydra are no ordinary ones, which it would announce as a failed job.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fl_hydra.errors import UserError
+from fl_hydra.runs.interruption import Interrupted, listen, stop_listening
+from fl_hydra.streams import guard_streams
 
 if TYPE_CHECKING:
     from fl_hydra.runs.execution import Outcome
+
+USAGE_ERROR, FAILED = 2, 1
 
 
 class RunEnded(BaseException):
@@ -24,3 +39,52 @@ class SweepEnded(BaseException):
 
 class Mistake(BaseException):
     """Carries a mistake of the user."""
+
+
+def framed(program: Callable[[], None]) -> None:
+    """Run a program, and leave with one line where it does not end well.
+
+    Ends with status 2 after a mistake in the command, with 1 after another error, and with 128 + n after signal n, which may come at
+    any moment from here on; what the program imports should therefore be imported in it.
+    """
+    arguments = sys.argv[1:]
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    guard_streams()
+    try:
+        listen()
+        program()
+    except Interrupted as stopped:
+        leave_stopped(f"stopped by {stopped}; what was done is kept: run the same command again to go on", stopped.signal_number, arguments)
+    except KeyboardInterrupt:  # where somebody else handles the signal
+        leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to go on", signal.SIGINT, arguments)
+    except (Mistake, UserError) as error:
+        fail(str(error), USAGE_ERROR)
+    except Exception as error:
+        if full_error:
+            raise
+        what = " ".join(str(error).split()) or type(error).__name__
+        fail(f"{what} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
+    finally:
+        stop_listening()
+
+
+def leave_stopped(reason: str, signal_number: int, arguments: Sequence[str]) -> NoReturn:
+    """Leave after a signal, with the command to go on with."""
+    print(f"{reason}:\n    {command(arguments)}", file=sys.stderr)
+    sys.exit(128 + signal_number)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Leave with one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The present program with these arguments, as it can be given to a shell."""
+    script = sys.argv[0]
+    if script.endswith("__main__.py"):
+        program = [sys.orig_argv[0], "-m", f"fl_hydra.{Path(script).parent.name}"]
+    else:
+        program = [sys.orig_argv[0], script] if script.endswith(".py") else [Path(script).name]
+    return shlex.join([*program, *arguments])

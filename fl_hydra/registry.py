@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from fl_hydra.errors import UserError
 
 AS_BEFORE = "as_before"
 
@@ -50,6 +55,11 @@ class Component:
     uses: ClassVar[frozenset[str]] = frozenset()
     """The top-level keys (of `N_c` and `gamma`) that this part reads; where no part reads one, it is irrelevant."""
 
+    @property
+    def option(self) -> str:
+        """The option that this is, where several options of a group share a class."""
+        return self.name
+
     def identity(self) -> dict[str, Any]:
         """What of this part may be in a run's name, as plain values: all fields, unless one has no effect with the others.
 
@@ -71,12 +81,19 @@ class Registry(Mapping[str, type[C]]):
         self._loaded = False
 
     def register(self, cls: type[C]) -> type[C]:
-        """Class decorator: add a dataclass under the default of its field `name`."""
-        name = next(field.default for field in dataclasses.fields(cls) if field.name == "name")
+        """Class decorator: add a dataclass under the default of its field `name`.
+
+        Raises:
+            TypeError: it is no dataclass of its own, has no name, or another class has the name.
+        """
+        if "__dataclass_fields__" not in vars(cls):  # those that it inherits are its parent's: its own fields would be ignored
+            raise TypeError(f"class {cls.__name__} needs @dataclass below @register")
+        name = next((field.default for field in dataclasses.fields(cls) if field.name == "name"), None)
         if not isinstance(name, str) or not name:
-            raise TypeError(f"{cls.__name__} needs `name: str = ...` and @dataclass below @register")
+            raise TypeError(f"class {cls.__name__} needs a name of its own, as `name: str = '{cls.__name__.lower()}'`")
         if name in self._classes and self._classes[name].__qualname__ != cls.__qualname__:
-            raise TypeError(f"two classes are registered as {self.group}={name}")
+            other = self._classes[name]
+            raise TypeError(f"classes {other.__name__} ({other.__module__}) and {cls.__name__} are both registered as {self.group}={name}")
         self._classes[name] = cls
         return cls
 
@@ -84,7 +101,7 @@ class Registry(Mapping[str, type[C]]):
         if not self._loaded:
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__, self._package + "."):
-                importlib.import_module(module.name)
+                _import(module.name)
             self._loaded = True
         return self._classes
 
@@ -96,3 +113,25 @@ class Registry(Mapping[str, type[C]]):
 
     def __len__(self) -> int:
         return len(self._load())
+
+
+def _import(name: str) -> None:
+    """Import a module of parts.
+
+    Raises:
+        UserError: it cannot be imported; the line names its file, so that whoever wrote it last sees why no command works.
+    """
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        spec = importlib.util.find_spec(name)
+        file = Path(str(spec.origin)) if spec else Path(name)
+        frames = traceback.extract_tb(error.__traceback__)
+        line = (
+            error.lineno
+            if isinstance(error, SyntaxError)
+            else next((at.lineno for at in reversed(frames) if Path(at.filename) == file), None)
+        )
+        what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+        where = f"{Path(*file.parts[-3:])}" + (f", line {line}" if line else "")
+        raise UserError(f"{where}: {type(error).__name__}: {what}; no command works until this file is mended or taken away") from error

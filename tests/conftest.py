@@ -23,7 +23,10 @@ class Result:
 
 
 class Program:
-    """`python train.py` in a real process of its own, forked from one that has imported torch already."""
+    """`python train.py` in a real process of its own, forked from one that has imported torch already.
+
+    It trains with one thread, into `outputs` of the folder it is run in, unless the arguments say otherwise.
+    """
 
     def __init__(self, process: subprocess.Popen[str], data: Path) -> None:
         self._process = process
@@ -32,7 +35,13 @@ class Program:
     def __call__(self, *argv: str, cwd: Path, **request: Any) -> Result:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        argv = ("threads=1", *argv) if "--" not in "".join(argv) and not any(a.startswith("threads=") for a in argv) else argv
+        if "--" not in "".join(argv):
+            own = [
+                f"{key}={value}"
+                for key, value in (("threads", 1), ("outputs", "outputs"))
+                if not any(a.startswith(f"{key}=") for a in argv)
+            ]
+            argv = (*own, *argv)
         self._process.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), **request}) + "\n")
         self._process.stdin.flush()
         return Result(**json.loads(self._process.stdout.readline()))

@@ -241,14 +241,16 @@ MISTAKES = [
     ("batch_size=null", "batch_size"),
     ("foo=1", "Key 'foo' not in 'Config'; choose from dataset, model"),
     ("optimizer.foo=1", "Key 'foo' not in 'SGDM'; choose from name, lr, weight_decay, clip, momentum, nesterov"),
-    ("algorithm=fedavgg", "Available options in 'algorithm': a2cid2; ad_psgd;"),
+    ("algorithm=fedavgg", "did you mean algorithm=fedavg? There are a2cid2, ad_psgd,"),
     ("nothing/here=1", "nothing/here"),
-    ("K=2,4", "add --multirun to your command line"),
-    ("dataset=cifar100 data=missing_folder_and_no_network", "put cifar-100-python.tar.gz"),
+    ("K=2,4", "K=2,4: several values are a sweep of many runs, which takes -m: "),
+    ("dataset=cifar100 data=.", "put cifar-100-python.tar.gz"),
+    ("data=missing", "data=missing: there is no such folder; make it first"),
     ("optimizer.lr=", "optimizer.lr"),
     ("algorithm.name=fedavg", "algorithm.name"),
     ("+foo=1", "no such key"),
-    ("+optimizer.momentun=0.5", "optimizer.momentun: no such key; choose from clip, lr, momentum"),
+    ("+optimizer.momentun=0.5", "optimizer.momentun=0.5: no such key; did you mean optimizer.momentum=0.5?"),
+    ("+optimizer.foo=0.5", "optimizer.foo: no such key; choose from clip, lr, momentum"),
     ("algorithm=gossip algorithm.topology=moebius", "choose ring, exponential, directed_exponential, one_peer_exponential, torus, "),
     ("algorithm=gossip algorithm.topology=torus K=7", "rows and columns of at least 2 workers and 7 is prime; choose K=6 or K=8"),
     ("algorithm=a2cid2 algorithm.topology=one_peer_exponential", "no two workers meet; choose ring, exponential, torus, complete or star"),
@@ -323,7 +325,7 @@ MISTAKES = [
     ("hydra.job.chdir=true", "set outputs= instead"),
     ("-m optimizer.lr=interval(0,1)", "a grid takes lists"),
     ("-m algorithm=glob(x*)", "the grid is empty"),
-    ("+sweep/track_a=localsgd", "this is a sweep of many runs: add -m to the command line"),
+    ("+sweep/track_a=localsgd", "a section is a sweep of many runs, which takes -m: "),
     ("-m +sweep/track_a=nothing", "Available options in 'sweep/track_a': asynchronous;"),
 ]
 
@@ -331,7 +333,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("command", "says"), MISTAKES)
 def test_a_mistake_is_one_line_before_any_training(command: str, says: str, program: Program, tmp_path: Path) -> None:
     result = program(*command.split(), cwd=tmp_path, environment={"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"})
-    errors = [line for line in result.output.splitlines() if "downloading it" not in line]
+    errors = [line for line in result.output.splitlines() if "downloading it" not in line and "still preparing" not in line]
     assert result.status == 2, result.output
     assert len(errors) == 1, result.output
     assert errors[0].startswith("error: ")

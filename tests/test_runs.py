@@ -145,7 +145,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     stopped = program(*rare, cwd=tmp_path, asks=[number, 3])
     assert stopped.status == 128 + number
     assert "run the same command again" in stopped.output
-    assert "python train.py threads=1 algorithm=" in stopped.output
+    assert "python train.py threads=1 outputs=outputs algorithm=" in stopped.output
     again = program(*command, cwd=tmp_path)
     assert "resumed at round 4" in again.output
     assert digests(run_folder(tmp_path)) == expected

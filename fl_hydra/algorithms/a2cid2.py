@@ -52,6 +52,10 @@ class A2CiD2(EventDriven):
     def __post_init__(self) -> None:
         require(0 < self.rate < math.inf, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient, and finite")
 
+    @property
+    def option(self) -> str:
+        return self.name if self.accelerated else "ad_psgd"
+
     def check(self, K: int, C: float) -> None:
         super().check(K, C)
         topologies.check(self.topology, K)

@@ -100,6 +100,10 @@ class AsyncSGD(ParameterServer):
         super().__post_init__()
         require(0 <= self.power < math.inf, f"algorithm.power={self.power}: must be 0 (staleness does not matter) or more, and finite")
 
+    @property
+    def option(self) -> str:
+        return "staleness_aware" if self.power == 1 else self.name
+
     def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
         server.addcmul_(worker - fetched, (1 + staleness) ** -self.power)
         worker.copy_(server)

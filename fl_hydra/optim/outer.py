@@ -51,6 +51,12 @@ class OuterSGD(SGDM, Outer):
     momentum: float = 0.0
     per_rate: bool = False
 
+    @property
+    def option(self) -> str:
+        if self.per_rate and not self.averages:
+            return "slowmo"
+        return ("nesterov" if self.nesterov else "momentum") if self.momentum else self.name
+
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "per_rate": self.per_rate and not self.averages}
 

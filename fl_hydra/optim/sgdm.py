@@ -27,6 +27,10 @@ class SGDM(Optimizer):
         require(not self.nesterov or self.momentum > 0, f"{self.group}.nesterov=true needs {self.group}.momentum above 0")
 
     @property
+    def option(self) -> str:
+        return "sgdm" if self.momentum else "sgd"
+
+    @property
     def slots(self) -> dict[str, bool]:
         return {"momentum": True} if self.momentum else {}
 

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
+from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
 from fl_hydra.report.runs import not_in_means, read_run
@@ -16,31 +18,41 @@ from fl_hydra.runs.folder import section_runs, sections
 
 def main() -> None:
     """Write `report/SECTION.png`, `.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
+    framed(_report)
+
+
+def _report() -> None:
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.report", description=main.__doc__)
     parser.add_argument("section", nargs="*", help="the section=NAME that its runs were trained with; all sections if none is named")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs, as outputs= of train.py; the project's own")
     parser.add_argument("--cost", type=Path, default=TABLE, help="networks and devices to compute times for; conf/cost.yaml if not given")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
     arguments = parser.parse_args()
-    try:
-        if arguments.list:
-            files = [path for name in ("config.yaml", "summary.json") for path in arguments.outputs.glob(f"*/*/*/{name}")]
-            print_runs([read_run(folder) for folder in sorted({path.parent for path in files})])
-            return
-        table = read_table(arguments.cost)
-        names = arguments.section or sections(arguments.outputs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    outputs: Path = arguments.outputs
+    names: list[str] = []
+    for word in arguments.section:  # as train.py takes them
+        key, equals, value = word.partition("=")
+        require(not equals or key in ("outputs", "section"), f"{word}: a report has no such key; it takes names of sections and outputs=")
+        if equals and key == "outputs":
+            outputs = Path(value)
+        else:
+            names.append(value or key)
+    outputs = outputs.expanduser()
+    require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
+    if arguments.list:
+        files = [path for name in ("config.yaml", "summary.json") for path in outputs.glob(f"*/*/*/{name}")]
+        print_runs([read_run(folder) for folder in sorted({path.parent for path in files})])
+        return
+    table = read_table(arguments.cost.expanduser())
     mistakes = 0
-    for section in names:
+    for section in names or sections(outputs):
         try:
-            for path in write_section(section, arguments.outputs, table):
+            for path in write_section(section, outputs, table):
                 print(f"wrote {path}")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             mistakes += 1
-    sys.exit(2 if mistakes else 0)
+    sys.exit(USAGE_ERROR if mistakes else 0)
 
 
 def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:

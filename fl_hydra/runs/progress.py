@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +28,36 @@ def headline(experiment: Experiment) -> str:
     scheme = e.participation
     skew += f" gamma={e.gamma:g}" if e.gamma is not None else "" if scheme.name in ("all", "uniform") else f" {scheme.name}"
     skew += f" dropout={scheme.dropout:g}" if scheme.dropout else ""
+    rule = "" if e.local_steps.name == "fixed" else f" {e.local_steps.option}"
+    outer = "" if e.server.averages else f", server {e.server.option} lr {e.server.lr:g}"
     return (
-        f"{e.dataset.name} {e.algorithm.name}{who}{steps}{skew} batch {e.batch_size}, {e.optimizer.name} lr {e.optimizer.lr:g}, "
-        f"{e.model.name}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"
+        f"{e.dataset.name} {e.algorithm.option}{who}{steps}{rule}{skew} batch {e.batch_size}, "
+        f"{e.optimizer.option} lr {e.optimizer.lr:g}{outer}, {e.model.name}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"
     )
+
+
+PATIENCE, AGAIN = 5.0, 15.0
+"""Seconds of silence until a line says what takes so long, and until the next one does."""
+
+
+@contextmanager
+def patience(doing: Callable[[], str], ended: threading.Event | None = None) -> Iterator[None]:
+    """Within this, say on standard error what is being done where that takes long; until `ended` is set, if it is given."""
+    ended = ended or threading.Event()
+
+    def speak() -> None:
+        wait = PATIENCE
+        while not ended.wait(wait):
+            print(f"note: {doing()}", file=sys.stderr, flush=True)
+            wait = AGAIN
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        speaker.join()
 
 
 FIGURES = (("train/loss", "loss", 1, 4), ("val/acc", "val", 100, 2), ("test/acc", "test", 100, 2))
@@ -60,9 +88,18 @@ class ConsoleReporter:
         self._began = 0.0
         self._first_round = 0
         self._round = 0
+        self._prepared = threading.Event()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Within this, say so where it takes long until a run has started."""
+        self._prepared.clear()
+        with patience(lambda: "still preparing: the configuration is checked, data are read, an engine is chosen", self._prepared):
+            yield
 
     def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None:
         """Say what is trained and where, and from which round and part of the budget it goes on."""
+        self._prepared.set()
         if not runs:
             return
         if len(runs) > 1:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
-from fl_hydra.sweeping.points import compose_point
+from fl_hydra.sweeping.points import Composer
 
 if TYPE_CHECKING:
     from fl_hydra.config import Config
@@ -67,24 +67,28 @@ class GridSweeper(BasicSweeper):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from fl_hydra.config import check_device, resolve, unused_keys
+        from fl_hydra.config import check_device, notes, resolve
         from fl_hydra.errors import UserError
-        from fl_hydra.runs.progress import ConsoleReporter
+        from fl_hydra.runs.progress import ConsoleReporter, patience
         from fl_hydra.schema import explain
 
         assert self.hydra_context is not None and self.config is not None
-        checked, bad, notes = [], [], dict[str, None]()
-        for point, label in zip(points, labels, strict=True):
-            try:
-                config = compose_point(self.hydra_context, self.config, point)
-                check_device(config.device, config.engine)
-                checked.append((config, resolve(config)))
-                notes |= dict.fromkeys(unused_keys(config))
-            except (UserError, HydraException, OmegaConfBaseException) as error:
-                bad.append(f"  {label}: {explain(error)}")
+        checked: list[tuple[Config, Experiment]] = []
+        bad: list[str] = []
+        noted = dict[str, None]()
+        compose = Composer(self.hydra_context, self.config)
+        with patience(lambda: f"checked {len(checked) + len(bad)} of {len(points)} points"):
+            for point, label in zip(points, labels, strict=True):
+                try:
+                    config = compose(point)
+                    check_device(config.device, config.engine)
+                    checked.append((config, resolve(config)))
+                    noted |= dict.fromkeys(notes(config))
+                except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+                    bad.append(f"  {label}: {explain(error)}")
         if bad:
             raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n" + "\n".join(bad))
-        for note in notes:
+        for note in noted:
             ConsoleReporter(live=False).warn(note)
         return checked
 

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 
 from fl_hydra.endings import Mistake, RunEnded
 from fl_hydra.errors import UserError, require
-from fl_hydra.sweeping.points import compose_point
+from fl_hydra.sweeping.points import Composer
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
@@ -47,11 +47,13 @@ class PackedLauncher(Launcher):
 
         assert self._context is not None and self._config is not None
         points = [list(overrides) for overrides in job_overrides]
-        configs = [compose_point(self._context, self._config, point) for point in points]
+        configs = list(map(Composer(self._context, self._config), points))
         outcomes: dict[int, Outcome] = {}
         for pack in packs([shape(config, resolve(config)) for config in configs], self._runs):
+            reporter = ConsoleReporter()
             try:
-                ended = execute_together([configs[position] for position in pack], ConsoleReporter())
+                with reporter.preparing():
+                    ended = execute_together([configs[position] for position in pack], reporter)
             except UserError as error:
                 raise Mistake(str(error)) from error
             for outcome in ended:

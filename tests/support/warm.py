@@ -23,6 +23,13 @@ from typing import Any
 import torch
 
 import fl_hydra.app
+import fl_hydra.arguments
+import fl_hydra.pictures.draw
+import fl_hydra.runs.execution
+import fl_hydra.runs.packing
+import fl_hydra.runs.progress
+import fl_hydra.sweeping.grid
+import fl_hydra.sweeping.table
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import trainer
 

@@ -1,0 +1,64 @@
+"""`python -m fl_hydra.make train ...` and `python -m fl_hydra.make report ...`: what the Makefile runs.
+
+Keys can be given to make as variables, `make localsgd K=2 seed=0`: they are added to what the Makefile gives. A report is drawn from the
+`outputs=` that was trained into.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+OWN = frozenset({"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "DEMO", "TRACK_A", "TRACK_B", "SHELL"})
+"""Variables of the Makefile itself, and of make."""
+
+
+def typed_variables(flags: str) -> list[str]:
+    """`KEY=VALUE` for each variable on make's command line, from what it tells its recipes in MAKEFLAGS; a later one counts.
+
+    After ` -- ` make lists them with a backslash before each space and backslash, and each $ doubled.
+    """
+    _, _, listed = f" {flags}".partition(" -- ")
+    typed = {}
+    for word in re.findall(r"(?:\\.|[^\\\s])+", listed, re.S):
+        key, equals, value = re.sub(r"\\(.)", r"\1", word, flags=re.S).replace("$$", "$").partition("=")
+        if equals and key not in OWN and not key.startswith("MAKE"):
+            typed[key] = value
+    return [f"{key}={value}" for key, value in typed.items()]
+
+
+def main() -> None:
+    """Run train.py, or the report, with what was typed to make."""
+    program, *given = sys.argv[1:]
+    typed = typed_variables(os.environ.get("MAKEFLAGS", ""))
+    if program == "train":
+        from fl_hydra.app import main as train
+
+        sys.argv = ["train.py", *given, *typed]
+        train()
+    else:
+        from fl_hydra.report.__main__ import main as report
+
+        sys.argv = ["report.py", *_of_report([*given, *typed])]
+        report()
+
+
+def _of_report(words: list[str]) -> list[str]:
+    """What of a training command says which report is drawn, and from where."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from fl_hydra.arguments import as_text
+
+    kept = [word for word in words if word.startswith("--") or not ("=" in word or word.startswith(("-", "~")))]
+    parser = OverridesParser.create()
+    keys = {
+        key: parser.parse_override(as_text(word)).value() for word in words if (key := word.partition("=")[0]) in ("outputs", "section")
+    }
+    if keys.get("section"):
+        kept = [*(word for word in kept if word.startswith("--")), str(keys["section"])]
+    return kept + ([f"--outputs={keys['outputs']}"] if keys.get("outputs") else [])
+
+
+if __name__ == "__main__":
+    main()

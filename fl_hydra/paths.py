@@ -1,0 +1,11 @@
+"""Where the project's own folders are, wherever one stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONF = PROJECT / "conf"
+SWEEPS = PROJECT / "sweeps"
+DATA = PROJECT / "data"
+OUTPUTS = PROJECT / "outputs"
