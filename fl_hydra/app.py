@@ -74,7 +74,8 @@ def _task(composed: DictConfig) -> Outcome:
     except UserError as error:
         raise Mistake(str(error)) from error
     except OSError as error:  # of a run that has begun it is an outcome
-        raise Mistake(f"{error.strerror or error}: {error.filename}; mend that, then run the same command again") from error
+        where = f": {error.filename}" if error.filename else ""
+        raise Mistake(f"{error.strerror or error}{where}; mend that, then run the same command again") from error
     if alone:
         raise RunEnded(outcome)
     if number := outcome.signal_number or Interruption.asked:  # the sweep ends, too, where the signal came in a run's last round

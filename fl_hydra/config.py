@@ -48,6 +48,10 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 ENGINES = ("auto", "loop", "stacked", "im2col", "graph", "graph-im2col", "graph-loop")
+MOST = 10**9
+"""The largest whole number of anything but a seed."""
+LARGEST = 1e30
+"""The largest other number: the largest in fp32 is 3e38."""
 DISTRIBUTED_EPOCHS = 150
 FEDERATED_SAMPLES = 5_120_000
 
@@ -58,9 +62,12 @@ class Evaluation:
 
     points: int = 50
     """Equally spaced in the budget; each falls on the first border of a round after it. The end is always one."""
+    final: float = 1.0
+    """Fraction of the validation and test samples that the last evaluation looks at: the first ones of an order that never changes."""
 
     def __post_init__(self) -> None:
         require(self.points >= 1, f"evaluation.points={self.points}: at least 1 is needed")
+        require(0 < self.final <= 1, f"evaluation.final={self.final}: a fraction above 0 and at most 1 of the validation and test samples")
 
 
 @dataclass
@@ -120,6 +127,7 @@ class Config:
                 registry.get(part.name) is type(part),
                 f"{registry.group}.name={part.name}: a name cannot be changed alone; choose with {registry.group}=",
             )
+        _refuse_huge(self)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("engine", self.engine, ENGINES)
         require(
@@ -128,7 +136,7 @@ class Config:
         )
         require(self.batch_size >= 1, f"batch_size={self.batch_size}: at least 1 sample is needed in a batch")
         require(self.data_parallel >= 1, f"data_parallel={self.data_parallel}: at least 1 worker is needed for a step")
-        require(self.threads is None or self.threads >= 1, f"threads={self.threads}: at least 1 is needed; leave it out for all cores")
+        require(self.threads is None or 1 <= self.threads <= 1024, f"threads={self.threads}: 1 to 1,024 are possible; null takes all cores")
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
         require(
@@ -144,14 +152,26 @@ class Config:
         given = " and ".join(f"{name}={value}" for name, value in budgets.items())
         require(len(budgets) <= 1, f"{given}: two budgets; give one of epochs, rounds and samples")
         for name, value in budgets.items():
-            require(0 < value <= 10**9, f"{name}={value:.6g}: the budget must be greater than 0 and at most 1,000,000,000")
+            require(0 < value <= MOST, f"{name}={value:.6g}: the budget must be greater than 0 and at most 1,000,000,000")
         for name in ("seed", "split_seed"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
+            require(0 <= getattr(self, name) < 2**63, f"{name}={getattr(self, name)}: must be from 0 to 2^63 - 1")
 
     @property
     def parts(self) -> dict[str, Component]:
         """The chosen option of each group."""
         return {registry.group: getattr(self, registry.group) for registry in REGISTRIES}
+
+
+def _refuse_huge(part: Any, prefix: str = "") -> None:
+    """Refuse numbers that nobody means and that tensors do not hold: counts above a billion, others beyond the range of fp32."""
+    for name, value in vars(part).items():
+        if dataclasses.is_dataclass(value):
+            _refuse_huge(value, f"{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and "seed" not in name:
+                require(abs(number) <= MOST, f"{prefix}{name}={number}: at most {MOST:,} is allowed")
+            elif isinstance(number, float) and math.isfinite(number):
+                require(abs(number) <= LARGEST, f"{prefix}{name}={number:g}: at most {LARGEST:g} is allowed, as fp32 holds no more")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -274,6 +294,7 @@ def resolve(config: Config) -> Experiment:
         data_parallel=config.data_parallel,
         budget=1,
         points=config.evaluation.points,
+        final=config.evaluation.final,
         noise_scale=noise,
         precision=config.precision,
         seed=config.seed,

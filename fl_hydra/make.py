@@ -23,6 +23,7 @@ def typed_variables(flags: str) -> list[str]:
     typed = {}
     for word in re.findall(r"(?:\\.|[^\\\s])+", listed, re.S):
         key, equals, value = re.sub(r"\\(.)", r"\1", word, flags=re.S).replace("$$", "$").partition("=")
+        key = key.rstrip("+:?")
         if equals and key not in OWN and not key.startswith("MAKE"):
             typed[key] = value
     return [f"{key}={value}" for key, value in typed.items()]

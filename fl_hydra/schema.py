@@ -65,7 +65,7 @@ def explain(error: BaseException) -> str:
             if line and line not in lines and not line.lower().startswith(noise):
                 lines.append(line)
         current = current.__cause__
-    text = "; ".join(lines).replace(":;", ":") or type(error).__name__
+    text = "; ".join(lines).replace(":;", ":").replace(".;", ";") or type(error).__name__
     if unknown := re.search(r"Key '(.+?)' not in '(\w+)'", text):
         classes: list[type[Any]] = [Config, *(part for registry in REGISTRIES for part in registry.values())]
         known = [field.name for part in classes if part.__name__ == unknown[2] for field in dataclasses.fields(part)]

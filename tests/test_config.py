@@ -198,7 +198,7 @@ MISTAKES = [
     ("engine=magic", "choose auto, loop, stacked, im2col, graph, graph-im2col or graph-loop"),
     ("device=tpu", "choose auto, cpu, cuda or cuda:N"),
     ("device=cuda:99", "CUDA devices; use device=auto or device=cpu"),
-    ("threads=0", "at least 1 is needed"),
+    ("threads=0", "1 to 1,024 are possible"),
     ("dataset.validation=1", "a fraction in [0, 1)"),
     ("gamma=0", "must be greater than 0"),
     ("algorithm=fedavg participation=skewed", "participation=skewed: needs a concentration; add gamma=0.5"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ class A2CiD2(EventDriven):
     accelerated: bool = True
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < math.inf, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient, and finite")
+        require(0 < self.rate <= 1000, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient, and at most 1,000")
 
     @property
     def option(self) -> str:

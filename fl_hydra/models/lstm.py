@@ -30,7 +30,7 @@ class CharacterLSTM(Model):
 
     def __post_init__(self) -> None:
         for name in ("embedding", "hidden", "layers"):
-            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: at least 1 is needed")
+            require(1 <= getattr(self, name) <= 10_000, f"model.{name}={getattr(self, name)}: 1 to 10,000 are possible")
 
     def check(self, card: Card) -> None:
         require(card.textual, "model=lstm: reads text, and this dataset has images; choose model=lenet or model=small")

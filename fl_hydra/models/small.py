@@ -24,8 +24,8 @@ class Small(Model):
     hidden: int = 32
 
     def __post_init__(self) -> None:
-        require(self.filters >= 1, f"model.filters={self.filters}: at least 1 is needed")
-        require(self.hidden >= 1, f"model.hidden={self.hidden}: at least 1 is needed")
+        require(1 <= self.filters <= 10_000, f"model.filters={self.filters}: 1 to 10,000 are possible")
+        require(1 <= self.hidden <= 10_000, f"model.hidden={self.hidden}: 1 to 10,000 are possible")
 
     def check(self, card: Card) -> None:
         image_sides("small", card, 5)

@@ -121,4 +121,5 @@ class GridSweeper(BasicSweeper):
 def label_points(points: list[Point]) -> list[str]:
     """Points named by the overrides in which they differ; by all of them where there is only one."""
     common = set(points[0]).intersection(*points) if len(points) > 1 else {f"{budget}=null" for budget in BUDGETS}
-    return [" ".join(override for override in point if override not in common and not override.startswith("hydra.")) for point in points]
+    where = ("hydra.", "outputs=", "data=")
+    return [" ".join(override for override in point if override not in common and not override.startswith(where)) for point in points]

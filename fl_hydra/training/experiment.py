@@ -14,6 +14,7 @@ from fl_hydra.optim.base import Optimizer
 from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.schedules import Scheduler
 from fl_hydra.participation.base import Participation
+from fl_hydra.registry import as_before
 from fl_hydra.sharding.base import Sharding
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
@@ -27,6 +28,7 @@ class Experiment:
     pass over the samples. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
     gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
+    final: fraction of the validation and test samples that the last of them looks at.
     """
 
     dataset: Dataset
@@ -49,6 +51,7 @@ class Experiment:
     data_parallel: int = 1
     budget: int
     points: int
+    final: float = field(default=1.0, metadata=as_before(1.0))
     noise_scale: bool = False
     precision: str
     seed: int

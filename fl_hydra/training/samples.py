@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fl_hydra.randomness import generator
 
 
 class Samples(ABC):
@@ -24,6 +27,10 @@ class Samples(ABC):
     @property
     def device(self) -> torch.device:
         return self.targets.device
+
+    def fair(self, count: int) -> Tensor:
+        """Some samples that stand for all, int64 [count], ascending: the first ones of an order that never changes."""
+        return torch.from_numpy(np.sort(generator(0, "evaluation").permutation(len(self))[:count])).to(self.device)
 
     @abstractmethod
     def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:

@@ -38,6 +38,9 @@ class Text(Samples):
             self.targets = text[self._starts + length].long()
         self.glance = min(GLANCE, len(starts))
 
+    def fair(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device)  # those that are evaluated are in such an order already
+
     def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
         """Windows as they are, uint8 [n, length]: text is not varied."""
         return self.plain(indices)

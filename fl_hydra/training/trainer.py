@@ -752,9 +752,11 @@ class Trainer:
         member, whole = self.members[run], self.members[run].finished
         # A copy, as all that is evaluated: at another address a product may have other last bits.
         models = self._first.algorithm.models(self.state.of_runs(slice(run, run + 1))).clone()
-        if whole and self.split.test.glance < len(self.split.test):
-            count = len(self.split.validation) + len(self.split.test)
-            self._notify(f"the last evaluation looks at all {count:,} samples of the validation and test sets")
+        final = member.experiment.final
+        if whole and self.split.test.glance < final * len(self.split.test):
+            count = math.ceil(final * len(self.split.validation)) + math.ceil(final * len(self.split.test))
+            fewer = "" if final < 1 else "; evaluation.final=0.1 would look at a tenth"
+            self._notify(f"the last evaluation looks at {count:,} samples of the validation and test sets{fewer}")
         loss, correct, targets = self._meter[run].tolist()
         metrics: Metrics = {
             "round": member.round,
@@ -767,7 +769,10 @@ class Trainer:
         for name, samples in (("val", self.split.validation), ("test", self.split.test)):
             metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
             if len(samples):
-                looked_at = torch.arange(len(samples) if whole else samples.glance, device=self.device)
+                if whole and final < 1:
+                    looked_at = samples.fair(math.ceil(final * len(samples)))
+                else:
+                    looked_at = torch.arange(len(samples) if whole else samples.glance, device=self.device)
                 totals = self.engine.evaluate(models, samples, looked_at).mean(0)
                 metrics[f"{name}/loss"], metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
                 metrics[f"{name}/loss"] = _finite(metrics[f"{name}/loss"] or 0.0)

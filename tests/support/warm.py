@@ -6,6 +6,8 @@ It reads one JSON object a line: {"argv": [...], "cwd": "...", "kill": {...} or 
 
 - `write`: in the middle of writing a whole file's bytes; `replace`: just before a rename; `renamed`: just after one;
 - `append`: in the middle of appending a row of metrics; `round`: after a round; `seconds`: after n seconds of training.
+
+`before` is Python that the child executes first.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def child(request: dict[str, Any], output: int) -> None:
     os.chdir(request["cwd"])
     sys.argv = ["train.py", *request["argv"]]
     os.environ.update(request.get("environment") or {})
+    exec(request.get("before") or "", {"Trainer": Trainer})
     if request.get("kill"):
         arm(**request["kill"])
     if request.get("asks"):
