@@ -39,8 +39,8 @@ SMALL = ("model.filters=1", "model.hidden=1", "batch_size=50", "evaluation.point
 # fmt: off
 TYPED = [
     "2024_01_02", "1e3", "0x10", "1_000", "007", "1e999", "nan", "inf", "true", "off", "12:30:00", "a=b", "a=b=c", "(x)", "f(a,b)", "[a]",
-    "{a:1}", "a,b", "#1", "a #b", " lead", "trail ", "two words", "é漢", "it's", 'say "x"', "back\\slash", "end\\", "\\'", "a:b", "~x", "$HOME",
-    "*?", "%s", "&;|<>!", "@home",
+    "{a:1}", "a,b", "#1", "a #b", " lead", "trail ", "two words", "é漢", "it's", 'say "x"', "back\\slash", "end\\", "\\'", "a:b", "~x",
+    "$HOME", "*?", "%s", "&;|<>!", "@home",
 ]
 # fmt: on
 
