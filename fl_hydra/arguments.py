@@ -200,8 +200,9 @@ def _nearest_keys(key: str) -> list[str]:
     for alike in (whole, tail):
         if found := sorted(filter(alike, keys()), key=_importance):
             return found[:3]
-    close = difflib.get_close_matches(plain, [known.lower() for known in keys()], n=1, cutoff=0.8)
-    return [known for known in keys() if known.lower() in close]
+    group = plain.rpartition(".")[0]
+    close = [known for known in keys() if difflib.SequenceMatcher(None, known.lower().rpartition(".")[2], leaf).ratio() >= 0.8]
+    return sorted((known for known in close if known.startswith(f"{group}.")), key=_importance) or sorted(close, key=_importance)[:3]
 
 
 def _importance(key: str) -> tuple[int, str]:

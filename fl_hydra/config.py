@@ -127,7 +127,6 @@ class Config:
                 registry.get(part.name) is type(part),
                 f"{registry.group}.name={part.name}: a name cannot be changed alone; choose with {registry.group}=",
             )
-        _refuse_huge(self)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("engine", self.engine, ENGINES)
         require(
@@ -154,7 +153,8 @@ class Config:
         for name, value in budgets.items():
             require(0 < value <= MOST, f"{name}={value:.6g}: the budget must be greater than 0 and at most 1,000,000,000")
         for name in ("seed", "split_seed"):
-            require(0 <= getattr(self, name) < 2**63, f"{name}={getattr(self, name)}: must be from 0 to 2^63 - 1")
+            require(0 <= getattr(self, name) < 2**63, f"{name}={getattr(self, name)}: must be 0 or more and below 2^63")
+        _refuse_huge(self)
 
     @property
     def parts(self) -> dict[str, Component]:

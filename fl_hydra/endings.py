@@ -47,6 +47,8 @@ def framed(program: Callable[[], None]) -> None:
     Ends with status 2 after a mistake in the command, with 1 after another error, and with 128 + n after signal n, which may come at
     any moment from here on; what the program imports should therefore be imported in it.
     """
+    if sys.getfilesystemencoding() == "ascii":  # then a path with an accent could not be written into any file
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     arguments = sys.argv[1:]
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     guard_streams()

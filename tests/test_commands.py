@@ -162,7 +162,7 @@ MISTAKES = [
     ("+sweep/track_a=localsgd", "a section is a sweep of many runs, which takes -m: "),
     ("J=1000000000000", "J=1000000000000: at most 1,000,000,000 is allowed"),
     ("optimizer.lr=1e308", "optimizer.lr=1e+308: at most 1e+30 is allowed"),
-    ("seed=99999999999999999999", "must be from 0 to 2^63 - 1"),
+    ("seed=99999999999999999999", "must be 0 or more and below 2^63"),
     ("threads=1000000000", "1 to 1,024 are possible"),
     ("evaluation.final=0", "a fraction above 0 and at most 1"),
     (f"outputs={'x' * 300}", "outputs: the name xxxxxxxxxxxxxxxxxxxx... has 300 bytes and a file system takes 255"),
