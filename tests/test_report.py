@@ -27,7 +27,7 @@ from tests.support.make import PROJECT, experiment
 
 
 def report(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fl_hydra.report", *arguments]
+    command = [sys.executable, "-m", "fl_hydra.report", *arguments, "outputs=outputs"]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={"PYTHONPATH": str(PROJECT), "PATH": ""}, check=False)
 
 
@@ -74,6 +74,7 @@ def test_every_run_is_listed(program: Program, tmp_path: Path) -> None:
 
 
 def test_unknown_section_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
     done = report("nothing", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no run was asked for with section=nothing")
