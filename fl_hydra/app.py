@@ -51,7 +51,7 @@ def _task(composed: DictConfig) -> Outcome:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from fl_hydra.config import notes
+    from fl_hydra.config import notes, resolve
     from fl_hydra.errors import UserError, require
     from fl_hydra.runs.execution import execute
     from fl_hydra.runs.interruption import Interruption
@@ -67,7 +67,9 @@ def _task(composed: DictConfig) -> Outcome:
         if alone:
             if HydraConfig.get().runtime.choices.get("hydra/launcher") == "packed":
                 reporter.warn("hydra/launcher=packed packs the points of a sweep; this is a single run (a sweep takes -m)")
-            for note in notes(config):
+            if told := notes(config):
+                resolve(config)  # a mistake is all that is said
+            for note in told:
                 reporter.warn(note)
         with reporter.preparing():
             outcome = execute(config, reporter)
