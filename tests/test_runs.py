@@ -185,7 +185,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, which:
     newest = max((folder / "checkpoints").glob("round-*.pt"))
     if which == "client state":
         clients = read_verified(newest)["trainer"]["clients"]
-        damage(folder / "checkpoints" / "clients" / f"1-{clients[1]}.pt")
+        damage(folder / "checkpoints" / "clients" / f"1-{clients[1][0]}.pt")
     else:
         damage(newest)
     again = program(*LOCALSGD, cwd=tmp_path)
