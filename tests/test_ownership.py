@@ -82,7 +82,10 @@ with owned(pathlib.Path({str(tmp_path)!r}), print):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "owns\n"
-        with pytest.raises(RunBusy, match=rf"being written by process {other.pid} on .*stop it \(kill {other.pid}\)"), owned(tmp_path, no_notes):
+        with (
+            pytest.raises(RunBusy, match=rf"being written by process {other.pid} on .*stop it \(kill {other.pid}\)"),
+            owned(tmp_path, no_notes),
+        ):
             pass
         other.kill()
         other.wait()
