@@ -95,7 +95,8 @@ with owned(pathlib.Path({str(tmp_path)!r}), print):
 
 @pytest.mark.parametrize("gone", ["dead", "another process with its number", "this process, which released it"])
 def test_who_is_seen_to_be_gone_is_not_waited_for(gone: str, tmp_path: Path) -> None:
-    who: dict[str, Any] = {"dead": {"pid": dead_pid()}, "another process with its number": {"started": "1"}}.get(gone, {})
+    cases: dict[str, dict[str, Any]] = {"dead": {"pid": dead_pid()}, "another process with its number": {"started": "1"}}
+    who = cases.get(gone, {})
     write_owner(tmp_path, **who)
     with owned(tmp_path, no_notes) as mine:
         mine.check()
@@ -207,7 +208,7 @@ def test_two_processes_never_own_after_lock_and_token_are_removed(tmp_path: Path
 
 
 def contend(folder: str, start: Any, owners: Any) -> None:
-    def without(descriptor: int, operation: int) -> None:
+    def without(descriptor: Any, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     fcntl.flock = without

@@ -16,7 +16,6 @@ import pytest
 
 from fl_hydra.config import resolve
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
-from fl_hydra.runs.checkpoint import Checkpoints
 from tests.conftest import Program
 from tests.support.make import PROJECT, config
 
@@ -224,29 +223,6 @@ def test_damaged_client_state_of_every_checkpoint_leaves_nothing_behind(
     assert digests(folder) == expected
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, {"round": 3})
-
-    def flaky(path: Path) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(Path, "read_bytes", flaky)
-    with pytest.raises(OSError, match="Input/output"):
-        checkpoints.restore(lambda content: None, lambda message: None)
-    monkeypatch.undo()
-    assert checkpoints.restore(lambda content: None, lambda message: None)
-
-
-def test_metrics_shorter_than_the_checkpoint_says_fall_back(program: Program, tmp_path: Path) -> None:
-    folder = half_done(program, tmp_path)
-    metrics = folder / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:-200])
-    again = program(*LOCALSGD, cwd=tmp_path)
-    assert again.status == 0, again.output
-    assert "metrics.jsonl has" in again.output
-
-
 def test_two_checkpoints_are_kept_and_client_files_are_collected(program: Program, tmp_path: Path) -> None:
     program(*LOCALSGD, cwd=tmp_path)
     checkpoints = run_folder(tmp_path) / "checkpoints"
@@ -388,16 +364,6 @@ def test_a_signal_in_the_last_round_of_a_point_stops_the_sweep(program: Program,
     stopped = program("-m", "rounds=1", "seed=1,2,3", cwd=tmp_path, asks=[signal.SIGINT, 0])
     assert stopped.status == 128 + signal.SIGINT
     assert len(list(tmp_path.rglob("summary.json"))) == 1
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "finished"', ""])
-def test_a_damaged_summary_is_made_again(content: str, program: Program, tmp_path: Path) -> None:
-    program("epochs=2", cwd=tmp_path)
-    summary = run_folder(tmp_path) / "summary.json"
-    whole = summary.read_text()
-    summary.write_text(content)
-    assert program("epochs=2", cwd=tmp_path).status == 0
-    assert summary.read_text() == whole
 
 
 def test_threads_that_differ_are_noted_and_do_not_leak_into_other_points(program: Program, tmp_path: Path) -> None:

@@ -94,7 +94,6 @@ class Checkpoints:
             OwnershipLost, OSError: it was not written; those before it are still there.
         """
         self._check()
-        self.folder.mkdir(exist_ok=True)
         write_verified(self.path(checkpoint.round), checkpoint.content())
         rounds = self.rounds()
         for old in rounds[KEPT:]:

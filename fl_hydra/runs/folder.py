@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.files import PASSING, CorruptFile, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
+from fl_hydra.files import PASSING, CorruptFile, again, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
 from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
@@ -117,8 +118,9 @@ class RunFolder:
             RunBusy: another process writes it.
             OSError: nothing can be written there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        again(partial(self.path.mkdir, parents=True, exist_ok=True))
         with owned(self.path, notify) as self._ownership:
+            self.checkpoints.mkdir(exist_ok=True)
             for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
                 remove_leftovers(folder)
             yield

@@ -112,6 +112,8 @@ def explain(error: Exception, folder: Path, kept: bool = False) -> str:
         where = error.filename or folder
         safe = "the last checkpoint is kept: " if kept else ""
         return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"
+    if isinstance(error, CorruptFile):
+        return f"{folder}: {error}; run the same command again, which goes on from a sound checkpoint"
     what = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {what[:300]}"
 

@@ -33,7 +33,7 @@ from fl_hydra.errors import UserError
 from fl_hydra.files import again, open_file, read_file, temporary_name, write_atomically
 from fl_hydra.processes import Process, this_process
 
-HEARTBEAT = 5.0
+HEARTBEAT = 10.0
 """Seconds after which an owner shows again that it is there."""
 STALE = 60.0
 """Seconds without a sign of it, by the observer's clock, after which an owner that cannot be seen from here is gone."""
@@ -288,7 +288,7 @@ def _create(path: Path, content: bytes) -> bool:
     whole = temporary_name(path)
     write_atomically(whole, content)
     try:
-        os.link(whole, path)
+        again(partial(os.link, whole, path))
         return True
     except FileExistsError:
         return read_file(path) == content  # the answer to a first try may have been lost on the way

@@ -84,9 +84,15 @@ class Recording:
         """Note that the run ended with an error, in one line; its traceback goes into error.txt."""
         if self.outcome is not None:
             return
+        try:
+            self.folder.check()
+        except OwnershipLost as lost:
+            error = lost  # whatever followed from that
+        except OSError:
+            pass
         reason = explain(error, self.folder.path, kept=bool(self.checkpoints.rounds()))
         path = self.folder.path / ERROR
-        mine = not isinstance(error, ForeignRun | OwnershipLost) and not self.folder.lost
+        mine = not isinstance(error, ForeignRun | OwnershipLost)
         if mine and write_traceback(error, path) and not isinstance(error, OSError):
             reason += f" (details in {path})"
         self.end("failed", reason)
@@ -208,7 +214,6 @@ class Recording:
             OwnershipLost, OSError: it was not written.
         """
         self.folder.check()  # before client state is written, too
-        self.folder.checkpoints.mkdir(exist_ok=True)
         checkpoint = Checkpoint(
             run=run_hash(self.experiment),
             config=describe(self.experiment),
