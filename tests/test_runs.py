@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -408,3 +410,21 @@ def test_a_broken_pipe_does_not_end_a_run(tmp_path: Path) -> None:
     command = f"{sys.executable} {PROJECT / 'train.py'} epochs=20 threads=1 2>&1 | head -n 1"
     subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert (run_folder(tmp_path) / "summary.json").exists()
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=packed",)])
+def test_an_odd_folder_is_one_points_failure(launcher: tuple[str, ...], program: Program, tmp_path: Path) -> None:
+    grid = ("-m", *launcher, "rounds=1", *SMALL, "seed=0,1,2,3")
+    assert program(*grid, cwd=tmp_path).status == 0
+    folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))
+    for folder in folders[:3]:
+        (folder / "summary.json").unlink()
+    (folders[0] / "summary.json").mkdir()
+    os.mkfifo(folders[1] / "summary.json")
+    shutil.rmtree(folders[2])
+    shutil.copytree(folders[3], folders[2])
+    again = program(*grid, cwd=tmp_path)
+    assert again.status == 1
+    assert "1 of 4 points finished" in again.output
+    assert again.output.count(": failed: ") == 3 and "Traceback" not in again.output
+    assert again.output.count("where a file should be") == 2 and again.output.count("holds another run") == 1
