@@ -24,7 +24,7 @@ from fl_hydra.files import CorruptFile, read_verified, write_verified
 from fl_hydra.runs import checkpoint as checkpoint_module
 from fl_hydra.runs import folder as folder_module
 from fl_hydra.runs.execution import Outcome, execute, execute_together
-from fl_hydra.runs.folder import METRICS, SEAL, read_ended
+from fl_hydra.runs.folder import BESIDE, METRICS, SEAL, read_ended
 from fl_hydra.runs.ownership import locked
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import config
@@ -236,7 +236,11 @@ def test_a_damaged_summary_is_noticed_and_made_again(damage: str, whole: Any, se
     assert outcome is not None and outcome.status == "finished"
     assert "this run had ended, but summary.json" in str(notes) and not notes.rounds
     assert result(folder) == expected
-    assert json.loads(summary.read_text()) == json.loads((source / "summary.json").read_text())
+    assert {**json.loads(summary.read_text()), "beside_sha256": 0, SEAL: 0} == {
+        **json.loads((source / "summary.json").read_text()),
+        "beside_sha256": 0,
+        SEAL: 0,
+    }
 
 
 def test_a_summary_of_an_earlier_version_is_found(whole: Any, settings: Any) -> None:
@@ -260,6 +264,38 @@ def test_a_diverged_run_whose_summary_is_lost_has_diverged_at_the_same_round(set
     again, _ = run(setting)
     assert again is not None and (again.status, again.reason) == (first.status, first.reason)
     assert (first.folder / METRICS).read_bytes() == rows
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_for_the_reader_of_a_finished_run_are_rebuilt(name: str, whole: Any, settings: Any) -> None:
+    command, expected, source = whole
+    setting = settings(*command)
+    folder = copied(source, setting)
+    for damage in ("flipped", "missing"):
+        path = folder / name
+        path.write_bytes(flipped(path.read_bytes())) if damage == "flipped" else path.unlink()
+        outcome, notes = run(setting)
+        assert outcome is not None and outcome.status == "finished"
+        assert f"{name} is damaged or missing" in str(notes) and not notes.rounds
+        assert name == "config.yaml" or path.read_bytes() == (source / name).read_bytes()
+        assert not run(setting)[1].lines
+    assert result(folder) == expected
+    shutil.rmtree(folder / "checkpoints")
+    (folder / name).unlink()
+    outcome, notes = run(setting)
+    assert outcome is not None and (outcome.status, outcome.trained) == ("finished", False) and "changes no result" in str(notes)
+
+
+def test_a_torn_row_of_timings_is_mended_on_resume(settings: Any) -> None:
+    setting = settings(*FEDAVG)
+    run(setting, killed_after=4)
+    path = folder_of(setting) / "timings.jsonl"
+    rounds = [row["round"] for row in folder_module.rows_of(path.read_bytes())]
+    path.write_bytes(path.read_bytes() + b'{"round": 5, "sam')
+    run(setting)
+    metrics = folder_module.rows_of((path.parent / METRICS).read_bytes())
+    found = [row["round"] for row in folder_module.rows_of(path.read_bytes())]
+    assert found[: len(rounds)] == rounds and found == [row["round"] for row in metrics]
 
 
 # Removed or changed while it is written (11)

@@ -26,7 +26,7 @@ class Checkpoint:
 
     run: the hash of the run that it belongs to. config: of the part of its configuration that changes its result. conditions: what
     decides its bits beside that. environments: what it has been trained with so far, for the reader. trainer: of
-    :meth:`fl_hydra.training.trainer.Trainer.checkpoint`. metrics: all of metrics.jsonl. seconds: spent so far.
+    :meth:`fl_hydra.training.trainer.Trainer.checkpoint`. metrics, timings: all rows of metrics.jsonl and timings.jsonl. seconds: spent.
     """
 
     run: str
@@ -35,6 +35,7 @@ class Checkpoint:
     environments: list[dict[str, Any]]
     trainer: dict[str, Any]
     metrics: str
+    timings: str
     seconds: float
 
     @property

@@ -13,7 +13,7 @@ from fl_hydra.config import Config, resolve
 from fl_hydra.errors import UserError
 from fl_hydra.runs.conditions import Conditions, Wish
 from fl_hydra.runs.interruption import Interrupted, Interruption
-from fl_hydra.runs.outcome import Outcome, find
+from fl_hydra.runs.outcome import Outcome
 from fl_hydra.runs.ownership import observe
 from fl_hydra.runs.recording import Recording, alone
 from fl_hydra.training.experiment import Experiment
@@ -21,7 +21,7 @@ from fl_hydra.training.experiment import Experiment
 if TYPE_CHECKING:
     from fl_hydra.training.trainer import Metrics, Trainer
 
-__all__ = ["Outcome", "Reporter", "execute", "execute_together", "find"]
+__all__ = ["Outcome", "Reporter", "execute", "execute_together"]
 
 
 class Reporter(Protocol):
@@ -136,11 +136,14 @@ def _train_together(recordings: list[Recording], device: str, reporter: Reporter
             if recording.restore(trainer, run):
                 here.append(recording)
     now = Conditions.now(trainer)
-    for note in dict.fromkeys(note for recording in here if recording.begun is not None for note in recording.begun.changes(now)):
+    trains = [
+        recording for run, recording in enumerate(recordings) if recording in here and recording.verdict(trainer.members[run]) is None
+    ]
+    for note in dict.fromkeys(note for recording in trains if recording.begun is not None for note in recording.begun.changes(now)):
         reporter.warn(note)
     for recording in here:
         with alone(recording):
-            recording.describe_environment(now, len(here))
+            recording.describe_environment(now, len(trains), recording in trains)
     recordings = _going_on(recordings, here, trainer, interruption)
     if not recordings:
         return

@@ -21,6 +21,8 @@ from fl_hydra.files import PASSING, CorruptFile, again, open_file, read_file, re
 from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+TIMINGS, ENVIRONMENT, CONFIG = BESIDE = "timings.jsonl", "environment.json", "config.yaml"
+"""For the reader alone; rebuilt from a checkpoint."""
 SEAL = "summary_sha256"
 """The key of summary.json for the SHA-256 over all others."""
 
@@ -71,10 +73,28 @@ def read_ended(folder: Path) -> Ended | None:
     return Ended(summary, rows)
 
 
+def damaged_beside(folder: Path, ended: Ended) -> list[str]:
+    """Of the files that are for the reader alone, those that are not what they were when the run had ended."""
+    damaged = []
+    for name, digest in ended.summary.get("beside_sha256", {}).items():
+        try:
+            content = read_file(folder / name)
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != digest:
+            damaged.append(name)
+    return damaged
+
+
 def seal(summary: dict[str, Any]) -> str:
     """The SHA-256 over a summary's other keys, 64 hex digits."""
     text = json.dumps({key: value for key, value in summary.items() if key != SEAL}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """What a JSON file holds."""
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def row_line(row: dict[str, Any]) -> bytes:
@@ -148,29 +168,22 @@ class RunFolder:
         self.check()
         write_atomically(self.path / name, content)
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file whole."""
-        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
-    def append_timing(self, row: dict[str, Any]) -> None:
-        """Append a row to timings.jsonl."""
-        self.check()
-        with open_file(self.path / "timings.jsonl", "ab") as file:
-            file.write(row_line(row))
-
-
-class MetricsFile:
-    """metrics.jsonl. What it holds is kept in memory too, and that is what counts.
+class Rows:
+    """metrics.jsonl or timings.jsonl. What it holds is kept in memory too, and that is what counts.
 
     Args:
         folder: of the run.
+        name: of the file.
         warn: is told if the file is not what it should be, and was written again.
     """
 
-    def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: RunFolder, name: str, warn: Callable[[str], None]) -> None:
         self.content = b""
-        self._folder, self._warn = folder, warn
-        self._path = folder.path / METRICS
+        self._folder, self._name, self._warn = folder, name, warn
+        self._path = folder.path / name
+        self._sure = True
+        """Whether the file was written as it should be when it was last written."""
 
     def restore(self, content: bytes) -> None:
         """Go back to what a checkpoint holds. Rows that were appended after it will come again."""
@@ -188,8 +201,9 @@ class MetricsFile:
         Raises:
             OwnershipLost, OSError: it was not written; a checkpoint that is still to be written will have the row.
         """
-        before = self.content
+        before, sure = self.content, self._sure
         self.content += (line := row_line(row))
+        self._sure = False
         self._folder.check()
         if self._present() == before:
             try:
@@ -198,11 +212,12 @@ class MetricsFile:
                     file.flush()
                     os.fsync(file.fileno())
                     if file.tell() == len(self.content):
+                        self._sure = True
                         return
             except OSError as error:
                 if error.errno not in PASSING:
                     raise
-        else:
+        elif sure:
             self._warn(f"{self._path} was changed or removed while the run was being written; written again")
         self._write()
 
@@ -219,7 +234,8 @@ class MetricsFile:
             return b""
 
     def _write(self) -> None:
-        self._folder.write(METRICS, self.content)
+        self._folder.write(self._name, self.content)
+        self._sure = True
 
 
 SECTION_SECONDS = 10.0

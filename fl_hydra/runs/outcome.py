@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_hydra.files import CorruptFile, OddFile, write_atomically
-from fl_hydra.runs.folder import read_ended
+from fl_hydra.runs.folder import damaged_beside, read_ended
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.ownership import OwnershipLost
 from fl_hydra.training.experiment import Experiment
@@ -57,12 +57,27 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
         if ended is None:
             return None
         refuse_foreign(experiment, folder, ended.summary["run"], ended.summary["config"])
+        if beside := damaged_beside(folder, ended):
+            what = f"{folder}: {' and '.join(beside)} {'is' if len(beside) == 1 else 'are'} damaged or missing"
+            if any((folder / "checkpoints").glob("round-*.pt")):
+                warn(f"{what}; written again from the last checkpoint")
+                return None
+            warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
     except CorruptFile as error:
         warn(f"{folder}: this run had ended, but {error}; it is mended from its last checkpoint, or made again where there is none")
         return None
     except (OSError, ForeignRun) as error:
         return Outcome("failed", folder, {}, explain(error, folder))
     return Outcome(ended.summary["status"], folder, ended.summary["metrics"], ended.summary.get("reason", ""), trained=False)
+
+
+def glance(experiment: Experiment, outputs: Path, warn: Callable[[str], None]) -> Outcome | None:
+    """As :func:`find`, before it is decided who looks closer: of a run that has to be trained nothing is said yet."""
+    notes: list[str] = []
+    if (outcome := find(experiment, outputs, notes.append)) is not None:
+        for note in notes:
+            warn(note)
+    return outcome
 
 
 def refuse_foreign(experiment: Experiment, folder: Path, run: str, config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,23 @@ from fl_hydra.errors import UserError
 from fl_hydra.files import CorruptFile
 from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
 from fl_hydra.runs.conditions import Conditions, Wish, environment
-from fl_hydra.runs.folder import SEAL, SUMMARY, MetricsFile, RunFolder, join_section, not_finite, rows_of, seal
+from fl_hydra.runs.folder import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    SEAL,
+    SUMMARY,
+    TIMINGS,
+    Rows,
+    RunFolder,
+    as_json,
+    join_section,
+    not_finite,
+    rows_of,
+    seal,
+)
 from fl_hydra.runs.identity import describe, run_folder, run_hash
-from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, refuse_foreign, write_traceback
+from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, glance, refuse_foreign, write_traceback
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.training.experiment import Experiment
 
@@ -35,7 +50,8 @@ class Recording:
         self.folder = RunFolder(run_folder(experiment, Path(config.outputs)))
         self.outcome: Outcome | None = None
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.folder.check, warn)
-        self.metrics = MetricsFile(self.folder, warn)
+        self.metrics = Rows(self.folder, METRICS, warn)
+        self.timings = Rows(self.folder, TIMINGS, warn)
         self.wish = Wish.of(config, None, "cpu")
         """The conditions that it is to be trained under."""
         self.begun: Conditions | None = None
@@ -44,6 +60,8 @@ class Recording:
         self.due = 0
         """Samples at which the next row of metrics is due."""
         self._environments: list[dict[str, Any]] = []
+        self._beside: dict[str, bytes] = {}
+        """What environment.json and config.yaml hold."""
         self._references: dict[int, Mapping[int, Any]] = {}
         """The client state that each kept checkpoint refers to."""
         self._seconds = 0.0
@@ -62,7 +80,7 @@ class Recording:
         check_device(self.config.device, self.config.engine)
         if self.config.section is not None:
             join_section(self.config.section, self.folder.path, outputs, self.warn)
-        self.outcome = find(self.experiment, outputs)
+        self.outcome = glance(self.experiment, outputs, self.warn)
         if self.outcome is not None:
             return
         try:
@@ -129,6 +147,7 @@ class Recording:
                 return False
             if checkpoint is None:
                 self.metrics.restore(b"")
+                self._for_the_reader(partial(self.timings.restore, b""))
                 break
             try:
                 _check_fits(checkpoint.trainer, fresh)
@@ -143,6 +162,7 @@ class Recording:
                 self.checkpoints.give_up(checkpoint.round, error)
                 continue
             self.metrics.restore(checkpoint.metrics.encode())
+            self._for_the_reader(partial(self.timings.restore, checkpoint.timings.encode()))
             self.row = rows[-1] if rows else {}
             self._seconds, self._environments = checkpoint.seconds, list(checkpoint.environments)
             self._references = {checkpoint.round: checkpoint.trainer["clients"]}
@@ -151,23 +171,31 @@ class Recording:
         self._schedule(trainer.members[run].samples)
         return True
 
-    def describe_environment(self, now: Conditions, together: int) -> None:
-        """Write what is for the reader alone: config.yaml, and what the run was begun and goes on with."""
+    def describe_environment(self, now: Conditions, together: int, trains: bool) -> None:
+        """Write what is for the reader alone: config.yaml, and what the run was begun and goes on with.
+
+        Args:
+            now: the present conditions.
+            together: how many runs train.
+            trains: whether this one does, or is only mended.
+        """
         present = environment(now, together)
-        if present not in self._environments:
+        if trains and present not in self._environments:
             self._environments.append(present)
         first, *others = self._environments
-        self._for_the_reader(
-            lambda: self.folder.write_json("environment.json", {**first, **({"continued_with": others} if others else {})})
-        )
-        self._for_the_reader(self._write_config)
+        self._beside = {
+            ENVIRONMENT: as_json({**first, **({"continued_with": others} if others else {})}),
+            CONFIG: self._composed(),
+        }
+        for name, content in self._beside.items():
+            self._for_the_reader(partial(self.folder.write, name, content))
 
-    def _write_config(self) -> None:
+    def _composed(self) -> bytes:
         from omegaconf import OmegaConf
 
         content = {"run": run_hash(self.experiment), "resolved": describe(self.experiment)}
         composed = OmegaConf.merge(OmegaConf.create(content), {"config": OmegaConf.structured(self.config)})
-        self.folder.write("config.yaml", OmegaConf.to_yaml(composed).encode())
+        return OmegaConf.to_yaml(composed).encode()
 
     def _for_the_reader(self, write: Callable[[], None]) -> None:
         """Write what no result depends on: a failure is a note."""
@@ -199,7 +227,7 @@ class Recording:
         self._schedule(int(row["samples"] or 0))
         self.metrics.append(row)
         timing = {"round": row["round"], "samples": row["samples"], "seconds": round(self.seconds, 3)}
-        self._for_the_reader(lambda: self.folder.append_timing(timing | ({"together": together} if together > 1 else {})))
+        self._for_the_reader(partial(self.timings.append, timing | ({"together": together} if together > 1 else {})))
 
     def verdict(self, member: Member) -> tuple[str, str] | None:
         """How the run has ended, and why, where it is not finished; None if it goes on."""
@@ -221,6 +249,7 @@ class Recording:
             environments=self._environments,
             trainer=trainer.checkpoint(run),
             metrics=self.metrics.content.decode(),
+            timings=self.timings.content.decode(),
             seconds=self.seconds,
         )
         kept = self.checkpoints.save(checkpoint)
@@ -236,6 +265,7 @@ class Recording:
             OwnershipLost, OSError: it was not written.
         """
         self.metrics.settle()
+        self._for_the_reader(self.timings.settle)
         summary = {
             "status": status,
             "reason": reason,
@@ -245,9 +275,12 @@ class Recording:
             "weights_sha256": hashlib.sha256(trainer.weights(run).contiguous().numpy().tobytes()).hexdigest(),
             "metrics_sha256": hashlib.sha256(self.metrics.content).hexdigest(),
             "config": describe(self.experiment),
+            "beside_sha256": {
+                name: hashlib.sha256(content).hexdigest() for name, content in {**self._beside, TIMINGS: self.timings.content}.items()
+            },
             "format": 2,
         }
-        self.folder.write_json(SUMMARY, {**summary, SEAL: seal(summary)})
+        self.folder.write(SUMMARY, as_json({**summary, SEAL: seal(summary)}))
         self.checkpoints.forget_damaged()
         self.end(status, reason, asked_to_stop or 0)
 
