@@ -130,21 +130,7 @@ def _train_together(recordings: list[Recording], device: str, reporter: Reporter
     first = recordings[0].experiment
     first.dataset.check_loaded(first.data, first.card)
     trainer = _trainer(recordings, wish, device, reporter)
-    here = []
-    for run, recording in enumerate(recordings):
-        with alone(recording):
-            if recording.restore(trainer, run):
-                here.append(recording)
-    now = Conditions.now(trainer)
-    trains = [
-        recording for run, recording in enumerate(recordings) if recording in here and recording.verdict(trainer.members[run]) is None
-    ]
-    for note in dict.fromkeys(note for recording in trains if recording.begun is not None for note in recording.begun.changes(now)):
-        reporter.warn(note)
-    for recording in here:
-        with alone(recording):
-            recording.describe_environment(now, len(trains), recording in trains)
-    recordings = _going_on(recordings, here, trainer, interruption)
+    recordings = _going_on(recordings, _restored(recordings, trainer, reporter), trainer, interruption)
     if not recordings:
         return
     reporter.started(
@@ -174,6 +160,25 @@ def _train_together(recordings: list[Recording], device: str, reporter: Reporter
         recordings = _going_on(recordings, recordings, trainer, interruption)
         if recordings and save_all:
             interruption.check()
+
+
+def _restored(recordings: list[Recording], trainer: Trainer, reporter: Reporter) -> list[Recording]:
+    """Bring a trainer to where its runs are; those that are trained by it. What is not as it was is said, and noted in their folders."""
+    here = []
+    for run, recording in enumerate(recordings):
+        with alone(recording):
+            if recording.restore(trainer, run):
+                here.append(recording)
+    now = Conditions.now(trainer)
+    trains = [
+        recording for run, recording in enumerate(recordings) if recording in here and recording.verdict(trainer.members[run]) is None
+    ]
+    for note in dict.fromkeys(note for recording in trains if recording.begun is not None for note in recording.begun.changes(now)):
+        reporter.warn(note)
+    for recording in here:
+        with alone(recording):
+            recording.describe_environment(now, len(trains), recording in trains)
+    return here
 
 
 def _going_on(recordings: list[Recording], here: list[Recording], trainer: Trainer, interruption: Interruption) -> list[Recording]:
