@@ -31,15 +31,17 @@ PAUSES = (0.1, 0.4, 1.5)
 """Seconds before what has failed in passing is tried again."""
 
 PASSING = frozenset(
-    getattr(errno, name)
-    for name in """EIO ESTALE EAGAIN EINTR EBUSY ETIMEDOUT EREMOTEIO ENOTCONN ECONNRESET ECONNABORTED ECONNREFUSED ENETDOWN ENETUNREACH
-    EHOSTDOWN EHOSTUNREACH EPIPE ENOLINK""".split()
-    if hasattr(errno, name)
+    {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EPIPE, errno.ENOLINK, errno.ENOTCONN, errno.ETIMEDOUT}
+    | {errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+    | {getattr(errno, "EREMOTEIO", errno.EIO)}
 )
 """Failures that may be over in a moment. A full disk, or a folder that may not be written, is none."""
 
 FORGOTTEN = 24 * 3600.0
 """Seconds without a change after which a temporary file of a process that cannot be seen from here is nobody's."""
+
+TEMPORARY = f".*.{'[0-9a-f]' * 8}-*-*.tmp"
+"""Names as :func:`temporary_name` gives them, and nobody else."""
 
 _T = TypeVar("_T")
 _count = itertools.count()
@@ -154,10 +156,14 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def remove_abandoned(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Delete what killed processes left in a folder that many may write: temporary files, or the folders of a pattern.
+def remove_abandoned(folder: Path, pattern: str = TEMPORARY) -> None:
+    """Delete what killed processes left in a folder that many may write.
 
     Only what is certainly nobody's: a process wrote it that could be seen from here and is not there, or it is older than a day.
+
+    Args:
+        folder: where to look.
+        pattern: of names that only this program gives.
     """
     for path in folder.glob(pattern):
         with suppress(OSError):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +18,13 @@ import pytest
 import torch
 
 from fl_hydra.data import cifar100
-from fl_hydra.data.cifar100 import CIFAR100, import_torchvision
+from fl_hydra.data.cifar100 import CIFAR100, SCRATCH, import_torchvision
 from fl_hydra.data.digits import Digits
 from fl_hydra.data.images import Arrays, channel_statistics
 from fl_hydra.data.order import Order
 from fl_hydra.errors import UserError
+from fl_hydra.files import FORGOTTEN, remove_abandoned
+from fl_hydra.processes import machine
 from fl_hydra.randomness import generator, hash_uniform
 from fl_hydra.sharding.base import Shards, equal_sizes
 from fl_hydra.training.images import Images
@@ -256,3 +264,74 @@ def test_card_is_made_again_when_the_data_change(tmp_path: Path) -> None:
             write_cifar100(tmp_path, train=2000)
         again = CIFAR100().card(tmp_path)
         assert (again == first) is not changed
+
+
+def other_content(path: Path) -> None:
+    """Other images in a file of the same size and time."""
+    before = path.stat()
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["train_images"] = 255 - arrays["train_images"]
+    np.savez(path, **arrays)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def wrong_counts(path: Path) -> None:
+    """A card that was changed by hand, or damaged."""
+    card = path.parent / ".cifar100.card.json"
+    content = json.loads(card.read_text())
+    content["train_counts"][3] += 1
+    card.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("change", [other_content, wrong_counts])
+def test_a_card_that_is_not_of_what_was_loaded_is_refused_once(change: Callable[[Path], None], tmp_path: Path) -> None:
+    from fl_hydra.data import dataset as module
+    from fl_hydra.data import images
+
+    def new_process() -> None:
+        module._card.cache_clear()
+        images._load.cache_clear()
+
+    path = write_cifar100(tmp_path)
+    new_process()
+    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    change(path)
+    new_process()
+    with pytest.raises(UserError, match=r"not those that the run was named after; .*give the same command again") as refused:
+        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    assert "\n" not in str(refused.value)
+    new_process()
+    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    other_content(path)  # between the card and the loading
+    images._load.cache_clear()
+    with pytest.raises(UserError):
+        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    new_process()
+
+
+def test_litter_of_dead_processes_is_removed_and_nobody_elses(tmp_path: Path) -> None:
+    write_cifar100(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    old = time.time() - 2 * FORGOTTEN
+
+    def litter(where: str, pid: int, aged: bool = False) -> list[Path]:
+        folder = tmp_path / f"{SCRATCH}{where}-{pid}-x{len(list(tmp_path.iterdir()))}"
+        (folder / "inside").mkdir(parents=True)
+        file = tmp_path / f".cifar100.card.json.{where}-{pid}-{len(list(tmp_path.iterdir()))}.tmp"
+        file.write_text("")
+        for path in (folder, file):
+            if aged:
+                os.utime(path, (old, old))
+        return [folder, file]
+
+    gone = litter(machine(), process.pid) + litter("0" * 8, process.pid, aged=True)
+    stays = [*litter(machine(), os.getpid()), *litter("0" * 8, process.pid), tmp_path / ".mine.tmp"]
+    stays[-1].write_text("somebody else's")
+    os.utime(stays[-1], (old, old))
+    CIFAR100().source(tmp_path)
+    remove_abandoned(tmp_path)
+    assert not [path for path in gone if path.exists()]
+    assert all(path.exists() for path in stays)

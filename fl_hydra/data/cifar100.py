@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -16,11 +17,14 @@ import numpy as np
 from fl_hydra.data.dataset import datasets
 from fl_hydra.data.images import Arrays, ImageDataset, read_npz
 from fl_hydra.errors import UserError
-from fl_hydra.files import write_atomically
+from fl_hydra.files import remove_abandoned, write_atomically
+from fl_hydra.processes import machine
 
 ARCHIVE = "cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
 FOLDER = "cifar-100-python"
+SCRATCH = ".cifar100-"
+"""How the names of folders begin in which the official files are unpacked."""
 
 
 @datasets.register
@@ -38,6 +42,7 @@ class CIFAR100(ImageDataset):
 
     def source(self, root: Path) -> Path:
         prepared = root / "cifar100.npz"
+        remove_abandoned(root, f"{SCRATCH}*")
         if not prepared.exists():
             _prepare(root, prepared)
         return prepared
@@ -56,7 +61,7 @@ def _prepare(root: Path, prepared: Path) -> None:
             f"{archive} is truncated or corrupted (its md5 is not {ARCHIVE_MD5}); delete it to have it downloaded, or {by_hand}"
         )
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".cifar100-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root, prefix=f"{SCRATCH}{machine()}-{os.getpid()}-") as scratch:
         where = scratch
         if folder.is_dir() and not archive.exists():
             where = str(root)  # extracted by hand, or by torchvision elsewhere: its files are checked one by one

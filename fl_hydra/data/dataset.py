@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.data.population import Census, Population
-from fl_hydra.errors import require
-from fl_hydra.files import write_atomically
+from fl_hydra.errors import UserError, require
+from fl_hydra.files import read_file, remove_abandoned, write_atomically
 from fl_hydra.registry import Component, Registry
 
 
@@ -87,6 +87,22 @@ class Dataset(Component):
         root = root.resolve()
         return _card(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
 
+    def check_loaded(self, root: Path, card: Card) -> None:
+        """Compare what a run was named after with what it would be trained with, as it was loaded.
+
+        Raises:
+            UserError: files were changed so that neither their sizes nor their times say so, or since the card was read.
+        """
+        root = root.resolve()
+        if self.describe(root) != card:
+            kept = _card_path(self.name, root)
+            try:
+                kept.unlink(missing_ok=True)
+                way_out = "what was remembered of them is forgotten now: give the same command again"
+            except OSError as error:
+                way_out = f"delete {kept}, which cannot be done from here ({error.strerror}), and give the same command again"
+            raise UserError(f"dataset={self.name}: the data in {root} are not those that the run was named after; {way_out}")
+
 
 datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 
@@ -95,9 +111,10 @@ datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 def _card(name: str, source: Path | None, root: Path, settings: str) -> Card:
     dataset = datasets[name](**json.loads(settings))
     identity = {"version": dataset.version, "file": _identity(source)}
-    path = root / f".{name}.card.json"
+    path = _card_path(name, root)
+    remove_abandoned(root)
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
+        stored: dict[str, Any] = json.loads(read_file(path))
         if stored.pop("of") == identity:
             listed: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
             return Card(**{**stored, **listed})
@@ -110,6 +127,10 @@ def _card(name: str, source: Path | None, root: Path, settings: str) -> Card:
     except OSError:
         pass  # a read-only data folder only costs reading the data again next time
     return card
+
+
+def _card_path(name: str, root: Path) -> Path:
+    return root / f".{name}.card.json"
 
 
 def _identity(source: Path | None) -> list[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ class Arrays:
 
     def fingerprint(self) -> str:
         """SHA-256 of shapes and content; 64 hex digits."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             array = getattr(self, field.name)

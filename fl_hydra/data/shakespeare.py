@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,10 @@ class TextArrays:
 
     def fingerprint(self) -> str:
         """SHA-256 of the content; 64 hex digits."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.users).encode())
         for array in (self.characters, self.train, self.train_users, self.test, self.test_users):
             digest.update(f"{array.shape}".encode())

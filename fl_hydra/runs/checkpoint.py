@@ -1,22 +1,83 @@
-"""Checkpoints of a run: verified when they are read, the last two kept."""
+"""Checkpoints of a run: whose they are is written in them, they are verified when they are read, the last two are kept."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_verified, write_verified
+from fl_hydra.runs.conditions import Conditions
 
 KEPT = 2
+FORMAT = 2
+"""Of a checkpoint's content. Those of format 1 did not say it, nor whose they were."""
+SET_ASIDE_KEPT = 1
+"""Damaged checkpoints that are kept, for whoever wants to know what became of them, until the run has ended."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from.
+
+    run: the hash of the run that it belongs to. config: of the part of its configuration that changes its result. conditions: what
+    decides its bits beside that. environments: what it has been trained with so far, for the reader. trainer: of
+    :meth:`fl_hydra.training.trainer.Trainer.checkpoint`. metrics, timings: all rows of metrics.jsonl and timings.jsonl. seconds: spent.
+    """
+
+    run: str
+    config: dict[str, Any]
+    conditions: Conditions
+    environments: list[dict[str, Any]]
+    trainer: dict[str, Any]
+    metrics: str
+    timings: str
+    seconds: float
+
+    @property
+    def round(self) -> int:
+        """Rounds that it comes after."""
+        return int(self.trainer["round"])
+
+    @classmethod
+    def of(cls, content: Any) -> Checkpoint:
+        """From what a file holds.
+
+        Raises:
+            CorruptFile: it is something else, or of another version.
+        """
+        if not isinstance(content, dict):
+            raise CorruptFile("it is no checkpoint")
+        if (version := content.get("format", 1)) != FORMAT:
+            raise CorruptFile(f"it is of format {version}, of another version of this program, which reads format {FORMAT}")
+        try:
+            values = {field.name: content[field.name] for field in fields(cls)}
+            return cls(**{**values, "conditions": Conditions.of(values["conditions"])})
+        except KeyError as error:
+            raise CorruptFile(f"it has no {error.args[0]}") from error
+
+    def content(self) -> dict[str, Any]:
+        """What is written to a file."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"format": FORMAT, **plain, "conditions": asdict(self.conditions)}
 
 
 class Checkpoints:
-    """The checkpoints of one run, named by round."""
+    """The checkpoints of one run, named by round.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they lie.
+        check: raises where nothing may be written (any more).
+        warn: is told about each that cannot be used.
+    """
+
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None, warn: Callable[[str], None] = lambda line: None) -> None:
         self.folder = folder
+        self._check, self._warn = check, warn
 
     def rounds(self) -> list[int]:
         """Rounds after which there is a checkpoint, newest first."""
@@ -27,30 +88,58 @@ class Checkpoints:
         """The file of the checkpoint after `round` rounds."""
         return self.folder / f"round-{round:09d}.pt"
 
-    def save(self, round: int, content: dict[str, Any]) -> list[int]:
-        """Write a checkpoint, then delete all but the last two; the rounds that are kept."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_verified(self.path(round), content)
+    def save(self, checkpoint: Checkpoint) -> list[int]:
+        """Write a checkpoint, then delete all but the last two; the rounds that are kept.
+
+        Raises:
+            OwnershipLost, OSError: it was not written; those before it are still there.
+        """
+        self._check()
+        write_verified(self.path(checkpoint.round), checkpoint.content())
         rounds = self.rounds()
         for old in rounds[KEPT:]:
-            self.path(old).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path(old).unlink(missing_ok=True)
         return rounds[:KEPT]
 
-    def restore(self, use: Callable[[dict[str, Any]], None], warn: Callable[[str], None]) -> bool:
-        """Hand the newest sound checkpoint to `use`; damaged ones are named, set aside as `*.damaged` and passed over.
+    def newest(self) -> Checkpoint | None:
+        """The newest that can be read; those that cannot are named, set aside and passed over.
 
-        Args:
-            use: takes a checkpoint's content; raises CorruptFile if something that it refers to is damaged.
-            warn: is told about each damaged checkpoint.
-
-        Returns:
-            Whether there was a sound one.
+        Raises:
+            OSError: one cannot be read now, which says nothing about what it holds.
         """
         for round in self.rounds():
             try:
-                use(read_verified(self.path(round)))
-                return True
+                checkpoint = Checkpoint.of(read_verified(self.path(round)))
+                if checkpoint.trainer.get("round") != round:
+                    raise CorruptFile(f"it was written after round {checkpoint.trainer.get('round')}")
+                return checkpoint
             except CorruptFile as error:
-                warn(f"checkpoint after round {round} cannot be used ({error}); falling back to the one before it")
-                self.path(round).replace(self.path(round).with_suffix(".damaged"))
-        return False
+                self.give_up(round, error)
+        return None
+
+    def give_up(self, round: int, why: Exception) -> None:
+        """Set a checkpoint aside as `*.damaged`."""
+        what = str(why) if isinstance(why, CorruptFile) else f"{type(why).__name__}: {' '.join(str(why).split())[:200]}"
+        older = any(other < round for other in self.rounds())
+        instead = "falling back to the one before it" if older else "there is none before it"
+        self._warn(f"{self.path(round)}: this checkpoint cannot be used ({what}); {instead}")
+        self._check()
+        aside = self.path(round).with_suffix(".damaged")
+        _remove(aside)
+        self.path(round).replace(aside)
+        for damaged in sorted(self.folder.glob("*.damaged"))[:-SET_ASIDE_KEPT]:
+            _remove(damaged)
+
+    def forget_damaged(self) -> None:
+        """Delete what was set aside: the run has ended."""
+        for damaged in self.folder.glob("*.damaged"):
+            _remove(damaged)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from fl_hydra.errors import UserError, require
-from fl_hydra.files import CorruptFile, read_file, remove_leftovers, write_atomically
+from fl_hydra.files import PASSING, CorruptFile, again, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
+from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+TIMINGS, ENVIRONMENT, CONFIG = BESIDE = "timings.jsonl", "environment.json", "config.yaml"
+"""For the reader alone; rebuilt from a checkpoint."""
 SEAL = "summary_sha256"
 """The key of summary.json for the SHA-256 over all others."""
 
@@ -71,10 +73,28 @@ def read_ended(folder: Path) -> Ended | None:
     return Ended(summary, rows)
 
 
+def damaged_beside(folder: Path, ended: Ended) -> list[str]:
+    """Of the files that are for the reader alone, those that are not what they were when the run had ended."""
+    damaged = []
+    for name, digest in ended.summary.get("beside_sha256", {}).items():
+        try:
+            content = read_file(folder / name)
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != digest:
+            damaged.append(name)
+    return damaged
+
+
 def seal(summary: dict[str, Any]) -> str:
     """The SHA-256 over a summary's other keys, 64 hex digits."""
     text = json.dumps({key: value for key, value in summary.items() if key != SEAL}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """What a JSON file holds."""
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def row_line(row: dict[str, Any]) -> bytes:
@@ -99,86 +119,130 @@ def not_finite(row: dict[str, Any]) -> list[str]:
     return [name for name in ("train/loss", "val/loss", "test/loss") if row.get(name) is None and row.get(name[:-4] + "acc") is not None]
 
 
-class RunBusy(UserError):
-    """Another process is writing this run."""
-
-
 class RunFolder:
-    """One run's directory."""
+    """One run's directory. What is written goes through it, and only while this process owns it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metrics = path / "metrics.jsonl"
-        self.timings = path / "timings.jsonl"
         self.checkpoints = path / "checkpoints"
+        self._ownership: Ownership | None = None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run's lock, which the system releases when the process ends, however it ends.
+    def owned(self, notify: Callable[[str], None]) -> Iterator[None]:
+        """Be the only process that writes the run.
+
+        Args:
+            notify: is told, in one line, if another process has to be waited for.
 
         Raises:
-            RunBusy: another process holds it.
+            RunBusy: another process writes it.
+            OSError: nothing can be written there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
-        owner = self.path / ".owner"
-        try:
-            with lock:
-                owner.write_text(f"process {os.getpid()} on {os.uname().nodename}")
-                for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
-                    remove_leftovers(folder)
-                yield
-        except Timeout as error:
+        again(partial(self.path.mkdir, parents=True, exist_ok=True))
+        with owned(self.path, notify) as self._ownership:
+            self.checkpoints.mkdir(exist_ok=True)
+            for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
+                remove_leftovers(folder)
+            yield
+
+    def check(self) -> None:
+        """To be called before each write.
+
+        Raises:
+            OwnershipLost: the folder is not this process's any more.
+        """
+        if self._ownership is not None:
+            self._ownership.check()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was noticed that the folder is not this process's any more."""
+        return self._ownership is not None and bool(self._ownership.lost)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole.
+
+        Raises:
+            OwnershipLost, OSError: it was not written.
+        """
+        self.check()
+        write_atomically(self.path / name, content)
+
+
+class Rows:
+    """metrics.jsonl or timings.jsonl. What it holds is kept in memory too, and that is what counts.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        warn: is told if the file is not what it should be, and was written again.
+    """
+
+    def __init__(self, folder: RunFolder, name: str, warn: Callable[[str], None]) -> None:
+        self.content = b""
+        self._folder, self._name, self._warn = folder, name, warn
+        self._path = folder.path / name
+        self._sure = True
+        """Whether the file was written as it should be when it was last written."""
+
+    def restore(self, content: bytes) -> None:
+        """Go back to what a checkpoint holds. Rows that were appended after it will come again."""
+        self.content = content
+        present = self._present()
+        if present == content:
+            return
+        if not present.startswith(content):
+            self._warn(f"{self._path} is not what the checkpoint holds; written again from there")
+        self._write()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Append a row. If that fails in passing, or somebody has changed the file, it is written again as a whole.
+
+        Raises:
+            OwnershipLost, OSError: it was not written; a checkpoint that is still to be written will have the row.
+        """
+        before, sure = self.content, self._sure
+        self.content += (line := row_line(row))
+        self._sure = False
+        self._folder.check()
+        if self._present() == before:
             try:
-                who = owner.read_text()
-            except OSError:
-                who = "another process"
-            raise RunBusy(f"{self.path} is being written by {who}; wait for it, or stop it and run the same command again") from error
+                with open_file(self._path, "ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if file.tell() == len(self.content):
+                        self._sure = True
+                        return
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+        elif sure:
+            self._warn(f"{self._path} was changed or removed while the run was being written; written again")
+        self._write()
 
-    def summary(self) -> dict[str, Any] | None:
-        """The result of a finished run; None if it is not finished."""
+    def settle(self) -> None:
+        """See that the file is what it should be, before a summary vouches for it."""
+        if self._present() != self.content:
+            self._warn(f"{self._path} was changed or removed while the run was being written; written again")
+            self._write()
+
+    def _present(self) -> bytes:
         try:
-            summary = json.loads((self.path / "summary.json").read_text())
-            return dict(summary) if {"status", "metrics", "config"} <= set(summary) else None
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-            return None
+            return read_file(self._path)
+        except FileNotFoundError:
+            return b""
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file whole."""
-        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
-
-    def cut_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl back to the length in bytes that a checkpoint recorded.
-
-        Raises:
-            CorruptFile: it is shorter than that.
-        """
-        present = self.metrics.stat().st_size if self.metrics.exists() else 0
-        if present < length:
-            raise CorruptFile(f"{self.metrics.name} has {present} of the {length} bytes that it refers to")
-        if present > length:
-            os.truncate(self.metrics, length)
-
-    def append(self, path: Path, row: dict[str, Any]) -> int:
-        """Append a row to metrics.jsonl or timings.jsonl; the file's length after it, in bytes.
-
-        Raises:
-            OSError: the disk is full; what was appended in part is cut off on resume.
-        """
-        with open(path, "ab") as file:
-            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+    def _write(self) -> None:
+        self._folder.write(self._name, self.content)
+        self._sure = True
 
 
-def join_section(section: str, run: Path, outputs: Path) -> None:
+SECTION_SECONDS = 10.0
+"""How long a section's list is waited for, while another process holds it."""
+
+
+def join_section(section: str, run: Path, outputs: Path, notify: Callable[[str], None] = lambda line: None) -> None:
     """Note that a section of the report asked for a run; sections that need the same run share it.
 
     Raises:
@@ -188,14 +252,22 @@ def join_section(section: str, run: Path, outputs: Path) -> None:
     name = run.relative_to(outputs).as_posix()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            names = path.read_text().splitlines() if path.exists() else []
-            if name not in names:
+        with locked(path.with_suffix(".lock"), SECTION_SECONDS, notify) as taken:
+            require(
+                taken,
+                f"section={section}: another process has held {path.with_suffix('.lock')} for {SECTION_SECONDS:.0f} s; see which one is "
+                "stopped or hangs, end it, and give the same command again",
+            )
+            # Without flock another process may write in between: what counts is that the name is there in the end.
+            for _ in range(5):
+                names = read_file(path).decode().splitlines() if path.exists() else []
+                if name in names:
+                    break
+                remove_abandoned(path.parent)
                 write_atomically(path, "\n".join([*names, name, ""]).encode())
-    except OSError as error:
-        raise UserError(
-            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"section={section}: {path} cannot be written ({reason}); mend that, or choose outputs=") from error
 
 
 def sections(outputs: Path) -> list[str]:

@@ -93,12 +93,15 @@ class GridSweeper(BasicSweeper):
         return checked
 
     def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]]) -> list[Outcome]:
-        """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended."""
-        from fl_hydra.runs.execution import Outcome, find
+        """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended, or if
+        its folder cannot be read or holds another run."""
         from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import run_folder
+        from fl_hydra.runs.outcome import Outcome, glance
+        from fl_hydra.runs.progress import ConsoleReporter
 
         assert self.launcher is not None
+        warn = ConsoleReporter(live=False).warn
         outcomes: dict[Path, Outcome] = {}
         waiting: dict[Path, Point] = {}
         folders = []
@@ -106,8 +109,8 @@ class GridSweeper(BasicSweeper):
             folder = run_folder(experiment, Path(config.outputs))
             folders.append(folder)
             if config.section is not None:
-                join_section(config.section, folder, Path(config.outputs))
-            if (found := find(experiment, Path(config.outputs))) is not None:
+                join_section(config.section, folder, Path(config.outputs), warn)
+            if (found := glance(experiment, Path(config.outputs), warn)) is not None:
                 outcomes[folder] = found
             else:
                 waiting.setdefault(folder, point)

@@ -2,23 +2,31 @@
 
 Clients of the running cohort are resident: their rows lie stacked on the device and stay there while the cohort does. The
 others are kept on the host until a checkpoint, and then as immutable files, one for each (client, round), which checkpoints
-refer to. So a checkpoint writes only what changed since the last one, memory is bounded whatever K is, and a method without
-such state costs nothing.
+refer to by their digests. So a checkpoint writes only what changed since the last one, a file of another run is never taken for its
+own, memory is bounded whatever K is, and a method without such state costs nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fl_hydra.arrays import Indices
-from fl_hydra.files import read_verified, write_verified
+from fl_hydra.files import CorruptFile, read_verified, write_verified
 
 HOST_BYTES = 512 * 2**20
 """Client state kept on the host between two checkpoints, before it is written out early."""
+
+DIGITS = 16
+"""Hex digits of a file's SHA-256 by which a checkpoint knows it."""
+
+References = Mapping[int, tuple[int, str]]
+"""By client: the round after which its state was last changed, and the digest of the file that holds it."""
 
 
 class ClientStore:
@@ -40,6 +48,8 @@ class ClientStore:
         self._unwritten: set[int] = set()
         self._rounds: dict[int, int] = {}
         """The round after which each client's state was last changed; with its id, the name of its file."""
+        self._digests: dict[int, str] = {}
+        """Of the file of each client whose state is on the disk."""
         bytes_each = sum(widths.values()) * torch.empty((), dtype=dtype).element_size()
         self._host_limit = max(1, HOST_BYTES // bytes_each) if widths else 0
 
@@ -82,7 +92,7 @@ class ClientStore:
             return None
         if client in self._host:
             return self._host[client]
-        state: dict[str, Tensor] = read_verified(self._path(client, self._rounds[client]))
+        state: dict[str, Tensor] = read_verified(self._path(client, self._rounds[client]), self._digests[client])
         return state
 
     def _path(self, client: int, round: int) -> Path:
@@ -92,38 +102,45 @@ class ClientStore:
     def _write(self, client: int, state: dict[str, Tensor]) -> None:
         if client in self._unwritten:
             path = self._path(client, self._rounds[client])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_verified(path, state)
+            path.parent.mkdir(exist_ok=True)
+            self._digests[client] = write_verified(path, state)[:DIGITS]
             self._unwritten.discard(client)
 
-    def save(self) -> dict[int, int]:
-        """Write what is not on the disk yet; the references {client: round} that a checkpoint keeps."""
+    def save(self) -> References:
+        """Write what is not on the disk yet; what a checkpoint keeps of it. Digests are empty where there is no disk."""
         if self._widths and self._folder is not None:
             resident = self._resident_ids
             self.retire()
             self._resident_ids = resident  # they stay where they are
             for client, state in self._host.items():
                 self._write(client, state)
-        return dict(self._rounds)
+        return {client: (round, self._digests.get(client, "")) for client, round in self._rounds.items()}
 
-    def restore(self, references: dict[int, int]) -> None:
+    def restore(self, references: References) -> None:
         """Go back to what a checkpoint refers to.
 
         Raises:
-            CorruptFile: a file is missing or damaged.
+            CorruptFile: a file is missing, damaged, not the one that was written then, or of other shapes.
+            OSError: one cannot be read now.
         """
-        for client, round in references.items():  # before anything is changed: a damaged file leaves the store as it was
-            read_verified(self._path(client, round))
+        for client, (round, digest) in references.items():  # before anything is changed: a damaged file leaves the store as it was
+            path = self._path(client, round)
+            state = read_verified(path, digest)
+            if {name: tuple(row.shape) for name, row in state.items()} != {name: (width,) for name, width in self._widths.items()}:
+                raise CorruptFile(f"{path.name} is of other shapes")
         self._resident_ids = ()
         self._host.clear()
         self._unwritten.clear()
-        self._rounds = dict(references)
+        self._rounds = {client: round for client, (round, _) in references.items()}
+        self._digests = {client: digest for client, (_, digest) in references.items()}
 
-    def collect(self, kept: list[dict[int, int]]) -> None:
-        """Delete the files that no checkpoint in `kept`, and not the present state, refers to."""
+    def collect(self, kept: list[References]) -> None:
+        """Delete the files that no checkpoint in `kept`, and not the present state, refers to. One that cannot be deleted stays."""
         if self._folder is None or not self._folder.is_dir():
             return
-        needed = {f"{client}-{round}.pt" for references in [*kept, self._rounds] for client, round in references.items()}
+        rounds = [{client: round for client, (round, _) in references.items()} for references in kept]
+        needed = {f"{client}-{round}.pt" for references in [*rounds, self._rounds] for client, round in references.items()}
         for path in self._folder.iterdir():
             if path.name not in needed:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)

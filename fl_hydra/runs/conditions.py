@@ -1,0 +1,109 @@
+"""What decides the last bits of a run beside its configuration: it is stored in each checkpoint, and kept when the run goes on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fl_hydra.config import ENGINES, Config
+from fl_hydra.files import CorruptFile
+
+if TYPE_CHECKING:
+    from fl_hydra.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """At equal conditions a run has equal bits.
+
+    rows_at_once, samples_at_once: rows of one run that are trained in one block, and samples of a batch whose gradient is taken at
+    once. device: the name of a GPU, or `cpu` with its instruction set. torch: version.
+    """
+
+    engine: str
+    threads: int
+    rows_at_once: int
+    samples_at_once: int
+    device: str
+    torch: str
+
+    @classmethod
+    def of(cls, stored: Any) -> Conditions:
+        """From plain values.
+
+        Raises:
+            CorruptFile: they are no conditions.
+        """
+        try:
+            conditions = cls(**{field.name: stored[field.name] for field in fields(cls)})
+            counts = (conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
+            if conditions.engine in ENGINES[1:] and all(isinstance(count, int) and count >= 1 for count in counts):
+                return conditions
+        except (KeyError, TypeError):
+            pass
+        raise CorruptFile("it does not say under which conditions it was written")
+
+    @classmethod
+    def now(cls, trainer: Trainer) -> Conditions:
+        """Those that a trainer works under."""
+        import torch
+
+        cuda = trainer.device.type == "cuda"
+        device = torch.cuda.get_device_name(trainer.device) if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+        return cls(trainer.engine_name, torch.get_num_threads(), trainer.rows_at_once, trainer.samples_at_once, device, version("torch"))
+
+    def changes(self, now: Conditions) -> list[str]:
+        """A note for each that was another one before."""
+        before, after = asdict(self), asdict(now)
+        names = ["engine", "threads", "device", "torch"]
+        names += ["rows_at_once", "samples_at_once"] if before["engine"] == after["engine"] else []
+        return [
+            f"begun with {name}={before[name]} and goes on with {after[name]}: figures stay right, but are not the same bit by bit"
+            for name in names
+            if before[name] != after[name]
+        ]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The conditions that a trainer is asked for; None, or `auto`, leaves one to it."""
+
+    engine: str
+    threads: int | None
+    rows_at_once: int | None
+    samples_at_once: int | None
+
+    @classmethod
+    def of(cls, config: Config, stored: Conditions | None, device: str) -> Wish:
+        """What the command says counts most, then what the run was begun with; no graphs are asked of a device without them."""
+        if stored is None:
+            return cls(config.engine, config.threads, None, None)
+        engine = stored.engine if config.engine == "auto" else config.engine
+        if engine.startswith("graph") and not device.startswith("cuda"):
+            engine = "auto"
+        same = engine == stored.engine
+        return cls(
+            engine,
+            config.threads or stored.threads,
+            stored.rows_at_once if same else None,
+            stored.samples_at_once if same else None,
+        )
+
+    @classmethod
+    def met_by(cls, conditions: Conditions) -> Wish:
+        """The wish for what is there already."""
+        return cls(conditions.engine, conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
+
+
+def environment(conditions: Conditions, together: int) -> dict[str, Any]:
+    """The conditions, and what else a reader may want to know about where a run was trained, beside how many others."""
+    return {
+        **asdict(conditions),
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("fl-hydra", "numpy", "hydra-core")},
+        **({"together": together} if together > 1 else {}),
+    }
