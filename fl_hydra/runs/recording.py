@@ -232,7 +232,8 @@ class Recording:
     def verdict(self, member: Member) -> tuple[str, str] | None:
         """How the run has ended, and why, where it is not finished; None if it goes on."""
         if bad := not_finite(self.row):
-            return "diverged", f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr"
+            narrow = ", or precision=bf16 or fp32: fp16 overflows above 65,504" if self.experiment.precision == "fp16" else ""
+            return "diverged", f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr{narrow}"
         return ("finished", "") if member.finished else None
 
     def save(self, trainer: Trainer, run: int) -> None:
