@@ -51,7 +51,9 @@ def test_every_shipped_configuration_runs(option: str, dataset: str, program: Pr
 def test_every_registered_part_has_a_file() -> None:
     for registry in REGISTRIES:
         files = {path.stem for path in (PROJECT / "conf" / registry.group).glob("*.yaml")}
-        assert set(registry) <= files
+        assert {
+            name for name, part in registry.items() if part.__module__.startswith("fl_hydra.")
+        } <= files  # the benchmarks have their own
 
 
 def test_lenet_on_cifar100_has_815332_parameters(data: Path) -> None:
@@ -380,7 +382,7 @@ def test_the_grid_of_the_brief_composes_into_fifteen_runs(program: Program, tmp_
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--cfg", "job"], ["--info", "searchpath"], ["-sc", "query=bash"], ["epochs=1"]],
+    [["--help"], ["--cfg", "job"], ["--info", "searchpath"], ["-sc", "query=bash"], ["epochs=1", "outputs=outputs"]],
     ids=lambda arguments: " ".join(arguments),
 )
 def test_answers_without_importing_torch(arguments: list[str], program: Program, tmp_path: Path) -> None:
@@ -405,7 +407,7 @@ assert "torch" not in sys.modules, "torch was imported"
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    if arguments == ["epochs=1"]:
+    if arguments[0] == "epochs=1":
         assert "finished before" in done.stdout
     if arguments[0] == "-sc":
         assert "algorithm=fedavg" in done.stdout
