@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from fl_hydra.endings import FAILED, USAGE_ERROR, Mistake, RunEnded, SweepEnded, fail, framed, leave_stopped
+from fl_hydra.endings import FAILED, USAGE_ERROR, Mistake, RunEnded, SweepEnded, command, fail, framed, leave_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,4 +97,5 @@ def _leave(outcome: Outcome, arguments: list[str]) -> NoReturn:
     if outcome.status == "finished":
         print(f"{'finished' if outcome.trained else 'finished before'}: {brief(outcome.metrics)} in {outcome.folder}")
         sys.exit(0)
-    fail(f"{outcome.status}: {outcome.reason}", FAILED)
+    again = f":\n    {command(arguments)}" if outcome.reason.endswith("give the same command again") else ""
+    fail(f"{outcome.status}: {outcome.reason}{again}", FAILED)

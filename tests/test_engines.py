@@ -19,6 +19,7 @@ from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.data.dataset import Card
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
+from fl_hydra.sweeping.grid import _check_models
 from fl_hydra.training.choice import ENGINES, fastest
 from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
@@ -329,6 +330,8 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
 
     with pytest.raises(UserError, match=ODD[what][1]):
         trainer("algorithm=fedavg", engine=engine, model=OddModel())
+    with pytest.raises(UserError, match=ODD[what][1]):  # before the first point of a sweep
+        _check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
 
 
 def test_slots_of_a_method_and_of_an_optimizer_have_different_names() -> None:

@@ -15,11 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fl_hydra.processes import this_process
 from fl_hydra.runs import ownership
 from fl_hydra.runs.ownership import AFTER, OWNER, OwnershipLost, RunBusy, owned
+from fl_hydra.training.clients import ClientStore
 
 
 @pytest.fixture(autouse=True)
@@ -247,3 +250,20 @@ def test_of_many_who_take_over_at_once_one_succeeds(claimed: bool, links: bool, 
     assert owners.get(timeout=5)
     assert owners.empty()
     assert not list(tmp_path.glob(".owner*")) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_client_state_is_not_written_for_a_run_that_is_lost_meanwhile(tmp_path: Path) -> None:
+    """Several files are written one after the other: each asks before it."""
+    store = ClientStore({"velocity": 3}, torch.float64, tmp_path)
+    store.check_out(np.arange(4), 0, {"velocity": torch.ones(4, 3, dtype=torch.float64)})
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(len(list(tmp_path.iterdir())))
+        if len(asked) == 3:
+            raise OwnershipLost("another process has it")
+
+    store.check = check
+    with pytest.raises(OwnershipLost):
+        store.save()
+    assert asked == [0, 1, 2]

@@ -98,6 +98,7 @@ class Checkpoints:
         write_verified(self.path(checkpoint.round), checkpoint.content())
         rounds = self.rounds()
         for old in rounds[KEPT:]:
+            self._check()
             with suppress(OSError):
                 self.path(old).unlink(missing_ok=True)
         return rounds[:KEPT]
@@ -134,6 +135,7 @@ class Checkpoints:
     def forget_damaged(self) -> None:
         """Delete what was set aside: the run has ended."""
         for damaged in self.folder.glob("*.damaged"):
+            self._check()
             _remove(damaged)
 
 

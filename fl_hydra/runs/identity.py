@@ -45,8 +45,8 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     """What was mended in a way that changes some runs' results and leaves others alone: by its name, how it trains now, from 2.
 
     The version of a component would rename every run that has it. A revision belongs here, and is returned only where it can change
-    the result, so that all other runs keep their names. It may depend on anything in the experiment but the seed, over which the report
-    takes means.
+    the result, so that all other runs keep their names. It should not depend on the seed, over which the report takes means; `sharding`
+    may, where draws of some seeds alone divide the samples, which no setting that was tried has shown.
     """
     e = experiment
     mended = {

@@ -140,6 +140,7 @@ class Recording:
             ForeignRun: a checkpoint is another run's.
             OSError: a file cannot be read now, which is no reason to give up what is in it.
         """
+        trainer.members[run].clients.check = self.folder.check
         planned, fresh = self.wish, trainer.checkpoint(run)
         while True:
             checkpoint = self.look(trainer.device.type)

@@ -104,6 +104,7 @@ class GridSweeper(BasicSweeper):
         warn = ConsoleReporter(live=False).warn
         outcomes: dict[Path, Outcome] = {}
         waiting: dict[Path, Point] = {}
+        experiments = []
         folders = []
         for point, (config, experiment) in zip(points, checked, strict=True):
             folder = run_folder(experiment, Path(config.outputs))
@@ -114,11 +115,26 @@ class GridSweeper(BasicSweeper):
                 outcomes[folder] = found
             else:
                 waiting.setdefault(folder, point)
+                experiments.append(experiment)
+        _check_models(experiments)
         results = self.launcher.launch(list(waiting.values()), initial_job_idx=0) if waiting else []
         for folder, result in zip(waiting, results, strict=True):
             outcome = result._return_value  # the property would raise what a failed job raised
             outcomes[folder] = outcome if isinstance(outcome, Outcome) else Outcome("failed", folder, {}, " ".join(str(outcome).split()))
         return [outcomes[folder] for folder in folders]
+
+
+def _check_models(experiments: list[Experiment]) -> None:
+    """Look at each model once before the first of these runs is trained, as a mistake in one would end the sweep in its middle.
+
+    Raises:
+        UserError: one cannot be trained.
+    """
+    if experiments:
+        from fl_hydra.training.architecture import check_architecture
+
+        for experiment in {(repr(experiment.model), experiment.card): experiment for experiment in experiments}.values():
+            check_architecture(experiment.model.build(experiment.card), experiment.card)
 
 
 def label_points(points: list[Point]) -> list[str]:

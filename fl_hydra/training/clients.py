@@ -9,7 +9,7 @@ own, memory is bounded whatever K is, and a method without such state costs noth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class ClientStore:
     def __init__(self, widths: dict[str, int], dtype: torch.dtype, folder: Path | None = None) -> None:
         self._widths = widths
         self._folder = folder
+        self.check: Callable[[], None] = lambda: None
+        """Raises where nothing may be written any more; asked before each file."""
         self._resident_ids: tuple[int, ...] = ()
         self._resident: dict[str, Tensor] = {}
         self._resident_round = -1
@@ -101,6 +103,7 @@ class ClientStore:
 
     def _write(self, client: int, state: dict[str, Tensor]) -> None:
         if client in self._unwritten:
+            self.check()
             path = self._path(client, self._rounds[client])
             path.parent.mkdir(exist_ok=True)
             self._digests[client] = write_verified(path, state)[:DIGITS]
@@ -142,5 +145,6 @@ class ClientStore:
         needed = {f"{client}-{round}.pt" for references in [*rounds, self._rounds] for client, round in references.items()}
         for path in self._folder.iterdir():
             if path.name not in needed:
+                self.check()
                 with suppress(OSError):
                     path.unlink(missing_ok=True)

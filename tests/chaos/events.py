@@ -357,7 +357,8 @@ def damage(stage: Stage, state: str) -> None:
     for path in paths:
         place = path.relative_to(stage.outputs)
         damages(file)[name](path, Material(stage.rng, _named(earlier, place), _named(_foreign(stage, run, state), place)))
-    stage.may_refuse = True
+    # What is no file, or another run's, is for the user to move away; any other damage is mended, passed over or made again.
+    stage.may_refuse = "in its place" in stage.what[-1] or "another run's" in stage.what[-1]
     if stage.rng.random() < 0.3:
         stage.look_at_report()
 
