@@ -144,7 +144,7 @@ def test_later_fields_and_groups_of_the_experiment_are_left_out_too() -> None:
     assert isinstance(same, SGDM)
     assert run_hash(Longer(**values, uplink=same)) == run_hash(old)
     assert describe(Longer(**values, uplink=same, extra=0.5))["extra"] == 0.5
-    assert len({run_hash(Longer(**values, uplink=same, final=final)) for final in (1.0, 0.5, 0.1)}) == 3
+    assert len({run_hash(Longer(**values, uplink=same, extra=extra)) for extra in (1.0, 0.5, 0.1)}) == 3
     assert run_hash(Longer(**values, uplink=replace(same, momentum=0.1))) != run_hash(old)
 
 
