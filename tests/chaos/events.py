@@ -172,8 +172,8 @@ class Stage:
             return (Verdict.DIFFERS if lines else Verdict.SILENT), "; ".join(different)
         silent = [why for found, why in self.wrong if found is Verdict.SILENT]
         silent += side_files(self.reference, self.outputs, lines)
-        if not lines:
-            silent += [f"{name}: from zero, without a line" for name in self.restarted]
+        if not any("checkpoint" in line or "made again" in line for line in lines):
+            silent += [f"{name}: from zero, without a line about it" for name in self.restarted]
         if silent:
             return Verdict.SILENT, "; ".join(silent)
         if stuck := [why for found, why in self.wrong if found is Verdict.STUCK]:
