@@ -260,11 +260,14 @@ def test_a_folder_that_cannot_be_made_leaves_the_others(program: Program, tmp_pa
     result = program(*GRID, "seed=0,1", cwd=tmp_path)
     assert result.status == 1, result.output
     assert "1 of 2 points finished" in result.output
-    (tmp_path / "file").write_text("")
-    section = program(*GRID, "seed=0,1", "section=mine", "outputs=file", cwd=tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sections").write_text("a file")
+    section = program(*GRID, "seed=0,1", "section=mine", "outputs=other", cwd=tmp_path)
     assert section.status == 2
     assert section.output.count("\n") == 1, section.output
-    assert "section=mine: file/sections/mine.txt cannot be written" in section.output
+    assert "section=mine: " in section.output and "other/sections/mine.txt cannot be written" in section.output
+    file = program(*GRID, "seed=0,1", "outputs=other/sections", cwd=tmp_path)
+    assert file.status == 2 and file.output.count("other/sections is not a folder; choose another") == 2, file.output
 
 
 def test_a_checkpoint_in_memory_does_not_go_on_with_the_run() -> None:

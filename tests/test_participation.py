@@ -693,9 +693,11 @@ def test_where_nobody_is_left_the_model_stays(server: str) -> None:
 
 
 def test_one_that_diverges_and_drops_out_does_no_harm() -> None:
-    run = made("optimizer.lr=1e200", "participation.dropout=0.999999999")
+    run = made("participation.dropout=0.999999999")
+    run.member.experiment.optimizer.lr = 1e200
     for _ in range(2):
         run.run_round()
+        assert run.member.lr == 1e200
     assert run.state.model.isfinite().all()
 
 
