@@ -291,7 +291,7 @@ def test_the_second_process_on_one_run_says_that_it_is_being_written(tmp_path: P
 
     from tests.support.make import PROJECT
 
-    command = [sys.executable, str(PROJECT / "train.py"), "algorithm=fedavg", "K=10", "rounds=100000", "threads=1"]
+    command = [sys.executable, str(PROJECT / "train.py"), "algorithm=fedavg", "K=10", "rounds=100000", "threads=1", "outputs=outputs"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         while "rounds/s" not in first.stderr.readline():
@@ -359,7 +359,7 @@ def test_a_sweep_goes_on_after_a_divergence_and_lists_it(program: Program, tmp_p
 def test_a_stopped_sweep_says_how_to_go_on(program: Program, tmp_path: Path) -> None:
     stopped = program(*SWEEP, cwd=tmp_path, asks=[signal.SIGINT, 4])
     assert stopped.status == 128 + signal.SIGINT
-    assert "python train.py threads=1 -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
+    assert "train.py threads=1 outputs=outputs -m algorithm=localsgd K=2,4 J=2,3" in stopped.output
 
 
 def test_a_signal_in_the_last_round_of_a_point_stops_the_sweep(program: Program, tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_a_broken_pipe_does_not_end_a_run(tmp_path: Path) -> None:
 
     from tests.support.make import PROJECT
 
-    command = f"{sys.executable} {PROJECT / 'train.py'} epochs=20 threads=1 2>&1 | head -n 1"
+    command = f"{sys.executable} {PROJECT / 'train.py'} epochs=20 threads=1 outputs=outputs 2>&1 | head -n 1"
     subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert (run_folder(tmp_path) / "summary.json").exists()
 

@@ -269,7 +269,7 @@ def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeyp
     run.run_round()
     run.evaluate()
     (line,) = lines
-    assert f"looks at all {len(run.split.validation) + len(run.split.test):,} samples" in line
+    assert f"looks at {len(run.split.validation) + len(run.split.test):,} samples" in line
 
 
 def test_there_are_as_many_clients_as_users_unless_said_otherwise(tmp_path: Path) -> None:

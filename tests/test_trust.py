@@ -68,7 +68,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Callable[..., Config]:
-    return lambda *overrides: replace(composed(*overrides), outputs=str(tmp_path / "outputs"), data=str(tmp_path / "data"))
+    return lambda *overrides: replace(composed(*overrides), outputs=str(tmp_path / "outputs"))
 
 
 composed = lru_cache(config)
