@@ -226,9 +226,9 @@ class Recording:
         """
         self.row = row
         self._schedule(int(row["samples"] or 0))
-        self.metrics.append(row)
         timing = {"round": row["round"], "samples": row["samples"], "seconds": round(self.seconds, 3)}
         self._for_the_reader(partial(self.timings.append, timing | ({"together": together} if together > 1 else {})))
+        self.metrics.append(row)  # last: if it fails, the checkpoint that is tried once more has both rows
 
     def verdict(self, member: Member) -> tuple[str, str] | None:
         """How the run has ended, and why, where it is not finished; None if it goes on."""
