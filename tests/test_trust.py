@@ -623,6 +623,7 @@ def test_odd_files_end_at_most_their_run_and_block_nothing(put: Any, name: str, 
     assert outcomes[1].status == "finished"
     if outcomes[0].status == "finished":
         result(outcomes[0].folder)
+        assert not (folder / name).is_fifo()
     else:
         assert outcomes[0].status == "failed" and name in outcomes[0].reason and "\n" not in outcomes[0].reason
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
 from fl_hydra.runs.folder import read_ended
-from fl_hydra.runs.identity import hash_of
+from fl_hydra.runs.identity import by_key, hash_of
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     labelled = []
     for group in groups.values():
-        alike = [_flat(other[0].config) for other in groups.values() if other[0].label == group[0].label]
-        labelled.append((", ".join([group[0].label, *_differences(_flat(group[0].config), alike)]), group))
+        alike = [by_key(other[0].config) for other in groups.values() if other[0].label == group[0].label]
+        labelled.append((", ".join([group[0].label, *_differences(by_key(group[0].config), alike)]), group))
     return labelled
 
 
@@ -237,13 +237,6 @@ def _differences(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str
         if key != "seed" and any(other.get(key) != value for other in comparable):
             differences.append(f"{part if field == 'name' else key}={value}")
     return differences
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def mean_and_deviation(values: Sequence[float | None], scale: float = 1.0, digits: int = 2) -> str:

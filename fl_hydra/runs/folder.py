@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.files import PASSING, CorruptFile, again, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
+from fl_hydra.files import PASSING, CorruptFile, OddFile, again, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
 from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
@@ -169,7 +169,7 @@ class RunFolder:
         write_atomically(self.path / name, content)
 
 
-class Rows:
+class RowsFile:
     """metrics.jsonl or timings.jsonl. What it holds is kept in memory too, and that is what counts.
 
     Args:
@@ -232,6 +232,10 @@ class Rows:
             return read_file(self._path)
         except FileNotFoundError:
             return b""
+        except OddFile:
+            if self._path.is_dir():
+                raise
+            return b""  # a pipe or a device, which is written over
 
     def _write(self) -> None:
         self._folder.write(self._name, self.content)

@@ -73,6 +73,14 @@ def _divides_by_changing_rates(e: Experiment) -> bool:
     return e.server.divides_by_rate and not e.server.averages and changes and several
 
 
+def by_key(described: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What :func:`describe` says, with keys as they are typed: `optimizer.lr`."""
+    typed: dict[str, Any] = {}
+    for key, value in described.items():
+        typed |= by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return typed
+
+
 def run_hash(experiment: Experiment) -> str:
     """Ten hex digits of the SHA-256 over :func:`describe`."""
     return hash_of(describe(experiment))

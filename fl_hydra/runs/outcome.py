@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_hydra.files import CorruptFile, OddFile, write_atomically
 from fl_hydra.runs.folder import damaged_beside, read_ended
-from fl_hydra.runs.identity import describe, run_folder, run_hash
+from fl_hydra.runs.identity import by_key, describe, run_folder, run_hash
 from fl_hydra.runs.ownership import OwnershipLost
 from fl_hydra.training.experiment import Experiment
 
@@ -93,7 +93,7 @@ def refuse_foreign(experiment: Experiment, folder: Path, run: str, config: dict[
     """
     if run == run_hash(experiment):
         return
-    own, other = _flat(describe(experiment)), _flat(config)
+    own, other = by_key(describe(experiment)), by_key(config)
     different = [key for key in {**own, **other} if own.get(key) != other.get(key)]
     shown = ", ".join(f"{key}={other.get(key)} where this run has {own.get(key)}" for key in different[:4])
     more = f", and {len(different) - 4} more" if len(different) > 4 else ""
@@ -102,13 +102,6 @@ def refuse_foreign(experiment: Experiment, folder: Path, run: str, config: dict[
         f"{folder} holds another run, {run} ({shown}{more}); {longer}move this folder away, for instance to {folder.name}.of-{run}, and "
         "give the same command again"
     )
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def explain(error: Exception, folder: Path, kept: bool = False) -> str:

@@ -22,7 +22,7 @@ from fl_hydra.runs.folder import (
     SEAL,
     SUMMARY,
     TIMINGS,
-    Rows,
+    RowsFile,
     RunFolder,
     as_json,
     join_section,
@@ -50,8 +50,8 @@ class Recording:
         self.folder = RunFolder(run_folder(experiment, Path(config.outputs)))
         self.outcome: Outcome | None = None
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.folder.check, warn)
-        self.metrics = Rows(self.folder, METRICS, warn)
-        self.timings = Rows(self.folder, TIMINGS, warn)
+        self.metrics = RowsFile(self.folder, METRICS, warn)
+        self.timings = RowsFile(self.folder, TIMINGS, warn)
         self.wish = Wish.of(config, None, "cpu")
         """The conditions that it is to be trained under."""
         self.begun: Conditions | None = None

@@ -134,7 +134,7 @@ def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K
             break
         fewest, all_short = min(fewest, short), all_short + short
         mean = all_short / (draw + 1)
-        if (DRAWS - draw - 1) * math.exp(3 * math.sqrt(mean / (draw + 1)) - mean) < IN_VAIN:
+        if (draws - draw - 1) * math.exp(3 * math.sqrt(mean / (draw + 1)) - mean) < IN_VAIN:
             break
     assert best is not None
     taken = np.zeros((K, len(counts)), np.int64)

@@ -203,7 +203,9 @@ class Trainer:
         self._streams = type(algorithm).update is Algorithm.update
         """Whether only the mean of the rows' ends is needed, so that it can be taken block by block."""
         self._starts_own = type(algorithm).start is not Algorithm.start
-        self._abandoned = self._asked_much = False
+        self._abandoned = False
+        """Whether a thread has failed in this round, so that the others need not finish it."""
+        self._asked_much = False
         self._pool: ThreadPoolExecutor | None = None
         self._allocate([experiment.m for experiment in experiments])
 
@@ -565,6 +567,7 @@ class Trainer:
                     self._train_blocks({thread: block}, work)
                     self._collect(thread, thread, block, work)
 
+        self._abandoned = False
         shares = [self._pool.submit(share, thread) for thread in range(max(self._threads))]
         try:
             for done in shares:

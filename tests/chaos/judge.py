@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tests.chaos.process import Ended
-from tests.chaos.reference import Reference, checkpoints, contents, figures, plain
+from tests.chaos.reference import Reference, checkpoints, contents, figures, plain, read
 
 
 class Verdict(Enum):
@@ -92,7 +92,7 @@ def side_files(reference: Reference, outputs: Path, said: Sequence[str]) -> list
             if problem:
                 wrong.append(f"{name}/{file}: {problem}")
     try:
-        if sorted((outputs / "sections" / "chaos.txt").read_text().split()) != reference.section:
+        if sorted(read(outputs / "sections" / "chaos.txt").decode().split()) != reference.section:
             wrong.append("sections/chaos.txt: other runs")
     except (OSError, ValueError) as error:
         wrong.append(f"sections/chaos.txt: {error}")
@@ -105,7 +105,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _timings_problem(path: Path, metrics: list[dict[str, Any]]) -> str:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in read(path).splitlines()]
         rounds = {row["round"] for row in rows}
         if not all(isinstance(row["seconds"], (int, float)) and math.isfinite(row["seconds"]) and row["seconds"] >= 0 for row in rows):
             return "times that are none"
@@ -117,8 +117,8 @@ def _timings_problem(path: Path, metrics: list[dict[str, Any]]) -> str:
 
 def _environment_problem(path: Path, original: Path) -> str:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        expected: dict[str, Any] = json.loads(original.read_text())
+        found: dict[str, Any] = json.loads(read(path))
+        expected: dict[str, Any] = json.loads(read(original))
         differ = [key for key in ("engine", "threads", "device", "torch") if key in expected and found.get(key) != expected[key]]
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -127,7 +127,7 @@ def _environment_problem(path: Path, original: Path) -> str:
 
 def _config_problem(path: Path, original: Path) -> str:
     try:
-        found, expected = (OmegaConf.to_container(OmegaConf.create(file.read_text())) for file in (path, original))
+        found, expected = (OmegaConf.to_container(OmegaConf.create(read(file).decode())) for file in (path, original))
         assert isinstance(expected, dict)
         if not isinstance(found, dict):
             return "not a mapping"

@@ -101,14 +101,25 @@ def figures(output: str) -> list[tuple[str, ...]]:
     return sorted(each for each in found if each)
 
 
+def read(path: Path) -> bytes:
+    """All of a file; unlike `open`, it does not wait for the other end of a pipe.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    return path.read_bytes()
+
+
 def contents(run: Path) -> dict[str, Any]:
     """What has to be as in the reference, of one run.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: something is missing or cannot be read.
     """
-    summary = json.loads((run / "summary.json").read_text())
-    metrics = (run / "metrics.jsonl").read_bytes()
+    summary = json.loads(read(run / "summary.json"))
+    metrics = read(run / "metrics.jsonl")
     return {
         **{f"summary.json: {key}": summary[key] for key in ("status", "metrics", "weights_sha256", "metrics_sha256", "config")},
         "metrics.jsonl": [json.loads(line) for line in metrics.splitlines()],
