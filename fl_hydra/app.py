@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from fl_hydra.endings import FAILED, USAGE_ERROR, Mistake, RunEnded, SweepEnded, command, fail, framed, leave_stopped
@@ -48,6 +47,8 @@ def _train() -> None:
 
 def _task(composed: DictConfig) -> Outcome:
     """One run, alone or as a point of a sweep."""
+    from dataclasses import replace
+
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
