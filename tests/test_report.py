@@ -289,6 +289,30 @@ def test_a_run_without_a_sound_result_is_named_and_counted(
     assert str(folders[2]) in note
 
 
+def test_a_run_of_which_only_checkpoints_are_left_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, *LOCAL)
+    (folder / "checkpoints").mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    monkeypatch.setattr(sys, "argv", ["report", "--outputs", str(tmp_path), "--list"])
+    main()
+    assert "unfinished" in capsys.readouterr().out
+
+
+def test_a_section_whose_list_is_no_file_is_a_mistake_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, *LOCAL)
+    (tmp_path / "sections" / "mine.txt").unlink()
+    os.mkfifo(tmp_path / "sections" / "mine.txt")
+    assert reported(tmp_path, monkeypatch, "mine") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: section=mine: ") and "cannot be read" in line
+
+
 def test_runs_of_which_nothing_can_be_told_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

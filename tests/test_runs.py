@@ -390,7 +390,12 @@ def test_sections_share_runs(program: Program, tmp_path: Path) -> None:
     assert "finished before" in other.output
     assert (tmp_path / "outputs/sections/one.txt").read_text() == (tmp_path / "outputs/sections/two.txt").read_text()
     program("-m", "epochs=1", "seed=1,0", "section=three", cwd=tmp_path)
-    assert len((tmp_path / "outputs/sections/three.txt").read_text().splitlines()) == 2
+    three = tmp_path / "outputs/sections/three.txt"
+    runs = three.read_text()
+    assert len(runs.splitlines()) == 2
+    three.write_bytes(f"{runs}{runs}".encode() + bytes(100))
+    again = program("-m", "epochs=1", "seed=1,0", "section=three", cwd=tmp_path)
+    assert "taken out of the section's list (3 of 5 lines)" in again.output and three.read_text() == runs
 
 
 def test_what_does_not_change_the_result_does_not_change_the_name(program: Program, tmp_path: Path) -> None:

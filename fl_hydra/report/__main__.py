@@ -13,7 +13,7 @@ from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
 from fl_hydra.report.runs import not_in_means, read_run
 from fl_hydra.report.tables import print_runs, write_costs, write_results
-from fl_hydra.runs.folder import section_runs, sections
+from fl_hydra.runs.folder import run_folders, section_runs, sections
 
 
 def main() -> None:
@@ -40,8 +40,7 @@ def _report() -> None:
     outputs = outputs.expanduser()
     require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
     if arguments.list:
-        files = [path for name in ("config.yaml", "summary.json") for path in outputs.glob(f"*/*/*/{name}")]
-        print_runs([read_run(folder) for folder in sorted({path.parent for path in files})])
+        print_runs([read_run(folder) for folder in run_folders(outputs)])
         return
     table = read_table(arguments.cost.expanduser())
     mistakes = 0

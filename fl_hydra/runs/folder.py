@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -242,6 +243,9 @@ class RowsFile:
         self._sure = True
 
 
+_RUN = re.compile(r"[^/\0\ufffd]+/[^/\0\ufffd]+/[^/\0\ufffd]+-[0-9a-f]{10}")
+"""A run's folder below the outputs."""
+
 SECTION_SECONDS = 10.0
 """How long a section's list is waited for, while another process holds it."""
 
@@ -264,14 +268,25 @@ def join_section(section: str, run: Path, outputs: Path, notify: Callable[[str],
             )
             # Without flock another process may write in between: what counts is that the name is there in the end.
             for _ in range(5):
-                names = read_file(path).decode().splitlines() if path.exists() else []
-                if name in names:
+                listed = _listed(path) if path.exists() else []
+                names = list(dict.fromkeys(filter(_RUN.fullmatch, listed)))
+                if len(names) < len(listed):
+                    spoiled = f"{len(listed) - len(names)} of {len(listed)} lines"
+                    notify(f"{path} is damaged: what names no run, or one twice, was taken out of the section's list ({spoiled})")
+                elif name in names:
                     break
                 remove_abandoned(path.parent)
-                write_atomically(path, "\n".join([*names, name, ""]).encode())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"section={section}: {path} cannot be written ({reason}); mend that, or choose outputs=") from error
+                write_atomically(path, "\n".join([*names, *([] if name in names else [name]), ""]).encode())
+    except OSError as error:
+        raise UserError(
+            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
+        ) from error
+
+
+def run_folders(outputs: Path) -> list[Path]:
+    """Every folder in which there is something of a run, by name."""
+    parts = (SUMMARY, METRICS, CONFIG, "checkpoints")
+    return sorted({path.parent for part in parts for path in outputs.glob(f"*/*/*/{part}")})
 
 
 def sections(outputs: Path) -> list[str]:
@@ -289,8 +304,16 @@ def section_runs(section: str, outputs: Path) -> list[Path]:
     """The runs that a section asked for, in that order.
 
     Raises:
-        UserError: there is no such section.
+        UserError: there is no such section, or its list cannot be read.
     """
     path = outputs / "sections" / f"{section}.txt"
     require(path.exists(), f"no run was asked for with section={section} and outputs={outputs}: train with section={section} first")
-    return [outputs / name for name in path.read_text().splitlines()]
+    try:
+        return [outputs / name for name in dict.fromkeys(_listed(path))]
+    except OSError as error:
+        raise UserError(f"section={section}: {path} cannot be read ({error.strerror or error}); mend that or remove it") from error
+
+
+def _listed(path: Path) -> list[str]:
+    """The lines of a section's list, which should each name a run."""
+    return read_file(path).decode(errors="replace").splitlines()

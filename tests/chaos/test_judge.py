@@ -99,6 +99,14 @@ def test_other_files_must_be_whole_or_named_in_a_line(file: str, old: str, new: 
     assert side_files(reference, tmp_path / "outputs", [f"note: {name} was damaged"]) == []
 
 
+def test_a_section_may_list_runs_that_are_gone_as_the_report_says_so(reference: Reference, tmp_path: Path) -> None:
+    other = "digits/fedavg/K3-0123456789"
+    replace("../../../sections/chaos.txt", "\n", f"\n{other}\n")(tmp_path / "outputs" / RUN)
+    assert side_files(reference, tmp_path / "outputs", []) == []
+    (tmp_path / "outputs" / other).mkdir(parents=True)
+    assert side_files(reference, tmp_path / "outputs", [])
+
+
 def ended(output: str, status: int = 1) -> Ended:
     return Ended((), status, output, (), hung=False, struck=False)
 
