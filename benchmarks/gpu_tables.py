@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +213,12 @@ def _hardly_more_than_a_round(run: Experiment) -> int:
 
 def _composed(*overrides: str) -> Config:
     """The configuration as the command line composes it, sections of the report included."""
-    _schema()
+    register_schema()
     with initialize_config_dir(str(PROJECT / "conf")):
         composed = compose("config", overrides=[f"hydra.searchpath=[file://{PROJECT / 'sweeps'}]", *overrides])
     with open_dict(composed):
         composed.pop("hydra", None)
     return typed(composed)
-
-
-_schema = lru_cache(register_schema)
 
 
 class TooLate(Exception):

@@ -52,6 +52,19 @@ def free_memory(device: torch.device) -> int | None:
     return int(line.split()[0]) * 1024
 
 
+def computes_in(device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether a device has instructions for a dtype of lower precision, or it is not known that it lacks them. None: no such dtype."""
+    import torch
+
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device.type != "cpu" or dtype not in names:
+        return True
+    try:
+        return bool(getattr(torch.ops.mkldnn, names[dtype])())
+    except (AttributeError, RuntimeError):
+        return True
+
+
 def total_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory, taken or not."""
     import torch

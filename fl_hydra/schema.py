@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,11 +17,15 @@ from fl_hydra.errors import UserError
 
 def register_schema() -> None:
     """Make the schema known to Hydra, so that wrong types and unknown keys end at composition."""
+    _register(tuple((registry.group, name, part) for registry in REGISTRIES for name, part in registry.items()))
+
+
+@lru_cache(maxsize=1)  # a fifth of a second, to which nothing changes unless another part was registered
+def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
-    for registry in REGISTRIES:
-        for name, part in registry.items():
-            store.store(group=f"schema/{registry.group}", name=name, node=part, replace=True)
+    for group, name, part in parts:
+        store.store(group=f"schema/{group}", name=name, node=part, replace=True)
 
 
 def typed(composed: DictConfig) -> Config:

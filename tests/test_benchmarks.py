@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ SECTIONS = ("rounds", "overhead", "levers", "profile", "throughput", "packed", "
 def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     command = [sys.executable, "-m", "benchmarks.bench", "--short", "--json", str(path), "--only", *SECTIONS]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # other tests run beside it
+    done = subprocess.run(command, cwd=PROJECT, env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
     assert tuple(found["sections"]) == SECTIONS

@@ -433,3 +433,12 @@ def test_auto_takes_the_fastest_that_works_and_measures_once() -> None:
 def test_engines_of_the_configuration_are_those_there_are() -> None:
     assert ("auto", *ENGINES) == config.ENGINES
     assert set(config.PRECISIONS) == set(PRECISIONS)
+
+
+def test_a_precision_without_instructions_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    notes: list[str] = []
+    for precision in ("fp32", "bf16"):
+        Trainer(experiment("algorithm=localsgd", f"precision={precision}"), engine="loop", notify=notes.append)
+    (note,) = notes
+    assert note.startswith("precision=bf16: this CPU has no instructions for it")

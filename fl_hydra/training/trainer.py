@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.devices import free_memory, keep_freed_memory, to_device, total_memory
+from fl_hydra.devices import computes_in, free_memory, keep_freed_memory, to_device, total_memory
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured
 from fl_hydra.optim.base import Optimizer
@@ -157,6 +157,8 @@ class Trainer:
         self.precision.configure(self.device)
         self.dtype = self.precision.master
         self._notify = notify
+        if not computes_in(self.device, self.precision.compute):
+            notify(f"precision={first.precision}: this CPU has no instructions for it, so that a step takes longer than in fp32, not less")
 
         module = self._build()
         check_architecture(module, first.card)

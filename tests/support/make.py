@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
 
 from fl_hydra.algorithms.base import algorithms
+from fl_hydra.arguments import groups, keys
 from fl_hydra.config import Config, resolve
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.experiment import Experiment
@@ -22,11 +27,20 @@ PROJECT = Path(__file__).resolve().parents[2]
 def config(*overrides: str) -> Config:
     """The shipped configuration with overrides, as the command line composes it."""
     register_schema()
+    values = [word for word in overrides if (key := word.partition("=")[0]) in keys() and key not in groups()]
+    point = copy.deepcopy(_composed(tuple(word for word in overrides if word not in values)))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), point)
+    return typed(point)
+
+
+@lru_cache(maxsize=64)
+def _composed(choices: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of some options, which takes it most of a test's time; values are put into copies, as a sweep does."""
     with initialize_config_dir(str(PROJECT / "conf")):
-        composed = compose("config", overrides=list(overrides))
+        composed = compose("config", overrides=list(choices))
     with open_dict(composed):
         composed.pop("hydra", None)
-    return typed(composed)
+    return composed
 
 
 def kind(algorithm: str) -> str:
