@@ -20,6 +20,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -64,7 +65,20 @@ def again(action: Callable[[], _T]) -> _T:
 
 
 class OddFile(OSError):
-    """Something else lies where a file should be: a folder, a pipe, a device."""
+    """Something else lies where a file should be: a folder, a pipe, a device; or where a folder should be."""
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, if there is none, with those that it lies in.
+
+    Raises:
+        OddFile: something else lies there.
+        OSError: it cannot be made.
+    """
+    try:
+        again(partial(path.mkdir, parents=True, exist_ok=True))
+    except FileExistsError as error:
+        raise OddFile(errno.ENOTDIR, "no folder where one should be", error.filename) from error
 
 
 def open_file(path: Path, mode: str) -> IO[bytes]:
@@ -126,9 +140,11 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):  # told as of the file that was wanted
+                error.filename, error.filename2 = str(path), None
             raise
 
     again(write)

@@ -307,6 +307,8 @@ def _between(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None
 ODD: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "a dropout layer": (_between(nn.Dropout(0.5)), "draws random numbers"),
     "a functional dropout": (_between(nn.functional.dropout), "draws random numbers"),
+    "a dropout of batches": (_between(lambda value: nn.functional.dropout(value) if len(value) > 1 else value), "draws random numbers"),
+    "another number of features": (_between(lambda value: value[:, :5]), "its forward pass ends with RuntimeError"),
     "a random rectifier": (_between(nn.RReLU()), "draws random numbers"),
     "noise": (_between(lambda value: value + torch.randn_like(value)), "draws random numbers"),
     "batch normalisation": (_between(nn.BatchNorm1d(256)), "between.running_mean.* are buffers"),

@@ -692,6 +692,25 @@ def test_where_nobody_is_left_the_model_stays(server: str) -> None:
     assert not torch.equal(run.state.model, before["model"])
 
 
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_of_a_cut_round_those_with_samples_may_be_the_ones_that_drop_out(engine: str) -> None:
+    """What is left of the budget, two samples, are two clients'; whatever the others do, without these there is nothing to average."""
+    lost = 0
+    for seed in range(8):
+        run = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine)
+        run.run_round()
+        before = run.state.model.clone()
+        plan = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine).member
+        plan.samples, plan.round, plan.cursors = run.member.samples, run.member.round, run.member.cursors.copy()
+        reports = plan.plan().reports
+        run.run_round()
+        assert run.member.finished and run.state.model.isfinite().all()
+        if reports is not None and not reports.any():
+            lost += 1
+            assert torch.equal(run.state.model, before)
+    assert 0 < lost < 8, "the seeds of this test"
+
+
 def test_one_that_diverges_and_drops_out_does_no_harm() -> None:
     run = made("participation.dropout=0.999999999")
     run.member.experiment.optimizer.lr = 1e200

@@ -267,6 +267,20 @@ def test_a_diverged_run_whose_summary_is_lost_has_diverged_at_the_same_round(set
 
 
 @pytest.mark.parametrize("name", BESIDE)
+def test_a_folder_in_place_of_a_file_for_the_reader_is_named_and_changes_nothing(name: str, whole: Any, settings: Any) -> None:
+    command, expected, original = whole
+    setting = settings(*command)
+    folder = copied(original, setting)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    for _ in range(2):
+        outcome, notes = run(setting)
+        assert outcome is not None and not outcome.trained and result(folder) == expected
+        (line,) = notes.lines
+        assert f"move {name}, which is a folder, away" in line
+
+
+@pytest.mark.parametrize("name", BESIDE)
 def test_files_for_the_reader_of_a_finished_run_are_rebuilt(name: str, whole: Any, settings: Any) -> None:
     command, expected, source = whole
     setting = settings(*command)
@@ -362,6 +376,43 @@ def test_metrics_that_are_changed_while_the_run_is_written_are_written_again(
     outcome, notes = run(setting)
     assert outcome is not None and outcome.status == "finished" and result(outcome.folder) == expected
     assert "was changed or removed while the run was being written" in str(notes)
+
+
+def test_checkpoints_that_are_removed_while_the_run_is_written_are_made_again(
+    whole: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, expected, _ = whole
+    setting = settings(*command)
+    meanwhile(monkeypatch, setting, lambda folder: shutil.rmtree(folder / "checkpoints"))
+    outcome, _ = run(setting)
+    assert outcome is not None and outcome.status == "finished" and result(outcome.folder) == expected
+
+
+def test_training_from_zero_is_never_silent(whole: Any, settings: Any) -> None:
+    """Where rows of metrics tell that there was something to go on from."""
+    command, expected, _ = whole
+    setting = settings(*command)
+    run(setting, killed_after=4)
+    shutil.rmtree(folder_of(setting) / "checkpoints")
+    outcome, notes = run(setting)
+    assert "there are rows of metrics and no checkpoint to go on from; training begins again" in str(notes)
+    assert outcome is not None and result(outcome.folder) == expected
+
+
+def test_a_file_in_place_of_the_checkpoints_is_named_until_it_is_moved(whole: Any, settings: Any) -> None:
+    command, expected, _ = whole
+    setting = settings(*command)
+    run(setting, killed_after=4)
+    checkpoints = folder_of(setting) / "checkpoints"
+    shutil.rmtree(checkpoints)
+    checkpoints.write_text("")
+    for _ in range(2):
+        outcome, _ = run(setting)
+        assert outcome is not None and outcome.status == "failed"
+        assert outcome.reason.startswith(f"no folder where one should be: {checkpoints}; move it away")
+    checkpoints.unlink()
+    outcome, _ = run(setting)
+    assert outcome is not None and result(outcome.folder) == expected
 
 
 # Conditions (5, 12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
@@ -27,7 +28,8 @@ def _report() -> None:
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs, as outputs= of train.py; the project's own")
     parser.add_argument("--cost", type=Path, default=TABLE, help="networks and devices to compute times for; conf/cost.yaml if not given")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
-    arguments = parser.parse_args()
+    parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
+    arguments = parser.parse_intermixed_args()
     outputs: Path = arguments.outputs
     names: list[str] = []
     for word in arguments.section:  # as train.py takes them
@@ -52,6 +54,10 @@ def _report() -> None:
             print(f"error: {error}", file=sys.stderr)
             mistakes += 1
     sys.exit(USAGE_ERROR if mistakes else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; a report takes names of sections, --outputs, --cost and --list")
 
 
 def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.files import CorruptFile, read_verified, write_verified
+from fl_hydra.files import CorruptFile, make_folder, read_verified, write_verified
 from fl_hydra.runs.conditions import Conditions
 
 KEPT = 2
@@ -95,6 +95,7 @@ class Checkpoints:
             OwnershipLost, OSError: it was not written; those before it are still there.
         """
         self._check()
+        make_folder(self.folder)  # it may have been removed
         write_verified(self.path(checkpoint.round), checkpoint.content())
         rounds = self.rounds()
         for old in rounds[KEPT:]:

@@ -6,6 +6,7 @@ a run that has it has ended), `checkpoints/` and, after a failure, `error.txt`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,12 +14,21 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.files import PASSING, CorruptFile, OddFile, again, open_file, read_file, remove_abandoned, remove_leftovers, write_atomically
+from fl_hydra.files import (
+    PASSING,
+    CorruptFile,
+    OddFile,
+    make_folder,
+    open_file,
+    read_file,
+    remove_abandoned,
+    remove_leftovers,
+    write_atomically,
+)
 from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
@@ -139,12 +149,17 @@ class RunFolder:
             RunBusy: another process writes it.
             OSError: nothing can be written there.
         """
-        again(partial(self.path.mkdir, parents=True, exist_ok=True))
-        with owned(self.path, notify) as self._ownership:
-            self.checkpoints.mkdir(exist_ok=True)
-            for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
-                remove_leftovers(folder)
-            yield
+        make_folder(self.path)
+        with owned(self.path, notify) as ownership:
+            self._ownership = ownership
+            try:
+                make_folder(self.checkpoints)
+                for folder in (self.path, self.checkpoints, self.checkpoints / "clients"):
+                    remove_leftovers(folder)
+                yield
+            finally:
+                if not ownership.lost:  # given back, which is no loss
+                    self._ownership = None
 
     def check(self) -> None:
         """To be called before each write.
@@ -196,6 +211,15 @@ class RowsFile:
             self._warn(f"{self._path} is not what the checkpoint holds; written again from there")
         self._write()
 
+    @property
+    def found(self) -> bool:
+        """Whether the file holds anything now.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return bool(self._present())
+
     def append(self, row: dict[str, Any]) -> None:
         """Append a row. If that fails in passing, or somebody has changed the file, it is written again as a whole.
 
@@ -233,10 +257,10 @@ class RowsFile:
             return read_file(self._path)
         except FileNotFoundError:
             return b""
-        except OddFile:
-            if self._path.is_dir():
+        except OSError as error:
+            if self._path.is_dir() or not (isinstance(error, OddFile) or error.errno == errno.ELOOP):
                 raise
-            return b""  # a pipe or a device, which is written over
+            return b""  # a pipe, a device or a link to itself, which is written over
 
     def _write(self) -> None:
         self._folder.write(self._name, self.content)

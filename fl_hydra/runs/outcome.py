@@ -59,10 +59,13 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
         refuse_foreign(experiment, folder, ended.summary["run"], ended.summary["config"])
         if beside := damaged_beside(folder, ended):
             what = f"{folder}: {' and '.join(beside)} {'is' if len(beside) == 1 else 'are'} damaged or missing"
-            if any((folder / "checkpoints").glob("round-*.pt")):
+            if odd := [name for name in beside if (folder / name).is_dir()]:
+                warn(f"{what}, which changes no result; move {odd[0]}, which is a folder, away")
+            elif any((folder / "checkpoints").glob("round-*.pt")):
                 warn(f"{what}; written again from the last checkpoint")
                 return None
-            warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
+            else:
+                warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
     except CorruptFile as error:
         warn(f"{folder}: this run had ended, but {error}; it is mended from its last checkpoint, or made again where there is none")
         return None

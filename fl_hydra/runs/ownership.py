@@ -286,7 +286,11 @@ def _silent_for(holder: _Owner) -> float:
 def _create(path: Path, content: bytes) -> bool:
     """Make a file that no one else has made; whether it is this one."""
     whole = temporary_name(path)
-    write_atomically(whole, content)
+    try:
+        write_atomically(whole, content)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         again(partial(os.link, whole, path))
         return True

@@ -147,6 +147,8 @@ class Recording:
             if self.wish != planned:
                 return False
             if checkpoint is None:
+                if self.metrics.found:
+                    self.warn(f"{self.folder.path}: there are rows of metrics and no checkpoint to go on from; training begins again")
                 self.metrics.restore(b"")
                 self._for_the_reader(partial(self.timings.restore, b""))
                 break

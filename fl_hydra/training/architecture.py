@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_hydra.data.dataset import Card
-from fl_hydra.errors import require
+from fl_hydra.errors import UserError, require
 from fl_hydra.training.cost import example
 
 
 def check_architecture(module: nn.Module, card: Card) -> None:
-    """Refuse, from one forward and backward pass of one sample, models that engines would train differently, or not at all.
+    """Refuse, from one forward and backward pass of two samples, models that engines would train differently, or not at all.
 
     Raises:
         UserError: it has buffers, draws random numbers, or has parameters that are frozen or have no part in its output.
@@ -27,9 +27,13 @@ def check_architecture(module: nn.Module, card: Card) -> None:
     frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
     require(not frozen, f"model {name}: {_few(frozen)} have requires_grad=False; every parameter is trained: leave that out")
     module.train()
-    inputs = example(card)
-    with _Draws() as draws:
-        output = module(inputs)
+    inputs = example(card, 2)  # some do with several samples what they do not with one
+    try:
+        with _Draws() as draws:
+            output = module(inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model {name}: its forward pass ends with {type(error).__name__}: {reason}; mend the model") from error
     require(
         not draws.found,
         f"model {name}: its forward pass draws random numbers ({_few(draws.found)}), as Dropout does; they would differ from engine to "

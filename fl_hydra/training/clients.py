@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fl_hydra.arrays import Indices
-from fl_hydra.files import CorruptFile, read_verified, write_verified
+from fl_hydra.files import CorruptFile, make_folder, read_verified, write_verified
 
 HOST_BYTES = 512 * 2**20
 """Client state kept on the host between two checkpoints, before it is written out early."""
@@ -105,7 +105,7 @@ class ClientStore:
         if client in self._unwritten:
             self.check()
             path = self._path(client, self._rounds[client])
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             self._digests[client] = write_verified(path, state)[:DIGITS]
             self._unwritten.discard(client)
 

@@ -35,6 +35,6 @@ def sample_bytes(module: nn.Module, card: Card) -> int:
     return sum(kept.values())
 
 
-def example(card: Card) -> Tensor:
-    """One sample of zeros, as a batch."""
-    return torch.zeros(1, *card.shape, dtype=torch.int64 if card.textual else torch.float32)
+def example(card: Card, samples: int = 1) -> Tensor:
+    """A batch of samples of zeros."""
+    return torch.zeros(samples, *card.shape, dtype=torch.int64 if card.textual else torch.float32)

@@ -136,18 +136,18 @@ class Member:
         factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
         # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
         mixing = [e.algorithm.mixing(len(ids), J, j, steps, self.traffic.steps) if J is not None else None for j in range(steps)]
-        weights = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
+        by_size = samples * (wanted.max() / wanted) * (self.shard_sizes[ids] if e.algorithm.federated else 1.0)
         reports = e.participation.reports(ids, e.seed, self.round)
-        if not reports.any():
-            weights, rest = np.zeros(len(ids)), 0.0
-        elif cohort.weights is None:
-            weights, rest = _share(weights, reports), 0.0
-        elif e.participation.weighs:
+        weights = (by_size if cohort.weights is None else cohort.weights) * reports
+        rest = 0.0
+        if not weights.any():  # nobody reports, or of a cut round only those that had no sample left
+            reports = np.zeros_like(reports)
+        elif cohort.weights is not None and e.participation.weighs:
             # Whether a client drops out does not depend on what it would report: divided by how likely that is, the sum stays unbiased.
-            weights = cohort.weights * reports / (1 - e.participation.dropout)
+            weights = weights / (1 - e.participation.dropout)
             rest = 1 - weights.sum()
         else:
-            weights, rest = _share(cohort.weights, reports), 0.0
+            weights = weights / weights.sum()
         return Plan(
             ids,
             samples,
@@ -305,12 +305,6 @@ class _Asking:
         counts = self._sizes[ids]
         self.asked.append((ids, counts if samples is None else np.minimum(counts, samples)))
         return self._losses(ids, samples)
-
-
-def _share(weights: Reals, reports: Mask) -> Reals:
-    """Weights that sum to 1 over those who report, of whom there are some, float64 [rows]."""
-    shares: Reals = weights * reports / (weights * reports).sum()
-    return shares
 
 
 def _parts_of_batches(samples: Indices, steps: int, size: int) -> Reals:
