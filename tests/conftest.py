@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import torch
 from tests.support.make import PROJECT, write_cifar100
 
 torch.set_num_threads(1)  # tests run beside each other
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup or in the background of a script; programs under test would ignore it
+        signal.signal(number, usual)
 
 
 @dataclass
