@@ -58,12 +58,14 @@ def _task(composed: DictConfig) -> Outcome:
     from fl_hydra.runs.interruption import Interruption
     from fl_hydra.runs.progress import ConsoleReporter
     from fl_hydra.schema import typed
+    from fl_hydra.tuning.chosen import apply_chosen
 
     reporter = ConsoleReporter()
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
         require(not alone or not HydraConfig.get().sweeper.params, "this is a sweep of many runs: add -m to the command line")
         require(not HydraConfig.get().job.chdir, "hydra.job.chdir=true: runs find their folder by themselves; set outputs= instead")
+        apply_chosen(composed, HydraConfig.get().overrides.task)
         config = typed(composed)
         if alone:
             if HydraConfig.get().runtime.choices.get("hydra/launcher") == "packed":

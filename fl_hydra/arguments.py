@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from fl_hydra.config import REGISTRIES, Checkpoint, Config, Evaluation
+from fl_hydra.config import REGISTRIES, Checkpoint, Config, Evaluation, Tune
 from fl_hydra.endings import command
 from fl_hydra.errors import UserError, require
 from fl_hydra.paths import CONF, SWEEPS
@@ -112,7 +112,7 @@ def texts() -> frozenset[str]:
 def keys() -> frozenset[str]:
     """Every key, of whichever option, with its group."""
     found = {field.name for field in dataclasses.fields(Config)}
-    nested: list[tuple[str, type[Any]]] = [("evaluation", Evaluation), ("checkpoint", Checkpoint)]
+    nested: list[tuple[str, type[Any]]] = [("evaluation", Evaluation), ("checkpoint", Checkpoint), ("tune", Tune)]
     nested += [(registry.group, part) for registry in REGISTRIES for part in registry.values()]
     return frozenset(found | {f"{group}.{field.name}" for group, part in nested for field in dataclasses.fields(part)})
 

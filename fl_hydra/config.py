@@ -64,6 +64,8 @@ class Evaluation:
     """Equally spaced in the budget; each falls on the first border of a round after it. The end is always one."""
     final: float = 1.0
     """Fraction of the validation and test samples that the last evaluation looks at: the first ones of an order that never changes."""
+    test: bool = True
+    """Whether the test set is looked at; runs that help to choose leave it alone."""
 
     def __post_init__(self) -> None:
         require(self.points >= 1, f"evaluation.points={self.points}: at least 1 is needed")
@@ -79,6 +81,18 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         require(self.seconds >= 0, f"checkpoint.seconds={self.seconds}: must be 0 (every round) or more")
+
+
+@dataclass
+class Tune:
+    """How a search trains; not part of a run's identity."""
+
+    seeds: list[int] = field(default_factory=lambda: [100])
+    """Of the runs of each trial, whose mean is its value: other seeds than those that are reported."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds), "tune.seeds=[]: at least 1 seed is needed for a trial")
+        require(len(set(self.seeds)) == len(self.seeds), f"tune.seeds={self.seeds}: a seed is named twice")
 
 
 @dataclass
@@ -112,6 +126,9 @@ class Config:
     precision: str = "fp32"
     evaluation: Evaluation = field(default_factory=Evaluation)
 
+    objective: str = "val/acc"
+    tune: Tune = field(default_factory=Tune)
+
     engine: str = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -119,6 +136,7 @@ class Config:
     data: str = str(DATA)
     outputs: str = str(OUTPUTS)
     section: str | None = None
+    tuned: str | None = None
 
     def __post_init__(self) -> None:
         for registry in REGISTRIES:
@@ -138,10 +156,12 @@ class Config:
         require(self.threads is None or 1 <= self.threads <= 1024, f"threads={self.threads}: 1 to 1,024 are possible; null takes all cores")
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
-        require(
-            self.section is None or bool(re.fullmatch(r"[A-Za-z0-9_-]{1,100}", self.section)),
-            f"section={self.section}: at most 100 letters, digits, _ and - are allowed",
-        )
+        for name in ("section", "tuned"):
+            value = getattr(self, name)
+            require(
+                value is None or bool(re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value)),
+                f"{name}={value}: at most 100 letters, digits, _ and - are allowed",
+            )
         self.data, self.outputs = _folder("data", self.data), _folder("outputs", self.outputs)
         require(
             self.data == str(DATA) or Path(self.data).is_dir(),
@@ -295,6 +315,7 @@ def resolve(config: Config) -> Experiment:
         budget=1,
         points=config.evaluation.points,
         final=config.evaluation.final,
+        test=config.evaluation.test,
         noise_scale=noise,
         precision=config.precision,
         seed=config.seed,

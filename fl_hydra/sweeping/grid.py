@@ -13,6 +13,8 @@ from fl_hydra.errors import require
 from fl_hydra.sweeping.points import Composer
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
     from fl_hydra.config import Config
     from fl_hydra.runs.execution import Outcome
     from fl_hydra.training.experiment import Experiment
@@ -29,6 +31,8 @@ class GridSweeper(BasicSweeper):
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
+        self._noted = set[str]()
+        """What the user was told about the points."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train every point that is not finished yet, and print one table of all of them.
@@ -45,7 +49,8 @@ class GridSweeper(BasicSweeper):
         print_outcomes(labels, outcomes)
         raise SweepEnded(0 if all(outcome.status == "finished" for outcome in outcomes) else 1)
 
-    def _points(self, arguments: list[str]) -> list[Point]:
+    def _overrides(self, arguments: list[str]) -> list[Override]:
+        """What the section and the command line say, the latter in place of the former."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
@@ -53,10 +58,14 @@ class GridSweeper(BasicSweeper):
         overrides = [each for each in parser.parse_overrides(self._parse_config()) if each.key_or_group not in named] + given
         if named & BUDGETS:  # in place of the section's, whichever it has
             overrides = parser.parse_overrides([f"{budget}=null" for budget in sorted(BUDGETS - named)]) + overrides
+        return overrides
+
+    def _points(self, arguments: list[str]) -> list[Point]:
+        overrides = self._overrides(arguments)
         for override in overrides:
             require(
                 not override.is_sweep_override() or override.is_discrete_sweep(),
-                f"{override.input_line}: a grid takes lists, as key=a,b,c, or range(start,stop); there is nothing to search here",
+                f"{override.input_line}: a grid takes lists, as key=a,b,c, or range(start,stop); hydra/sweeper=optuna searches",
             )
         points = self.split_arguments(overrides, max_batch_size=None)[0]
         require(bool(points), "the grid is empty: a glob matches nothing")
@@ -75,7 +84,7 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None and self.config is not None
         checked: list[tuple[Config, Experiment]] = []
         bad: list[str] = []
-        noted = dict[str, None]()
+        noted: list[str] = []
         compose = Composer(self.hydra_context, self.config)
         with patience(lambda: f"checked {len(checked) + len(bad)} of {len(points)} points"):
             for point, label in zip(points, labels, strict=True):
@@ -83,13 +92,15 @@ class GridSweeper(BasicSweeper):
                     config = compose(point)
                     check_device(config.device, config.engine)
                     checked.append((config, resolve(config)))
-                    noted |= dict.fromkeys(notes(config))
+                    noted += notes(config)
                 except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
                     bad.append(f"  {label}: {explain(error)}")
         if bad:
             raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n" + "\n".join(bad))
         for note in noted:
-            ConsoleReporter(live=False).warn(note)
+            if note not in self._noted:
+                self._noted.add(note)
+                ConsoleReporter(live=False).warn(note)
         return checked
 
     def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]]) -> list[Outcome]:

@@ -36,6 +36,7 @@ class Composer:
         """
         from fl_hydra.arguments import groups, keys
         from fl_hydra.schema import typed
+        from fl_hydra.tuning.chosen import apply_chosen
 
         values = [override for override in overrides if (key := override.partition("=")[0]) in keys() and key not in groups()]
         choices = tuple(override for override in overrides if override not in values)
@@ -46,4 +47,5 @@ class Composer:
             self._composed[choices] = composed
         point = copy.deepcopy(self._composed[choices])
         ConfigLoaderImpl._apply_overrides_to_config([self._parse(value) for value in values], point)
+        apply_chosen(point, overrides)
         return typed(point)

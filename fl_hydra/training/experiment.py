@@ -28,7 +28,7 @@ class Experiment:
     pass over the samples. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
     gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
-    final: fraction of the validation and test samples that the last of them looks at.
+    final: fraction of the validation and test samples that the last of them looks at. test: whether the test set is looked at.
     """
 
     dataset: Dataset
@@ -52,6 +52,7 @@ class Experiment:
     budget: int
     points: int
     final: float = field(default=1.0, metadata=as_before(1.0))
+    test: bool = field(default=True, metadata=as_before(True))
     noise_scale: bool = False
     precision: str
     seed: int

@@ -758,8 +758,11 @@ class Trainer:
         # A copy, as all that is evaluated: at another address a product may have other last bits.
         models = self._first.algorithm.models(self.state.of_runs(slice(run, run + 1))).clone()
         final = member.experiment.final
-        if whole and self.split.test.glance < final * len(self.split.test):
-            count = math.ceil(final * len(self.split.validation)) + math.ceil(final * len(self.split.test))
+        sets = {"val": self.split.validation, "test": self.split.test}
+        if not member.experiment.test:
+            del sets["test"]
+        if whole and any(samples.glance < final * len(samples) for samples in sets.values()):
+            count = sum(math.ceil(final * len(samples)) for samples in sets.values())
             fewer = "" if final < 1 else "; evaluation.final=0.1 would look at a tenth"
             self._notify(f"the last evaluation looks at {count:,} samples of the validation and test sets{fewer}")
         loss, correct, targets = self._meter[run].tolist()
@@ -771,9 +774,9 @@ class Trainer:
             "train/loss": _finite(loss / max(1, targets)),
             "train/acc": _finite(correct / max(1, targets)),
         }
-        for name, samples in (("val", self.split.validation), ("test", self.split.test)):
+        for name in ("val", "test"):
             metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
-            if len(samples):
+            if samples := sets.get(name):
                 if whole and final < 1:
                     looked_at = samples.fair(math.ceil(final * len(samples)))
                 else:

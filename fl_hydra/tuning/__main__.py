@@ -1,0 +1,139 @@
+"""`python -m fl_hydra.tuning best NAME`: write the best values of a section's searches, or of a grid's runs, for `tuned=NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fl_hydra.endings import framed
+from fl_hydra.errors import UserError, require
+from fl_hydra.paths import OUTPUTS
+
+
+def main() -> None:
+    """Choose, and print what was chosen."""
+    framed(_main)
+
+
+def _main() -> None:
+    from fl_hydra.tuning.chosen import write_chosen
+
+    parser = argparse.ArgumentParser(prog="python -m fl_hydra.tuning", description=main.__doc__)
+    parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
+    parser.add_argument("what", choices=["best"], help="best: write the best values")
+    parser.add_argument("name", help="a section, or a study, that was searched; with --by, a section whose runs are a grid")
+    parser.add_argument("--by", default="", metavar="KEYS", help="choose from the runs of a grid: of these keys, as optimizer.lr,K")
+    parser.add_argument("--over", default="seed", metavar="KEYS", help="with --by: take means over these; seed if not given")
+    parser.add_argument("--objective", default="val/acc", help="with --by: what decides, as objective= of a search")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs; the project's own")
+    arguments = parser.parse_intermixed_args()
+    outputs = arguments.outputs.expanduser()
+    require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
+    if arguments.by:
+        keys, over = (tuple(filter(None, words.split(","))) for words in (arguments.by, arguments.over))
+        chosen = of_runs(arguments.name, outputs, keys, over, arguments.objective)
+    else:
+        chosen = of_studies(arguments.name, outputs)
+    for each in chosen:
+        where = " ".join(f"{key}={value}" for key, value in each.where.items())
+        values = " ".join(f"{key}={value}" for key, value in each.values.items())
+        print(f"{where + ': ' if where else ''}{values}, {each.objective} {each.value:.5g}, the best of {each.trials}")
+    print(f"wrote {write_chosen(arguments.name, outputs, chosen)}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; as in: python -m fl_hydra.tuning best SECTION")
+
+
+def of_studies(name: str, outputs: Path) -> list[Any]:
+    """The best trial of each study of a section, or of one study.
+
+    Raises:
+        UserError: there is none, or one has no best trial.
+    """
+    from fl_hydra.files import read_file
+    from fl_hydra.tuning.chosen import Chosen
+
+    found = []
+    for path in sorted((outputs / "studies").glob("*/study.json")):
+        try:
+            study = json.loads(read_file(path))
+            if name not in (study["study"], study["section"]):
+                continue
+            trials = {trial["number"]: trial for trial in study["trials"]}
+            require(study["best"] is not None, f"{study['study']}: none of its {len(trials)} trials has a value; search again")
+            best = trials[study["best"]]
+            found.append(
+                Chosen(
+                    study["where"],
+                    best["params"],
+                    study["objective"],
+                    best["value"],
+                    study["study"],
+                    len(trials),
+                    study["question"]["seeds"],
+                    _today(),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged; give the search's command again, which writes it again") from error
+    require(bool(found), f"{name}: no search of this name has ended in {outputs / 'studies'}; search with section={name} first")
+    twice = [each.study for each in found if sum(other.where == each.where for other in found) > 1]
+    require(not twice, f"{name}: {' and '.join(twice)} are for the same runs; name the study that counts")
+    return found
+
+
+def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str], objective: str) -> list[Any]:
+    """The best values of some keys among the runs of a section, for each setting of the other keys that differ.
+
+    Raises:
+        UserError: there are no such runs, or not of every value with the same seeds.
+    """
+    from fl_hydra.report.runs import read_run
+    from fl_hydra.runs.folder import section_runs
+    from fl_hydra.runs.identity import by_key
+    from fl_hydra.tuning.chosen import Chosen
+    from fl_hydra.tuning.objective import Objective
+
+    looked_for = Objective.of(objective)
+    runs = [run for run in map(read_run, section_runs(section, outputs)) if run.status in ("finished", "diverged")]
+    require(bool(runs), f"section={section}: none of its runs has ended; train them first")
+    flat = [by_key(run.config) for run in runs]
+    for key in (*by, *over):
+        require(all(key in each for each in flat), f"{key}: not every run of section={section} has it; keys are as in config.yaml")
+    free = {key for key in flat[0] if any(each.get(key) != flat[0].get(key) for each in flat)} - {*by, *over}
+    groups: dict[str, dict[str, list[int]]] = {}
+    for position, each in enumerate(flat):
+        where = json.dumps({key: each.get(key) for key in sorted(free)})
+        values = json.dumps({key: each[key] for key in by})
+        groups.setdefault(where, {}).setdefault(values, []).append(position)
+    chosen = []
+    for where, candidates in groups.items():
+        means = {}
+        for values, positions in candidates.items():
+            means[values] = statistics.fmean(looked_for.value(runs[at].status, runs[at].rows) for at in positions)
+        sets = {tuple(sorted(str([flat[at][key] for key in over]) for at in positions)) for positions in candidates.values()}
+        require(len(sets) == 1, f"section={section}: {', '.join(over)} differ from value to value; train the missing runs first")
+        best = (max if looked_for.maximised else min)(means, key=lambda values: means[values])
+        seeds = sorted({int(flat[at]["seed"]) for at in candidates[best]})
+        chosen.append(
+            Chosen(
+                json.loads(where), json.loads(best), str(looked_for), means[best], f"section {section}", len(candidates), seeds, _today()
+            )
+        )
+    return chosen
+
+
+def _today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()
+
+
+if __name__ == "__main__":
+    main()

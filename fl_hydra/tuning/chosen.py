@@ -1,0 +1,112 @@
+"""What was chosen by a search, or from a grid: `outputs/tuned/NAME.yaml`, which runs take up with `tuned=NAME`.
+
+The file is a list: each entry has the values that were chosen, where they apply (`where`: K=2 and J=4, say), and on what grounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_hydra.errors import UserError, require
+from fl_hydra.files import read_file, write_atomically
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """where: keys and values that a run must have for it. values: of the keys that were chosen. objective, value: what decided, and how
+    good it was. study: or the section of a grid. trials: that it was chosen from. seeds: that they had. date: of the choice.
+    """
+
+    where: dict[str, Any]
+    values: dict[str, Any]
+    objective: str
+    value: float
+    study: str
+    trials: int
+    seeds: list[int]
+    date: str
+
+
+def file_of(name: str, outputs: Path) -> Path:
+    """Where the choices of this name lie."""
+    return outputs / "tuned" / f"{name}.yaml"
+
+
+def write_chosen(name: str, outputs: Path, chosen: Sequence[Chosen]) -> Path:
+    """Write choices, in place of what was there; the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from omegaconf import OmegaConf
+
+    path = file_of(name, outputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create([asdict(each) for each in chosen])).encode())
+    return path
+
+
+def read_chosen(name: str, outputs: Path) -> list[Chosen]:
+    """The choices of this name.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    path = file_of(name, outputs)
+    known = sorted(each.stem for each in path.parent.glob("*.yaml"))
+    instead = f"there are {', '.join(known)}" if known else "search, then choose with python -m fl_hydra.tuning best"
+    require(path.exists(), f"tuned={name}: there is no {path}; {instead}")
+    try:
+        entries = OmegaConf.to_container(OmegaConf.create(read_file(path).decode()))
+        assert isinstance(entries, list)
+        return [Chosen(**entry) for entry in entries]
+    except Exception as error:  # whatever YAML and OmegaConf raise over it
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"tuned={name}: {path} cannot be read ({reason}); mend it or choose again") from error
+
+
+def apply_chosen(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Put the values that `tuned` names into a composed configuration, but for keys that the command line, or its grid, gives.
+
+    Raises:
+        UserError: there is no such choice, or none that suits the configuration.
+    """
+    from omegaconf import OmegaConf
+
+    name = composed.get("tuned")
+    if name is None:
+        return
+    outputs = Path(str(composed.outputs)).expanduser()
+    choices = read_chosen(str(name), outputs)
+    fitting = [each for each in choices if all(_same(composed, overrides, key, value) for key, value in each.where.items())]
+    there = "; ".join(" ".join(f"{key}={value}" for key, value in each.where.items()) for each in choices)
+    require(
+        len(fitting) == 1,
+        f"tuned={name}: {'no choice is' if not fitting else f'{len(fitting)} choices are'} for this run; {file_of(str(name), outputs)} "
+        f"has: {there}",
+    )
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    for key, value in fitting[0].values.items():
+        if key not in given:
+            try:
+                OmegaConf.update(composed, key, value)
+            except Exception as error:
+                raise UserError(f"tuned={name}: {key}={value}: {str(error).splitlines()[0]}; choose again for this run") from error
+
+
+def _same(composed: DictConfig, overrides: Sequence[str], key: str, value: Any) -> bool:
+    """Whether a configuration has a value: of a key, or of a group's option."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if f"{key}={value}" in overrides:
+        return True
+    found = OmegaConf.select(composed, key)
+    return bool((found.get("name") if isinstance(found, DictConfig) else found) == value)

@@ -1,0 +1,71 @@
+"""What a search looks for, as a number of a run's rows of metrics. Validation chooses; the test set never does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_hydra.errors import UserError, require
+
+FINAL = {"val/acc": True, "val/loss": False, "train/acc": True, "train/loss": False}
+"""Figures of the final model, and whether more is better."""
+
+COSTS = {"samples": ("samples",), "rounds": ("round",), "bytes": ("bytes_up", "bytes_down"), "flops": ("flops",), "seconds": ("seconds",)}
+"""What it takes to reach a validation accuracy, and the columns that it is the sum of. Seconds are simulated ones."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A figure of the final model (`val/acc`), or the cost of reaching a validation accuracy for the first time (`bytes@0.5`).
+
+    figure: of :data:`FINAL` or :data:`COSTS`. target: the accuracy, above 0 and at most 1; None for a figure of the final model.
+    """
+
+    figure: str
+    target: float | None = None
+
+    @classmethod
+    def of(cls, typed: str) -> Objective:
+        """From what was typed.
+
+        Raises:
+            UserError: there is no such objective.
+        """
+        figure, at, target = typed.partition("@")
+        if not at and figure in FINAL:
+            return cls(figure)
+        require(not figure.startswith("test"), f"objective={typed}: the test set chooses nothing; choose {', '.join(FINAL)}")
+        if at and figure in COSTS:
+            try:
+                accuracy = float(target)
+            except ValueError:
+                accuracy = math.nan
+            require(0 < accuracy <= 1, f"objective={typed}: an accuracy above 0 and at most 1 is needed behind @, as in {figure}@0.5")
+            return cls(figure, accuracy)
+        raise UserError(f"objective={typed}: choose {', '.join(FINAL)}, or {', '.join(f'{cost}@0.5' for cost in COSTS)}")
+
+    def __str__(self) -> str:
+        return self.figure if self.target is None else f"{self.figure}@{self.target:g}"
+
+    @property
+    def maximised(self) -> bool:
+        """Whether more is better."""
+        return self.target is None and FINAL[self.figure]
+
+    @property
+    def worst(self) -> float:
+        """The value of a run that has diverged, or has not reached the target."""
+        return 0.0 if self.maximised else math.inf
+
+    def value(self, status: str, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Of a run that has ended, `finished` or `diverged`, from its rows of metrics."""
+        if status != "finished":
+            return self.worst
+        if self.target is None:
+            final = rows[-1][self.figure]
+            return self.worst if final is None else float(final)
+        reached = (row for row in rows if row["val/acc"] is not None and row["val/acc"] >= self.target)
+        first = next(reached, None)
+        return self.worst if first is None else float(sum(first[column] for column in COSTS[self.figure]))
