@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.ownership import owned
 from fl_hydra.tuning.objective import Objective
 from fl_hydra.tuning.space import Space, as_override, is_grid
+from fl_hydra.tuning.study import Study, Told
 from tests.conftest import Program
 from tests.support.make import experiment
 
@@ -112,6 +114,48 @@ def test_a_run_that_leaves_the_test_set_alone_is_another_run_of_the_same_weights
 
 
 # Searches
+
+SAMPLERS: dict[str, dict[Any, Any]] = {
+    "tpe": {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3},
+    "random": {"_target_": "optuna.samplers.RandomSampler"},
+    "cmaes": {"_target_": "optuna.samplers.CmaEsSampler"},
+    "gp": {"_target_": "optuna.samplers.GPSampler", "n_startup_trials": 3},
+    "nsgaii": {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 2},
+}
+
+
+def test_a_sampler_that_asks_for_the_same_again_is_named(tmp_path: Path) -> None:
+    space = Space.of(parsed("x=interval(0.0,1)"))
+    study = Study(tmp_path, space, True, OmegaConf.create({"_target_": "optuna.samplers.QMCSampler"}), 1)
+    for value in (0.5, 0.6):  # the first point is drawn at random, the second is the first of the sequence, and so is the third
+        trial = study.ask()
+        assert trial is not None
+        study.tell(Told(trial, value))
+    with pytest.raises(UserError, match="QMCSampler asks for points that were tried before"):
+        study.ask()
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_what_is_asked_is_a_function_of_what_was_told(sampler: str, tmp_path: Path) -> None:
+    """Of a study that is opened anew for each trial, too; and its name."""
+
+    def asked(folder: Path, anew: bool) -> list[dict[str, Any]]:
+        folder.mkdir(parents=True)
+        space, config = Space.of(parsed("x=interval(0.0,1)", "y=tag(log,interval(0.1,10))")), OmegaConf.create(SAMPLERS[sampler])
+        study = Study(folder, space, True, config, 1)
+        for _ in range(6):
+            trial = study.ask()
+            assert trial is not None
+            if anew:
+                study = Study(folder, space, True, config, 1)
+                assert study.open() == [trial]
+            study.tell(Told(trial, -((float(trial.params["x"] or 0) - 0.3) ** 2)))
+        return [told.trial.params for told in study.told()]
+
+    points = asked(tmp_path / "one" / "study", False)
+    assert asked(tmp_path / "two" / "study", True) == points
+    assert len({json.dumps(point) for point in points}) == 6
+    assert asked(tmp_path / "one" / "other", False) != points
 
 
 @pytest.fixture(scope="module")

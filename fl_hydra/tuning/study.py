@@ -164,9 +164,12 @@ class Study:
             asked = scratch.ask(self.space.distributions)
             if Trial(number, asked.params).point not in tried:
                 return dict(asked.params), dict(scratch._storage.get_trial(asked._trial_id).system_attrs)
-        fresh = [point for point in points or [] if Trial(0, point).point not in tried]
-        if not fresh:
-            return None
+        if points is None:
+            kind = str(self._sampler.get("_target_", "")).rpartition(".")[2]
+            raise UserError(
+                f"hydra/sweeper/sampler: {kind} asks for points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
+            )
+        fresh = [point for point in points if Trial(0, point).point not in tried]
         return fresh[int(self._random(number).integers(len(fresh)))], {}
 
     def _made(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
