@@ -110,7 +110,7 @@ class SearchSweeper(GridSweeper):
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from fl_hydra.runs.identity import by_key, describe
-        from fl_hydra.tuning.study import named
+        from fl_hydra.tuning.study import question_hash
 
         parser = OverridesParser.create()
         common = set(points[0]).intersection(*points)
@@ -129,7 +129,7 @@ class SearchSweeper(GridSweeper):
                 "seeds": config.tune.seeds,
             }
             readable = "-".join([config.section or config.algorithm.option, *(f"{each.get_key_element()}{each.value()}" for each in apart)])
-            name = f"{re.sub(r'[^A-Za-z0-9_-]', '', readable)[:80]}-{named(question)}"
+            name = f"{re.sub(r'[^A-Za-z0-9_-]', '', readable)[:80]}-{question_hash(question)}"
             searches.append(_Search(point, {each.get_key_element(): each.value() for each in apart}, config, name, question))
         return searches
 

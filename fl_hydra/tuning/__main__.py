@@ -8,11 +8,14 @@ import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fl_hydra.endings import framed
 from fl_hydra.errors import UserError, require
 from fl_hydra.paths import OUTPUTS
+
+if TYPE_CHECKING:
+    from fl_hydra.tuning.chosen import Chosen
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; as in: python -m fl_hydra.tuning best SECTION")
 
 
-def of_studies(name: str, outputs: Path) -> list[Any]:
+def of_studies(name: str, outputs: Path) -> list[Chosen]:
     """The best trial of each study of a section, or of one study.
 
     Raises:
@@ -90,7 +93,7 @@ def of_studies(name: str, outputs: Path) -> list[Any]:
     return found
 
 
-def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str], objective: str) -> list[Any]:
+def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str], objective: str) -> list[Chosen]:
     """The best values of some keys among the runs of a section, for each setting of the other keys that differ.
 
     Raises:

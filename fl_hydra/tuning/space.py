@@ -40,7 +40,7 @@ class Space:
         for override in overrides:
             try:
                 found[override.get_key_element()] = create_optuna_distribution_from_override(override)
-            except (ValueError, AssertionError, NotImplementedError) as error:
+            except (ValueError, AssertionError, NotImplementedError) as error:  # the last for a kind of override that it does not know
                 reason = " ".join(str(error).split()) or "it is not understood"
                 raise UserError(
                     f"{override.input_line}: {reason}; a space is key=interval(low,high), tag(log,interval(low,high)) with low above 0, "

@@ -139,9 +139,8 @@ class Study:
 
     def best(self) -> Told | None:
         """The trial with the best value, of equal ones the first; None if none has a value."""
-        ended = [told for told in self.told() if told.value is not None]
-        sign = -1 if self._direction == "maximize" else 1
-        return min(ended, key=lambda told: (sign * float(told.value or 0.0), told.trial.number), default=None)
+        first = next(iter(ranked(self.told(), self._direction == "maximize")), None)
+        return None if first is None or first.value is None else first
 
     def _trials(self, *states: optuna.trial.TrialState) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
@@ -203,7 +202,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def named(question: dict[str, Any]) -> str:
+def question_hash(question: dict[str, Any]) -> str:
     """Ten hex digits of what a study asks: its fixed configuration, space and objective."""
     return hashlib.sha256(json.dumps(question, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
 
