@@ -27,7 +27,7 @@ SHAPES = {
 
 DIFFERENT = {
     "centralized": [("seed=1",), ("seed=2", "optimizer.lr=0.03", "scheduler=cosine"), ("optimizer.momentum=0.5", "rounds=2")],
-    "localsgd": [("samples=1000",), ("seed=1", "samples=1000", "optimizer.lr=0.03"), ("samples=700", "optimizer.weight_decay=0.01")],
+    "localsgd": [("samples=1000",), ("seed=1", "samples=1000", "optimizer.lr=0.03"), ("samples=700", "optimizer.weight_decay=0")],
     "fedavg": [
         ("samples=700",),
         ("samples=700", "seed=3", "sharding=classes", "N_c=2", "optimizer.lr=0.03"),
@@ -64,6 +64,16 @@ def assert_same(packed: dict[str, Any], alone: dict[str, Any]) -> None:
     """Bit by bit."""
     assert torch.equal(packed.pop("weights"), alone.pop("weights"))
     assert packed == alone
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars", "lamb"])
+def test_runs_with_and_without_weight_decay_train_together(optimizer: str) -> None:
+    """Which is not multiplying by 0 in one of them: each takes the operations that it takes alone."""
+    settings = [(f"optimizer={optimizer}", f"optimizer.weight_decay={value}", "rounds=2", f"seed={value > 0:d}") for value in (0, 0.01)]
+    assert len({shape(config(*s), experiment(*s)) for s in settings}) == 1
+    together = train(Trainer(*(experiment(*s) for s in settings), engine="loop"))
+    for one, other in zip(together, (row for s in settings for row in train(trainer(*s, engine="loop"))), strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("algorithm", list(algorithms))

@@ -91,9 +91,10 @@ class Optimizer(Component):
 
     @property
     def form(self) -> dict[str, Any]:
-        """What rows must have in common to take a step together: all that is not a hyper-parameter, and which of those are 0."""
+        """What runs must have in common to train together: all that is not a hyper-parameter, which of these there are, and the slots."""
         values = asdict(self)
-        return {name: bool(value) if name in self.hyper else value for name, value in values.items() if name != "lr"}
+        fixed = {name: value for name, value in values.items() if name != "lr" and name not in self.hyper}
+        return {**fixed, "hyper": sorted(self.hyper), "slots": self.slots}
 
     def step(
         self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers

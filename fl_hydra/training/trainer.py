@@ -625,7 +625,7 @@ class Trainer:
         hyper = {name: values[first : first + len(workers)] for name, values in self._hyper.items()}
         batch = draws.at(workers, nth)
         algorithm.step(
-            Rows(place, starts, slots, hyper, lr[which, step][:, None], self._first.optimizer, self._layers),
+            Rows(place, starts, slots, hyper, lr[which, step][:, None], self.members[run].experiment.optimizer, self._layers),
             self.engine.gradient,
             [batch],
             0,
@@ -719,7 +719,8 @@ class Trainer:
                 self.engine.share(parameters)
         slots |= {name: slot[block.rows] for name, slot in self._client_slots.items()}
         hyper = {name: values[block.rows] for name, values in self._hyper.items()}
-        rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], self._first.optimizer, self._layers)
+        optimizer = self.members[block.run].experiment.optimizer  # a weight decay of 0, say, takes other operations
+        rows = Rows(parameters, starts, slots, hyper, tensors["lr"][local], optimizer, self._layers)
         batches = draws.batches(local, turn.cut)
         last = min(steps.stop, turn.plan.steps)
         for j in range(steps.start, last):
