@@ -100,5 +100,8 @@ def _leave(outcome: Outcome, arguments: list[str]) -> NoReturn:
     if outcome.status == "finished":
         print(f"{'finished' if outcome.trained else 'finished before'}: {brief(outcome.metrics)} in {outcome.folder}")
         sys.exit(0)
+    if outcome.status == "paused":
+        print(f"paused {outcome.reason}: {brief(outcome.metrics)} in {outcome.folder}")
+        sys.exit(0)
     again = f":\n    {command(arguments)}" if outcome.reason.endswith("give the same command again") else ""
     fail(f"{outcome.status}: {outcome.reason}{again}", FAILED)

@@ -133,6 +133,7 @@ class Config:
     device: str = "auto"
     threads: int | None = None
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    until: float | None = None
     data: str = str(DATA)
     outputs: str = str(OUTPUTS)
     section: str | None = None
@@ -154,6 +155,10 @@ class Config:
         require(self.batch_size >= 1, f"batch_size={self.batch_size}: at least 1 sample is needed in a batch")
         require(self.data_parallel >= 1, f"data_parallel={self.data_parallel}: at least 1 worker is needed for a step")
         require(self.threads is None or 1 <= self.threads <= 1024, f"threads={self.threads}: 1 to 1,024 are possible; null takes all cores")
+        require(
+            self.until is None or 0 < self.until < 1,
+            f"until={self.until}: a part of the budget, above 0 and below 1, after which the run pauses; null trains it to its end",
+        )
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
         for name in ("section", "tuned"):

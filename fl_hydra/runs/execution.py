@@ -96,7 +96,7 @@ def _train(recordings: list[Recording], reporter: Reporter) -> None:
     with Interruption() as interruption:
         for recording in recordings:
             with alone(recording):
-                recording.look(device)
+                recording.rest(recording.look(device))
         while recordings := [recording for recording in recordings if recording.outcome is None]:
             interruption.check()
             group = _under_equal_conditions(recordings, device)

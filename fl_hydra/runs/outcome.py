@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `finished`, `diverged`, `failed`, `busy` or `interrupted`, with the reason where it is not finished.
+    """How a run ended: `finished`, `diverged`, `paused`, `failed`, `busy` or `interrupted`, with the reason where it is not finished.
 
-    metrics: the last row. trained: False where the result was there already.
+    metrics: the last row; of a run that has paused, the one that it paused at. trained: False where the result was there already.
     signal_number: of the signal that asked to stop, if one came; a run that was in its last round ends all the same.
     """
 
@@ -34,11 +34,6 @@ class Outcome:
     reason: str = ""
     trained: bool = True
     signal_number: int = 0
-
-    @property
-    def objective(self) -> float:
-        """What a search maximises: the final validation accuracy; 0 for a run that has none."""
-        return float(self.metrics.get("val/acc") or 0.0) if self.status == "finished" else 0.0
 
 
 class ForeignRun(Exception):

@@ -129,6 +129,22 @@ class Recording:
         self.wish = Wish.of(self.config, self.begun, device)
         return checkpoint
 
+    def rest(self, checkpoint: Checkpoint | None) -> None:
+        """Note that the run has paused, if it has come as far as it is to come now. Nothing need be trained to see that."""
+        if checkpoint is not None and (row := self._pause(rows_of(checkpoint.metrics.encode()))) is not None:
+            self.metrics.restore(checkpoint.metrics.encode())
+            self._pauses_at(row, False)
+
+    def _pause(self, rows: list[Metrics]) -> Metrics | None:
+        """The row that the run pauses at: the first that is due when the part `until` of its budget is done; None if it is not there."""
+        if self.config.until is None:
+            return None
+        return next((row for row in rows if (row["samples"] or 0) >= self.config.until * self.experiment.budget), None)
+
+    def _pauses_at(self, row: Metrics, trained: bool, asked_to_stop: int | None = None) -> None:
+        reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it goes on"
+        self.outcome = Outcome("paused", self.folder.path, row, reason, trained, asked_to_stop or 0)
+
     def restore(self, trainer: Trainer, run: int) -> bool:
         """Go on from the newest sound checkpoint, or begin.
 
@@ -237,7 +253,9 @@ class Recording:
         if bad := not_finite(self.row):
             narrow = ", or precision=bf16 or fp32: fp16 overflows above 65,504" if self.experiment.precision == "fp16" else ""
             return "diverged", f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr{narrow}"
-        return ("finished", "") if member.finished else None
+        if member.finished:
+            return "finished", ""
+        return ("paused", "") if self._pause([self.row] if self.row else []) is not None else None
 
     def save(self, trainer: Trainer, run: int) -> None:
         """Write a checkpoint.
@@ -263,11 +281,14 @@ class Recording:
             trainer.members[run].clients.collect(list(self._references.values()))
 
     def conclude(self, trainer: Trainer, run: int, status: str, reason: str, asked_to_stop: int | None) -> None:
-        """Write summary.json, after a last look at what it vouches for.
+        """Write summary.json, after a last look at what it vouches for; a run that pauses has none.
 
         Raises:
             OwnershipLost, OSError: it was not written.
         """
+        if status == "paused":
+            self._pauses_at(self.row, True, asked_to_stop)
+            return
         self.metrics.settle()
         self._for_the_reader(self.timings.settle)
         summary = {

@@ -47,7 +47,7 @@ class GridSweeper(BasicSweeper):
         labels = label_points(points)
         outcomes = self._train(points, self._checked(points, labels))
         print_outcomes(labels, outcomes)
-        raise SweepEnded(0 if all(outcome.status == "finished" for outcome in outcomes) else 1)
+        raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         """What the section and the command line say, the latter in place of the former."""
