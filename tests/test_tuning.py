@@ -17,8 +17,9 @@ from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.ownership import owned
 from fl_hydra.tuning.objective import Objective
+from fl_hydra.tuning.pruning import Pruning
 from fl_hydra.tuning.space import Space, as_override, is_grid
-from fl_hydra.tuning.study import Study, Told
+from fl_hydra.tuning.study import Report, Study, Trial
 from tests.conftest import Program
 from tests.support.make import experiment
 
@@ -126,11 +127,11 @@ SAMPLERS: dict[str, dict[Any, Any]] = {
 
 def test_a_sampler_that_asks_for_the_same_again_is_named(tmp_path: Path) -> None:
     space = Space.of(parsed("x=interval(0.0,1)"))
-    study = Study(tmp_path, space, True, OmegaConf.create({"_target_": "optuna.samplers.QMCSampler"}), 1)
+    study = Study(tmp_path, space, ["maximize"], OmegaConf.create({"_target_": "optuna.samplers.QMCSampler"}), Pruning(), 1)
     for value in (0.5, 0.6):  # the first point is drawn at random, the second is the first of the sequence, and so is the third
         trial = study.ask()
         assert trial is not None
-        study.tell(Told(trial, value))
+        study.tell([Report(trial, [value], True)])
     with pytest.raises(UserError, match="QMCSampler asks for points that were tried before"):
         study.ask()
 
@@ -142,20 +143,108 @@ def test_what_is_asked_is_a_function_of_what_was_told(sampler: str, tmp_path: Pa
     def asked(folder: Path, anew: bool) -> list[dict[str, Any]]:
         folder.mkdir(parents=True)
         space, config = Space.of(parsed("x=interval(0.0,1)", "y=tag(log,interval(0.1,10))")), OmegaConf.create(SAMPLERS[sampler])
-        study = Study(folder, space, True, config, 1)
+        study = Study(folder, space, ["maximize"], config, Pruning(), 1)
         for _ in range(6):
             trial = study.ask()
             assert trial is not None
             if anew:
-                study = Study(folder, space, True, config, 1)
-                assert study.open() == [trial]
-            study.tell(Told(trial, -((float(trial.params["x"] or 0) - 0.3) ** 2)))
+                study = Study(folder, space, ["maximize"], config, Pruning(), 1)
+                assert study.active() == [trial]
+            study.tell([Report(trial, [-((float(trial.params["x"] or 0) - 0.3) ** 2)], True)])
         return [told.trial.params for told in study.told()]
 
     points = asked(tmp_path / "one" / "study", False)
     assert asked(tmp_path / "two" / "study", True) == points
     assert len({json.dumps(point) for point in points}) == 6
     assert asked(tmp_path / "one" / "other", False) != points
+
+
+# Stages and pruning
+
+PRUNERS: dict[str, dict[Any, Any]] = {
+    "asha": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 3},
+    "median": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2},
+}
+
+
+def opened(folder: Path, pruner: str = "asha", together: int = 4, storage: str = "journal") -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    space, sampler = Space.of(parsed("x=interval(0.0,1)", "y=choice(0,1)")), OmegaConf.create(SAMPLERS["tpe"])
+    return Study(folder, space, ["maximize"], sampler, Pruning.of(OmegaConf.create(PRUNERS[pruner]), None), together, storage)
+
+
+def reported(trial: Trial, pruning: Pruning) -> Report:
+    """Of a run that comes near to its end from the start; that of one trial fails."""
+    if trial.number == 5:
+        return Report(trial, None, True, "broken")
+    x = float(trial.params["x"] or 0)
+    until = pruning.until(trial.passed)
+    return Report(trial, [(until or 1.0) * (1 - (x - 0.3) ** 2)], until is None)
+
+
+def ended(study: Study, trials: int = 16) -> list[Any]:
+    """A search to its end."""
+    while True:
+        told, active = study.told(), study.active()
+        while len(active) < study.together and len(told) + len(active) < trials and (trial := study.ask()):
+            active.append(trial)
+        if not active:
+            return told
+        study.tell([reported(trial, study.pruning) for trial in active])
+
+
+def test_milestones_keep_those_that_go_on_and_those_that_begin_in_step() -> None:
+    asha = Pruning.of(OmegaConf.create(PRUNERS["asha"]), None)
+    assert asha.milestones == pytest.approx([n / 9 for n in range(1, 9)])
+    assert [asha.step(passed) for passed in range(9)] == [1, None, 3, *[None] * 6]
+    assert [asha.until(passed) for passed in (7, 8)] == [pytest.approx(8 / 9), None]
+    given = Pruning.of(OmegaConf.create(PRUNERS["median"]), [0.25, 0.5])
+    assert given.milestones == (0.25, 0.5, 0.75) and [given.step(passed) for passed in range(4)] == [1, 2, None, None]
+
+
+@pytest.mark.parametrize("pruner", list(PRUNERS))
+def test_hopeless_trials_are_given_up_and_the_best_is_not(pruner: str, tmp_path: Path) -> None:
+    study = opened(tmp_path, pruner)
+    told = ended(study)
+    assert [each.trial.number for each in told] == list(range(16))
+    states = {each.state for each in told}
+    assert states == {"complete", "pruned", "failed"} and [each.trial.number for each in told if each.state == "failed"] == [5]
+    complete = [each for each in told if each.state == "complete"]
+    (best,) = study.best()
+    assert best.values == max(each.values for each in complete)
+    # What a curve here shows at its first rung is what it shows at its end: nobody who was given up would have been the best.
+    distance = {each.trial.number: abs(float(each.trial.params["x"] or 0) - 0.3) for each in told if each.state != "failed"}
+    assert min(distance, key=lambda number: distance[number]) == best.trial.number
+    if pruner == "asha":
+        rung = [each for each in told if each.state != "failed"]
+        first = sum(study.pruning.step(each.trial.passed) == 1 for each in rung if each.state == "pruned")
+        assert first >= len(rung) // 2
+
+
+@pytest.mark.parametrize("pruner", list(PRUNERS))
+def test_a_study_that_is_cut_off_after_any_entry_goes_on_to_the_same_end(pruner: str, tmp_path: Path) -> None:
+    told = ended(opened(tmp_path / "whole" / "study", pruner))
+    lines = (tmp_path / "whole" / "study" / "journal.log").read_bytes().splitlines(keepends=True)
+    for kept in range(2, len(lines), 7):
+        folder = tmp_path / str(kept) / "study"
+        folder.mkdir(parents=True)
+        (folder / "journal.log").write_bytes(b"".join(lines[:kept]) + lines[kept][: kept % 3 * 5])
+        assert ended(opened(folder, pruner)) == told
+
+
+def test_a_database_holds_the_same_study(tmp_path: Path) -> None:
+    assert ended(opened(tmp_path / "one" / "study", storage="sqlite")) == ended(opened(tmp_path / "two" / "study"))
+    assert (tmp_path / "one" / "study" / "study.db").exists()
+
+
+def test_rungs_and_pruners_that_are_none_are_refused() -> None:
+    for rungs in ([0.5, 0.2], [0.0, 0.5], [1.0], []):
+        with pytest.raises(UserError, match="parts of the budget between 0 and 1"):
+            Pruning.of(OmegaConf.create(PRUNERS["asha"]), rungs)
+    with pytest.raises(UserError, match="nothing is pruned"):
+        Pruning.of(None, [0.5])
+    with pytest.raises(UserError, match="see Optuna's SuccessiveHalvingPruner"):
+        Pruning.of(OmegaConf.create({**PRUNERS["asha"], "min_resource": 0}), None)
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +262,8 @@ def test_a_search_has_a_study_for_each_point_and_no_more_than_its_trials(searche
     for study in found.values():
         assert [trial["number"] for trial in study["trials"]] == list(range(4))
         assert len({json.dumps(trial["params"]) for trial in study["trials"]}) == 4
-        best = max(study["trials"], key=lambda trial: trial["value"])
-        assert study["trials"][study["best"]]["value"] == best["value"]
+        best = max(study["trials"], key=lambda trial: trial["values"][0])
+        assert study["trials"][study["best"][0]]["values"][0] == best["values"][0]
     assert len(summaries(searched)) == 8
     before = digests(searched)
     again = program(*SEARCH, "hydra.sweeper.n_trials=4", cwd=searched)
@@ -189,7 +278,7 @@ def test_trials_of_a_study_are_the_runs_of_its_parameters(searched: Path) -> Non
     }
     for study in studies(searched).values():
         for trial in study["trials"]:
-            assert values[study["where"]["J"], trial["params"]["optimizer.lr"]] == trial["value"]
+            assert values[study["where"]["J"], trial["params"]["optimizer.lr"]] == trial["values"][0]
     assert all(json.loads(path.read_text())["config"]["seed"] == 100 for path in summaries(searched))
 
 
@@ -249,9 +338,9 @@ def test_a_trial_that_diverges_is_the_worst(program: Program, tmp_path: Path) ->
     words = ("-m", "hydra/sweeper=optuna", *LOCAL, "J=4", "optimizer.lr=choice(0.05,1e20)", "objective=val/loss")
     assert program(*words, "hydra.sweeper.n_trials=2", cwd=tmp_path).status == 0
     (study,) = studies(tmp_path).values()
-    values = {trial["params"]["optimizer.lr"]: trial["value"] for trial in study["trials"]}
+    values = {trial["params"]["optimizer.lr"]: trial["values"][0] for trial in study["trials"]}
     assert values[1e20] == math.inf and math.isfinite(values[0.05])
-    assert study["trials"][study["best"]]["params"]["optimizer.lr"] == 0.05
+    assert study["trials"][study["best"][0]]["params"]["optimizer.lr"] == 0.05
 
 
 def test_a_trial_that_fails_is_tried_again_by_the_same_command(searched: Path, program: Program, tmp_path: Path) -> None:
@@ -270,6 +359,74 @@ def test_one_process_searches_a_study_at_a_time(searched: Path, program: Program
         busy = program(*SEARCH, "hydra.sweeper.n_trials=6", cwd=tmp_path)
     assert busy.status == 2 and f"{folder.name} is being written by process" in busy.output
     assert digests(tmp_path)[folder.name] == before[folder.name]
+
+
+PRUNED = (
+    *("-m", "hydra/sweeper=optuna", "hydra/launcher=packed", "hydra/sweeper/pruner=asha", "hydra/sweeper/sampler=random"),
+    *("algorithm=localsgd", "K=2", "J=4", "rounds=9", *TINY[:-2], "engine=stacked", "evaluation.points=9"),
+    *("optimizer.lr=choice(0.001,0.01,0.03,0.05,0.1,0.2,0.5,1e20)", "optimizer.weight_decay=choice(0,1e-3)", "hydra.sweeper.n_trials=12"),
+)
+
+
+@pytest.fixture(scope="module")
+def pruned(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed search of twelve trials, of which some diverge and some are given up."""
+    folder = tmp_path_factory.mktemp("pruned")
+    result = program(*PRUNED, cwd=folder)
+    assert result.status == 0 and "3 runs together" in result.output, result.output
+    return folder
+
+
+def test_trials_that_are_given_up_have_no_summary_and_can_be_asked_for_in_full(pruned: Path, program: Program, tmp_path: Path) -> None:
+    (study,) = studies(pruned).values()
+    states = [trial["state"] for trial in study["trials"]]
+    assert len(states) == 12 and states.count("pruned") >= 3 and "complete" in states
+    assert any(trial["values"] == [0.0] and trial["state"] == "complete" for trial in study["trials"])  # it diverged
+    assert len(summaries(pruned)) == states.count("complete")
+    best = max((trial for trial in study["trials"] if trial["state"] == "complete"), key=lambda trial: trial["values"][0])
+    assert study["best"] == [best["number"]]
+    shutil.copytree(pruned / "outputs", tmp_path / "outputs")
+    trial = next(trial for trial in study["trials"] if trial["state"] == "pruned")
+    words = [word for word in PRUNED[5:] if not word.startswith(("optimizer", "hydra"))]
+    params = [as_override(key, value) for key, value in trial["params"].items()]
+    whole = program(*words, *params, "seed=100", "evaluation.test=false", cwd=tmp_path)
+    assert whole.status == 0 and "resumed at round" in whole.output and len(summaries(tmp_path)) == len(summaries(pruned)) + 1
+    before = digests(tmp_path)  # which does not make it another search
+    shutil.rmtree(tmp_path / "outputs" / "studies")
+    assert program(*PRUNED, cwd=tmp_path).status == 0
+    assert digests(tmp_path) == before
+
+
+def test_a_pruned_search_that_is_killed_goes_on_to_the_same_end(pruned: Path, program: Program, tmp_path: Path) -> None:
+    for kill in ({"kind": "round", "n": 5}, {"kind": "replace", "n": 14}):
+        assert program(*PRUNED, cwd=tmp_path, kill=kill).status == -9
+    assert program(*PRUNED, cwd=tmp_path).status == 0
+    assert digests(tmp_path) == digests(pruned)
+
+
+def test_two_objectives_have_a_front(program: Program, tmp_path: Path) -> None:
+    from fl_hydra.tuning.__main__ import of_studies
+
+    words = (
+        *SEARCH[:-3],
+        "J=choice(1,2,8,16)",
+        "optimizer.lr=choice(0.01,0.1)",
+        "objective=val/acc+bytes@0.12",
+        "hydra.sweeper.n_trials=6",
+    )
+    assert program(*words, cwd=tmp_path).status == 0
+    (study,) = studies(tmp_path).values()
+    values = {trial["number"]: trial["values"] for trial in study["trials"]}
+    front = [
+        n for n, (acc, cost) in values.items() if not any(a >= acc and c <= cost and (a, c) != (acc, cost) for a, c in values.values())
+    ]
+    assert sorted(study["best"]) == front
+    with pytest.raises(UserError, match="name one with --trial"):
+        of_studies("localsgd", tmp_path / "outputs")
+    (chosen,) = of_studies("localsgd", tmp_path / "outputs", front[0])
+    assert chosen.values == study["trials"][front[0]]["params"]
+    refused = program(*words, "hydra/sweeper/pruner=asha", cwd=tmp_path)
+    assert refused.status == 2 and "trials are pruned by one objective" in refused.output
 
 
 # What was chosen
@@ -326,6 +483,9 @@ def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, 
         (("optimizer.lr=interval(-1,1)",), "the learning rate must be greater than 0"),
         (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/sampler=grid"), "an interval has no end of points"),
         (("optimizer.lr=interval(0.1,1)", "tune.seeds=[]"), "at least 1 seed is needed"),
+        (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/pruner=asha", "objective=bytes@0.5"), "nothing can be pruned by it"),
+        (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.storage=mysql"), "choose journal or sqlite"),
+        (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.direction=maximize"), "direction"),
     ],
 )
 def test_what_cannot_be_searched_is_one_mistake(words: tuple[str, ...], line: str, program: Program, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fl_hydra.config import Config
+    from fl_hydra.runs.outcome import Outcome
     from fl_hydra.tuning.objective import Objective
+    from fl_hydra.tuning.pruning import Pruning
     from fl_hydra.tuning.space import Space
-    from fl_hydra.tuning.study import Told, Trial
+    from fl_hydra.tuning.study import Report, Told, Trial
 
 SEED = "seed"
 """Not searched, and not of a section: trials have the seeds `tune.seeds`."""
@@ -41,12 +43,12 @@ class _Search:
         """Where its journal and its results lie."""
         return Path(self.config.outputs) / "studies" / self.name
 
-    def trial_points(self, trial: Trial) -> list[Point]:
-        """The overrides of a trial's runs, one for each seed."""
+    def trial_points(self, trial: Trial, until: float | None) -> list[Point]:
+        """The overrides of a trial's runs, one for each seed, up to a part of their budget."""
         from fl_hydra.tuning.space import as_override
 
         params = [as_override(key, value) for key, value in trial.params.items()]
-        fixed = [*self.point, *params, "evaluation.test=false", "section=null"]
+        fixed = [*self.point, *params, "evaluation.test=false", "section=null", as_override("until", until)]
         return [[*fixed, f"{SEED}={seed}"] for seed in self.config.tune.seeds]
 
 
@@ -58,23 +60,35 @@ class SearchSweeper(GridSweeper):
         n_trials: of each study in total, however often the command is given.
         max_failure_rate: the part of the trials told that may have failed; more end the search, and are tried again by the same command.
         n_jobs: trials that are asked for at once; None: as many as train together, but at most a quarter of `n_trials`.
+        pruner: one of Optuna's, from the group `hydra/sweeper/pruner`; None: every trial is trained to its end.
+        rungs: parts of the budget at which trials are looked at; None: what suits the pruner.
+        storage: of studies, one of :data:`fl_hydra.tuning.study.STORAGES`.
         params: as in a grid.
     """
 
     def __init__(
         self,
         sampler: DictConfig,
+        pruner: DictConfig | None = None,
         n_trials: int = 20,
         max_failure_rate: float = 0.0,
         n_jobs: int | None = None,
+        rungs: list[float] | None = None,
+        storage: str = "journal",
         params: dict[str, str] | None = None,
     ) -> None:
+        from fl_hydra.tuning.pruning import Pruning
+        from fl_hydra.tuning.study import STORAGES
+
         super().__init__(params)
         whole = isinstance(n_trials, int) and not isinstance(n_trials, bool) and n_trials >= 1
         require(whole, f"hydra.sweeper.n_trials={n_trials}: a whole number of trials, at least 1, is needed")
-        require(0 <= max_failure_rate <= 1, f"hydra.sweeper.max_failure_rate={max_failure_rate}: a part from 0 to 1 is needed")
-        require(n_jobs is None or n_jobs >= 1, f"hydra.sweeper.n_jobs={n_jobs}: at least 1 trial is asked for at once")
+        rate = isinstance(max_failure_rate, int | float) and 0 <= max_failure_rate <= 1
+        require(rate, f"hydra.sweeper.max_failure_rate={max_failure_rate}: a part from 0 to 1 is needed")
+        require(n_jobs is None or (isinstance(n_jobs, int) and n_jobs >= 1), f"hydra.sweeper.n_jobs={n_jobs}: at least 1 trial at once")
+        require(storage in STORAGES, f"hydra.sweeper.storage={storage}: choose {' or '.join(STORAGES)}; it lies in the study's folder")
         self._sampler, self._n_trials, self._failing, self._n_jobs = sampler, n_trials, max_failure_rate, n_jobs
+        self._pruning, self._storage = Pruning.of(pruner, rungs), storage
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search at each point of the grid, and print what was found.
@@ -99,17 +113,31 @@ class SearchSweeper(GridSweeper):
         points = self.split_arguments([each for each in overrides if each not in searched], max_batch_size=None)[0]
         labels = label_points(points)
         searches = self._asked(points, labels, space)
-        objective = Objective.of(searches[0].config.objective)
+        objectives = Objective.several(searches[0].config.objective)
+        self._check_pruning(objectives)
         corners = [[*points[0], *(as_override(key, value) for key, value in corner.items())] for corner in space.corners()]
         self._checked(corners, label_points(corners))
-        statuses = [self._search(search, space, objective) for search in searches]
+        statuses = [self._search(search, space, objectives) for search in searches]
         raise SweepEnded(max(statuses))
+
+    def _check_pruning(self, objectives: Sequence[Objective]) -> None:
+        """Refuse to give up trials by what cannot be seen before their end."""
+        if not self._pruning.rungs:
+            return
+        typed = "+".join(map(str, objectives))
+        require(len(objectives) == 1, f"objective={typed}: trials are pruned by one objective; name one, or leave the pruner out")
+        require(
+            objectives[0].target is None,
+            f"objective={typed}: a cost is not known before the accuracy is reached, so that nothing can be pruned by it; choose a figure, "
+            "such as val/acc, or leave the pruner out",
+        )
 
     def _asked(self, points: list[Point], labels: list[str], space: Space) -> list[_Search]:
         """What each study asks: its fixed configuration, without what is searched, its space and objective."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from fl_hydra.runs.identity import by_key, describe
+        from fl_hydra.tuning.objective import Objective
         from fl_hydra.tuning.study import question_hash
 
         parser = OverridesParser.create()
@@ -125,15 +153,16 @@ class SearchSweeper(GridSweeper):
             question = {
                 "fixed": fixed,
                 "space": space.identity(),
-                "objective": config.objective,
+                "objective": "+".join(map(str, Objective.several(config.objective))),
                 "seeds": config.tune.seeds,
+                **self._pruning.identity(),
             }
             readable = "-".join([config.section or config.algorithm.option, *(f"{each.get_key_element()}{each.value()}" for each in apart)])
             name = f"{re.sub(r'[^A-Za-z0-9_-]', '', readable)[:80]}-{question_hash(question)}"
             searches.append(_Search(point, {each.get_key_element(): each.value() for each in apart}, config, name, question))
         return searches
 
-    def _search(self, search: _Search, space: Space, objective: Objective) -> int:
+    def _search(self, search: _Search, space: Space, objectives: Sequence[Objective]) -> int:
         """Go on with a study until it has all its trials; the exit status."""
         from fl_hydra.files import write_atomically
         from fl_hydra.runs.folder import as_json
@@ -142,38 +171,35 @@ class SearchSweeper(GridSweeper):
         from fl_hydra.tuning.study import Study
 
         warn = ConsoleReporter(live=False).warn
+        directions = [each.direction for each in objectives]
         try:
             search.folder.mkdir(parents=True, exist_ok=True)
             with owned(search.folder, warn):
-                study = Study(search.folder, space, objective.maximised, self._sampler, self._together)
-                waiting = study.open()
-                failed: list[Told] = []
+                study = Study(search.folder, space, directions, self._sampler, self._pruning, self._together, self._storage)
+                failed: list[Report] = []
                 while True:
-                    told = study.told()
-                    while len(waiting) < study.together and len(told) + len(waiting) < self._n_trials and (trial := study.ask()):
-                        waiting.append(trial)
-                    if not waiting:
+                    told, active = study.told(), study.active()
+                    while len(active) < study.together and len(told) + len(active) < self._n_trials and (trial := study.ask()):
+                        active.append(trial)
+                    if not active:
                         if len(told) < self._n_trials:
                             warn(f"{search.name}: the space is used up after {len(told)} trials")
                         break
-                    results = self._tried(search, waiting, objective)
-                    failures = [each for each in [*told, *results] if each.value is None]
-                    if len(failures) > self._failing * (len(told) + len(results)):
-                        failed = [each for each in results if each.value is None]
-                    for each in results:
-                        if each not in failed:
-                            study.tell(each)
-                    waiting = []
-                    if failed:
-                        break
+                    reports = self._advanced(search, active, objectives)
+                    failed = [each for each in reports if each.values is None]
+                    failures = len(failed) + sum(each.state == "failed" for each in told)
+                    if failed and failures > self._failing * (len(told) + sum(each.ended for each in reports)):
+                        break  # what the others have come to is in their runs, where the same command finds it
+                    failed = []
+                    study.tell(reports)
                 told, best = study.told(), study.best()
-                write_atomically(search.folder / "study.json", as_json(_summary(search, objective, told, best)))
+                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, self._pruning, told, best)))
         except OSError as error:
             raise UserError(f"{search.folder}: {error.strerror or error}; mend that, then give the same command again") from error
-        _print(search, objective, told, best, self._n_trials)
+        _print(search, objectives, told, best, self._n_trials)
         for each in failed:
             print(f"trial {each.trial.number} failed, and will be tried again by the same command: {each.why}")
-        return 1 if failed or best is None else 0
+        return 1 if failed or not best else 0
 
     @property
     def _together(self) -> int:
@@ -184,83 +210,111 @@ class SearchSweeper(GridSweeper):
         packed = self.config.hydra.launcher.get("runs", 1)
         return max(1, min(int(packed), self._n_trials // 4))
 
-    def _tried(self, search: _Search, trials: Sequence[Trial], objective: Objective) -> list[Told]:
-        """Train the runs of some trials, which is over when all have ended.
+    def _advanced(self, search: _Search, trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Report]:
+        """Train the runs of some trials up to each one's next milestone, or to the end.
 
         Raises:
             UserError: another process trains one of them.
         """
-        from fl_hydra.runs.folder import read_ended
-        from fl_hydra.tuning.study import Told
+        from fl_hydra.tuning.study import Report
 
         good: list[Trial] = []
-        told: dict[int, Told] = {}
+        reports: dict[int, Report] = {}
         checked = []
         for trial in trials:
-            points = search.trial_points(trial)
+            points = search.trial_points(trial, self._pruning.until(trial.passed))
             try:
                 checked += self._checked(points, label_points(points))
                 good.append(trial)
             except UserError as error:
-                told[trial.number] = Told(trial, None, " ".join(str(error).split()))
-        points = [point for trial in good for point in search.trial_points(trial)]
+                reports[trial.number] = Report(trial, None, True, " ".join(str(error).split()))
+        points = [point for trial in good for point in search.trial_points(trial, self._pruning.until(trial.passed))]
         outcomes = self._train(points, checked) if points else []
         seeds = len(search.config.tune.seeds)
         for position, trial in enumerate(good):
             mine = outcomes[position * seeds : (position + 1) * seeds]
             for outcome in mine:
                 require(outcome.status != "busy", outcome.reason)
-            if bad := [outcome.reason for outcome in mine if outcome.status not in ("finished", "diverged")]:
-                told[trial.number] = Told(trial, None, bad[0])
+            if bad := [outcome.reason for outcome in mine if outcome.status not in ("finished", "diverged", "paused")]:
+                reports[trial.number] = Report(trial, None, True, bad[0])
                 continue
-            values = []
-            for outcome in mine:
-                ended = read_ended(outcome.folder)
-                assert ended is not None
-                values.append(objective.value(outcome.status, ended.rows))
-            told[trial.number] = Told(trial, statistics.fmean(values))
-        return [told[trial.number] for trial in trials]
+            until = self._pruning.until(trial.passed)
+            budgets = [experiment.budget for _, experiment in checked[position * seeds : (position + 1) * seeds]]
+            seen = [_seen(*each, until, objectives) for each in zip(mine, budgets, strict=True)]
+            means = [statistics.fmean(column) for column in zip(*(values for _, values in seen), strict=True)]
+            reports[trial.number] = Report(trial, means, all(ended for ended, _ in seen))
+        return [reports[trial.number] for trial in trials]
 
 
-def _summary(search: _Search, objective: Objective, told: Sequence[Told], best: Told | None) -> dict[str, Any]:
-    """What is kept of a study for the report, and for those who choose by it."""
+def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequence[Objective]) -> tuple[bool, list[float]]:
+    """Whether a run has ended when a part of its budget is done, and its values there; None: of all of it.
+
+    A run that was trained further before is seen as one that paused there, so that it does not make another search.
+    """
+    from fl_hydra.runs.folder import read_ended
+
+    if outcome.status == "paused":
+        return False, [each.at(outcome.metrics) for each in objectives]
+    ended = read_ended(outcome.folder)
+    assert ended is not None
+    if until is not None:
+        row = next((row for row in ended.rows if row["samples"] >= until * budget), ended.rows[-1])
+        if row is not ended.rows[-1]:
+            return False, [each.at(row) for each in objectives]
+    return True, [each.value(outcome.status, ended.rows) for each in objectives]
+
+
+def _summary(
+    search: _Search, objectives: Sequence[Objective], pruning: Pruning, told: Sequence[Told], best: Sequence[Told]
+) -> dict[str, Any]:
+    """What is kept of a study for the report, and for those who choose by it.
+
+    best: one trial, or the Pareto front. pruned_at: of a trial that was given up, the part of its budget at which.
+    """
     return {
         "study": search.name,
         "section": search.config.section or search.config.algorithm.option,
         "where": search.where,
         "question": search.question,
-        "objective": str(objective),
-        "best": None if best is None else best.trial.number,
+        "objectives": [str(each) for each in objectives],
+        "best": [each.trial.number for each in best],
         "trials": [
-            {"number": each.trial.number, "params": each.trial.params, "value": each.value, **({"why": each.why} if each.why else {})}
+            {
+                "number": each.trial.number,
+                "params": each.trial.params,
+                "state": each.state,
+                "values": each.values,
+                **({"pruned_at": pruning.until(each.trial.passed)} if each.state == "pruned" else {}),
+                **({"why": each.why} if each.why else {}),
+            }
             for each in told
         ],
     }
 
 
-def _print(search: _Search, objective: Objective, told: Sequence[Told], best: Told | None, n_trials: int) -> None:
+def _print(search: _Search, objectives: Sequence[Objective], told: Sequence[Told], best: Sequence[Told], n_trials: int) -> None:
     """A table of a study's trials, the best first."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from fl_hydra.tuning.space import as_override
     from fl_hydra.tuning.study import ranked
 
+    pruned = any(each.state == "pruned" for each in told)
     table = Table(title=f"{search.name}: {len(told)} of {n_trials} trials")
     keys = list(told[0].trial.params) if told else []
-    table.add_column("trial", justify="right")
-    for key in keys:
-        table.add_column(key, justify="right")
-    table.add_column(str(objective), justify="right")
-    for each in ranked(told, objective.maximised)[:20]:
-        value = "failed" if each.value is None else f"{each.value:.5g}"
-        table.add_row(str(each.trial.number), *(Text(_shown(each.trial.params[key])) for key in keys), value)
+    for column in ("trial", *keys, *map(str, objectives), *(["state"] if pruned else [])):
+        table.add_column(column, justify="right")
+    for each in ranked(told, objectives[0].direction)[:20]:
+        values = ["failed" for _ in objectives] if each.values is None else [f"{value:.5g}" for value in each.values]
+        states = [each.state] if pruned else []
+        table.add_row(str(each.trial.number), *(Text(_shown(each.trial.params[key])) for key in keys), *values, *states)
     Console(width=140).print(table)
-    if best is not None:
-        from fl_hydra.tuning.space import as_override
-
-        chosen = " ".join(as_override(key, value) for key, value in best.trial.params.items())
-        print(f"best of {search.name}: trial {best.trial.number}, {objective} {best.value:.5g}: {chosen}")
+    for each in best:
+        chosen = " ".join(as_override(key, value) for key, value in each.trial.params.items())
+        reached = ", ".join(f"{objective} {value:.5g}" for objective, value in zip(objectives, each.values or [], strict=True))
+        print(f"{'best' if len(objectives) == 1 else 'on the front'} of {search.name}: trial {each.trial.number}, {reached}: {chosen}")
 
 
 def _shown(value: Any) -> str:

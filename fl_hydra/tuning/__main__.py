@@ -33,6 +33,7 @@ def _main() -> None:
     parser.add_argument("--by", default="", metavar="KEYS", help="choose from the runs of a grid: of these keys, as optimizer.lr,K")
     parser.add_argument("--over", default="seed", metavar="KEYS", help="with --by: take means over these; seed if not given")
     parser.add_argument("--objective", default="val/acc", help="with --by: what decides, as objective= of a search")
+    parser.add_argument("--trial", type=int, help="of a study with two objectives: which of its front to take")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs; the project's own")
     arguments = parser.parse_intermixed_args()
     outputs = arguments.outputs.expanduser()
@@ -41,7 +42,7 @@ def _main() -> None:
         keys, over = (tuple(filter(None, words.split(","))) for words in (arguments.by, arguments.over))
         chosen = of_runs(arguments.name, outputs, keys, over, arguments.objective)
     else:
-        chosen = of_studies(arguments.name, outputs)
+        chosen = of_studies(arguments.name, outputs, arguments.trial)
     for each in chosen:
         where = " ".join(f"{key}={value}" for key, value in each.where.items())
         values = " ".join(f"{key}={value}" for key, value in each.values.items())
@@ -53,11 +54,11 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; as in: python -m fl_hydra.tuning best SECTION")
 
 
-def of_studies(name: str, outputs: Path) -> list[Chosen]:
-    """The best trial of each study of a section, or of one study.
+def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chosen]:
+    """The best trial of each study of a section, or of one study; or, of a study with two objectives, the trial of its front that is named.
 
     Raises:
-        UserError: there is none, or one has no best trial.
+        UserError: there is none, or one has no best trial, or a front of which none is named.
     """
     from fl_hydra.files import read_file
     from fl_hydra.tuning.chosen import Chosen
@@ -69,14 +70,19 @@ def of_studies(name: str, outputs: Path) -> list[Chosen]:
             if name not in (study["study"], study["section"]):
                 continue
             trials = {trial["number"]: trial for trial in study["trials"]}
-            require(study["best"] is not None, f"{study['study']}: none of its {len(trials)} trials has a value; search again")
-            best = trials[study["best"]]
+            require(bool(study["best"]), f"{study['study']}: none of its {len(trials)} trials is complete; search again")
+            front = f"{study['study']}: a front of {len(study['best'])} trials"
+            require(
+                len(study["objectives"]) == 1 or trial in study["best"],
+                f"{front} and none of them is the best; name one with --trial: {', '.join(map(str, study['best']))}",
+            )
+            best = trials[study["best"][0] if len(study["objectives"]) == 1 else trial]
             found.append(
                 Chosen(
                     study["where"],
                     best["params"],
-                    study["objective"],
-                    best["value"],
+                    study["objectives"][0],
+                    best["values"][0],
                     study["study"],
                     len(trials),
                     study["question"]["seeds"],

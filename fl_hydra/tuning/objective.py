@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fl_hydra.errors import UserError, require
 
 FINAL = {"val/acc": True, "val/loss": False, "train/acc": True, "train/loss": False}
 """Figures of the final model, and whether more is better."""
+
+Direction = Literal["maximize", "minimize"]
+"""As Optuna calls it."""
 
 COSTS = {"samples": ("samples",), "rounds": ("round",), "bytes": ("bytes_up", "bytes_down"), "flops": ("flops",), "seconds": ("seconds",)}
 """What it takes to reach a validation accuracy, and the columns that it is the sum of. Seconds are simulated ones."""
@@ -46,6 +49,20 @@ class Objective:
             return cls(figure, accuracy)
         raise UserError(f"objective={typed}: choose {', '.join(FINAL)}, or {', '.join(f'{cost}@0.5' for cost in COSTS)}")
 
+    @classmethod
+    def several(cls, typed: str) -> list[Objective]:
+        """From one or two of them with a + between.
+
+        Raises:
+            UserError: there is no such objective, or there are more, or one twice.
+        """
+        objectives = [cls.of(word) for word in typed.split("+")]
+        require(
+            len(objectives) <= 2 and len(set(objectives)) == len(objectives),
+            f"objective={typed}: one objective, or two different ones with a + between, as val/acc+bytes@0.5",
+        )
+        return objectives
+
     def __str__(self) -> str:
         return self.figure if self.target is None else f"{self.figure}@{self.target:g}"
 
@@ -53,6 +70,11 @@ class Objective:
     def maximised(self) -> bool:
         """Whether more is better."""
         return self.target is None and FINAL[self.figure]
+
+    @property
+    def direction(self) -> Direction:
+        """Whether more is better, in Optuna's words."""
+        return "maximize" if self.maximised else "minimize"
 
     @property
     def worst(self) -> float:
@@ -64,8 +86,12 @@ class Objective:
         if status != "finished":
             return self.worst
         if self.target is None:
-            final = rows[-1][self.figure]
-            return self.worst if final is None else float(final)
+            return self.at(rows[-1])
         reached = (row for row in rows if row["val/acc"] is not None and row["val/acc"] >= self.target)
         first = next(reached, None)
         return self.worst if first is None else float(sum(first[column] for column in COSTS[self.figure]))
+
+    def at(self, row: Mapping[str, Any]) -> float:
+        """The figure of one row; only of an objective without a target."""
+        value = row[self.figure]
+        return self.worst if value is None else float(value)

@@ -1,0 +1,113 @@
+"""When the trials of a search are looked at, and who decides that one is given up before its end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fl_hydra.errors import UserError, require
+
+if TYPE_CHECKING:
+    import optuna
+    from omegaconf import DictConfig
+
+FINEST = 1000
+"""Rungs are told apart to this part of a budget."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """config: of Optuna's pruner, as the sweeper's group `pruner` has it; None: every trial is trained to its end.
+
+    rungs: parts of the budget at which trials are looked at, rising.
+    """
+
+    config: DictConfig | None = None
+    rungs: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, config: DictConfig | None, rungs: list[float] | None) -> Pruning:
+        """From what the sweeper was given; without rungs, those that suit the pruner.
+
+        Raises:
+            UserError: there are no such rungs, or such a pruner.
+        """
+        kind = "" if config is None else str(config.get("_target_", ""))
+        if config is None or kind.endswith("NopPruner"):
+            require(rungs is None, f"hydra.sweeper.rungs={rungs}: nothing is pruned; choose hydra/sweeper/pruner=asha or median")
+            return cls()
+        if rungs is None:
+            factor = int(config.get("reduction_factor", 0))
+            rungs = [factor**-2, factor**-1] if factor >= 2 else [0.2, 0.4, 0.6, 0.8]
+        rising = all(isinstance(rung, int | float) for rung in rungs) and all(a < b for a, b in zip([0, *rungs], [*rungs, 1], strict=True))
+        require(
+            bool(rungs) and rising,
+            f"hydra.sweeper.rungs={list(rungs)}: parts of the budget between 0 and 1 are needed, each above the one before, as [0.1,0.3]",
+        )
+        made = cls(config, tuple(float(rung) for rung in rungs))
+        try:
+            made.pruner()
+        except Exception as error:  # whatever Optuna raises over its options
+            raise UserError(
+                f"hydra.sweeper.pruner: {' '.join(str(error).split())[:200]}; see Optuna's {kind.rpartition('.')[2]}"
+            ) from error
+        return made
+
+    @cached_property
+    def milestones(self) -> tuple[float, ...]:
+        """Parts of the budget at which trials wait for each other: the rungs, and steps as long as the shortest way between two of them.
+
+        So those that go on and those that have taken freed places move on together, and as many train at all times.
+        """
+        if not self.rungs:
+            return ()
+        rungs = [Fraction(rung).limit_denominator(FINEST) for rung in self.rungs]
+        unit = min(b - a for a, b in zip([Fraction(0), *rungs], [*rungs, Fraction(1)], strict=True))
+        steps = {unit * n for n in range(1, int(1 / unit) + 1) if unit * n < 1}
+        # A step that ends just before a rung would be a stage for next to nothing.
+        apart = {step for step in steps if all(abs(step - rung) > unit / 2 for rung in rungs)}
+        return tuple(float(part) for part in sorted(apart | set(rungs)))
+
+    def until(self, passed: int) -> float | None:
+        """The part of the budget that a trial is trained to, after so many milestones; None: to its end."""
+        return self.milestones[passed] if passed < len(self.milestones) else None
+
+    def step(self, passed: int) -> int | None:
+        """The step that Optuna knows the next milestone by; None if it is none at which trials are looked at.
+
+        Of successive halving they are powers of the reduction factor, which is how it knows its rungs.
+        """
+        at = self.until(passed)
+        rungs = [float(Fraction(rung).limit_denominator(FINEST)) for rung in self.rungs]
+        if at is None or at not in rungs:
+            return None
+        assert self.config is not None
+        factor = int(self.config.get("reduction_factor", 0))
+        return factor ** rungs.index(at) if factor >= 2 else rungs.index(at) + 1
+
+    def pruner(self) -> optuna.pruners.BasePruner:
+        """Optuna's."""
+        from hydra.utils import instantiate
+
+        with quietly():
+            made: optuna.pruners.BasePruner = instantiate(self.config)
+        return made
+
+    def identity(self) -> dict[str, Any]:
+        """What of it belongs to a study's question; empty if nothing is pruned."""
+        from omegaconf import OmegaConf
+
+        return {} if self.config is None else {"pruner": OmegaConf.to_container(self.config), "rungs": list(self.rungs)}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings of Optuna and Hydra that something is experimental, or will be otherwise one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
