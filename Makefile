@@ -3,15 +3,18 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TRAIN := $(RUN) -m fl_hydra.make train
 REPORT := $(RUN) -m fl_hydra.make report
+BEST := $(RUN) -m fl_hydra.make best
 DEMO := section=demo
 
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
-.PHONY: help setup demo test lint bench chaos peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B)
+SEARCHES := $(patsubst sweeps/search/%.yaml,tune-%,$(wildcard sweeps/search/*.yaml))
+.PHONY: help setup demo test lint bench chaos peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@echo "tune-SECTION    search a section's rates, and keep the best for tuned=SECTION: $(SEARCHES:tune-%=%)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -85,6 +88,10 @@ $(TRACK_B): setup
 track-a: $(TRACK_A) ## all sections of Track A, distributed
 
 track-b: $(TRACK_B) ## all sections of Track B, federated
+
+$(SEARCHES): setup # tune-SECTION: search the section's rates (sweeps/search), and write the best to outputs/tuned for tuned=SECTION
+	$(TRAIN) -m +search=$(@:tune-%=%) hydra/launcher=packed $(ARGS)
+	$(BEST) $(@:tune-%=%) $(ARGS)
 
 report: setup ## figures and tables of every section that has been trained
 	$(REPORT) $(ARGS)

@@ -58,7 +58,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             if not options.config_dir:
                 _check_option(match["key"], match["value"])
     require(
-        many or bool(options.info or options.cfg) or not any(word.startswith("+sweep/") for word in options.overrides),
+        many or bool(options.info or options.cfg) or not any(word.startswith(("+sweep/", "+search=")) for word in options.overrides),
         f"a section is a sweep of many runs, which takes -m: {command(['-m', *arguments])}",
     )
     if not options.info and not options.cfg:

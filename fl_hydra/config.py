@@ -138,6 +138,8 @@ class Config:
     outputs: str = str(OUTPUTS)
     section: str | None = None
     tuned: str | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """What `tuned` has put in, and on what grounds, for the reader of config.yaml; not typed."""
 
     def __post_init__(self) -> None:
         for registry in REGISTRIES:

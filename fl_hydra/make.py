@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.make train ...` and `python -m fl_hydra.make report ...`: what the Makefile runs.
+"""`python -m fl_hydra.make train ...`, `... report ...` and `... best ...`: what the Makefile runs.
 
 Keys can be given to make as variables, `make localsgd K=2 seed=0`: they are added to what the Makefile gives. A report is drawn from the
 `outputs=` that was trained into.
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 
-OWN = frozenset({"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "DEMO", "TRACK_A", "TRACK_B", "SHELL"})
+OWN = frozenset({"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "BEST", "DEMO", "TRACK_A", "TRACK_B", "SEARCHES", "SHELL"})
 """Variables of the Makefile itself, and of make."""
 
 
@@ -30,7 +30,7 @@ def typed_variables(flags: str) -> list[str]:
 
 
 def main() -> None:
-    """Run train.py, or the report, with what was typed to make."""
+    """Run train.py, the report, or the choice of the best values, with what was typed to make."""
     program, *given = sys.argv[1:]
     typed = typed_variables(os.environ.get("MAKEFLAGS", ""))
     if program == "train":
@@ -38,6 +38,11 @@ def main() -> None:
 
         sys.argv = ["train.py", *given, *typed]
         train()
+    elif program == "best":
+        from fl_hydra.tuning.__main__ import main as choose
+
+        sys.argv = ["tuning.py", "best", *_of_report([*given, *typed])]
+        choose()
     else:
         from fl_hydra.report.__main__ import main as report
 

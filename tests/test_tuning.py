@@ -429,6 +429,35 @@ def test_two_objectives_have_a_front(program: Program, tmp_path: Path) -> None:
     assert refused.status == 2 and "trials are pruned by one objective" in refused.output
 
 
+def test_points_that_differ_in_nothing_are_one_study(program: Program, tmp_path: Path) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "algorithm=fedavg", "K=4", "C=0.5", "rounds=1", *TINY, "optimizer.lr=choice(0.01,0.1)")
+    assert program(*words, "sharding=iid,classes", "N_c=5,10", "hydra.sweeper.n_trials=1", cwd=tmp_path).status == 0
+    where = [study["where"] for study in studies(tmp_path).values()]
+    assert sorted(where, key=str) == [{"sharding": "classes", "N_c": 10}, {"sharding": "classes", "N_c": 5}, {"sharding": "iid"}]
+
+
+def test_every_search_of_a_section_is_one(program: Program, tmp_path: Path) -> None:
+    """Named after a section that takes up what it finds; one of them is searched here."""
+    from fl_hydra.arguments import sections
+    from fl_hydra.paths import SWEEPS
+
+    names = sorted(path.stem for path in (SWEEPS / "search").glob("*.yaml"))
+    assert set(names) <= {name for track in sections().values() for name in track}
+    words = ("dataset=digits", "K=4", "rounds=3", "sharding=iid", "J=4", *TINY, "hydra.sweeper.n_trials=2")
+    assert program("-m", "+search=heterogeneity", *words, cwd=tmp_path).status == 0
+    (study,) = studies(tmp_path).values()
+    assert study["section"] == "heterogeneity" and len(study["trials"]) == 2
+
+
+def test_a_study_is_drawn(pruned: Path, tmp_path: Path) -> None:
+    from fl_hydra.tuning.pictures import draw_study
+
+    (study,) = studies(pruned).values()
+    assert draw_study(study, tmp_path / "one.png").stat().st_size > 10_000
+    two = {**study, "objectives": ["val/acc", "bytes@0.5"], "trials": [{**trial, "values": [0.5, 10.0]} for trial in study["trials"]]}
+    assert draw_study(two, tmp_path / "two.png").stat().st_size > 10_000
+
+
 # What was chosen
 
 

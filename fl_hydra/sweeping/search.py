@@ -142,7 +142,7 @@ class SearchSweeper(GridSweeper):
 
         parser = OverridesParser.create()
         common = set(points[0]).intersection(*points)
-        searches = []
+        searches: dict[str, _Search] = {}
         for point, (config, experiment) in zip(points, self._checked(points, labels), strict=True):
             apart = [parser.parse_override(word) for word in point if word not in common]
             fixed = {
@@ -157,10 +157,12 @@ class SearchSweeper(GridSweeper):
                 "seeds": config.tune.seeds,
                 **self._pruning.identity(),
             }
-            readable = "-".join([config.section or config.algorithm.option, *(f"{each.get_key_element()}{each.value()}" for each in apart)])
+            # What has no effect at a point, as N_c under iid, sets nothing apart: such points are one study.
+            where = {key: each.value() for each in apart if fixed.get(key := each.get_key_element(), True) is not None}
+            readable = "-".join([config.section or config.algorithm.option, *(f"{key}{value}" for key, value in where.items())])
             name = f"{re.sub(r'[^A-Za-z0-9_-]', '', readable)[:80]}-{question_hash(question)}"
-            searches.append(_Search(point, {each.get_key_element(): each.value() for each in apart}, config, name, question))
-        return searches
+            searches.setdefault(question_hash(question), _Search(point, where, config, name, question))
+        return list(searches.values())
 
     def _search(self, search: _Search, space: Space, objectives: Sequence[Objective]) -> int:
         """Go on with a study until it has all its trials; the exit status."""
@@ -185,7 +187,7 @@ class SearchSweeper(GridSweeper):
                         if len(told) < self._n_trials:
                             warn(f"{search.name}: the space is used up after {len(told)} trials")
                         break
-                    reports = self._advanced(search, active, objectives)
+                    reports = self._advanced(search, active, study.pruning, objectives)
                     failed = [each for each in reports if each.values is None]
                     failures = len(failed) + sum(each.state == "failed" for each in told)
                     if failed and failures > self._failing * (len(told) + sum(each.ended for each in reports)):
@@ -193,7 +195,7 @@ class SearchSweeper(GridSweeper):
                     failed = []
                     study.tell(reports)
                 told, best = study.told(), study.best()
-                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, self._pruning, told, best)))
+                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, study.pruning, told, best)))
         except OSError as error:
             raise UserError(f"{search.folder}: {error.strerror or error}; mend that, then give the same command again") from error
         _print(search, objectives, told, best, self._n_trials)
@@ -210,7 +212,7 @@ class SearchSweeper(GridSweeper):
         packed = self.config.hydra.launcher.get("runs", 1)
         return max(1, min(int(packed), self._n_trials // 4))
 
-    def _advanced(self, search: _Search, trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Report]:
+    def _advanced(self, search: _Search, trials: Sequence[Trial], pruning: Pruning, objectives: Sequence[Objective]) -> list[Report]:
         """Train the runs of some trials up to each one's next milestone, or to the end.
 
         Raises:
@@ -222,13 +224,13 @@ class SearchSweeper(GridSweeper):
         reports: dict[int, Report] = {}
         checked = []
         for trial in trials:
-            points = search.trial_points(trial, self._pruning.until(trial.passed))
+            points = search.trial_points(trial, pruning.until(trial.passed))
             try:
                 checked += self._checked(points, label_points(points))
                 good.append(trial)
             except UserError as error:
                 reports[trial.number] = Report(trial, None, True, " ".join(str(error).split()))
-        points = [point for trial in good for point in search.trial_points(trial, self._pruning.until(trial.passed))]
+        points = [point for trial in good for point in search.trial_points(trial, pruning.until(trial.passed))]
         outcomes = self._train(points, checked) if points else []
         seeds = len(search.config.tune.seeds)
         for position, trial in enumerate(good):
@@ -238,7 +240,7 @@ class SearchSweeper(GridSweeper):
             if bad := [outcome.reason for outcome in mine if outcome.status not in ("finished", "diverged", "paused")]:
                 reports[trial.number] = Report(trial, None, True, bad[0])
                 continue
-            until = self._pruning.until(trial.passed)
+            until = pruning.until(trial.passed)
             budgets = [experiment.budget for _, experiment in checked[position * seeds : (position + 1) * seeds]]
             seen = [_seen(*each, until, objectives) for each in zip(mine, budgets, strict=True)]
             means = [statistics.fmean(column) for column in zip(*(values for _, values in seen), strict=True)]

@@ -1,4 +1,7 @@
-"""`python -m fl_hydra.tuning best NAME`: write the best values of a section's searches, or of a grid's runs, for `tuned=NAME`."""
+"""`python -m fl_hydra.tuning best NAME`: write the best values of a section's searches, or of a grid's runs, for `tuned=NAME`.
+
+`python -m fl_hydra.tuning draw NAME` draws each of its studies.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fl_hydra.endings import framed
 from fl_hydra.errors import UserError, require
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Choose, and print what was chosen."""
+    """Choose, and print what was chosen; or draw."""
     framed(_main)
 
 
@@ -28,7 +31,7 @@ def _main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.tuning", description=main.__doc__)
     parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
-    parser.add_argument("what", choices=["best"], help="best: write the best values")
+    parser.add_argument("what", choices=["best", "draw"], help="best: write the best values; draw: pictures of its studies")
     parser.add_argument("name", help="a section, or a study, that was searched; with --by, a section whose runs are a grid")
     parser.add_argument("--by", default="", metavar="KEYS", help="choose from the runs of a grid: of these keys, as optimizer.lr,K")
     parser.add_argument("--over", default="seed", metavar="KEYS", help="with --by: take means over these; seed if not given")
@@ -38,6 +41,13 @@ def _main() -> None:
     arguments = parser.parse_intermixed_args()
     outputs = arguments.outputs.expanduser()
     require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
+    if arguments.what == "draw":
+        from fl_hydra.tuning.pictures import draw_study
+
+        for study in _studies(arguments.name, outputs):
+            path = draw_study(study, outputs / "report" / f"{study['study']}.png")
+            print(f"wrote {path}")
+        return
     if arguments.by:
         keys, over = (tuple(filter(None, words.split(","))) for words in (arguments.by, arguments.over))
         chosen = of_runs(arguments.name, outputs, keys, over, arguments.objective)
@@ -60,42 +70,56 @@ def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chose
     Raises:
         UserError: there is none, or one has no best trial, or a front of which none is named.
     """
-    from fl_hydra.files import read_file
     from fl_hydra.tuning.chosen import Chosen
+
+    found = []
+    for study in _studies(name, outputs):
+        trials = {each["number"]: each for each in study["trials"]}
+        require(bool(study["best"]), f"{study['study']}: none of its {len(trials)} trials is complete; search again")
+        one = len(study["objectives"]) == 1
+        require(
+            one or trial in study["best"],
+            f"{study['study']}: a front of {len(study['best'])} trials and none of them is the best; name one with --trial: "
+            f"{', '.join(map(str, study['best']))}",
+        )
+        best = trials[study["best"][0] if one else trial]
+        found.append(
+            Chosen(
+                study["where"],
+                best["params"],
+                study["objectives"][0],
+                best["values"][0],
+                study["study"],
+                len(trials),
+                study["question"]["seeds"],
+                _today(),
+            )
+        )
+    twice = [each.study for each in found if sum(other.where == each.where for other in found) > 1]
+    require(not twice, f"{name}: {' and '.join(twice)} are for the same runs; name the study that counts")
+    return found
+
+
+def _studies(name: str, outputs: Path) -> list[dict[str, Any]]:
+    """What is kept of each study of a section, or of one study.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from fl_hydra.files import read_file
 
     found = []
     for path in sorted((outputs / "studies").glob("*/study.json")):
         try:
-            study = json.loads(read_file(path))
-            if name not in (study["study"], study["section"]):
-                continue
-            trials = {trial["number"]: trial for trial in study["trials"]}
-            require(bool(study["best"]), f"{study['study']}: none of its {len(trials)} trials is complete; search again")
-            front = f"{study['study']}: a front of {len(study['best'])} trials"
-            require(
-                len(study["objectives"]) == 1 or trial in study["best"],
-                f"{front} and none of them is the best; name one with --trial: {', '.join(map(str, study['best']))}",
-            )
-            best = trials[study["best"][0] if len(study["objectives"]) == 1 else trial]
-            found.append(
-                Chosen(
-                    study["where"],
-                    best["params"],
-                    study["objectives"][0],
-                    best["values"][0],
-                    study["study"],
-                    len(trials),
-                    study["question"]["seeds"],
-                    _today(),
-                )
-            )
+            study = dict(json.loads(read_file(path)))
+            whole = all(key in study for key in ("study", "section", "where", "question", "objectives", "best", "trials"))
+            if not whole:
+                raise KeyError("a part is missing")
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path} is damaged; give the search's command again, which writes it again") from error
+        if name in (study["study"], study["section"]):
+            found.append(study)
     require(bool(found), f"{name}: no search of this name has ended in {outputs / 'studies'}; search with section={name} first")
-    twice = [each.study for each in found if sum(other.where == each.where for other in found) > 1]
-    require(not twice, f"{name}: {' and '.join(twice)} are for the same runs; name the study that counts")
     return found
 
 

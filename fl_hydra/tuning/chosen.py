@@ -100,6 +100,8 @@ def apply_chosen(composed: DictConfig, overrides: Sequence[str]) -> None:
                 OmegaConf.update(composed, key, value)
             except Exception as error:
                 raise UserError(f"tuned={name}: {key}={value}: {str(error).splitlines()[0]}; choose again for this run") from error
+    taken = {key: value for key, value in fitting[0].values.items() if key not in given}
+    OmegaConf.update(composed, "chosen", {**asdict(fitting[0]), "values": taken}, force_add=True)  # for whoever reads config.yaml
 
 
 def _same(composed: DictConfig, overrides: Sequence[str], key: str, value: Any) -> bool:

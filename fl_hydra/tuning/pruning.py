@@ -24,11 +24,13 @@ FINEST = 1000
 class Pruning:
     """config: of Optuna's pruner, as the sweeper's group `pruner` has it; None: every trial is trained to its end.
 
-    rungs: parts of the budget at which trials are looked at, rising.
+    rungs: parts of the budget at which trials are looked at, rising. in_step: whether trials train together, and wait for each other
+    between rungs too.
     """
 
     config: DictConfig | None = None
     rungs: tuple[float, ...] = ()
+    in_step: bool = True
 
     @classmethod
     def of(cls, config: DictConfig | None, rungs: list[float] | None) -> Pruning:
@@ -67,6 +69,8 @@ class Pruning:
         if not self.rungs:
             return ()
         rungs = [Fraction(rung).limit_denominator(FINEST) for rung in self.rungs]
+        if not self.in_step:
+            return tuple(map(float, rungs))
         unit = min(b - a for a, b in zip([Fraction(0), *rungs], [*rungs, Fraction(1)], strict=True))
         steps = {unit * n for n in range(1, int(1 / unit) + 1) if unit * n < 1}
         # A step that ends just before a rung would be a stage for next to nothing.

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.name, self.space, self.pruning = folder.name, space, pruning
+        self.name, self.space = folder.name, space
         self._sampler, self._directions = sampler, list(directions)
         self._path = folder / STORAGES[storage]
         with self._readable():
@@ -132,6 +132,7 @@ class Study:
             if "together" not in self._study.user_attrs:
                 self._study.set_user_attr("together", together)
             self.together = int(self._study.user_attrs["together"])
+            self.pruning = replace(pruning, in_step=self.together > 1)
             for stage in self._stages():
                 self._apply(stage)
 
