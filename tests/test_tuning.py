@@ -404,6 +404,31 @@ def test_a_pruned_search_that_is_killed_goes_on_to_the_same_end(pruned: Path, pr
     assert digests(tmp_path) == digests(pruned)
 
 
+def test_a_search_with_every_kind_of_trial_has_exactly_its_trials(program: Program, tmp_path: Path) -> None:
+    """One fails, and takes no other of its pack with it; some diverge, some are given up, and the search is killed."""
+    before = """
+whole = Trainer.run_round
+def broken(self):
+    if any(member.experiment.optimizer.lr == 0.2 for member in self.members):
+        raise RuntimeError("broken")
+    return whole(self)
+Trainer.run_round = broken"""
+    words = (*PRUNED, "hydra.sweeper.max_failure_rate=0.5")
+    assert program(*words, cwd=tmp_path, before=before, kill={"kind": "replace", "n": 30}).status == -9
+    result = program(*words, cwd=tmp_path, before=before)
+    assert result.status == 0 and "each goes on alone" in result.output, result.output
+    (study,) = studies(tmp_path).values()
+    assert [trial["number"] for trial in study["trials"]] == list(range(12))
+    states = {trial["number"]: trial["state"] for trial in study["trials"]}
+    lr = {trial["number"]: trial["params"]["optimizer.lr"] for trial in study["trials"]}
+    assert (
+        {number for number, state in states.items() if state == "failed"} == {number for number, each in lr.items() if each == 0.2} != set()
+    )
+    assert {"complete", "pruned"} <= set(states.values()) and 1e20 in lr.values()
+    best = max(trial["values"][0] for trial in study["trials"] if trial["state"] == "complete")
+    assert [study["trials"][number]["values"] for number in study["best"]] == [[best]]
+
+
 def test_two_objectives_have_a_front(program: Program, tmp_path: Path) -> None:
     from fl_hydra.tuning.__main__ import of_studies
 

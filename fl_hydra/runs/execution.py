@@ -13,7 +13,7 @@ from fl_hydra.config import Config, resolve
 from fl_hydra.errors import UserError
 from fl_hydra.runs.conditions import Conditions, Wish
 from fl_hydra.runs.interruption import Interrupted, Interruption
-from fl_hydra.runs.outcome import Outcome
+from fl_hydra.runs.outcome import Outcome, explain
 from fl_hydra.runs.ownership import observe
 from fl_hydra.runs.recording import Recording, alone
 from fl_hydra.training.experiment import Experiment
@@ -97,16 +97,22 @@ def _train(recordings: list[Recording], reporter: Reporter) -> None:
         for recording in recordings:
             with alone(recording):
                 recording.rest(recording.look(device))
+        apart = False
         while recordings := [recording for recording in recordings if recording.outcome is None]:
             interruption.check()
-            group = _under_equal_conditions(recordings, device)
+            group = recordings[:1] if apart else _under_equal_conditions(recordings, device)
             try:
                 _train_together(group, device, reporter, interruption)
             except UserError:
                 raise
             except Exception as error:
-                for recording in group:
-                    recording.fail(error)
+                if len(group) > 1:  # one of them may be the reason, and the others need not end with it
+                    reporter.warn(
+                        f"these {len(group)} runs cannot go on together ({explain(error, group[0].folder.path)}); each goes on alone"
+                    )
+                    apart = True
+                else:
+                    group[0].fail(error)
             finally:
                 reporter.ended()
 

@@ -31,6 +31,7 @@ class GridSweeper(BasicSweeper):
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
+        self._compose: Composer | None = None
         self._noted = set[str]()
         """What the user was told about the points."""
 
@@ -85,7 +86,7 @@ class GridSweeper(BasicSweeper):
         checked: list[tuple[Config, Experiment]] = []
         bad: list[str] = []
         noted: list[str] = []
-        compose = Composer(self.hydra_context, self.config)
+        compose = self._compose = self._compose or Composer(self.hydra_context, self.config)
         with patience(lambda: f"checked {len(checked) + len(bad)} of {len(points)} points"):
             for point, label in zip(points, labels, strict=True):
                 try:

@@ -26,13 +26,12 @@ class PackedLauncher(Launcher):
 
     def __init__(self, runs: int = 16) -> None:
         self._runs = runs
-        self._context: HydraContext | None = None
-        self._config: DictConfig | None = None
+        self._compose: Composer | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         whole = isinstance(self._runs, int) and not isinstance(self._runs, bool) and self._runs >= 1
         require(whole, f"hydra.launcher.runs={self._runs}: a whole number of runs, at least 1, is needed in a pack")
-        self._context, self._config = hydra_context, config
+        self._compose = Composer(hydra_context, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Outcomes in the order of the points.
@@ -45,9 +44,9 @@ class PackedLauncher(Launcher):
         from fl_hydra.runs.packing import packs, shape
         from fl_hydra.runs.progress import ConsoleReporter
 
-        assert self._context is not None and self._config is not None
+        assert self._compose is not None
         points = [list(overrides) for overrides in job_overrides]
-        configs = list(map(Composer(self._context, self._config), points))
+        configs = list(map(self._compose, points))
         outcomes: dict[int, Outcome] = {}
         for pack in packs([shape(config, resolve(config)) for config in configs], self._runs):
             reporter = ConsoleReporter()
