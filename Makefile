@@ -10,7 +10,7 @@ DEMO := section=demo
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
 SEARCHES := $(patsubst sweeps/search/%.yaml,tune-%,$(wildcard sweeps/search/*.yaml))
-.PHONY: help setup demo test lint bench chaos peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
+.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench: setup ## speed and memory against a plain loop; run it alone on the machi
 
 chaos: setup ## try to spoil runs in a thousand ways: kills, damage, failing disks; ARGS=--write makes docs/chaos.md
 	$(RUN) -m tests.chaos $(ARGS)
+
+chaos-searches: setup ## kill searches at random moments, which must end as if nothing had happened
+	$(RUN) -m tests.chaos.searches $(ARGS)
 
 peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
