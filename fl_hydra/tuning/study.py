@@ -135,6 +135,7 @@ class Study:
             self.pruning = replace(pruning, in_step=self.together > 1)
             for stage in self._stages():
                 self._apply(stage)
+            self.told()  # which needs a stage for each trial that has ended
 
     def active(self) -> list[Trial]:
         """Trials that were asked for and have not ended."""
@@ -211,7 +212,7 @@ class Study:
             with quietly():
                 yield
         except (ValueError, KeyError, TypeError, AssertionError, IndexError, SQLAlchemyError) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = " ".join(str(error).partition("[SQL")[0].split())[:100]
             if "locked" in reason:
                 raise UserError(f"{self._path} is locked by another program; end that one, then give the same command again") from error
             raise UserError(
