@@ -404,6 +404,19 @@ def test_a_pruned_search_that_is_killed_goes_on_to_the_same_end(pruned: Path, pr
     assert digests(tmp_path) == digests(pruned)
 
 
+def test_a_run_that_diverges_where_it_would_pause_has_diverged_wherever_it_is_killed(program: Program, tmp_path: Path) -> None:
+    words = (*LOCAL, "J=4", "optimizer.lr=1e20", "until=0.3")
+    for n in range(1, 20):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        killed = program(*words, cwd=folder, kill={"kind": "replace", "n": n})
+        ended = program(*words, cwd=folder)
+        assert ended.status == 1 and "diverged" in ended.output, ended.output
+        if killed.status != -9:
+            break
+    assert n > 4  # it was killed before each of its files, the summary among them
+
+
 def test_a_search_with_every_kind_of_trial_has_exactly_its_trials(program: Program, tmp_path: Path) -> None:
     """One fails, and takes no other of its pack with it; some diverge, some are given up, and the search is killed."""
     before = """

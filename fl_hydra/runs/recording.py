@@ -136,10 +136,14 @@ class Recording:
             self._pauses_at(row, False)
 
     def _pause(self, rows: list[Metrics]) -> Metrics | None:
-        """The row that the run pauses at: the first that is due when the part `until` of its budget is done; None if it is not there."""
+        """The row that the run pauses at: the first that is due when the part `until` of its budget is done.
+
+        None if it is not there, or if the run has diverged in it, which is an end.
+        """
         if self.config.until is None:
             return None
-        return next((row for row in rows if (row["samples"] or 0) >= self.config.until * self.experiment.budget), None)
+        row = next((row for row in rows if (row["samples"] or 0) >= self.config.until * self.experiment.budget), None)
+        return None if row is None or not_finite(row) else row
 
     def _pauses_at(self, row: Metrics, trained: bool, asked_to_stop: int | None = None) -> None:
         reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it goes on"
