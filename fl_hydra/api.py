@@ -20,6 +20,7 @@ from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.progress import ConsoleReporter
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor, nn
 
     from fl_hydra.training.experiment import Experiment
@@ -281,21 +282,24 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
     from fl_hydra.arguments import prepare
     from fl_hydra.schema import explain, register_schema, typed
-    from fl_hydra.tuning.chosen import apply_chosen
+    from fl_hydra.tuning.chosen import with_chosen
 
     for word in overrides:
         require(isinstance(word, str) and not word.startswith("-"), f"{word}: a run takes words of the form KEY=VALUE")
     register_schema()
     prepared = prepare(overrides)
+
+    def composed(more: list[str]) -> DictConfig:
+        made = compose("config", overrides=[*prepared, *more])
+        with open_dict(made):
+            made.pop("hydra", None)
+        return made
+
     try:
         with _hydra():
-            composed = compose("config", overrides=prepared)
+            return typed(with_chosen(composed, prepared))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
-    with open_dict(composed):
-        composed.pop("hydra", None)
-    apply_chosen(composed, prepared)
-    return typed(composed)
 
 
 @contextmanager

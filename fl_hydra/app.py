@@ -49,6 +49,7 @@ def _task(composed: DictConfig) -> Outcome:
     """One run, alone or as a point of a sweep."""
     from dataclasses import replace
 
+    from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -58,15 +59,15 @@ def _task(composed: DictConfig) -> Outcome:
     from fl_hydra.runs.interruption import Interruption
     from fl_hydra.runs.progress import ConsoleReporter
     from fl_hydra.schema import typed
-    from fl_hydra.tuning.chosen import apply_chosen
+    from fl_hydra.tuning.chosen import with_chosen
 
     reporter = ConsoleReporter()
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
         require(not alone or not HydraConfig.get().sweeper.params, "this is a sweep of many runs: add -m to the command line")
         require(not HydraConfig.get().job.chdir, "hydra.job.chdir=true: runs find their folder by themselves; set outputs= instead")
-        apply_chosen(composed, HydraConfig.get().overrides.task)
-        config = typed(composed)
+        overrides = list(HydraConfig.get().overrides.task)
+        config = typed(with_chosen(lambda more: compose("config", [*overrides, *more]) if more else composed, overrides))
         if alone:
             if HydraConfig.get().runtime.choices.get("hydra/launcher") == "packed":
                 reporter.warn("hydra/launcher=packed packs the points of a sweep; this is a single run (a sweep takes -m)")

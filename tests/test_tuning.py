@@ -521,6 +521,21 @@ def test_what_was_chosen_is_taken_where_the_command_line_gives_nothing(searched:
     assert missing.status == 2 and "there are localsgd" in missing.output
 
 
+def test_an_option_of_a_group_is_chosen_too(program: Program, tmp_path: Path) -> None:
+    from fl_hydra.tuning.chosen import Chosen, write_chosen
+
+    values = {"optimizer": "adamw", "optimizer.lr": 0.005, "scheduler": "cosine"}
+    write_chosen("mine", tmp_path / "outputs", [Chosen({}, values, "val/acc", 0.5, "study", 4, [100], "2026-01-01")])
+    assert program(*LOCAL, "J=4", "tuned=mine", cwd=tmp_path).status == 0
+    assert program("-m", *LOCAL, "J=4", "tuned=mine", "seed=1", "optimizer=sgdm", cwd=tmp_path).status == 0
+    found = {config["seed"]: config for path in summaries(tmp_path) if (config := json.loads(path.read_text())["config"])}
+    assert [(config["optimizer"]["name"], config["optimizer"]["lr"]) for _, config in sorted(found.items())] == [
+        ("adamw", 0.005),
+        ("sgdm", 0.005),
+    ]
+    assert all(config["scheduler"]["name"] == "cosine" for config in found.values())
+
+
 def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, tmp_path: Path) -> None:
     from fl_hydra.tuning.__main__ import of_runs
 

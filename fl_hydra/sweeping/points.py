@@ -36,16 +36,23 @@ class Composer:
         """
         from fl_hydra.arguments import groups, keys
         from fl_hydra.schema import typed
-        from fl_hydra.tuning.chosen import apply_chosen
+        from fl_hydra.tuning.chosen import with_chosen
 
         values = [override for override in overrides if (key := override.partition("=")[0]) in keys() and key not in groups()]
-        choices = tuple(override for override in overrides if override not in values)
+        choices = [override for override in overrides if override not in values]
+
+        def compose(more: list[str]) -> DictConfig:
+            point = copy.deepcopy(self._options((*choices, *more)))
+            ConfigLoaderImpl._apply_overrides_to_config([self._parse(value) for value in values], point)
+            return point
+
+        return typed(with_chosen(compose, overrides))
+
+    def _options(self, choices: tuple[str, ...]) -> DictConfig:
+        """What Hydra composes of a choice of options."""
         if choices not in self._composed:
             composed = copy.deepcopy(self._context.config_loader.load_sweep_config(self._config, list(choices)))
             with open_dict(composed):
                 del composed["hydra"]
             self._composed[choices] = composed
-        point = copy.deepcopy(self._composed[choices])
-        ConfigLoaderImpl._apply_overrides_to_config([self._parse(value) for value in values], point)
-        apply_chosen(point, overrides)
-        return typed(point)
+        return self._composed[choices]

@@ -5,7 +5,7 @@ The file is a list: each entry has the values that were chosen, where they apply
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,17 +73,24 @@ def read_chosen(name: str, outputs: Path) -> list[Chosen]:
         raise UserError(f"tuned={name}: {path} cannot be read ({reason}); mend it or choose again") from error
 
 
-def apply_chosen(composed: DictConfig, overrides: Sequence[str]) -> None:
-    """Put the values that `tuned` names into a composed configuration, but for keys that the command line, or its grid, gives.
+def with_chosen(compose: Callable[[list[str]], DictConfig], overrides: Sequence[str]) -> DictConfig:
+    """A composed configuration with the values that its `tuned` names, but for keys that the command line, or its grid, gives.
+
+    Args:
+        compose: makes the configuration of the overrides and some more: the options of groups that were chosen.
+        overrides: what was typed.
 
     Raises:
         UserError: there is no such choice, or none that suits the configuration.
     """
     from omegaconf import OmegaConf
 
+    from fl_hydra.arguments import groups
+
+    composed = compose([])
     name = composed.get("tuned")
     if name is None:
-        return
+        return composed
     outputs = Path(str(composed.outputs)).expanduser()
     choices = read_chosen(str(name), outputs)
     fitting = [each for each in choices if all(_same(composed, overrides, key, value) for key, value in each.where.items())]
@@ -94,14 +101,20 @@ def apply_chosen(composed: DictConfig, overrides: Sequence[str]) -> None:
         f"has: {there}",
     )
     given = {word.lstrip("+").partition("=")[0] for word in overrides}
-    for key, value in fitting[0].values.items():
-        if key not in given:
-            try:
+    values = fitting[0].values
+    # A rate that was chosen for AdamW means nothing to the optimizer that was typed in its place.
+    other = {key for key, value in values.items() if key in groups() and key in given and f"{key}={value}" not in overrides}
+    taken = {key: value for key, value in values.items() if key not in given and key.partition(".")[0] not in other}
+    try:
+        if options := [f"{key}={value}" for key, value in taken.items() if key in groups()]:
+            composed = compose(options)
+        for key, value in taken.items():
+            if key not in groups():
                 OmegaConf.update(composed, key, value)
-            except Exception as error:
-                raise UserError(f"tuned={name}: {key}={value}: {str(error).splitlines()[0]}; choose again for this run") from error
-    taken = {key: value for key, value in fitting[0].values.items() if key not in given}
+    except Exception as error:  # whatever Hydra and OmegaConf raise where a value does not suit the run
+        raise UserError(f"tuned={name}: {' '.join(str(error).split())[:200]}; choose again for this run") from error
     OmegaConf.update(composed, "chosen", {**asdict(fitting[0]), "values": taken}, force_add=True)  # for whoever reads config.yaml
+    return composed
 
 
 def _same(composed: DictConfig, overrides: Sequence[str], key: str, value: Any) -> bool:
