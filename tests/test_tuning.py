@@ -531,7 +531,7 @@ def test_an_option_of_a_group_is_chosen_too(program: Program, tmp_path: Path) ->
     found = {config["seed"]: config for path in summaries(tmp_path) if (config := json.loads(path.read_text())["config"])}
     assert [(config["optimizer"]["name"], config["optimizer"]["lr"]) for _, config in sorted(found.items())] == [
         ("adamw", 0.005),
-        ("sgdm", 0.005),
+        ("sgdm", 0.01),
     ]
     assert all(config["scheduler"]["name"] == "cosine" for config in found.values())
 
