@@ -224,11 +224,12 @@ class Run:
         return module.eval().requires_grad_(False)
 
 
-def run(*overrides: str, quiet: bool = False) -> Run:
+def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False) -> Run:
     """Train a run, go on with it, or find its result, as `python train.py ...` does with the same words.
 
     Args:
         overrides: as on the command line: `"algorithm=fedavg"`, `"K=20"`, `"optimizer.lr=0.1"`.
+        outputs: folder of the runs; None: what the words say, else the project's own.
         quiet: whether nothing is printed while it trains.
 
     Raises:
@@ -237,7 +238,7 @@ def run(*overrides: str, quiet: bool = False) -> Run:
     """
     from fl_hydra.runs.execution import execute
 
-    config = _composed(overrides)
+    config = _composed(overrides if outputs is None else (*overrides, f"outputs={outputs}"))
     reporter = _Quiet() if quiet else ConsoleReporter()
     outcome = execute(config, reporter)
     if outcome.status not in ("finished", "diverged", "paused"):

@@ -73,13 +73,17 @@ def test_predictions_are_those_that_the_run_was_judged_by(trained: fl_hydra.Run,
 @pytest.mark.parametrize("algorithm", list(algorithms))
 def test_every_method_ends_with_a_module(algorithm: str, outputs: Path) -> None:
     size = {"centralized": (), "localsgd": ("K=4", "J=2"), "fedavg": ("K=8", "C=0.5", "J=2")}[kind(algorithm)]
-    run = fl_hydra.run(f"algorithm={algorithm}", *size, "samples=500", *TINY, f"outputs={outputs}", quiet=True)
+    run = fl_hydra.run(f"algorithm={algorithm}", *size, "samples=500", *TINY, outputs=outputs, quiet=True)
     module = run.module
     assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
     from fl_hydra.training.layout import Layout
 
     vector = Layout.of(module).flat(module.parameters())
     assert hashlib.sha256(vector.contiguous().numpy().tobytes()).hexdigest() == run.summary["weights_sha256"]
+    e = run.experiment
+    arrays = e.dataset.load(e.data)  # type: ignore[attr-defined]
+    right = run.predict(arrays.test_images).argmax(1).numpy() == arrays.test_labels
+    assert float(right.mean()) == run.metrics["test/acc"][-1], "it is the model that was evaluated"
     if run.clients:
         vectors = torch.stack([Layout.of(module).flat(run.client(k).parameters()) for k in range(run.clients)])
         assert vectors.shape == (4, len(vector)) and not torch.equal(vectors[0], vectors[1])
