@@ -3,6 +3,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TRAIN := $(RUN) -m fl_hydra.make train
 REPORT := $(RUN) -m fl_hydra.make report
+ASK := $(RUN) -m fl_hydra.make runs
+SMOKE := $(RUN) -m fl_hydra.make smoke
 BEST := $(RUN) -m fl_hydra.make best
 DEMO := section=demo
 
@@ -10,7 +12,7 @@ DEMO := section=demo
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
 SEARCHES := $(patsubst sweeps/search/%.yaml,tune-%,$(wildcard sweeps/search/*.yaml))
-.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
+.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 smoke status runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +64,7 @@ cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour o
 	$(REPORT) cifar100
 
 # The sections of the report, for a GPU. Keys narrow one: make localsgd dataset=digits epochs=40 seed=0
+# SIZE=short (real data, one seed) or smoke (the digits, seconds) takes what each file in sweeps/sweep says of that size.
 # So does ARGS="...", where something else than keys is needed: make localsgd ARGS="hydra/launcher=packed +optimizer.clip=1"
 
 centralized: ## section: which optimizer, which schedule, how many epochs
@@ -99,5 +102,11 @@ $(SEARCHES): setup # tune-SECTION: search the section's rates (sweeps/search), a
 report: setup ## figures and tables of every section that has been trained
 	$(REPORT) $(ARGS)
 
-runs: setup ## list every run in outputs
-	$(REPORT) --list $(ARGS)
+runs: setup ## the runs in outputs: FILTER="algorithm=localsgd optimizer.lr<0.1" SORT=-val/acc
+	$(ASK) list
+
+status: setup ## by section and search: done, running, failed, to do, time left
+	$(ASK) status
+
+smoke: setup ## every section at smoke size, on the digits: seconds each; into outputs/smoke
+	$(SMOKE) $(ARGS)

@@ -53,7 +53,7 @@ def _task(composed: DictConfig) -> Outcome:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from fl_hydra.config import notes, resolve
+    from fl_hydra.config import check_device, notes, resolve
     from fl_hydra.errors import UserError, require
     from fl_hydra.runs.execution import execute
     from fl_hydra.runs.interruption import Interruption
@@ -69,12 +69,19 @@ def _task(composed: DictConfig) -> Outcome:
         overrides = list(HydraConfig.get().overrides.task)
         config = typed(with_chosen(lambda more: compose("config", [*overrides, *more]) if more else composed, overrides))
         if alone:
+            require(config.size == "full", f"size={config.size}: sections have sizes, and this is a single run; leave it out")
             if HydraConfig.get().runtime.choices.get("hydra/launcher") == "packed":
                 reporter.warn("hydra/launcher=packed packs the points of a sweep; this is a single run (a sweep takes -m)")
             if told := notes(config):
                 resolve(config)  # a mistake is all that is said
             for note in told:
                 reporter.warn(note)
+            if config.dry_run:
+                from fl_hydra.runs.foresight import foresee
+
+                check_device(config.device, config.engine)
+                foresee([(config, resolve(config))], [""])
+                raise SweepEnded(0)
         with reporter.preparing():
             outcome = execute(config, reporter)
     except UserError as error:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -84,6 +85,14 @@ def as_text(override: str, many: bool = False) -> str:
     return f"{prefix}{key}=" + ",".join(map(_quoted, value.split(",") if many else [value]))
 
 
+def as_typed(override: str) -> str:
+    """`KEY=VALUE` as it would be typed: without the quotes that :func:`as_text` puts in, and with those that a shell needs."""
+    key, _, value = override.partition("=")
+    if (plain := re.fullmatch(r"'([^'\\\\]*)'", value)) and as_text(f"{key}={plain[1]}") == override:
+        override = f"{key}={plain[1]}"
+    return shlex.quote(override)
+
+
 def _quoted(value: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -154,7 +163,7 @@ def _refuse_dashes(word: str, arguments: Sequence[str]) -> NoReturn:
         word, equals, value = f"{word} {following[0]}", "=", following[0]
     name = name.replace("-", "_") if name.replace("-", "_") in keys() else name
     meant = _nearest_keys(name) or [name]
-    raise UserError(f"{word}: keys have no dashes; " + _did_you_mean(f"{key}={value}" if equals else f"{key}=..." for key in meant))
+    raise UserError(f"{word}: keys have no dashes; " + _did_you_mean(shlex.quote(f"{key}={value}") if equals else f"{key}=..." for key in meant))
 
 
 def _refuse_bare_words(overrides: Sequence[str]) -> None:
@@ -187,7 +196,7 @@ def _check_key(key: str, value: str, *, appended: bool) -> None:
     if key.partition("/")[0].rstrip("s") == "sweep" or key in sections():
         _check_section(key, value, appended=appended)
     elif "/" not in key and (meant := _nearest_keys(key)):
-        raise UserError(f"{key}={value}: no such key; " + _did_you_mean(f"{name}={value}" for name in meant))
+        raise UserError(f"{key}={value}: no such key; " + _did_you_mean(shlex.quote(f"{name}={value}") for name in meant))
 
 
 def _nearest_keys(key: str) -> list[str]:
@@ -272,10 +281,10 @@ def _check_grammar(typed: str, override: str, many: bool, arguments: Sequence[st
         key = override.partition("=")[0]
         hint = f"""a value with special characters needs quotes of its own: "{key}='...'\""""
         hint = "a list ends without a comma" if typed.endswith(",") else hint
-        raise UserError(f"{typed}: cannot be read ({reason}); {hint}") from error
+        raise UserError(f"{shlex.quote(typed)}: cannot be read ({reason}); {hint}") from error
     require(
         many or not parsed.is_sweep_override(),
-        f"{typed}: several values are a sweep of many runs, which takes -m: {command(['-m', *arguments])}",
+        f"{shlex.quote(typed)}: several values are a sweep of many runs, which takes -m: {command(['-m', *arguments])}",
     )
 
 

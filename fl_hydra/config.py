@@ -47,6 +47,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 )
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
+SIZES = ("smoke", "short", "full")
 ENGINES = ("auto", "loop", "stacked", "im2col", "graph", "graph-im2col", "graph-loop")
 MOST = 10**9
 """The largest whole number of anything but a seed."""
@@ -137,6 +138,8 @@ class Config:
     data: str = str(DATA)
     outputs: str = str(OUTPUTS)
     section: str | None = None
+    size: str = "full"
+    dry_run: bool = False
     tuned: str | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     """What `tuned` has put in, and on what grounds, for the reader of config.yaml; not typed."""
@@ -150,6 +153,7 @@ class Config:
             )
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("engine", self.engine, ENGINES)
+        _one_of("size", self.size, SIZES)
         require(
             self.device in ("auto", "cpu", "cuda") or (self.device.startswith("cuda:") and self.device[5:].isdigit()),
             f"device={self.device}: choose auto, cpu, cuda or cuda:N",

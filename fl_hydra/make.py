@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.make train ...`, `... report ...` and `... best ...`: what the Makefile runs.
+"""`python -m fl_hydra.make train ...`, and `report`, `best`, `runs` or `smoke` in its place: what the Makefile runs.
 
 Keys can be given to make as variables, `make localsgd K=2 seed=0`: they are added to what the Makefile gives. A report is drawn from the
 `outputs=` that was trained into.
@@ -10,7 +10,9 @@ import os
 import re
 import sys
 
-OWN = frozenset({"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "BEST", "DEMO", "TRACK_A", "TRACK_B", "SEARCHES", "SHELL"})
+OWN = frozenset(
+    {"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "BEST", "ASK", "SMOKE", "DEMO", "TRACK_A", "TRACK_B", "SEARCHES", "SHELL"}
+)
 """Variables of the Makefile itself, and of make."""
 
 
@@ -24,13 +26,15 @@ def typed_variables(flags: str) -> list[str]:
     for word in re.findall(r"(?:\\.|[^\\\s])+", listed, re.S):
         key, equals, value = re.sub(r"\\(.)", r"\1", word, flags=re.S).replace("$$", "$").partition("=")
         key = key.rstrip("+:?")
+        if equals and key == "SIZE":
+            key = "size"
         if equals and key not in OWN and not key.startswith("MAKE"):
             typed[key] = value
     return [f"{key}={value}" for key, value in typed.items()]
 
 
 def main() -> None:
-    """Run train.py, the report, or the choice of the best values, with what was typed to make."""
+    """Run train.py or another program with what was typed to make."""
     program, *given = sys.argv[1:]
     typed = typed_variables(os.environ.get("MAKEFLAGS", ""))
     if program == "train":
@@ -43,11 +47,38 @@ def main() -> None:
 
         sys.argv = ["tuning.py", "best", *_of_report([*given, *typed])]
         choose()
-    else:
+    elif program == "runs":
+        from fl_hydra.runs.__main__ import main as ask
+
+        sys.argv = ["runs.py", *_of_list(given, typed)]
+        ask()
+    elif program == "smoke":
+        from fl_hydra.sweeping.smoke import main as smoke
+
+        sys.argv = ["smoke.py", *given, *(word for word in typed if not word.startswith("size="))]
+        smoke()
+    elif "dry_run=true" not in [word.lower() for word in (*given, *typed)]:  # then there is nothing to report
         from fl_hydra.report.__main__ import main as report
 
         sys.argv = ["report.py", *_of_report([*given, *typed])]
         report()
+
+
+def _of_list(given: list[str], typed: list[str]) -> list[str]:
+    """What is asked about runs: FILTER and SORT are variables of make, and so are conditions with an equals sign."""
+    words = list(given)
+    for word in typed:
+        key, _, value = word.partition("=")
+        match key:
+            case "FILTER":
+                words += value.split()
+            case "SORT":
+                words.append(f"--sort={value}")
+            case "outputs":
+                words.append(f"--outputs={value}")
+            case _:
+                words.append(word)
+    return words
 
 
 def _of_report(words: list[str]) -> list[str]:
@@ -61,6 +92,9 @@ def _of_report(words: list[str]) -> list[str]:
     keys = {
         key: parser.parse_override(as_text(word)).value() for word in words if (key := word.partition("=")[0]) in ("outputs", "section")
     }
+    size = next((word.partition("=")[2] for word in reversed(words) if word.startswith("size=")), "full")
+    if size != "full":  # noted for sections of their own
+        kept = [word if word.startswith("--") else f"{word}-{size}" for word in kept]
     if keys.get("section"):
         kept = [*(word for word in kept if word.startswith("--")), str(keys["section"])]
     return kept + ([f"--outputs={keys['outputs']}"] if keys.get("outputs") else [])

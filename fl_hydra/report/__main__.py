@@ -12,9 +12,11 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
-from fl_hydra.report.runs import not_in_means, read_run
-from fl_hydra.report.tables import print_runs, write_costs, write_results
-from fl_hydra.runs.folder import run_folders, section_runs, sections
+from fl_hydra.report.runs import not_in_means
+from fl_hydra.report.tables import write_costs, write_results
+from fl_hydra.runs.folder import section_runs, sections
+from fl_hydra.runs.listing import listed, print_runs
+from fl_hydra.runs.reading import read_run
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def _report() -> None:
     outputs = outputs.expanduser()
     require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
     if arguments.list:
-        print_runs([read_run(folder) for folder in run_folders(outputs)])
+        print_runs(listed(outputs))
         return
     table = read_table(arguments.cost.expanduser())
     mistakes = 0

@@ -131,18 +131,3 @@ def _write(
         write_atomically(path, text.encode())
         written.append(path)
     return written
-
-
-def print_runs(runs: Sequence[Run]) -> None:
-    """Every run with its folder, whether it has ended, and its last accuracies; why, if it has no result."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("setting", "seed", "status", "val acc %", "test acc %", "folder")
-    for run in runs:
-        figures = [mean_and_deviation([row[name] for row in run.rows[-1:]], 100) for name in ("val/acc", "test/acc")]
-        label, seed = (run.label, str(run.config["seed"])) if run.config else ("", "")
-        why = f" ({run.why})" if run.why and run.status == "damaged" else ""
-        table.add_row(label, seed, run.status + why, *figures, Text(str(run.folder), overflow="fold"))
-    Console(width=160).print(table)

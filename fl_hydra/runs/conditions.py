@@ -98,11 +98,16 @@ class Wish:
         return cls(conditions.engine, conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
 
 
+def machine() -> str:
+    """What this machine is, as far as a reader may want to know."""
+    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
+
+
 def environment(conditions: Conditions, together: int) -> dict[str, Any]:
     """The conditions, and what else a reader may want to know about where a run was trained, beside how many others."""
     return {
         **asdict(conditions),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("fl-hydra", "numpy", "hydra-core")},
         **({"together": together} if together > 1 else {}),

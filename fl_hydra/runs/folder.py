@@ -280,16 +280,10 @@ def join_section(section: str, run: Path, outputs: Path, notify: Callable[[str],
     Raises:
         UserError: nothing can be written there.
     """
-    path = outputs / "sections" / f"{section}.txt"
+    path = section_file(section, outputs)
     name = run.relative_to(outputs).as_posix()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), SECTION_SECONDS, notify) as taken:
-            require(
-                taken,
-                f"section={section}: another process has held {path.with_suffix('.lock')} for {SECTION_SECONDS:.0f} s; see which one is "
-                "stopped or hangs, end it, and give the same command again",
-            )
+        with section_locked(section, outputs, notify):
             # Without flock another process may write in between: what counts is that the name is there in the end.
             for _ in range(5):
                 listed = _listed(path) if path.exists() else []
@@ -305,6 +299,51 @@ def join_section(section: str, run: Path, outputs: Path, notify: Callable[[str],
         raise UserError(
             f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
         ) from error
+
+
+def section_file(section: str, outputs: Path) -> Path:
+    """Where a section's list of runs lies."""
+    return outputs / "sections" / f"{section}.txt"
+
+
+@contextmanager
+def section_locked(section: str, outputs: Path, notify: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Be the only one that changes a section's list.
+
+    Raises:
+        UserError: another process does not let go of it.
+        OSError: nothing can be written there.
+    """
+    lock = section_file(section, outputs).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock, SECTION_SECONDS, notify) as taken:
+        require(
+            taken,
+            f"section={section}: another process has held {lock} for {SECTION_SECONDS:.0f} s; see which one is stopped or hangs, end it, "
+            "and give the same command again",
+        )
+        yield
+
+
+def leave_sections(run: Path, outputs: Path, notify: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Take a run out of every section's list; the sections that had it.
+
+    Raises:
+        UserError, OSError: a list cannot be changed.
+    """
+    name = run.relative_to(outputs).as_posix()
+    left = []
+    for path in sorted((outputs / "sections").glob("*.txt")):
+        with section_locked(path.stem, outputs, notify):
+            listed = _listed(path)
+            if name not in listed:
+                continue
+            left.append(path.stem)
+            if rest := [line for line in listed if line != name]:
+                write_atomically(path, "\n".join([*rest, ""]).encode())
+            else:
+                path.unlink()
+    return left
 
 
 def run_folders(outputs: Path) -> list[Path]:
@@ -330,7 +369,7 @@ def section_runs(section: str, outputs: Path) -> list[Path]:
     Raises:
         UserError: there is no such section, or its list cannot be read.
     """
-    path = outputs / "sections" / f"{section}.txt"
+    path = section_file(section, outputs)
     require(path.exists(), f"no run was asked for with section={section} and outputs={outputs}: train with section={section} first")
     try:
         return [outputs / name for name in dict.fromkeys(_listed(path))]

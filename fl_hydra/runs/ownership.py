@@ -205,6 +205,18 @@ def observe(folder: Path) -> None:
             _silent_for(holder)
 
 
+def writer(folder: Path) -> tuple[Process | None, bool | None]:
+    """Who owns a folder, as far as that can be understood, and whether it is gone; None if only watching can tell.
+
+    A folder without an owner is one whose owner is gone.
+    """
+    try:
+        holder = _holder(folder)
+    except OSError:
+        return None, None
+    return (None, True) if holder is None else (holder.process, holder.gone)
+
+
 def _busy(folder: Path, holder: _Owner | None) -> RunBusy:
     process = holder.process if holder is not None else None
     stop = "stop it" if process is None else f"stop it (kill {process.pid}{'' if process.here else f' on {process.host}'})"

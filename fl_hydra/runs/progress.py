@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fl_hydra.runs.course import Course, current
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class ConsoleReporter:
         self._first_round = 0
         self._round = 0
         self._prepared = threading.Event()
+        self._course: Course | None = None
+        """Of the sweep that the runs belong to."""
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -102,10 +105,16 @@ class ConsoleReporter:
         self._prepared.set()
         if not runs:
             return
+        course = self._course = current()
+        if course is not None:
+            where = course.started([(folder, experiment.budget, done) for experiment, folder, _, done in runs])
+            label = course.label(runs[0][1]) if len(runs) == 1 else ""
+            self._line(f"{where}: {label}" if label else where)
         if len(runs) > 1:
             self._line(f"{len(runs)} runs together:")
         for experiment, folder, round, _ in runs:
-            self._line(headline(experiment))
+            label = course.label(folder) if course is not None and len(runs) > 1 else ""
+            self._line(f"{label}: {headline(experiment)}" if label else headline(experiment))
             self._line(f"  {'resumed at round ' + str(round) + ' in ' if round else ''}{folder}")
         self._together, self._began = len(runs), time.monotonic()
         self._first_round = self._round = max(round for _, _, round, _ in runs)
@@ -130,6 +139,8 @@ class ConsoleReporter:
     def advanced(self, round: int, done: float) -> None:
         """A round is done, and so is this part of the budget."""
         self._round, self._done = round, done
+        if self._course is not None:
+            self._course.advanced(done)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=done, round=round, rate=self._rate())
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
+from fl_hydra.paths import PROJECT
 from fl_hydra.sweeping.points import Composer
 
 if TYPE_CHECKING:
@@ -27,11 +28,17 @@ Point = list[str]
 
 
 class GridSweeper(BasicSweeper):
-    """The Cartesian product of comma-separated values, from `hydra.sweeper.params` and from the command line, which comes first."""
+    """The Cartesian product of comma-separated values.
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
+    Args:
+        params: keys and values, of a section; the command line comes before them.
+        sizes: what each `size` has in place of these.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None, sizes: dict[str, dict[str, Any]] | None = None) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
         self._compose: Composer | None = None
+        self._sizes = sizes or {}
         self._noted = set[str]()
         """What the user was told about the points."""
 
@@ -46,7 +53,13 @@ class GridSweeper(BasicSweeper):
 
         points = self._points(arguments)
         labels = label_points(points)
-        outcomes = self._train(points, self._checked(points, labels))
+        checked = self._checked(points, labels)
+        if checked[0][0].dry_run:
+            from fl_hydra.runs.foresight import foresee
+
+            foresee(checked, labels)
+            raise SweepEnded(0)
+        outcomes = self._train(points, checked, labels)
         print_outcomes(labels, outcomes)
         raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
@@ -56,17 +69,40 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
         named = {override.key_or_group for override in given}
+        unsaid = named | (BUDGETS if named & BUDGETS else set())
+        given = [each for each in parser.parse_overrides(self._of_size(given)) if each.key_or_group not in unsaid] + given
+        named = {override.key_or_group for override in given}
         overrides = [each for each in parser.parse_overrides(self._parse_config()) if each.key_or_group not in named] + given
         if named & BUDGETS:  # in place of the section's, whichever it has
             overrides = parser.parse_overrides([f"{budget}=null" for budget in sorted(BUDGETS - named)]) + overrides
         return overrides
 
+    def _of_size(self, given: list[Override]) -> list[str]:
+        """What a section changes where it is not run at its full size: its runs are noted for a section of another name."""
+        from fl_hydra.arguments import PATHS, as_text
+
+        assert self.config is not None
+        size = next((each for each in given if each.key_or_group == "size"), None)
+        require(size is None or not size.is_sweep_override(), "size: a sweep has one size; give one command for each")
+        name = str(self.config.size if size is None else size.value())
+        if name == "full":
+            return []
+        require(bool(self._sizes), f"size={name}: only sections have sizes; leave it out")
+        require(name in self._sizes, f"size={name}: this section has {', '.join(self._sizes)} and full")
+        changed = {key: "null" if value is None else value for key, value in self._sizes[name].items()}
+        changed |= {key: str(PROJECT / str(changed[key])) for key in PATHS & set(changed)}
+        section = {"section": f"{self.config.section}-{name}"} if self.config.section else {}
+        return [as_text(f"{key}={value}", many=True) for key, value in {**section, **changed}.items()]
+
     def _points(self, arguments: list[str]) -> list[Point]:
+        from fl_hydra.arguments import as_typed
+
         overrides = self._overrides(arguments)
         for override in overrides:
             require(
                 not override.is_sweep_override() or override.is_discrete_sweep(),
-                f"{override.input_line}: a grid takes lists, as key=a,b,c, or range(start,stop); hydra/sweeper=optuna searches",
+                f"{as_typed(str(override.input_line))}: a grid takes lists, as key=a,b,c, or range(start,stop); hydra/sweeper=optuna "
+                "searches",
             )
         points = self.split_arguments(overrides, max_batch_size=None)[0]
         require(bool(points), "the grid is empty: a glob matches nothing")
@@ -104,13 +140,15 @@ class GridSweeper(BasicSweeper):
                 ConsoleReporter(live=False).warn(note)
         return checked
 
-    def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]]) -> list[Outcome]:
+    def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]], labels: list[str]) -> list[Outcome]:
         """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended, or if
         its folder cannot be read or holds another run."""
+        from fl_hydra.runs import course
         from fl_hydra.runs.folder import join_section
-        from fl_hydra.runs.identity import run_folder
+        from fl_hydra.runs.identity import describe, run_folder
         from fl_hydra.runs.outcome import Outcome, glance
         from fl_hydra.runs.progress import ConsoleReporter
+        from fl_hydra.runs.standing import part_kept
 
         assert self.launcher is not None
         warn = ConsoleReporter(live=False).warn
@@ -118,7 +156,8 @@ class GridSweeper(BasicSweeper):
         waiting: dict[Path, Point] = {}
         experiments = []
         folders = []
-        for point, (config, experiment) in zip(points, checked, strict=True):
+        asked: dict[Path, tuple[str, float]] = {}
+        for point, label, (config, experiment) in zip(points, labels, checked, strict=True):
             folder = run_folder(experiment, Path(config.outputs))
             folders.append(folder)
             if config.section is not None:
@@ -127,9 +166,14 @@ class GridSweeper(BasicSweeper):
                 outcomes[folder] = found
             else:
                 waiting.setdefault(folder, point)
+                part = (config.until or 1.0) - part_kept(folder, describe(experiment))
+                asked.setdefault(folder, (label, experiment.budget * max(0.0, part)))
                 experiments.append(experiment)
         _check_models(experiments)
-        results = self.launcher.launch(list(waiting.values()), initial_job_idx=0) if waiting else []
+        here = course.current() or course.Course(len(set(folders)), len(outcomes))
+        here.ask(asked)
+        with course.on(here):
+            results = self.launcher.launch(list(waiting.values()), initial_job_idx=0) if waiting else []
         for folder, result in zip(waiting, results, strict=True):
             outcome = result._return_value  # the property would raise what a failed job raised
             outcomes[folder] = outcome if isinstance(outcome, Outcome) else Outcome("failed", folder, {}, " ".join(str(outcome).split()))
@@ -150,7 +194,10 @@ def _check_models(experiments: list[Experiment]) -> None:
 
 
 def label_points(points: list[Point]) -> list[str]:
-    """Points named by the overrides in which they differ; by all of them where there is only one."""
+    """Points named by the overrides in which they differ, as a shell takes them; by all of them where there is only one."""
+    from fl_hydra.arguments import as_typed
+
     common = set(points[0]).intersection(*points) if len(points) > 1 else {f"{budget}=null" for budget in BUDGETS}
     where = ("hydra.", "outputs=", "data=")
-    return [" ".join(override for override in point if override not in common and not override.startswith(where)) for point in points]
+    apart = ([override for override in point if override not in common and not override.startswith(where)] for point in points)
+    return [" ".join(map(as_typed, overrides)) for overrides in apart]

@@ -36,6 +36,8 @@ class Space:
         """
         from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 
+        from fl_hydra.arguments import as_typed
+
         found = {}
         for override in overrides:
             try:
@@ -43,7 +45,7 @@ class Space:
             except (ValueError, AssertionError, NotImplementedError) as error:  # the last for a kind of override that it does not know
                 reason = " ".join(str(error).split()) or "it is not understood"
                 raise UserError(
-                    f"{override.input_line}: {reason}; a space is key=interval(low,high), tag(log,interval(low,high)) with low above 0, "
+                    f"{as_typed(str(override.input_line))}: {reason}; a space is key=interval(low,high), tag(log,interval(low,high)) with low above 0, "
                     "choice(a,b,c) or range(start,stop,step)"
                 ) from error
         return cls(found)

@@ -124,7 +124,7 @@ class Study:
         with self._readable():
             self._study = optuna.create_study(
                 study_name=self.name,
-                storage=_storage(self._path),
+                storage=storage_at(self._path),
                 sampler=optuna.samplers.RandomSampler(),  # never asked: see _sample
                 directions=self._directions,
                 load_if_exists=True,
@@ -334,7 +334,8 @@ class Study:
         return generator(name, "search", *more)
 
 
-def _storage(path: Path) -> optuna.storages.BaseStorage:
+def storage_at(path: Path) -> optuna.storages.BaseStorage:
+    """Optuna's storage in a file."""
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 

@@ -1,0 +1,98 @@
+"""How far a sweep is: `7 of 45, 3 h 10 min left`, from the samples that it has trained so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fl_hydra.runs.standing import in_words
+
+
+class Course:
+    """A sweep's progress, which the reporters of its runs are told and tell.
+
+    Args:
+        total: distinct runs of the sweep.
+        ended: of these, how many had ended before.
+    """
+
+    def __init__(self, total: int, ended: int) -> None:
+        self.said = ""
+        """In place of the number of the run, where runs are not all asked for at once."""
+        self.further = 0.0
+        """Samples of runs that have not been asked for yet."""
+        self._total, self._ended = total, ended
+        self._labels: dict[Path, str] = {}
+        self._left: dict[Path, float] = {}
+        self._now: dict[Path, tuple[float, float]] = {}
+        """Of the runs that train now: the samples of each, and the part that was done when it began."""
+        self._over: set[Path] = set()
+        self._began, self._trained = time.monotonic(), 0.0
+
+    def ask(self, runs: Mapping[Path, tuple[str, float]]) -> None:
+        """Runs are to be trained.
+
+        Args:
+            runs: by folder, what sets each apart, and the samples that it has before it.
+        """
+        for folder, (label, left) in runs.items():
+            self._labels[folder], self._left[folder] = label, left
+
+    def label(self, folder: Path) -> str:
+        """What sets a run apart from the others of the sweep."""
+        return self._labels.get(folder, "")
+
+    def started(self, runs: Sequence[tuple[Path, float, float]]) -> str:
+        """Runs begin to train, and those before them are over; the line that says where the sweep is.
+
+        Args:
+            runs: of each the folder, the samples of its budget, and the part of it that is done.
+        """
+        self._close()
+        first = self._ended + len(self._over) + 1
+        for folder, budget, done in runs:
+            self._now[folder] = (budget, done)
+            self._left[folder] = min(self._left.get(folder, budget), budget * (1 - done))
+        last = first + len(runs) - 1
+        where = self.said or f"{first if first == last else f'{first} to {last}'} of {self._total}"
+        return f"{where}{self._time_left()}"
+
+    def advanced(self, done: float) -> None:
+        """The part of the budget, of the run that has the longest way to go, that is done by now."""
+        for folder, (budget, before) in self._now.items():
+            left = min(self._left[folder], budget * (1 - max(done, before)))
+            self._trained += self._left[folder] - left
+            self._left[folder] = left
+
+    def _close(self) -> None:
+        for folder in self._now:
+            self._left[folder] = 0.0
+        self._over |= set(self._now)
+        self._now = {}
+
+    def _time_left(self) -> str:
+        if not self._trained:
+            return ""
+        seconds = (sum(self._left.values()) + self.further) / self._trained * (time.monotonic() - self._began)
+        return f", {in_words(seconds)} left"
+
+
+_current: Course | None = None
+
+
+def current() -> Course | None:
+    """The course of the sweep that this process trains, if it does."""
+    return _current
+
+
+@contextmanager
+def on(course: Course) -> Iterator[None]:
+    """Within this, runs belong to a sweep."""
+    global _current
+    before, _current = _current, course
+    try:
+        yield
+    finally:
+        _current = before

@@ -1,0 +1,189 @@
+"""Runs as their folders show them: what was asked for, how it ended, and a label in the field's letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.runs.folder import read_ended
+from fl_hydra.runs.identity import hash_of
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is labelled.
+
+    optimizer, server: what it usually has, which its label need not say. federated: its label says how images are divided, even if
+    evenly. J: whether J means more to it than how often it is evaluated.
+    """
+
+    title: str
+    optimizer: str = "sgdm"
+    server: str = "sgd"
+    federated: bool = False
+    J: bool = True
+
+
+METHODS = {
+    "centralized": Method("Centralized"),
+    "localsgd": Method("LocalSGD"),
+    "localsgd post_local": Method("Post-local SGD"),
+    "slowmo": Method("SlowMo", server="slowmo"),
+    "diloco": Method("DiLoCo", optimizer="adamw", server="nesterov"),
+    "lookahead": Method("Lookahead", server="lr=0.5"),
+    "hierarchical": Method("Hierarchical"),
+    "gossip": Method("Gossip", J=False),
+    "gossip_pga": Method("Gossip-PGA"),
+    "gossip_pga loss": Method("Gossip-AGA"),
+    "a2cid2": Method("A2CiD2", J=False),
+    "a2cid2 plain": Method("AD-PSGD", J=False),
+    "async_sgd": Method("Async SGD"),
+    "async_sgd aware": Method("Staleness-aware SGD"),
+    "easgd": Method("EASGD"),
+    "shat": Method("SHAT"),
+    "fedavg": Method("FedAvg", optimizer="sgd", federated=True),
+    "fedavg momentum": Method("FedAvgM", optimizer="sgd", server="momentum", federated=True),
+    "fedavg adagrad": Method("FedAdagrad", optimizer="sgd", server="adagrad", federated=True),
+    "fedavg adam": Method("FedAdam", optimizer="sgd", server="adam", federated=True),
+}
+"""By the name that runs wrote, and by what makes it another method. One that is not here is labelled with its name and all else."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was asked for.
+
+    config: the resolved configuration; empty where no file tells it. rows: of metrics.jsonl, at least one if the run has ended, else none.
+    status: `finished` or `diverged`; `unfinished`, `damaged` or `deleted` if there is no result to report. why: it is not finished.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    status: str
+    why: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its figures go into means."""
+        return self.status == "finished"
+
+    @property
+    def label(self) -> str:
+        """The setting in the field's letters, without the seed."""
+        c = self.config
+        algorithm, rule = c["algorithm"], c.get("local_steps", {}).get("name", "fixed")
+        inner, outer = inner_optimizer(c["optimizer"]), outer_optimizer(c.get("server", {}))
+        variant = f"{algorithm['name']} {_variant(algorithm, rule, outer)}"
+        method = METHODS.get(variant) or METHODS.get(algorithm["name"])
+        J = [f"J={c['J']}"] if c["J"] is not None and (method is None or method.J) else []
+        if rule != "fixed" and f"{algorithm['name']} {rule}" not in METHODS:
+            J.append(f"({rule})")
+        words, further = [algorithm["name"] if method is None else method.title], []
+        if c["K"] == 1:
+            words += J
+            further.append(f"batch {c['batch_size']}")
+            if c.get("data_parallel", 1) > 1:
+                further.append(f"data_parallel={c['data_parallel']}")
+        else:
+            cohort = [f"C={c['m'] / c['K']:g}"] if c["m"] != c["K"] else []
+            blocks = [f"{key}={algorithm[key]}" for key in ("J_b", "blocks") if key in algorithm]
+            power = [f"power={algorithm['power']:g}"] if algorithm.get("power", 0) not in (0, 1) else []
+            words += [*([algorithm["topology"]] if "topology" in algorithm else []), f"K={c['K']}", *cohort, *J, *blocks, *power]
+            if c["N_c"] is not None:
+                further.append(f"N_c={c['N_c']}")
+            elif method is None or method.federated or c["sharding"]["name"] != "iid":
+                further.append(_division(c["sharding"]))
+            further += _participation(c)
+        if method is None or inner != method.optimizer:
+            further.append(inner)
+        if outer != (method.server if method else "sgd"):
+            further.append(f"server.{outer}" if outer.startswith("lr=") else f"server={outer}")
+        return ", ".join([" ".join(words), *further])
+
+    def column(self, name: str) -> list[float | None]:
+        """One figure of every row."""
+        return [row[name] for row in self.rows]
+
+
+def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
+    """What makes an algorithm another method: its second word in `METHODS`."""
+    match algorithm["name"]:
+        case "a2cid2":
+            return "" if algorithm["accelerated"] else "plain"
+        case "async_sgd":
+            return "aware" if algorithm["power"] == 1 else ""
+        case "fedavg":
+            return outer
+    return rule
+
+
+def _division(sharding: dict[str, Any]) -> str:
+    """How samples are divided. The two ways to draw classes mean different things by alpha, so one has another word with it."""
+    word = {"dirichlet": "", "dirichlet_classes": "per-class ", "quantity": "quantity "}.get(sharding["name"])
+    if word is None:
+        return str(sharding["name"])
+    return f"{word}alpha={sharding['alpha']:g}{' equal' if sharding.get('equal') else ''}"
+
+
+def _participation(config: dict[str, Any]) -> list[str]:
+    """Who takes part, where it is not everyone or a uniform sample, and whether they drop out."""
+    scheme = config["participation"]
+    words = [] if scheme["name"] in ("all", "uniform", "skewed") else [str(scheme["name"])]
+    if config.get("gamma") is not None:
+        words.append(f"gamma={config['gamma']:g}")
+    return words + ([f"dropout={scheme['dropout']:g}"] if scheme.get("dropout") else [])
+
+
+def inner_optimizer(optimizer: dict[str, Any]) -> str:
+    """The local optimizer by the name of its option."""
+    return "sgd" if optimizer["name"] == "sgdm" and not optimizer["momentum"] else str(optimizer["name"])
+
+
+def outer_optimizer(server: dict[str, Any]) -> str:
+    """The outer optimizer by the name of its option, which several options share with `sgd`; of a step along the mean alone, its rate."""
+    name = str(server.get("name", "sgd"))
+    if name != "sgd":
+        return name
+    if server.get("per_rate"):
+        return "slowmo"
+    if server.get("momentum"):
+        return "nesterov" if server["nesterov"] else "momentum"
+    return "sgd" if server.get("lr", 1) == 1 else f"lr={server['lr']:g}"
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its folder, as far as it can be read; a result is one only if all that can be verified of it holds."""
+    if not folder.is_dir():
+        return Run(folder, {}, [], "deleted", "the folder is gone")
+    try:
+        ended = read_ended(folder)
+        if ended is None:
+            failed = "it failed, as error.txt says" if (folder / "error.txt").exists() else "it has not ended"
+            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command goes on with it")
+        config, run = ended.summary["config"], ended.summary["run"]
+        if hash_of(config) != run:
+            raise CorruptFile("summary.json is damaged")
+        if not folder.name.endswith(run):
+            raise CorruptFile(f"it holds run {run}, which the folder is not named after")
+        return Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
+    except CorruptFile as error:
+        return Run(folder, _begun(folder), [], "damaged", str(error))
+    except OSError as error:
+        return Run(folder, _begun(folder), [], "damaged", f"it cannot be read ({error.strerror or error})")
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """The resolved configuration that a run was begun with, from config.yaml; empty if that does not say what the folder is named after."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(read_file(folder / "config.yaml").decode()))
+        config = content["resolved"] if isinstance(content, dict) else {}
+        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) else {}
+    except (OSError, CorruptFile, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
+        return {}
