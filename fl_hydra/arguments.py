@@ -163,7 +163,9 @@ def _refuse_dashes(word: str, arguments: Sequence[str]) -> NoReturn:
         word, equals, value = f"{word} {following[0]}", "=", following[0]
     name = name.replace("-", "_") if name.replace("-", "_") in keys() else name
     meant = _nearest_keys(name) or [name]
-    raise UserError(f"{word}: keys have no dashes; " + _did_you_mean(shlex.quote(f"{key}={value}") if equals else f"{key}=..." for key in meant))
+    raise UserError(
+        f"{word}: keys have no dashes; " + _did_you_mean(shlex.quote(f"{key}={value}") if equals else f"{key}=..." for key in meant)
+    )
 
 
 def _refuse_bare_words(overrides: Sequence[str]) -> None:

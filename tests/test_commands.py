@@ -141,7 +141,7 @@ MISTAKES = [
     ("-m K=2,4,", "a list ends without a comma"),
     ("algorithm=localsgd,fedavg", "which takes -m: "),
     ("seed=range(0,3)", "which takes -m: "),
-    ("K=[2", "K=[2: cannot be read"),
+    ("K=[2", "'K=[2': cannot be read"),
     ("fedavg", "fedavg: not of the form KEY=VALUE, as K=4 or optimizer.lr=0.1; did you mean algorithm=fedavg"),
     ("nonsense", "nonsense: not of the form KEY=VALUE"),
     ("--algorithm fedavg", "--algorithm fedavg: keys have no dashes; did you mean algorithm=fedavg?"),

@@ -23,6 +23,8 @@ class Course:
         """In place of the number of the run, where runs are not all asked for at once."""
         self.further = 0.0
         """Samples of runs that have not been asked for yet."""
+        self.at_most = False
+        """Whether some of what is left may be spared."""
         self._total, self._ended = total, ended
         self._labels: dict[Path, str] = {}
         self._left: dict[Path, float] = {}
@@ -76,7 +78,7 @@ class Course:
         if not self._trained:
             return ""
         seconds = (sum(self._left.values()) + self.further) / self._trained * (time.monotonic() - self._began)
-        return f", {in_words(seconds)} left"
+        return f", {'at most ' if self.at_most else ''}{in_words(seconds)} left"
 
 
 _current: Course | None = None

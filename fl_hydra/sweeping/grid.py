@@ -120,7 +120,7 @@ class GridSweeper(BasicSweeper):
 
         assert self.hydra_context is not None and self.config is not None
         checked: list[tuple[Config, Experiment]] = []
-        bad: list[str] = []
+        bad: list[tuple[str, str]] = []
         noted: list[str] = []
         compose = self._compose = self._compose or Composer(self.hydra_context, self.config)
         with patience(lambda: f"checked {len(checked) + len(bad)} of {len(points)} points"):
@@ -131,9 +131,12 @@ class GridSweeper(BasicSweeper):
                     checked.append((config, resolve(config)))
                     noted += notes(config)
                 except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-                    bad.append(f"  {label}: {explain(error)}")
+                    bad.append((label, explain(error)))
+        if len(bad) == len(points) > 1 and len({reason for _, reason in bad}) == 1:
+            raise UserError(f"{bad[0][1]} (this is so at all {len(points)} points; nothing was trained)")
         if bad:
-            raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n" + "\n".join(bad))
+            listed = "\n".join(f"  {label}: {reason}" for label, reason in bad)
+            raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n{listed}")
         for note in noted:
             if note not in self._noted:
                 self._noted.add(note)

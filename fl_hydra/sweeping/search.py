@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import UserError, require
+from fl_hydra.runs import course
 from fl_hydra.sweeping.grid import GridSweeper, Point, label_points
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class _Search:
         params = [as_override(key, value) for key, value in trial.params.items()]
         fixed = [*self.point, *params, "evaluation.test=false", "section=null", as_override("until", until)]
         return [[*fixed, f"{SEED}={seed}"] for seed in self.config.tune.seeds]
+
+    def labels(self, trial: Trial) -> list[str]:
+        """What sets each of a trial's runs apart."""
+        seeds = self.config.tune.seeds
+        return [f"trial {trial.number} {trial.typed}{f' {SEED}={seed}' if len(seeds) > 1 else ''}" for seed in seeds]
 
 
 class SearchSweeper(GridSweeper):
@@ -90,6 +96,8 @@ class SearchSweeper(GridSweeper):
         require(storage in STORAGES, f"hydra.sweeper.storage={storage}: choose {' or '.join(STORAGES)}; it lies in the study's folder")
         self._sampler, self._n_trials, self._failing, self._n_jobs = sampler, n_trials, max_failure_rate, n_jobs
         self._pruning, self._storage = Pruning.of(pruner, rungs), storage
+        self._searches: Sequence[_Search] = []
+        self._course = course.Course(0, 0)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search at each point of the grid, and print what was found.
@@ -118,8 +126,37 @@ class SearchSweeper(GridSweeper):
         self._check_pruning(objectives)
         corners = [[*points[0], *(as_override(key, value) for key, value in corner.items())] for corner in space.corners()]
         self._checked(corners, label_points(corners))
-        statuses = [self._search(search, space, objectives) for search in searches]
+        if searches[0].config.dry_run:
+            self._foresee(searches, space)
+            raise SweepEnded(0)
+        self._searches = searches
+        with course.on(self._course):
+            statuses = [self._search(search, space, objectives) for search in searches]
         raise SweepEnded(max(statuses))
+
+    def _foresee(self, searches: Sequence[_Search], space: Space) -> None:
+        """Print what the search would do."""
+        from fl_hydra.tuning.foresight import Asked, foresee_search
+        from fl_hydra.tuning.space import as_override
+
+        corner = [as_override(key, value) for key, value in space.corners()[0].items()]
+        checked = self._checked(
+            [[*search.point, *corner, "evaluation.test=false"] for search in searches], [each.name for each in searches]
+        )
+        asked = [Asked(search.folder, *each) for search, each in zip(searches, checked, strict=True)]
+        foresee_search(asked, self._n_trials, bool(self._pruning.rungs))
+
+    def _say(self, search: _Search, told: int, active: Sequence[Trial], pruning: Pruning) -> None:
+        """Tell those who report on runs how far the search is."""
+        from fl_hydra.config import resolve
+
+        at, studies = self._searches.index(search), len(self._searches)
+        of_study = f" of study {at + 1} of {studies}" if studies > 1 else ""
+        self._course.said = f"{told} of {self._n_trials} trials{of_study} over"
+        self._course.at_most = bool(pruning.rungs)
+        missing = self._n_trials * (studies - at) - told - len(active)
+        later = sum(1.0 - (pruning.until(trial.passed) or 1.0) for trial in active)
+        self._course.further = (missing + later) * len(search.config.tune.seeds) * resolve(search.config).budget
 
     def _check_pruning(self, objectives: Sequence[Objective]) -> None:
         """Refuse to give up trials by what cannot be seen before their end."""
@@ -188,6 +225,7 @@ class SearchSweeper(GridSweeper):
                         if len(told) < self._n_trials:
                             warn(f"{search.name}: the space is used up after {len(told)} trials")
                         break
+                    self._say(search, len(told), active, study.pruning)
                     reports = self._advanced(search, active, study.pruning, objectives)
                     failed = [each for each in reports if each.values is None]
                     failures = len(failed) + sum(each.state == "failed" for each in told)
@@ -232,7 +270,8 @@ class SearchSweeper(GridSweeper):
             except UserError as error:
                 reports[trial.number] = Report(trial, None, True, " ".join(str(error).split()))
         points = [point for trial in good for point in search.trial_points(trial, pruning.until(trial.passed))]
-        outcomes = self._train(points, checked) if points else []
+        labels = [label for trial in good for label in search.labels(trial)]
+        outcomes = self._train(points, checked, labels) if points else []
         seeds = len(search.config.tune.seeds)
         for position, trial in enumerate(good):
             mine = outcomes[position * seeds : (position + 1) * seeds]
@@ -301,7 +340,6 @@ def _print(search: _Search, objectives: Sequence[Objective], told: Sequence[Told
     from rich.table import Table
     from rich.text import Text
 
-    from fl_hydra.tuning.space import as_override
     from fl_hydra.tuning.study import ranked
 
     pruned = any(each.state == "pruned" for each in told)
@@ -315,9 +353,9 @@ def _print(search: _Search, objectives: Sequence[Objective], told: Sequence[Told
         table.add_row(str(each.trial.number), *(Text(_shown(each.trial.params[key])) for key in keys), *values, *states)
     Console(width=140).print(table)
     for each in best:
-        chosen = " ".join(as_override(key, value) for key, value in each.trial.params.items())
         reached = ", ".join(f"{objective} {value:.5g}" for objective, value in zip(objectives, each.values or [], strict=True))
-        print(f"{'best' if len(objectives) == 1 else 'on the front'} of {search.name}: trial {each.trial.number}, {reached}: {chosen}")
+        what = "best" if len(objectives) == 1 else "on the front"
+        print(f"{what} of {search.name}: trial {each.trial.number}, {reached}: {each.trial.typed}")
 
 
 def _shown(value: Any) -> str:

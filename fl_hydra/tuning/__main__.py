@@ -27,7 +27,9 @@ def main() -> None:
 
 
 def _main() -> None:
+    from fl_hydra.arguments import as_typed
     from fl_hydra.tuning.chosen import write_chosen
+    from fl_hydra.tuning.space import as_override
 
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.tuning", description=main.__doc__)
     parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
@@ -54,8 +56,7 @@ def _main() -> None:
     else:
         chosen = of_studies(arguments.name, outputs, arguments.trial)
     for each in chosen:
-        where = " ".join(f"{key}={value}" for key, value in each.where.items())
-        values = " ".join(f"{key}={value}" for key, value in each.values.items())
+        where, values = (" ".join(as_typed(as_override(key, value)) for key, value in some.items()) for some in (each.where, each.values))
         print(f"{where + ': ' if where else ''}{values}, {each.objective} {each.value:.5g}, the best of {each.trials}")
     print(f"wrote {write_chosen(arguments.name, outputs, chosen)}")
 

@@ -62,7 +62,8 @@ def read_chosen(name: str, outputs: Path) -> list[Chosen]:
 
     path = file_of(name, outputs)
     known = sorted(each.stem for each in path.parent.glob("*.yaml"))
-    instead = f"there are {', '.join(known)}" if known else "search, then choose with python -m fl_hydra.tuning best"
+    instead = f"there are {', '.join(known)}; " if known else ""
+    instead += f"search first: make tune-{name}, or python -m fl_hydra.tuning best after a search of your own"
     require(path.exists(), f"tuned={name}: there is no {path}; {instead}")
     try:
         entries = OmegaConf.to_container(OmegaConf.create(read_file(path).decode()))

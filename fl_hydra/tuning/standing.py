@@ -16,6 +16,9 @@ from fl_hydra.runs.standing import is_written
 from fl_hydra.tuning.pruning import quietly
 from fl_hydra.tuning.study import STORAGES, storage_at
 
+ENDED = ("complete", "pruned", "fail")
+"""Optuna's states of a trial that has ended."""
+
 
 @dataclass(frozen=True)
 class SearchStanding:
@@ -36,7 +39,7 @@ def searches(outputs: Path) -> list[SearchStanding]:
     for folder in sorted(path for path in (outputs / "studies").glob("*") if path.is_dir()):
         with suppress(UserError):
             states = trial_states(folder)
-            ended = {state: count for state, count in states.items() if state in ("complete", "pruned", "fail")}
+            ended = {state: count for state, count in states.items() if state in ENDED}
             open_ones = states.get("running", 0) + states.get("waiting", 0)
             best = _best(folder)
             running = is_written(folder)

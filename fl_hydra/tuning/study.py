@@ -21,7 +21,7 @@ from fl_hydra.files import read_file, write_atomically
 from fl_hydra.randomness import generator
 from fl_hydra.tuning.objective import Direction
 from fl_hydra.tuning.pruning import Pruning, quietly
-from fl_hydra.tuning.space import Space, Value
+from fl_hydra.tuning.space import Space, Value, as_override
 
 if TYPE_CHECKING:
     import optuna
@@ -49,6 +49,13 @@ class Trial:
     def point(self) -> str:
         """The point as text that equal points share."""
         return json.dumps(self.params, sort_keys=True)
+
+    @property
+    def typed(self) -> str:
+        """The point as overrides that a shell takes."""
+        from fl_hydra.arguments import as_typed
+
+        return " ".join(as_typed(as_override(key, value)) for key, value in self.params.items())
 
 
 @dataclass(frozen=True)
