@@ -64,7 +64,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(program: Program, t
     dry = program(*GRID, "section=other", "dry_run=true", cwd=tmp_path)
     assert re.search(r"4 runs: 1 finished, 1 to resume, 2 to train", dry.output), dry.output
     assert re.search(r"to resume: J=4 seed=1 \(from [1-9]\d%\)", dry.output)
-    assert "from runs of equal settings that are finished" in dry.output, "of J=4"
+    assert "from runs of equal settings that were trained here" in dry.output, "of J=4"
     assert {path: path.read_bytes() for path in content(tmp_path) if path.is_file()} == before
 
     assert program(*GRID, cwd=tmp_path).status == 0
@@ -162,7 +162,7 @@ def test_time_left_is_that_of_the_missing_samples_at_the_pace_so_far(monkeypatch
     monkeypatch.setattr("fl_hydra.runs.course.time.monotonic", lambda: now[0])
     course = Course(total=5, ended=2)
     folders = [Path(name) for name in "abc"]
-    course.ask({folder: ("", 1000.0) for folder in folders})
+    course.ask(dict.fromkeys(folders, ("", 1000.0)))
     assert course.started([(folders[0], 1000, 0.5)]) == "3 of 5", "no pace yet; half of it was there"
     now[0] = 60.0
     course.advanced(1.0)  # 500 samples in a minute; 2000 are left

@@ -31,7 +31,9 @@ class Course:
         self._now: dict[Path, tuple[float, float]] = {}
         """Of the runs that train now: the samples of each, and the part that was done when it began."""
         self._over: set[Path] = set()
-        self._began, self._trained = time.monotonic(), 0.0
+        self._began: float | None = None
+        """When the first run began to train: until then programs and data are loaded, which is done once."""
+        self._trained = 0.0
 
     def ask(self, runs: Mapping[Path, tuple[str, float]]) -> None:
         """Runs are to be trained.
@@ -53,6 +55,7 @@ class Course:
             runs: of each the folder, the samples of its budget, and the part of it that is done.
         """
         self._close()
+        self._began = time.monotonic() if self._began is None else self._began
         first = self._ended + len(self._over) + 1
         for folder, budget, done in runs:
             self._now[folder] = (budget, done)
@@ -75,7 +78,7 @@ class Course:
         self._now = {}
 
     def _time_left(self) -> str:
-        if not self._trained:
+        if not self._trained or self._began is None:
             return ""
         seconds = (sum(self._left.values()) + self.further) / self._trained * (time.monotonic() - self._began)
         return f", {'at most ' if self.at_most else ''}{in_words(seconds)} left"

@@ -51,8 +51,8 @@ class Planned:
 class Cost:
     """What a setting takes.
 
-    sample, evaluation: seconds. disk: bytes of a run. source: `finished` runs of equal settings, `timed` now, or `alike`: other settings
-    that were timed.
+    sample, evaluation: seconds. disk: bytes of a run. source: runs of equal settings that were `trained` here, rounds that were `timed`
+    now, or `alike`: other settings that were timed.
     """
 
     sample: float
@@ -119,7 +119,7 @@ def print_cost(runs: Sequence[Planned], times: Sequence[float] | None = None, at
     disk = sum(cost.disk * count for cost, count in zip(costs, times, strict=True))
     sources = Counter(cost.source for cost in costs)
     told = {
-        "finished": "from runs of equal settings that are finished",
+        "trained": "from runs of equal settings that were trained here",
         "timed": "from a few rounds that were timed now",
         "alike": "from other settings that were timed",
     }
@@ -131,8 +131,8 @@ def print_cost(runs: Sequence[Planned], times: Sequence[float] | None = None, at
 
 
 def estimates(runs: Sequence[Planned]) -> list[Cost]:
-    """What each run takes: from finished runs of equal settings where there are some, else from a few rounds."""
-    known = _finished(runs)
+    """What each run takes: from runs of equal settings where there are some, else from a few rounds."""
+    known = _trained(runs)
     timed: dict[str, Cost] = {}
     spent = 0.0
     for run in runs:
@@ -164,19 +164,19 @@ def pace_key(described: dict[str, Any]) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _finished(runs: Sequence[Planned]) -> dict[str, Cost]:
-    """By :func:`pace_key`, what finished runs took that were trained on this machine."""
+def _trained(runs: Sequence[Planned]) -> dict[str, Cost]:
+    """By :func:`pace_key`, what runs took that were trained on this machine, as far as they have come."""
     found: dict[str, list[tuple[float, int]]] = {}
     wanted = {pace_key(describe(run.experiment)) for run in runs}
     for outputs in {Path(run.config.outputs) for run in runs}:
         for folder in run_folders(outputs):
             run = read_run(folder)
-            if not run.finished or (key := pace_key(run.config)) not in wanted or not _trained_here(folder, runs[0].config):
+            if not run.config or (key := pace_key(run.config)) not in wanted or not _trained_here(folder, runs[0].config):
                 continue
             if (pace := seconds_per_sample(folder)) is not None:
                 found.setdefault(key, []).append((pace, size(folder)))
     return {
-        key: Cost(statistics.median(pace for pace, _ in some), 0.0, statistics.fmean(held for _, held in some), "finished")
+        key: Cost(statistics.median(pace for pace, _ in some), 0.0, statistics.fmean(held for _, held in some), "trained")
         for key, some in found.items()
     }
 

@@ -16,7 +16,7 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.runs.folder import run_folders, section_runs, sections
 from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run, inner_optimizer, outer_optimizer, read_run
-from fl_hydra.runs.standing import part_seen, seconds_spent
+from fl_hydra.runs.standing import is_written, part_seen, seconds_spent
 
 FIGURES = ("val/acc", "test/acc")
 MOST_COLUMNS = 8
@@ -58,6 +58,8 @@ def _listed(run: Run, homes: Sequence[str]) -> Listed:
         facts |= {"optimizer": inner_optimizer(run.config["optimizer"]), "server": outer_optimizer(run.config.get("server", {}))}
     facts |= run.rows[-1] if run.rows else {}
     facts |= {"status": run.status, "section": list(homes), "trained_seconds": seconds_spent(run.folder), "run": run.folder.name}
+    if run.status == "unfinished" and is_written(run.folder):
+        facts["status"] = "running"
     if run.status == "unfinished" and run.config:
         facts["done"] = part_seen(run.folder, run.config)
     return Listed(run, facts)
@@ -208,7 +210,7 @@ def _typed(each: Listed, keys: Sequence[str]) -> list[str]:
 def status(each: Listed) -> str:
     """How a run has ended, or how far it is, and why where that is short."""
     if "done" in each.facts:
-        return f"{each.run.status} ({each.facts['done']:.0%})"
+        return f"{each.facts['status']} ({each.facts['done']:.0%})"
     return f"damaged ({each.run.why})" if each.run.status == "damaged" else each.run.status
 
 
