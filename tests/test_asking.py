@@ -129,6 +129,17 @@ def test_the_shakespeare_that_comes_with_the_project_is_enough(program: Program,
     assert "4 points, 4 runs: 4 to train" in dry.output, dry.output
 
 
+def test_sections_at_smoke_size_end_well_only_if_all_points_do(tmp_path: Path) -> None:
+    def smoke(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fl_hydra.sweeping.smoke", *words, f"outputs={tmp_path}", "threads=1", "rounds=2"]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+    bad = smoke("localsgd", "fedavg", "K=4", "optimizer.lr=1e20")
+    assert bad.returncode == 1, bad.stdout
+    assert "failed: localsgd, fedavg" in bad.stdout, "the second one is not left out"
+    assert smoke("nothing").returncode == 2
+
+
 def test_make_passes_sizes_filters_and_orders_on() -> None:
     assert _of_report(["localsgd", "size=smoke", "K=2", "outputs=x"]) == ["localsgd-smoke", "--outputs=x"]
     assert _of_report(["localsgd", "size=smoke", "section=mine"]) == ["mine"]

@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.sweeping.smoke KEY=VALUE ...`: every section of both tracks at smoke size, in one process, then their report.
+"""`python -m fl_hydra.sweeping.smoke [SECTION ...] [KEY=VALUE ...]`: every section at smoke size, in one process, then their report.
 
 A section that fails leaves the others going on; a signal ends all. What is finished is found, as in every sweep.
 """
@@ -7,39 +7,47 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from fl_hydra.endings import framed
+from fl_hydra.errors import UserError
 from fl_hydra.paths import OUTPUTS
 
 FOLDER = OUTPUTS / "smoke"
 
 
 def main() -> None:
-    """Run all sections; leave with 0 if every point of each is finished and the report is drawn, with 1 if not."""
+    """Run all sections, or those that are named; leave with 0 if every point of each is finished and the report is drawn, with 1 if not."""
+    framed(_main)
+
+
+def _main() -> None:
     from fl_hydra.app import main as train
     from fl_hydra.arguments import sections
     from fl_hydra.report.__main__ import main as report
 
-    typed = sys.argv[1:]
-    folder = next((word.partition("=")[2] for word in typed if word.startswith("outputs=")), str(FOLDER))
-    own = ["hydra/launcher=packed", f"outputs={folder}"]
-    given = {word.partition("=")[0] for word in typed}
-    own = [word for word in own if word.partition("=")[0] not in given]
-    began, failed, names = time.monotonic(), [], []
-    for track, listed in sections().items():
-        for section in listed:
-            print(f"\n== {section} ==", file=sys.stderr, flush=True)
-            names.append(f"{section}-smoke")
-            if _status(train, ["train.py", "-m", f"+sweep/{track}={section}", "size=smoke", *own, *typed]):
-                failed.append(section)
-    if "dry_run=true" not in typed and _status(report, ["report.py", *names, "--outputs", folder]):
+    typed = [word for word in sys.argv[1:] if "=" in word or word.startswith("-")]
+    named = [word for word in sys.argv[1:] if word not in typed]
+    tracks = {section: track for track, listed in sections().items() for section in listed}
+    if unknown := [section for section in named if section not in tracks]:
+        raise UserError(f"{unknown[0]}: there is no such section; choose from {', '.join(tracks)}")
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in typed}
+    folder = given.get("outputs", str(FOLDER))
+    own = [word for word in ("hydra/launcher=packed", f"outputs={folder}") if word.partition("=")[0] not in given]
+    began, failed = time.monotonic(), []
+    for section in named or tracks:
+        print(f"\n== {section} ==", file=sys.stderr, flush=True)
+        if _status(train, ["train.py", "-m", f"+sweep/{tracks[section]}={section}", "size=smoke", *own, *typed]):
+            failed.append(section)
+    reported = [f"{section}-smoke" for section in named or tracks]
+    if given.get("dry_run") != "true" and _status(report, ["report.py", *reported, "--outputs", folder]):
         failed.append("the report")
     ended = f"failed: {', '.join(failed)}" if failed else "all finished"
-    print(f"{len(names)} sections at smoke size in {time.monotonic() - began:.0f} s: {ended}")
+    print(f"{len(reported)} sections at smoke size in {time.monotonic() - began:.0f} s: {ended}")
     sys.exit(1 if failed else 0)
 
 
-def _status(program: object, argv: Sequence[str]) -> int:
+def _status(program: Callable[[], None], argv: Sequence[str]) -> int:
     """Run a program as if these had been typed; its exit status.
 
     Raises:
@@ -49,7 +57,6 @@ def _status(program: object, argv: Sequence[str]) -> int:
 
     sys.argv = list(argv)
     try:
-        assert callable(program)
         program()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
