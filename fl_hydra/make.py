@@ -37,6 +37,8 @@ def main() -> None:
     """Run train.py or another program with what was typed to make."""
     program, *given = sys.argv[1:]
     typed = typed_variables(os.environ.get("MAKEFLAGS", ""))
+    if program in ("report", "best") and "dry_run=true" in (*given, *typed):
+        return  # nothing was trained
     if program == "train":
         from fl_hydra.app import main as train
 
@@ -57,7 +59,7 @@ def main() -> None:
 
         sys.argv = ["smoke.py", *given, *(word for word in typed if not word.startswith("size="))]
         smoke()
-    elif "dry_run=true" not in [word.lower() for word in (*given, *typed)]:  # then there is nothing to report
+    else:
         from fl_hydra.report.__main__ import main as report
 
         sys.argv = ["report.py", *_of_report([*given, *typed])]
