@@ -179,6 +179,15 @@ def test_time_left_is_that_of_the_missing_samples_at_the_pace_so_far(monkeypatch
     course.advanced(1.0)  # 500 samples in a minute; 2000 are left
     assert course.started([(folders[1], 1000, 0.0), (folders[2], 1000, 0.0)]) == "4 to 5 of 5, 4 min left"
 
+    search = Course(total=0, ended=0)
+    search.said, search.further, search.at_most = "2 of 9 trials over", 700.0, True
+    search.ask(dict.fromkeys(folders, ("", 100.0)))  # up to a tenth of each
+    search.started([(folder, 1000, 0.0) for folder in folders])
+    now[0] = 120.0
+    search.advanced(0.1)
+    search.ask({folders[0]: ("", 200.0)})
+    assert search.started([(folders[0], 1000, 0.1)]) == "2 of 9 trials over, at most 3 min left", "900 samples, after 300 in a minute"
+
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(3, "3 s"), (600, "10 min"), (11400, "3 h 10 min"), (7199, "2 h"), (190800, "2 d 5 h"), (3599, "1 h")]

@@ -28,19 +28,22 @@ class Course:
         self._total, self._ended = total, ended
         self._labels: dict[Path, str] = {}
         self._left: dict[Path, float] = {}
-        self._now: dict[Path, tuple[float, float]] = {}
-        """Of the runs that train now: the samples of each, and the part that was done when it began."""
+        self._now: dict[Path, float] = {}
+        """The samples of each run that trains now."""
+        self._done = 0.0
+        """The part of its budget that the one of them with the longest way to go has done."""
         self._over: set[Path] = set()
         self._began: float | None = None
         """When the first run began to train: until then programs and data are loaded, which is done once."""
         self._trained = 0.0
 
     def ask(self, runs: Mapping[Path, tuple[str, float]]) -> None:
-        """Runs are to be trained.
+        """Runs are to be trained; those before them are over, or pause.
 
         Args:
             runs: by folder, what sets each apart, and the samples that it has before it.
         """
+        self._close()
         for folder, (label, left) in runs.items():
             self._labels[folder], self._left[folder] = label, left
 
@@ -58,18 +61,20 @@ class Course:
         self._began = time.monotonic() if self._began is None else self._began
         first = self._ended + len(self._over) + 1
         for folder, budget, done in runs:
-            self._now[folder] = (budget, done)
+            self._now[folder] = budget
             self._left[folder] = min(self._left.get(folder, budget), budget * (1 - done))
+        self._done = min(done for _, _, done in runs)
         last = first + len(runs) - 1
         where = self.said or f"{first if first == last else f'{first} to {last}'} of {self._total}"
         return f"{where}{self._time_left()}"
 
     def advanced(self, done: float) -> None:
         """The part of the budget, of the run that has the longest way to go, that is done by now."""
-        for folder, (budget, before) in self._now.items():
-            left = min(self._left[folder], budget * (1 - max(done, before)))
-            self._trained += self._left[folder] - left
-            self._left[folder] = left
+        for folder, budget in self._now.items():  # all of them train as many samples in a round
+            trained = min(self._left[folder], budget * max(0.0, done - self._done))
+            self._trained += trained
+            self._left[folder] -= trained
+        self._done = max(self._done, done)
 
     def _close(self) -> None:
         for folder in self._now:
