@@ -298,7 +298,9 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
     try:
         with _hydra():
-            return typed(with_chosen(composed, prepared))
+            config = typed(with_chosen(composed, prepared))
+        require(not config.dry_run and config.size == "full", "dry_run and size are for the command line: leave them out here")
+        return config
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
 
