@@ -15,7 +15,7 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import CorruptFile, read_file, read_verified
 from fl_hydra.paths import CONF, DATA, OUTPUTS
 from fl_hydra.runs.checkpoint import Checkpoint
-from fl_hydra.runs.folder import CONFIG, METRICS, read_ended, rows_of, run_folders
+from fl_hydra.runs.folder import CONFIG, METRICS, read_ended, rows_of
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.progress import ConsoleReporter
 
@@ -247,20 +247,14 @@ def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False)
 
 
 def load(name: str | Path, outputs: str | Path = OUTPUTS) -> Run:
-    """A run that was trained before, by its folder, the folder's name or the first digits of its hash.
+    """A run that was trained before, by its folder, the folder's name or the first digits (4 or more) of its hash.
 
     Raises:
         UserError: there is no such run, or several.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir() and (folder / METRICS).exists():
-        return Run(folder)
-    folders = run_folders(Path(outputs).expanduser())
-    text = str(name)
-    found = [each for each in folders if each.name == text] or [each for each in folders if each.name.rpartition("-")[2].startswith(text)]
-    require(bool(found), f"{name}: there is no such run in {outputs}; python -m fl_hydra.report --list names them")
-    require(len(found) == 1, f"{name}: {len(found)} runs begin so: {', '.join(each.name for each in found[:5])}; name more of one")
-    return Run(found[0])
+    from fl_hydra.runs.finding import find_run
+
+    return Run(find_run(str(name), Path(outputs).expanduser()))
 
 
 class _Quiet(ConsoleReporter):

@@ -52,7 +52,7 @@ def test_a_run_is_found_by_its_folder_name_and_hash(trained: fl_hydra.Run, outpu
     digits = trained.summary["run"]
     for name in (trained.folder, str(trained.folder), trained.folder.name, digits, digits[:6]):
         assert fl_hydra.load(name, outputs).summary == trained.summary
-    with pytest.raises(UserError, match="there is no such run"):
+    with pytest.raises(UserError, match="no run of this name"):
         fl_hydra.load("0123456789", outputs)
 
 
