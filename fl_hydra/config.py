@@ -31,6 +31,7 @@ from fl_hydra.paths import DATA, OUTPUTS
 from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
 from fl_hydra.speeds.base import Speeds, speed_models
+from fl_hydra.tracking.trackers.base import Tracker, trackers
 from fl_hydra.training.experiment import Experiment
 
 REGISTRIES: tuple[Registry[Any], ...] = (
@@ -44,6 +45,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     shardings,
     participations,
     speed_models,
+    trackers,
 )
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
@@ -110,6 +112,7 @@ class Config:
     sharding: Sharding = MISSING
     participation: Participation = MISSING
     speeds: Speeds = MISSING
+    tracker: Tracker = MISSING
 
     K: int | None = None
     C: float | None = None
@@ -140,6 +143,8 @@ class Config:
     section: str | None = None
     size: str = "full"
     dry_run: bool = False
+    study: str | None = None
+    resume: str | None = None
     tuned: str | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     """What `tuned` has put in, and on what grounds, for the reader of config.yaml; not typed."""
@@ -167,6 +172,14 @@ class Config:
         )
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
+        require(
+            self.resume in (None, "wandb"),
+            f"resume={self.resume}: choose wandb, which takes up a newer checkpoint from there; what is in outputs is always gone on with",
+        )
+        require(
+            self.resume is None or self.tracker.name == "wandb",
+            f"resume={self.resume}: which project it is in is said by tracker.project; add tracker=wandb",
+        )
         for name in ("section", "tuned"):
             value = getattr(self, name)
             require(

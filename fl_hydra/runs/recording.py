@@ -33,6 +33,7 @@ from fl_hydra.runs.folder import (
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, glance, refuse_foreign, write_traceback
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
+from fl_hydra.tracking.follower import follow
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Recording:
         """Spent on it before this process."""
         self._since = time.monotonic()
         self._noted = False
+        self._follower = follow(config, experiment, self.folder.path, warn)
 
     def begin(self, ownerships: ExitStack) -> None:
         """Find the run's result, or become its only writer.
@@ -92,11 +94,16 @@ class Recording:
         self.outcome = find(self.experiment, outputs, self.warn)
         if self.outcome is None:
             (self.folder.path / ERROR).unlink(missing_ok=True)
+            if self.config.resume is not None:
+                from fl_hydra.tracking.resume import bring
+
+                bring(self.config, self.experiment, self.folder.path, self.checkpoints, self.warn)
 
     def end(self, status: str, reason: str, signal_number: int = 0) -> None:
         """Note how the run ended, if it has not."""
         if self.outcome is None:
             self.outcome = Outcome(status, self.folder.path, self.row, reason, signal_number=signal_number)
+            self._follower.ended(status)
 
     def fail(self, error: Exception) -> None:
         """Note that the run ended with an error, in one line; its traceback goes into error.txt."""
@@ -148,6 +155,7 @@ class Recording:
     def _pauses_at(self, row: Metrics, trained: bool, asked_to_stop: int | None = None) -> None:
         reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it goes on"
         self.outcome = Outcome("paused", self.folder.path, row, reason, trained, asked_to_stop or 0)
+        self._follower.ended("paused")
 
     def restore(self, trainer: Trainer, run: int) -> bool:
         """Go on from the newest sound checkpoint, or begin.
@@ -192,6 +200,11 @@ class Recording:
             break
         self._since = time.monotonic()
         self._schedule(trainer.members[run].samples)
+        if checkpoint is None:
+            self._follower.held(b"")
+        else:
+            path = self.checkpoints.path(checkpoint.round)
+            self._follower.held(self.metrics.content, path, checkpoint.round, checkpoint.trainer["clients"])
         return True
 
     def describe_environment(self, now: Conditions, together: int, trains: bool) -> None:
@@ -283,6 +296,7 @@ class Recording:
         self._references = {round: clients for round, clients in self._references.items() if round in kept}
         if len(self._references) == len(kept):  # else a kept checkpoint of an earlier process may refer to more
             trainer.members[run].clients.collect(list(self._references.values()))
+        self._follower.held(self.metrics.content, self.checkpoints.path(checkpoint.round), checkpoint.round, checkpoint.trainer["clients"])
 
     def conclude(self, trainer: Trainer, run: int, status: str, reason: str, asked_to_stop: int | None) -> None:
         """Write summary.json, after a last look at what it vouches for; a run that pauses has none.

@@ -49,7 +49,7 @@ class _Search:
         from fl_hydra.tuning.space import as_override
 
         params = [as_override(key, value) for key, value in trial.params.items()]
-        fixed = [*self.point, *params, "evaluation.test=false", "section=null", as_override("until", until)]
+        fixed = [*self.point, *params, "evaluation.test=false", "section=null", f"study={self.name}", as_override("until", until)]
         return [[*fixed, f"{SEED}={seed}"] for seed in self.config.tune.seeds]
 
     def labels(self, trial: Trial) -> list[str]:

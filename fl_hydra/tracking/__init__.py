@@ -1,0 +1,1 @@
+"""Trackers: they follow what runs have written, and can neither change nor slow a run."""

@@ -1,0 +1,1 @@
+"""What runs can be followed by."""
