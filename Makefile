@@ -12,7 +12,7 @@ DEMO := section=demo
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
 SEARCHES := $(patsubst sweeps/search/%.yaml,tune-%,$(wildcard sweeps/search/*.yaml))
-.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 smoke status runs report track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
+.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +101,12 @@ $(SEARCHES): setup # tune-SECTION: search the section's rates (sweeps/search), a
 
 report: setup ## figures and tables of every section that has been trained
 	$(REPORT) $(ARGS)
+
+sync: setup ## upload to W&B what it lacks of runs with tracker=wandb; ARGS="SECTION --project NAME" names others
+	$(RUN) -m fl_hydra.tracking sync $(ARGS)
+
+dashboard: setup ## make the report's panels at W&B, for each section; ARGS="SECTION --project NAME"
+	$(RUN) -m fl_hydra.tracking dashboard $(ARGS)
 
 runs: setup ## the runs in outputs: FILTER="algorithm=localsgd optimizer.lr<0.1" SORT=-val/acc
 	$(ASK) list

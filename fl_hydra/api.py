@@ -321,7 +321,7 @@ def _typed(content: Mapping[str, Any]) -> Config:
     """
     from dataclasses import fields
 
-    values = dict(content)
+    values = {**content, "tracker": {"name": "none"}, "resume": None}  # what followed it then may not be installed here
     try:
         for registry in REGISTRIES:
             part = dict(values[registry.group])

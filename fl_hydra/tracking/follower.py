@@ -102,6 +102,7 @@ class Followers:
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self._writer = threading.Thread(target=self._write, daemon=True, name="followers")
         self._writer.start()
         atexit.register(self.close)
@@ -121,7 +122,8 @@ class Followers:
                 start_new_session=True,  # a Ctrl-C is for the one that trains
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))},
             )
-            threading.Thread(target=self._read, daemon=True, name="followers' notes").start()
+            self._reader = threading.Thread(target=self._read, daemon=True, name="followers' notes")
+            self._reader.start()
             assert process.stdin is not None
             while (message := self._messages.get()) is not None:
                 process.stdin.write(json.dumps(message) + "\n")
@@ -161,6 +163,18 @@ class Followers:
             if self._process is not None and self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the pipes, whose other ends are gone, and with them end the threads."""
+        for thread in (self._writer, self._reader):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(1.0)
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with suppress(OSError, ValueError):
+                        pipe.close()
 
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -175,7 +189,7 @@ def _followers(warn: Callable[[str], None]) -> Followers:
     return _present
 
 
-def close() -> None:
-    """End the followers' process, if there is one, as the end of a program does."""
+def close(seconds: float = LAST_SECONDS) -> None:
+    """End the followers' process, if there is one, as the end of a program does; wait no longer than so many seconds."""
     if _present is not None:
-        _present.close()
+        _present.close(seconds)

@@ -50,7 +50,7 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
     except Exception as error:
         if own is None:
             raise ResumeRefused(
-                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; mend that, or leave resume out to begin"
+                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; mend that, or leave resume out"
             ) from error
         warn(f"resume=wandb: {' '.join(str(error).split())[:200]}; the run goes on from the checkpoint that is here")
         return
@@ -86,7 +86,7 @@ def _verified(version: Any, incoming: Path, experiment: Experiment, folder: Path
         version.download(root=str(incoming), skip_cache=True)
     except Exception as error:
         raise CorruptFile(f"it cannot be downloaded: {' '.join(str(error).split())[:200]}") from error
-    files = [path for path in incoming.glob("round-*.pt")]
+    files = list(incoming.glob("round-*.pt"))
     if len(files) != 1:
         raise CorruptFile(f"it has {len(files)} checkpoints")
     try:

@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.tracking sync`: uploads to W&B what it lacks of runs that were trained, from their own files; given twice, nothing new.
+"""`python -m fl_hydra.tracking sync`: uploads to W&B what it lacks of trained runs, from their own files; given twice, nothing new.
 
 What is there is asked of W&B. Of a section there is a run of the type `report`, with the mean and deviation over seeds of each setting, and
 the section's figures.
@@ -61,10 +61,10 @@ def main(arguments: list[str]) -> None:
         "no run was trained with tracker=wandb; name a project to upload the others, as in --project fl-hydra",
     )
     there = set(sections(outputs)) if (outputs / "sections").is_dir() and any((outputs / "sections").glob("*.txt")) else set()
-    written = [name for name, (tracker, connection) in reports.items() if name in there and _report(name, outputs, tracker, connection)]
+    written = [name for name, (tracker, at) in reports.items() if name in there and _report(name, outputs, tracker, at)]
     print(
-        f"{counts['rows']} rows and {counts['checkpoints']} checkpoints of {counts['runs']} runs were uploaded, {counts['known']} runs were "
-        f"there already; {len(written)} section summaries are new"
+        f"{counts['rows']} rows and {counts['checkpoints']} checkpoints of {counts['runs']} runs were uploaded, {counts['known']} runs were there "
+        f"already; {len(written)} section summaries are new"
     )
 
 
@@ -143,11 +143,13 @@ def _sync_run(tracker: Wandb, followed: Followed, connection: Connection, counts
             if (found := _held(followed.folder)) is None or not found[0].lines:
                 return
             held, status = found
-            number, there = connection.attempt(followed.run, held.lines)
+            there = connection.attempt(followed.run, held.lines)[1]
             missing = len(held.lines) - (0 if there is None else rows_there(there))
-            upload = tracker.artifact_minutes is not None and held.checkpoint is not None and not _uploaded(held, status, followed, connection)
+            upload = (
+                tracker.artifact_minutes is not None and held.checkpoint is not None and not _uploaded(held, status, followed, connection)
+            )
             said = None if there is None else dict(there.summary).get("status")
-            if missing <= 0 and not upload and said == status:
+            if missing <= 0 and not upload and (said == status or (status == "interrupted" and said is not None)):
                 counts["known"] += 1
                 return
             notes: list[str] = []
@@ -218,7 +220,7 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
         reinit="create_new",
         settings=connection.settings(finish_timeout=UPLOAD_SECONDS),
     )
-    header = ["setting", "seeds", *(f"{column} {part}" for column in columns for part in ("mean", "deviation"))]
+    header: list[str | int] = ["setting", "seeds", *(f"{column} {part}" for column in columns for part in ("mean", "deviation"))]
     table = wandb.Table(columns=header, data=rows)
     run.log({"results": table, **{path.stem: wandb.Image(str(path)) for path in figures}})
     run.summary.update({**summary, CONTENT: content})

@@ -22,7 +22,7 @@ class TensorBoardRun:
 
         if self._writer is None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._writer = SummaryWriter(str(self._folder))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._folder))
         for step, line in enumerate(held.lines[self._sent :], self._sent):
             for name, value in json.loads(line).items():
                 if value is not None:

@@ -42,7 +42,7 @@ class Unreachable(Exception):
 
 
 def use_folder(outputs: Path) -> Path:
-    """Have the client write below `outputs/wandb` alone: it would use the home folder and the present one. To be called before its import."""
+    """Have the client write below `outputs/wandb` alone: it would use the home folder and the present one. Call it before its import."""
     folder = outputs / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["WANDB_DIR"] = str(folder)
@@ -341,7 +341,7 @@ class WandbRun:
 
     def ended(self, status: str) -> None:
         """Say how the run has ended, and see that its last checkpoint is uploaded."""
-        self._exit_code = 0 if status in ("finished", "diverged") else 1
+        self._exit_code = 0 if status in ("finished", "diverged", "paused") else 1
         if self._run is not None:
             self._run.summary["status"] = status
         if self.uploads is not None:

@@ -1,7 +1,7 @@
-"""A server on the loopback that answers the calls of the real W&B client, so that our use of the client can be tested without a network.
+"""A server on the loopback that answers the calls of the real W&B client, so that our use of it can be tested without a network.
 
-It says nothing about the service itself. It keeps runs, their history and artifacts in memory, and can be told to answer errors, to hang, or
-to die.
+It says nothing about the service itself. It keeps runs, their history and artifacts in memory, and can be told to answer errors, to hang
+or to die.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENTITY = "us"
 
 
 class Server:
-    """behave: `well`, `errors` (500 to every request), `refuses` (401), `hangs` (no answer). Counts and contents are for tests to look at."""
+    """behave: `well`, `errors` (500 to every request), `refuses` (401), `hangs` (no answer). What it holds is for tests to look at."""
 
     def __init__(self) -> None:
         self.behaves = "well"
@@ -295,7 +295,11 @@ class Server:
     def _created(self, artifact: dict[str, Any]) -> dict[str, Any]:
         newest = self.versions(artifact["collection"])[-1:]
         latest = {"id": newest[0]["id"], "versionIndex": newest[0]["version"]} if newest else None
-        return {"id": artifact["id"], "state": artifact["state"], "artifactSequence": {"id": artifact["collection"], "latestArtifact": latest}}
+        return {
+            "id": artifact["id"],
+            "state": artifact["state"],
+            "artifactSequence": {"id": artifact["collection"], "latestArtifact": latest},
+        }
 
     def _CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         artifact = self.artifacts[variables["artifactID"]]
