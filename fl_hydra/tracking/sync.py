@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
     there = set(sections(outputs)) if (outputs / "sections").is_dir() and any((outputs / "sections").glob("*.txt")) else set()
     written = [name for name, (tracker, at) in reports.items() if name in there and _report(name, outputs, tracker, at)]
     print(
-        f"{counts['rows']} rows and {counts['checkpoints']} checkpoints of {counts['runs']} runs were uploaded, {counts['known']} runs were "
-        f"there already; {len(written)} section summaries are new"
+        f"{counts['rows']} rows and {counts['checkpoints']} checkpoints of {counts['runs']} runs were uploaded, {counts['known']} runs "
+        f"were there already; {len(written)} section summaries are new"
     )
 
 
