@@ -104,6 +104,10 @@ class GridSweeper(BasicSweeper):
                 f"{as_typed(str(override.input_line))}: a grid takes lists, as key=a,b,c, or range(start,stop); hydra/sweeper=optuna "
                 "searches",
             )
+            require(
+                not override.is_sweep_override() or override.key_or_group != "until",
+                f"{as_typed(str(override.input_line))}: a run pauses at one place; give one command for each",
+            )
         points = self.split_arguments(overrides, max_batch_size=None)[0]
         require(bool(points), "the grid is empty: a glob matches nothing")
         return points
@@ -134,6 +138,8 @@ class GridSweeper(BasicSweeper):
                     bad.append((label, explain(error)))
         if len(bad) == len(points) > 1 and len({reason for _, reason in bad}) == 1:
             raise UserError(f"{bad[0][1]} (this is so at all {len(points)} points; nothing was trained)")
+        if bad and len({reason for _, reason in bad}) == 1 == len(points):
+            raise UserError(bad[0][1])
         if bad:
             listed = "\n".join(f"  {label}: {reason}" for label, reason in bad)
             raise UserError(f"{len(bad)} of {len(points)} points are not valid; nothing was trained:\n{listed}")

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from fl_hydra.tuning.objective import Objective
     from fl_hydra.tuning.pruning import Pruning
     from fl_hydra.tuning.space import Space
-    from fl_hydra.tuning.study import Report, Told, Trial
+    from fl_hydra.tuning.study import Report, Study, Told, Trial
+
+LETTERS = ("K", "C", "J", "N_c", "gamma", "batch_size")
+"""Keys that say where what a search finds applies, also where it has one value of them."""
+
+OF_TRIALS = {"evaluation.test": "false", "until": "null"}
+"""What every trial has."""
 
 SEED = "seed"
 """Not searched, and not of a section: trials have the seeds `tune.seeds`."""
@@ -107,7 +113,7 @@ class SearchSweeper(GridSweeper):
             SweepEnded: always at the end, with the exit status.
         """
         from fl_hydra.tuning.objective import Objective
-        from fl_hydra.tuning.space import Space, as_override, is_grid
+        from fl_hydra.tuning.space import Space, is_grid
 
         given = {word.partition("=")[0] for word in arguments}
         require(SEED not in given, f"{SEED}: trials have seeds of their own, other than those reported: leave it out, or give tune.seeds")
@@ -119,13 +125,15 @@ class SearchSweeper(GridSweeper):
             "or range(start,stop)",
         )
         space = Space.of(searched)
+        for key, value in OF_TRIALS.items():
+            require(
+                not any(each.get_key_element() == key and each not in searched for each in overrides),
+                f"{key}: trials have {key}={value}, whatever is typed; leave it out",
+            )
         points = self.split_arguments([each for each in overrides if each not in searched], max_batch_size=None)[0]
-        labels = label_points(points)
-        searches = self._asked(points, labels, space)
+        searches = self._asked(points, space)
         objectives = Objective.several(searches[0].config.objective)
         self._check_pruning(objectives)
-        corners = [[*points[0], *(as_override(key, value) for key, value in corner.items())] for corner in space.corners()]
-        self._checked(corners, label_points(corners))
         if searches[0].config.dry_run:
             self._foresee(searches, space)
             raise SweepEnded(0)
@@ -170,36 +178,60 @@ class SearchSweeper(GridSweeper):
             "such as val/acc, or leave the pruner out",
         )
 
-    def _asked(self, points: list[Point], labels: list[str], space: Space) -> list[_Search]:
-        """What each study asks: its fixed configuration, without what is searched, its space and objective."""
+    def _asked(self, points: list[Point], space: Space) -> list[_Search]:
+        """What each study asks: its fixed configuration, without what is searched, its space and objective.
+
+        The configuration is described at each corner of the space, as an option that is searched decides what others have an effect.
+
+        Raises:
+            UserError: a corner cannot be run, or a key of the space changes nothing.
+        """
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from fl_hydra.runs.identity import by_key, describe
         from fl_hydra.tuning.objective import Objective
+        from fl_hydra.tuning.space import as_override
         from fl_hydra.tuning.study import question_hash
 
         parser = OverridesParser.create()
         common = set(points[0]).intersection(*points)
+        corners = space.corners()
+        at_corners = [[*point, *(as_override(key, value) for key, value in corner.items())] for point in points for corner in corners]
+        checked = self._checked(at_corners, label_points(at_corners))
         searches: dict[str, _Search] = {}
-        for point, (config, experiment) in zip(points, self._checked(points, labels), strict=True):
-            apart = [parser.parse_override(word) for word in point if word not in common]
-            fixed = {
-                key: value
-                for key, value in by_key(describe(experiment)).items()
-                if key != SEED and not any(key == name or key.startswith(f"{name}.") for name in space.distributions)
-            }
+        for position, point in enumerate(points):
+            mine = checked[position * len(corners) : (position + 1) * len(corners)]
+            described = [by_key(describe(experiment)) for _, experiment in mine]
+            for key in space.distributions:
+                tried = [each for corner, each in zip(corners, described, strict=True) if corner[key] != corners[0][key]]
+                require(not tried or any(each != described[0] for each in tried), f"{key}: changes nothing in a run; search another key")
+            fixed: list[dict[str, Any]] = []
+            for each in described:
+                left = {key: value for key, value in each.items() if key != SEED and key not in space.distributions}
+                if left not in fixed:
+                    fixed.append(left)
+            config = mine[0][0]
             question = {
-                "fixed": fixed,
+                "fixed": fixed[0] if len(fixed) == 1 else fixed,
                 "space": space.identity(),
                 "objective": "+".join(map(str, Objective.several(config.objective))),
                 "seeds": config.tune.seeds,
                 **self._pruning.identity(),
             }
+            words = map(parser.parse_override, point)
+            named = {
+                each.get_key_element(): each.value() for each in words if each.input_line not in common or each.key_or_group in LETTERS
+            }
             # What has no effect at a point, as N_c under iid, sets nothing apart: such points are one study.
-            where = {key: each.value() for each in apart if fixed.get(key := each.get_key_element(), True) is not None}
-            readable = "-".join([config.section or config.algorithm.option, *(f"{key}{value}" for key, value in where.items())])
-            name = f"{re.sub(r'[^A-Za-z0-9_-]', '', readable)[:80]}-{question_hash(question)}"
-            searches.setdefault(question_hash(question), _Search(point, where, config, name, question))
+            where = {key: value for key, value in named.items() if any(each.get(key, True) is not None for each in fixed)}
+            apart = [f"{key}{value}" for key, value in where.items() if f"{key}={value}" not in common]
+            for group in sorted({key.partition(".")[0] for key in space.distributions if "." in key}):
+                if group not in where and group not in space.distributions and f"{group}.name" in fixed[0]:
+                    where[group] = fixed[0][f"{group}.name"]  # a rate that was searched for SGD is none for AdamW
+            readable = re.sub(r"[^A-Za-z0-9_-]", "", "-".join([config.section or config.algorithm.option, *apart]))[:80]
+            digits = question_hash(question)
+            known = sorted(path.name for path in (Path(config.outputs) / "studies").glob(f"*-{digits}"))
+            searches.setdefault(digits, _Search(point, where, config, known[0] if known else f"{readable}-{digits}", question))
         return list(searches.values())
 
     def _search(self, search: _Search, space: Space, objectives: Sequence[Objective]) -> int:
@@ -215,7 +247,8 @@ class SearchSweeper(GridSweeper):
         try:
             search.folder.mkdir(parents=True, exist_ok=True)
             with owned(search.folder, warn):
-                study = Study(search.folder, space, directions, self._sampler, self._pruning, self._together, self._storage)
+                together = _kept_together(search.folder) or self._together
+                study = Study(search.folder, space, directions, self._sampler, self._pruning, together, self._storage)
                 failed: list[Report] = []
                 while True:
                     told, active = study.told(), study.active()
@@ -234,7 +267,7 @@ class SearchSweeper(GridSweeper):
                     failed = []
                     study.tell(reports)
                 told, best = study.told(), study.best()
-                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, study.pruning, told, best)))
+                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, study, told, best)))
         except OSError as error:
             raise UserError(f"{search.folder}: {error.strerror or error}; mend that, then give the same command again") from error
         _print(search, objectives, told, best, self._n_trials)
@@ -306,18 +339,28 @@ def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequen
     return True, [each.value(outcome.status, ended.rows) for each in objectives]
 
 
-def _summary(
-    search: _Search, objectives: Sequence[Objective], pruning: Pruning, told: Sequence[Told], best: Sequence[Told]
-) -> dict[str, Any]:
+def _kept_together(folder: Path) -> int | None:
+    """How many trials of a study were asked for at once, as its study.json says; None if that does not say it."""
+    from fl_hydra.files import read_file
+
+    try:
+        together = json.loads(read_file(folder / "study.json"))["together"]
+        return together if isinstance(together, int) and together >= 1 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _summary(search: _Search, objectives: Sequence[Objective], study: Study, told: Sequence[Told], best: Sequence[Told]) -> dict[str, Any]:
     """What is kept of a study for the report, and for those who choose by it.
 
     best: one trial, or the Pareto front. pruned_at: of a trial that was given up, the part of its budget at which.
     """
     return {
         "study": search.name,
-        "section": search.config.section or search.config.algorithm.option,
+        "section": search.config.section,
         "where": search.where,
         "question": search.question,
+        "together": study.together,
         "objectives": [str(each) for each in objectives],
         "best": [each.trial.number for each in best],
         "trials": [
@@ -326,7 +369,7 @@ def _summary(
                 "params": each.trial.params,
                 "state": each.state,
                 "values": each.values,
-                **({"pruned_at": pruning.until(each.trial.passed)} if each.state == "pruned" else {}),
+                **({"pruned_at": study.pruning.until(each.trial.passed)} if each.state == "pruned" else {}),
                 **({"why": each.why} if each.why else {}),
             }
             for each in told
@@ -343,7 +386,7 @@ def _print(search: _Search, objectives: Sequence[Objective], told: Sequence[Told
     from fl_hydra.tuning.study import ranked
 
     pruned = any(each.state == "pruned" for each in told)
-    table = Table(title=f"{search.name}: {len(told)} of {n_trials} trials")
+    table = Table(title=f"{search.name}: {len(told)} of {max(len(told), n_trials)} trials")
     keys = list(told[0].trial.params) if told else []
     for column in ("trial", *keys, *map(str, objectives), *(["state"] if pruned else [])):
         table.add_column(column, justify="right")

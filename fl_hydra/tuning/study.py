@@ -336,8 +336,8 @@ class Study:
         return made  # type: ignore[no-any-return]
 
     def _random(self, *more: int) -> Any:
-        """A generator of numbers that belong to the study, a trial and an attempt."""
-        name = int.from_bytes(hashlib.sha256(f"{self.name} {self._sampler.get('seed')}".encode()).digest()[:7], "big")
+        """A generator of numbers that belong to the study's question, a trial and an attempt."""
+        name = int.from_bytes(hashlib.sha256(f"{self.name.rpartition('-')[2]} {self._sampler.get('seed')}".encode()).digest()[:7], "big")
         return generator(name, "search", *more)
 
 
