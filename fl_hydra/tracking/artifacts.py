@@ -52,6 +52,8 @@ class Staged:
     def __init__(self, held: Held, folder: Path) -> None:
         assert held.checkpoint is not None
         self.folder, self.round = folder, held.round
+        self.final = False
+        """Whether it is uploaded as the run's last."""
         shutil.rmtree(folder, ignore_errors=True)
         (folder / CLIENTS).mkdir(parents=True)
         self.files: dict[str, Path] = {}
@@ -153,7 +155,7 @@ class Uploads:
                 staged.remove()
                 self._note(f"{self._followed.folder}: a checkpoint was not uploaded ({waiting.why}); the next one is tried")
                 return False
-            self._uploaded, self._final_there = staged.round, self.final
+            self._uploaded, self._final_there = staged.round, staged.final  # the run may have ended since it was begun
             self.count += 1
             staged.remove()
             self._delete_superseded(artifact)
@@ -175,6 +177,7 @@ class Uploads:
             return  # deleted meanwhile: the next one is uploaded
         self._since = time.monotonic()
         self._newest = held
+        staged.final = self.final
         self._say_size(staged.size)
         artifact = wandb.Artifact(
             collection_of(self._followed.run),
