@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_hydra.api import Run, RunFailed, load, run
+    from fl_hydra.errors import UserError
 
-__all__ = ["Run", "RunFailed", "load", "run"]
+__all__ = ["Run", "RunFailed", "UserError", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

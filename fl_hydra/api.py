@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -147,7 +148,7 @@ class Run:
         count = self.clients
         name = self.experiment.algorithm.option
         require(count > 0, f"client({k}): in algorithm={name} there is one model after a round; see .module")
-        require(0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
+        require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
         return self._module(self._checkpoint.trainer["state"]["workers"][k])
 
     def predict(self, inputs: Any) -> Tensor:
@@ -275,12 +276,15 @@ def _composed(overrides: tuple[str, ...]) -> Config:
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from fl_hydra.arguments import prepare
+    from fl_hydra.arguments import PATHS, prepare
     from fl_hydra.schema import explain, register_schema, typed
     from fl_hydra.tuning.chosen import with_chosen
 
     for word in overrides:
         require(isinstance(word, str) and not word.startswith("-"), f"{word}: a run takes words of the form KEY=VALUE")
+        require(not re.match(r"\+*(hydra[./]|sweep/|search=)", word), f"{word}: this is of sweeps, and run() trains one run; leave it out")
+        several = re.fullmatch(r"[\w./]+=[\w.+-]+(,[\w.+-]+)+", word) and word.partition("=")[0] not in PATHS
+        require(not several, f"{word}: several values are a sweep of many runs, and run() trains one; call it for each")
     register_schema()
     prepared = prepare(overrides)
 

@@ -25,7 +25,15 @@ from tests.support.make import experiment
 
 TINY = ("model.filters=1", "model.hidden=2", "batch_size=16", "evaluation.points=3", "engine=stacked")
 LOCAL = ("algorithm=localsgd", "K=2", "rounds=3", *TINY)
-SEARCH = ("-m", "hydra/sweeper=optuna", *LOCAL, "J=4,8", "optimizer.lr=tag(log,interval(1e-3,1))", "optimizer.weight_decay=choice(0,1e-3)")
+SEARCH = (
+    "-m",
+    "hydra/sweeper=optuna",
+    "section=localsgd",
+    *LOCAL,
+    "J=4,8",
+    "optimizer.lr=tag(log,interval(1e-3,1))",
+    "optimizer.weight_decay=choice(0,1e-3)",
+)
 
 
 def parsed(*words: str) -> list[Any]:
@@ -471,7 +479,48 @@ def test_points_that_differ_in_nothing_are_one_study(program: Program, tmp_path:
     words = ("-m", "hydra/sweeper=optuna", "algorithm=fedavg", "K=4", "C=0.5", "rounds=1", *TINY, "optimizer.lr=choice(0.01,0.1)")
     assert program(*words, "sharding=iid,classes", "N_c=5,10", "hydra.sweeper.n_trials=1", cwd=tmp_path).status == 0
     where = [study["where"] for study in studies(tmp_path).values()]
-    assert sorted(where, key=str) == [{"sharding": "classes", "N_c": 10}, {"sharding": "classes", "N_c": 5}, {"sharding": "iid"}]
+    common = {"K": 4, "C": 0.5, "batch_size": 16, "optimizer": "sgdm"}
+    apart = ({"sharding": "classes", "N_c": 10}, {"sharding": "classes", "N_c": 5}, {"sharding": "iid"})
+    assert sorted(map(sorted, (each.items() for each in where)), key=str) == sorted(
+        (sorted({**common, **each}.items()) for each in apart), key=str
+    )
+
+
+def test_what_an_option_that_is_searched_leaves_fixed_is_part_of_the_question(program: Program, tmp_path: Path) -> None:
+    words = ("-m", "hydra/sweeper=optuna", *LOCAL, "J=4", "optimizer=choice(sgdm,sgd)", "hydra.sweeper.n_trials=1")
+    for lr in ("0.1", "0.01"):
+        assert program(*words, f"optimizer.lr={lr}", cwd=tmp_path).status == 0
+    assert len(studies(tmp_path)) == 2
+    fedavg = ("-m", "hydra/sweeper=optuna", "algorithm=fedavg", "K=4", "C=0.5", "rounds=1", *TINY, "sharding=choice(iid,classes)")
+    assert program(*fedavg, "N_c=5,10", "hydra.sweeper.n_trials=1", cwd=tmp_path).status == 0
+    assert sorted(study["where"].get("N_c", 0) for study in studies(tmp_path).values()) == [0, 0, 5, 10]
+    methods = ("-m", "hydra/sweeper=optuna", "algorithm=choice(localsgd,slowmo)", "K=2", "J=2", "rounds=1", *TINY)
+    assert program(*methods, "hydra.sweeper.n_trials=1", cwd=tmp_path).status == 0
+
+
+def test_a_study_is_the_same_however_its_grid_was_typed(searched: Path, program: Program, tmp_path: Path) -> None:
+    shutil.copytree(searched / "outputs", tmp_path / "outputs")
+    words = [word for word in SEARCH if not word.startswith("J=")]
+    narrowed = program(*words, "J=4", "hydra.sweeper.n_trials=4", cwd=tmp_path)
+    assert narrowed.status == 0 and "round " not in narrowed.output
+    assert studies(tmp_path) == studies(searched)
+
+
+def test_a_study_whose_storage_is_lost_is_the_same_after_more_trials_were_asked_for(program: Program, tmp_path: Path) -> None:
+    words = (
+        *SEARCH[:-3],
+        "J=4",
+        "optimizer.lr=choice(0.01,0.02,0.05,0.1,0.2,0.5,1,2)",
+        "hydra/sweeper/sampler=random",
+        "hydra/launcher=packed",
+    )
+    assert program(*words, "hydra.sweeper.n_trials=4", cwd=tmp_path).status == 0
+    assert program(*words, "hydra.sweeper.n_trials=8", cwd=tmp_path).status == 0
+    before = digests(tmp_path)
+    for journal in tmp_path.glob("outputs/studies/*/journal.log"):
+        journal.unlink()
+    assert program(*words, "hydra.sweeper.n_trials=8", cwd=tmp_path).status == 0
+    assert digests(tmp_path) == before
 
 
 def test_every_search_of_a_section_is_one(program: Program, tmp_path: Path) -> None:
@@ -549,8 +598,21 @@ def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, 
         }
         assert each.value == pytest.approx(max(means.values())) and each.values == {"optimizer.lr": max(means, key=lambda lr: means[lr])}
         assert each.seeds == [1, 2] and each.trials == 2
-    with pytest.raises(UserError, match="not every run of section=grid has it"):
-        of_runs("grid", tmp_path / "outputs", ["optimizer.speed"], ["seed"], "val/acc")
+    for by, line in (
+        (["optimizer.speed"], "no such key"),
+        (["optimizer.beta1"], "not every run of section=grid has it"),
+        (["seed"], "not chosen"),
+    ):
+        with pytest.raises(UserError, match=line):
+            of_runs("grid", tmp_path / "outputs", by, ["seed"], "val/acc")
+    program("-m", "algorithm=fedavg", "K=4,8", "C=0.5", "rounds=1", *TINY, "optimizer.lr=0.01,0.2", "section=clients", cwd=tmp_path)
+    choices = of_runs("clients", tmp_path / "outputs", ["optimizer.lr"], ["seed"], "val/acc")
+    assert [each.where for each in choices] == [{"K": 4}, {"K": 8}]
+    from fl_hydra.tuning.chosen import write_chosen
+
+    write_chosen("clients", tmp_path / "outputs", choices)
+    taken = program("algorithm=fedavg", "K=8", "C=0.5", "rounds=1", *TINY, "tuned=clients", cwd=tmp_path)
+    assert taken.status == 0 and "finished before" in taken.output
 
 
 @pytest.mark.parametrize(
@@ -567,6 +629,9 @@ def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, 
         (("optimizer.lr=interval(0.1,1)", "tune.seeds=[]"), "at least 1 seed is needed"),
         (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/pruner=asha", "objective=bytes@0.5"), "nothing can be pruned by it"),
         (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.storage=mysql"), "choose journal or sqlite"),
+        (("optimizer.lr=interval(0.1,1)", "until=0.5"), "trials have until=null"),
+        (("optimizer.lr=interval(0.1,1)", "evaluation.test=true"), "trials have evaluation.test=false"),
+        (("optimizer.lr=0.1", "tune.seeds=choice([1],[2])"), "changes nothing in a run"),
         (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.direction=maximize"), "direction"),
     ],
 )

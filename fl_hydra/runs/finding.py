@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl_hydra.errors import UserError, require
+from fl_hydra.errors import UserError
 from fl_hydra.runs.folder import run_folders
 
 
@@ -29,9 +29,10 @@ def find_run(word: str, outputs: Path) -> Path:
         for place in places:
             if place in known:
                 return known[place]
-        elsewhere = run_folders(path.resolve().parents[2]) if len(path.resolve().parents) > 2 else []
-        require(path.resolve() in elsewhere, f"{word}: there is no run; make runs lists those there are")
-        return path.resolve()
+        for place in (path.resolve(), path.resolve().parent):  # of other outputs
+            if len(place.parents) > 2 and place in run_folders(place.parents[2]):
+                return place
+        raise UserError(f"{word}: there is no run; make runs lists those there are")
     found = [folder for folder in folders if folder.name == word]
     if not found and re.fullmatch(r"[0-9a-f]{4,10}", word):
         found = [folder for folder in folders if folder.name.rpartition("-")[2].startswith(word)]

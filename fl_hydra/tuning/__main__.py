@@ -37,7 +37,7 @@ def _main() -> None:
     parser.add_argument("name", help="a section, or a study, that was searched; with --by, a section whose runs are a grid")
     parser.add_argument("--by", default="", metavar="KEYS", help="choose from the runs of a grid: of these keys, as optimizer.lr,K")
     parser.add_argument("--over", default="seed", metavar="KEYS", help="with --by: take means over these; seed if not given")
-    parser.add_argument("--objective", default="val/acc", help="with --by: what decides, as objective= of a search")
+    parser.add_argument("--objective", help="with --by: what decides, as objective= of a search; val/acc if not given")
     parser.add_argument("--trial", type=int, help="of a study with two objectives: which of its front to take")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs; the project's own")
     arguments = parser.parse_intermixed_args()
@@ -50,9 +50,15 @@ def _main() -> None:
             path = draw_study(study, outputs / "report" / f"{study['study']}.png")
             print(f"wrote {path}")
         return
+    require(
+        arguments.trial is None or not arguments.by, "--trial names one of a study's front; with --by runs are chosen from: leave it out"
+    )
+    require(
+        arguments.objective is None or bool(arguments.by), "--objective is for --by; a study has the objective that it was searched with"
+    )
     if arguments.by:
         keys, over = (tuple(filter(None, words.split(","))) for words in (arguments.by, arguments.over))
-        chosen = of_runs(arguments.name, outputs, keys, over, arguments.objective)
+        chosen = of_runs(arguments.name, outputs, keys, over, arguments.objective or "val/acc")
     else:
         chosen = of_studies(arguments.name, outputs, arguments.trial)
     for each in chosen:
@@ -78,6 +84,7 @@ def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chose
         trials = {each["number"]: each for each in study["trials"]}
         require(bool(study["best"]), f"{study['study']}: none of its {len(trials)} trials is complete; search again")
         one = len(study["objectives"]) == 1
+        require(not one or trial is None, f"{study['study']}: it has one objective, and so one best trial; leave --trial out")
         require(
             one or trial in study["best"],
             f"{study['study']}: a front of {len(study['best'])} trials and none of them is the best; name one with --trial: "
@@ -97,7 +104,7 @@ def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chose
             )
         )
     twice = [each.study for each in found if sum(other.where == each.where for other in found) > 1]
-    require(not twice, f"{name}: {' and '.join(twice)} are for the same runs; name the study that counts")
+    require(not twice, f"{name}: {' and '.join(twice)} are for the same runs; delete the folder of the one that does not count")
     return found
 
 
@@ -130,6 +137,7 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
     Raises:
         UserError: there are no such runs, or not of every value with the same seeds.
     """
+    from fl_hydra.arguments import keys
     from fl_hydra.runs.folder import section_runs
     from fl_hydra.runs.identity import by_key
     from fl_hydra.runs.reading import read_run
@@ -137,12 +145,22 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
     from fl_hydra.tuning.objective import Objective
 
     looked_for = Objective.of(objective)
+    for key in (*by, *over):
+        require(key in keys(), f"{key}: no such key; they are as on the command line, as optimizer.lr,K")
+    require(not set(by) & ({"seed"} | set(over)), f"--by {','.join(by)}: means are over {', '.join(over)}, and a seed is not chosen")
     runs = [run for run in map(read_run, section_runs(section, outputs)) if run.status in ("finished", "diverged")]
     require(bool(runs), f"section={section}: none of its runs has ended; train them first")
     flat = [by_key(run.config) for run in runs]
     for key in (*by, *over):
         require(all(key in each for each in flat), f"{key}: not every run of section={section} has it; keys are as in config.yaml")
-    free = {key for key in flat[0] if any(each.get(key) != flat[0].get(key) for each in flat)} - {*by, *over}
+    differing = {key for key in {key for each in flat for key in each} if any(each.get(key) != flat[0].get(key) for each in flat)}
+    free = {key for key in differing if key in keys()} - {*by, *over}
+    # What runs differ in beside keys follows from them (how many clients take part), or cannot be told apart by tuned=.
+    full = {(json.dumps({key: each.get(key) for key in sorted(free)}), each["budget"], each["m"]) for each in flat}
+    require(
+        len({where for where, *_ in full}) == len(full),
+        f"section={section}: its runs have different budgets, or different C, which tuned= cannot tell apart; choose from a section of one",
+    )
     groups: dict[str, dict[str, list[int]]] = {}
     for position, each in enumerate(flat):
         where = json.dumps({key: each.get(key) for key in sorted(free)})
@@ -159,10 +177,22 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
         seeds = sorted({int(flat[at]["seed"]) for at in candidates[best]})
         chosen.append(
             Chosen(
-                json.loads(where), json.loads(best), str(looked_for), means[best], f"section {section}", len(candidates), seeds, _today()
+                _as_typed(json.loads(where)),
+                json.loads(best),
+                str(looked_for),
+                means[best],
+                f"section {section}",
+                len(candidates),
+                seeds,
+                _today(),
             )
         )
     return chosen
+
+
+def _as_typed(where: dict[str, Any]) -> dict[str, Any]:
+    """Options by their group, as `optimizer`, and without what is not there."""
+    return {key.removesuffix(".name"): value for key, value in where.items() if value is not None}
 
 
 def _today() -> str:

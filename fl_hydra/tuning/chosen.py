@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, write_atomically
+from fl_hydra.paths import SWEEPS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,7 +64,8 @@ def read_chosen(name: str, outputs: Path) -> list[Chosen]:
     path = file_of(name, outputs)
     known = sorted(each.stem for each in path.parent.glob("*.yaml"))
     instead = f"there are {', '.join(known)}; " if known else ""
-    instead += f"search first: make tune-{name}, or python -m fl_hydra.tuning best after a search of your own"
+    section = (SWEEPS / "search" / f"{name}.yaml").exists()
+    instead += f"search first: {f'make tune-{name}' if section else f'with section={name}, then python -m fl_hydra.tuning best {name}'}"
     require(path.exists(), f"tuned={name}: there is no {path}; {instead}")
     try:
         entries = OmegaConf.to_container(OmegaConf.create(read_file(path).decode()))

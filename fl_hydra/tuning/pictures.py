@@ -73,7 +73,7 @@ def draw_study(study: dict[str, Any], path: Path) -> Path:
         where = ", ".join(f"{key}={value}" for key, value in study["where"].items())
         pruned = sum(trial["state"] == "pruned" for trial in study["trials"])
         given_up = f", {pruned} given up" if pruned else ""
-        figure.suptitle(f"{study['section']}{', ' * bool(where)}{where}: {len(study['trials'])} trials{given_up}")
+        figure.suptitle(f"{study['section'] or study['study']}{', ' * bool(where)}{where}: {len(study['trials'])} trials{given_up}")
         content = io.BytesIO()
         figure.savefig(content, format="png")
         plt.close(figure)
