@@ -110,7 +110,7 @@ def test_objectives_that_are_none_are_refused(typed: str) -> None:
 
 
 def test_a_run_that_leaves_the_test_set_alone_is_another_run_of_the_same_weights(program: Program, tmp_path: Path) -> None:
-    words = ("epochs=1", *TINY)
+    words = (*LOCAL, "J=4")
     assert run_hash(experiment(*words, "evaluation.test=true")) == run_hash(experiment(*words))
     program(*words, cwd=tmp_path)
     without = program(*words, "evaluation.test=false", cwd=tmp_path)
@@ -233,10 +233,10 @@ def test_hopeless_trials_are_given_up_and_the_best_is_not(pruner: str, tmp_path:
 def test_a_study_that_is_cut_off_after_any_entry_goes_on_to_the_same_end(pruner: str, tmp_path: Path) -> None:
     told = ended(opened(tmp_path / "whole" / "study", pruner))
     lines = (tmp_path / "whole" / "study" / "journal.log").read_bytes().splitlines(keepends=True)
-    for kept in range(2, len(lines), 7):
+    for kept in range(2, len(lines), 11):
         folder = tmp_path / str(kept) / "study"
         folder.mkdir(parents=True)
-        (folder / "journal.log").write_bytes(b"".join(lines[:kept]) + lines[kept][: kept % 3 * 5])
+        (folder / "journal.log").write_bytes(b"".join(lines[:kept]) + lines[kept][: kept % 2 * 5])
         assert ended(opened(folder, pruner)) == told
 
 
@@ -325,12 +325,13 @@ def test_trials_that_train_together_are_those_that_train_alone(program: Program,
         *SEARCH[:-2],
         "optimizer.lr=choice(0.01,0.02,0.05,0.1,0.2,0.5,1,2)",
         "hydra/sweeper/sampler=random",
-        "hydra.sweeper.n_trials=8",
+        "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.n_jobs=2",
     )
     together = program(*words, "hydra/launcher=packed", cwd=tmp_path)
     assert together.status == 0 and "2 runs together" in together.output
     (tmp_path / "alone").mkdir()
-    assert program(*words, "hydra.sweeper.n_jobs=2", cwd=tmp_path / "alone").status == 0
+    assert program(*words, cwd=tmp_path / "alone").status == 0
     assert digests(tmp_path) == digests(tmp_path / "alone")
 
 
@@ -414,7 +415,7 @@ def test_a_pruned_search_that_is_killed_goes_on_to_the_same_end(pruned: Path, pr
 
 def test_a_run_that_diverges_where_it_would_pause_has_diverged_wherever_it_is_killed(program: Program, tmp_path: Path) -> None:
     words = (*LOCAL, "J=4", "optimizer.lr=1e20", "until=0.3")
-    for n in range(1, 20):
+    for n in range(2, 20):
         folder = tmp_path / str(n)
         folder.mkdir()
         killed = program(*words, cwd=folder, kill={"kind": "replace", "n": n})

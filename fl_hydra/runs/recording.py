@@ -138,7 +138,13 @@ class Recording:
 
     def rest(self, checkpoint: Checkpoint | None) -> None:
         """Note that the run has paused, if it has come as far as it is to come now. Nothing need be trained to see that."""
-        if checkpoint is not None and (row := self._pause(rows_of(checkpoint.metrics.encode()))) is not None:
+        if checkpoint is None or self.config.until is None:
+            return
+        try:
+            rows = rows_of(checkpoint.metrics.encode())
+        except CorruptFile:
+            return  # it is given up where the run is restored
+        if (row := self._pause(rows)) is not None:
             self.metrics.restore(checkpoint.metrics.encode())
             self._pauses_at(row, False)
 
