@@ -11,12 +11,11 @@ DEMO := section=demo
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
-SEARCHES := $(patsubst sweeps/search/%.yaml,tune-%,$(wildcard sweeps/search/*.yaml))
+SEARCHES := tune-centralized tune-large_batch tune-localsgd tune-slowmo tune-fedavg tune-heterogeneity tune-shakespeare
 .PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
-	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
-	@echo "tune-SECTION    search a section's rates, and keep the best for tuned=SECTION: $(SEARCHES:tune-%=%)"
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -95,7 +94,17 @@ track-a: $(TRACK_A) ## all sections of Track A, distributed
 
 track-b: $(TRACK_B) ## all sections of Track B, federated
 
-$(SEARCHES): setup # tune-SECTION: search the section's rates (sweeps/search), and write the best to outputs/tuned for tuned=SECTION
+# Searches for a section's rates (sweeps/search); what is best goes to outputs/tuned, from where tuned=SECTION takes it.
+
+tune-centralized: ## search: rate and weight decay of SGDM and AdamW
+tune-large_batch: ## search: rate and weight decay of each optimizer at batch 64
+tune-localsgd: ## search: the rate for each K and J
+tune-slowmo: ## search: rate and slow momentum for each K and J
+tune-fedavg: ## search: the clients' rate and weight decay
+tune-heterogeneity: ## search: the clients' rate for each division and J
+tune-shakespeare: ## search: the clients' rate for roles and for iid, for each J
+
+$(SEARCHES): setup
 	$(TRAIN) -m +search=$(@:tune-%=%) hydra/launcher=packed $(ARGS)
 	$(BEST) $(@:tune-%=%) $(ARGS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -531,6 +532,8 @@ def test_every_search_of_a_section_is_one(program: Program, tmp_path: Path) -> N
 
     names = sorted(path.stem for path in (SWEEPS / "search").glob("*.yaml"))
     assert set(names) <= {name for track in sections().values() for name in track}
+    makefile = (SWEEPS.parent / "Makefile").read_text()
+    assert sorted(re.findall(r"^tune-(\w+):", makefile, re.M)) == names
     words = ("dataset=digits", "K=4", "rounds=3", "sharding=iid", "J=4", *TINY, "hydra.sweeper.n_trials=2")
     assert program("-m", "+search=heterogeneity", *words, cwd=tmp_path).status == 0
     (study,) = studies(tmp_path).values()

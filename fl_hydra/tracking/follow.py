@@ -79,7 +79,8 @@ class Following:
                     run = {**message["run"], "folder": Path(message["run"]["folder"]), "outputs": Path(message["run"]["outputs"])}
                     followed = Followed(**run)
                     tracker = trackers[message["tracker"]["name"]](**message["tracker"])
-                    self._runs[str(followed.folder)] = tracker.follow(followed, self._note)
+                    if (follows := tracker.follow(followed, self._note)) is not None:
+                        self._runs[str(followed.folder)] = follows
                 case "held" if follows := self._runs.get(message["run"]):
                     checkpoint = None if message["checkpoint"] is None else Path(message["checkpoint"])
                     clients = {client: (round, digest) for client, round, digest in message["clients"]}

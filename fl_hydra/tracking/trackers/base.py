@@ -64,14 +64,14 @@ class Tracker(Component):
     follows: ClassVar[bool] = True
     """Whether it has to be told anything."""
 
-    def follow(self, followed: Followed, note: Callable[[str], None]) -> Follows:
-        """Begin to follow a run; called in the followers' process.
+    def follow(self, followed: Followed, note: Callable[[str], None]) -> Follows | None:
+        """Begin to follow a run; called in the followers' process. None where nobody follows it.
 
         Args:
             followed: the run.
             note: tells the user something in a line.
         """
-        raise NotImplementedError
+        return None
 
 
 trackers: Registry[Tracker] = Registry("tracker", "fl_hydra.tracking.trackers")
