@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_hydra.errors import UserError
@@ -98,8 +98,13 @@ def all_standings(outputs: Path) -> list[Standing]:
     listed = {folder for folders in members.values() for folder in folders}
     others = [folder for folder in run_folders(outputs) if folder not in listed]
     trials = [folder for folder in others if read_run(folder).config.get("test") is False]
-    apart = {"(trials of searches)": trials, "(in no section)": [folder for folder in others if folder not in trials]}
-    return [standing(name, folders) for name, folders in {**members, **{name: some for name, some in apart.items() if some}}.items()]
+    found = [standing(name, folders) for name, folders in members.items()]
+    if trials:
+        # Those that were given up are not to be ended; which ones, and how many are still asked for, the studies know.
+        found.append(replace(standing("(trials of searches)", trials), seconds_left=None))
+    if rest := [folder for folder in others if folder not in trials]:
+        found.append(standing("(in no section)", rest))
+    return found
 
 
 def print_status(outputs: Path) -> None:

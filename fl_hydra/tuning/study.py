@@ -140,8 +140,9 @@ class Study:
                 self._study.set_user_attr("together", together)
             self.together = int(self._study.user_attrs["together"])
             self.pruning = replace(pruning, in_step=self.together > 1)
-            for stage in self._stages():
-                self._apply(stage)
+            stages = self._stages()
+            for number, stage in enumerate(stages):
+                self._apply(stage, stages[:number])
             self.told()  # which needs a stage for each trial that has ended
 
     def active(self) -> list[Trial]:
@@ -190,8 +191,9 @@ class Study:
             {str(each.trial.number): {"values": each.values, "ended": each.ended, "why": each.why} for each in reports}, pruned, remembered
         )
         with quietly():
-            self._study.set_user_attr(f"{STAGE}{len(self._stages())}", asdict(stage))
-            self._apply(stage)
+            before = self._stages()
+            self._study.set_user_attr(f"{STAGE}{len(before)}", asdict(stage))
+            self._apply(stage, before)
 
     def best(self) -> list[Told]:
         """The best complete trial, of equal ones the first; of two objectives the Pareto front, by number. Empty if none is complete."""
@@ -226,8 +228,8 @@ class Study:
                 f"{self._path} is damaged ({reason}); move it away and give the same command again: the study is rebuilt from its runs"
             ) from error
 
-    def _apply(self, stage: _Stage) -> None:
-        """Bring Optuna's trials to where a stage left them; those that are there already stay."""
+    def _apply(self, stage: _Stage, before: Sequence[_Stage]) -> None:
+        """Bring Optuna's trials to where a stage, after others, left them; those that are there already stay."""
         from optuna.trial import TrialState
 
         trials = self._trials()
@@ -242,8 +244,8 @@ class Study:
                     storage.set_trial_user_attr(trial._trial_id, "why", report["why"])
                 self._study.tell(number, report["values"], state=TrialState.FAIL if failed else None)
                 continue
-            at = sum(text in other.reports for other in self._stages()[: self._stages().index(stage)])
-            if (step := self.pruning.step(at)) is not None:
+            passed = sum(text in other.reports for other in before)
+            if (step := self.pruning.step(passed)) is not None:
                 storage.set_trial_intermediate_value(trial._trial_id, step, report["values"][0])
                 for key, value in stage.remembered.get(text, {}).items():
                     storage.set_trial_system_attr(trial._trial_id, key, value)
