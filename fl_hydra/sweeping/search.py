@@ -240,6 +240,7 @@ class SearchSweeper(GridSweeper):
         from fl_hydra.runs.folder import as_json
         from fl_hydra.runs.ownership import owned
         from fl_hydra.runs.progress import ConsoleReporter
+        from fl_hydra.tuning.kept import KEPT
         from fl_hydra.tuning.study import Study
 
         warn = ConsoleReporter(live=False).warn
@@ -267,7 +268,7 @@ class SearchSweeper(GridSweeper):
                     failed = []
                     study.tell(reports)
                 told, best = study.told(), study.best()
-                write_atomically(search.folder / "study.json", as_json(_summary(search, objectives, study, told, best)))
+                write_atomically(search.folder / KEPT, as_json(_summary(search, objectives, study, told, best)))
         except OSError as error:
             raise UserError(f"{search.folder}: {error.strerror or error}; mend that, then give the same command again") from error
         _print(search, objectives, told, best, self._n_trials)
@@ -340,13 +341,13 @@ def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequen
 
 
 def _kept_together(folder: Path) -> int | None:
-    """How many trials of a study were asked for at once, as its study.json says; None if that does not say it."""
-    from fl_hydra.files import read_file
+    """How many trials of a study were asked for at once, as what is kept of it says; None if nothing says so."""
+    from fl_hydra.files import CorruptFile
+    from fl_hydra.tuning.kept import read_kept
 
     try:
-        together = json.loads(read_file(folder / "study.json"))["together"]
-        return together if isinstance(together, int) and together >= 1 else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_kept(folder)["together"])
+    except (OSError, CorruptFile, ValueError, TypeError):
         return None
 
 

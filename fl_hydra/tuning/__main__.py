@@ -114,17 +114,15 @@ def _studies(name: str, outputs: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    from fl_hydra.files import read_file
+    from fl_hydra.files import CorruptFile
+    from fl_hydra.tuning.kept import KEPT, read_kept
 
     found = []
-    for path in sorted((outputs / "studies").glob("*/study.json")):
+    for path in sorted((outputs / "studies").glob(f"*/{KEPT}")):
         try:
-            study = dict(json.loads(read_file(path)))
-            whole = all(key in study for key in ("study", "section", "where", "question", "objectives", "best", "trials"))
-            if not whole:
-                raise KeyError("a part is missing")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged; give the search's command again, which writes it again") from error
+            study = read_kept(path.parent)
+        except CorruptFile as error:
+            raise UserError(f"{path.parent}: {error}; give the search's command again, which writes it again") from error
         if name in (study["study"], study["section"]):
             found.append(study)
     require(bool(found), f"{name}: no search of this name has ended in {outputs / 'studies'}; search with section={name} first")

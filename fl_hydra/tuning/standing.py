@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from contextlib import suppress
@@ -11,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fl_hydra.errors import UserError
-from fl_hydra.files import read_file
+from fl_hydra.files import CorruptFile
 from fl_hydra.runs.standing import is_written
+from fl_hydra.tuning.kept import read_kept
 from fl_hydra.tuning.pruning import quietly
 from fl_hydra.tuning.study import STORAGES, storage_at
 
@@ -78,9 +78,9 @@ def trial_states(folder: Path) -> Counter[str]:
 def _best(folder: Path) -> str:
     """What is the best so far, as study.json says."""
     try:
-        study = json.loads(read_file(folder / "study.json"))
+        study = read_kept(folder)
         (number,) = study["best"]
         best = next(each for each in study["trials"] if each["number"] == number)
         return f"{study['objectives'][0]} {best['values'][0]:.5g} (trial {number})"
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, IndexError):
+    except (OSError, CorruptFile, ValueError, KeyError, TypeError, StopIteration, IndexError):
         return ""
