@@ -12,7 +12,7 @@ DEMO := section=demo
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare
 SEARCHES := tune-centralized tune-large_batch tune-localsgd tune-slowmo tune-fedavg tune-heterogeneity tune-shakespeare
-.PHONY: help setup demo test lint bench chaos chaos-searches peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
+.PHONY: help setup demo test lint bench chaos chaos-searches chaos-uploads peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ chaos: setup ## try to spoil runs in a thousand ways: kills, damage, failing dis
 
 chaos-searches: setup ## kill searches at random moments, which must end as if nothing had happened
 	$(RUN) -m tests.chaos.searches $(ARGS)
+
+chaos-uploads: setup ## kill runs while they upload checkpoints, which must end elsewhere as if nothing had happened
+	$(RUN) -m tests.chaos.uploads $(ARGS)
 
 peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

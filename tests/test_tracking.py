@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,35 +18,16 @@ from fl_hydra.tracking.follower import close
 from fl_hydra.tracking.trackers.base import Followed, Held
 from fl_hydra.tracking.trackers.wandb import Wandb
 from tests.support.make import PROJECT, config
+from tests.support.tracked import RUN, TRACKED, assert_sent, digests, finish, rows_of, start
 from tests.support.wandb_server import Server, serving
 
 pytest.importorskip("wandb")
-
-RUN = ("algorithm=localsgd", "K=2", "J=1", "batch_size=8", "rounds=24", "evaluation.points=4", "checkpoint.seconds=0", "threads=1")
-TRACKED = ("tracker=wandb", "tracker.project=p", "tracker.artifact_minutes=0")
-SLOW = "import time; run = Trainer.run_round; Trainer.run_round = lambda self: (time.sleep(0.25), run(self))[1]"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serving() as server:
         yield server
-
-
-def start(server: Server, folder: Path, *words: str, slowly: bool = False, **environment: str) -> subprocess.Popen[str]:
-    home = folder / "home"
-    home.mkdir(parents=True, exist_ok=True)
-    patience = f"from fl_hydra.training.trainer import Trainer\n{SLOW}\n" if slowly else ""
-    code = f"import sys\nif __name__ == '__main__':\n    from fl_hydra.app import main\n    exec({patience!r})\n    main()"
-    command = [sys.executable, "-c", code, *words] if words[0] != "-m-tracking" else [sys.executable, "-m", "fl_hydra.tracking", *words[1:]]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, **server.environment(str(home)), "PYTHONPATH": str(PROJECT), **environment},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def train(server: Server, folder: Path, *words: str, **environment: str) -> list[str]:
@@ -70,32 +50,6 @@ def train(server: Server, folder: Path, *words: str, **environment: str) -> list
         close(10 if server.behaves == "well" else 4)
     assert [outcome.status for outcome in outcomes] == ["finished"] * len(seeds)
     return said
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=100)
-    return output
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    (path,) = folder.glob("outputs/digits/*/*/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def digests(folder: Path) -> tuple[str, str]:
-    (path,) = folder.glob("outputs/digits/*/*/summary.json")
-    summary = json.loads(path.read_text())
-    return summary["weights_sha256"], summary["metrics_sha256"]
-
-
-def assert_sent(server: Server, id: str, rows: list[dict[str, Any]]) -> None:
-    """History has exactly the rows, row n as step n, each once."""
-    sent = server.history(id)
-    assert [row["_step"] for row in sent] == list(range(len(rows)))
-    for one, other in zip(sent, rows, strict=True):
-        assert {key: one[key] for key in other if other[key] is not None} == {
-            key: value for key, value in other.items() if value is not None
-        }
 
 
 def test_a_run_continued_on_an_empty_machine_ends_as_an_undisturbed_one(server: Server, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_lists_are_a_grid_and_all_else_is_searched() -> None:
 
 @pytest.mark.parametrize("word", ["lr=interval(1,0)", "lr=tag(log,interval(0,1))", "lr=range(1,1)"])
 def test_a_space_that_is_none_is_refused(word: str) -> None:
-    with pytest.raises(UserError, match="a space is key=interval"):
+    with pytest.raises(UserError, match="this is not a space; it is key=interval"):
         Space.of(parsed(word))
 
 
@@ -623,7 +623,7 @@ def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, 
     ("words", "line"),
     [
         (("optimizer.lr=0.1,0.2",), "there is nothing to search"),
-        (("optimizer.lr=interval(1,0)",), "a space is key=interval"),
+        (("optimizer.lr=interval(1,0)",), "this is not a space; it is key=interval"),
         (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.n_trials=0"), "at least 1, is needed"),
         (("optimizer.lr=interval(0.1,1)", "objective=test/acc"), "the test set chooses nothing"),
         (("optimizer.lr=interval(0.1,1)", "seed=1"), "trials have seeds of their own"),

@@ -201,6 +201,9 @@ class SearchSweeper(GridSweeper):
         searches: dict[str, _Search] = {}
         for position, point in enumerate(points):
             mine = checked[position * len(corners) : (position + 1) * len(corners)]
+            budgets = sorted({experiment.budget for _, experiment in mine})
+            if len(budgets) > 1:
+                print(f"note: trials have {budgets[0]:,} to {budgets[-1]:,} samples, as rounds= gives some more; epochs= gives all as many")
             described = [by_key(describe(experiment)) for _, experiment in mine]
             for key in space.distributions:
                 tried = [each for corner, each in zip(corners, described, strict=True) if corner[key] != corners[0][key]]

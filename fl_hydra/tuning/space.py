@@ -43,10 +43,9 @@ class Space:
             try:
                 found[override.get_key_element()] = create_optuna_distribution_from_override(override)
             except (ValueError, AssertionError, NotImplementedError) as error:  # the last for a kind of override that it does not know
-                reason = " ".join(str(error).split()) or "it is not understood"
                 raise UserError(
-                    f"{as_typed(str(override.input_line))}: {reason}; a space is key=interval(low,high), tag(log,interval(low,high)) with "
-                    "low above 0, choice(a,b,c) or range(start,stop,step)"
+                    f"{as_typed(str(override.input_line))}: this is not a space; it is key=interval(low,high) with low below high, "
+                    "tag(log,interval(low,high)) with low above 0, choice(a,b,c), or range(start,stop,step) with start below stop"
                 ) from error
         return cls(found)
 

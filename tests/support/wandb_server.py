@@ -36,6 +36,8 @@ class Server:
         """Paths of artifacts' files that were uploaded."""
         self.die_at: str | None = None
         """The call that it dies at; `upload` is that of an artifact's file."""
+        self.upload_seconds = 0.0
+        """How long it takes to receive an artifact's file."""
         self.lock = threading.RLock()
         server = self
 
@@ -85,6 +87,8 @@ class Server:
                 if self.path.startswith("/artifact/") and server.dies("upload"):
                     self.close_connection = True
                     return
+                if self.path.startswith("/artifact/"):
+                    time.sleep(server.upload_seconds)
                 with server.lock:
                     server.files[self.path] = body
                     if self.path.startswith("/artifact/"):
