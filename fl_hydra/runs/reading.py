@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,11 @@ class Run:
         c = self.config
         algorithm, rule = c["algorithm"], c.get("local_steps", {}).get("name", "fixed")
         inner, outer = inner_optimizer(c["optimizer"]), outer_optimizer(c.get("server", {}))
-        variant = f"{algorithm['name']} {_variant(algorithm, rule, outer)}"
-        method = METHODS.get(variant) or METHODS.get(algorithm["name"])
+        title, method = method_of(c)
         J = [f"J={c['J']}"] if c["J"] is not None and (method is None or method.J) else []
         if rule != "fixed" and f"{algorithm['name']} {rule}" not in METHODS:
             J.append(f"({rule})")
-        words, further = [algorithm["name"] if method is None else method.title], []
+        words, further = [title], []
         if c["K"] == 1:
             words += J
             further.append(f"batch {c['batch_size']}")
@@ -106,6 +106,14 @@ class Run:
     def column(self, name: str) -> list[float | None]:
         """One figure of every row."""
         return [row[name] for row in self.rows]
+
+
+def method_of(config: Mapping[str, Any]) -> tuple[str, Method | None]:
+    """The method of a configuration by its title, and what is known of it; a method of the user's own by its name."""
+    algorithm, rule = config["algorithm"], config.get("local_steps", {}).get("name", "fixed")
+    variant = f"{algorithm['name']} {_variant(algorithm, rule, outer_optimizer(config.get('server', {})))}"
+    method = METHODS.get(variant) or METHODS.get(algorithm["name"])
+    return str(algorithm["name"]) if method is None else method.title, method
 
 
 def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fl_hydra.errors import UserError, require
+from fl_hydra.runs.describing import description_file
 from fl_hydra.runs.folder import SUMMARY, leave_sections, section_file, section_locked, section_runs
 from fl_hydra.runs.ownership import owned
 
@@ -45,6 +46,8 @@ def rename_section(old: str, new: str, outputs: Path, notify: Callable[[str], No
         require(not target.exists(), f"{new}: there is such a section; choose another name, or empty it first: section empty {new}")
         try:
             section_file(old, outputs).rename(target)
+            with suppress(FileNotFoundError):
+                description_file(old, outputs).rename(description_file(new, outputs))
         except OSError as error:
             raise UserError(f"section={old}: it cannot be renamed ({error.strerror or error}); mend that") from error
     return len(runs)
@@ -60,6 +63,7 @@ def empty_section(name: str, outputs: Path, notify: Callable[[str], None]) -> in
     with section_locked(name, outputs, notify):
         try:
             section_file(name, outputs).unlink(missing_ok=True)
+            description_file(name, outputs).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"section={name}: it cannot be emptied ({error.strerror or error}); mend that") from error
     return len(runs)

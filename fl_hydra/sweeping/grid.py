@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
@@ -33,12 +35,19 @@ class GridSweeper(BasicSweeper):
     Args:
         params: keys and values, of a section; the command line comes before them.
         sizes: what each `size` has in place of these.
+        report: how the section's results are shown (:mod:`fl_hydra.report.spec`).
     """
 
-    def __init__(self, params: dict[str, str] | None = None, sizes: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        sizes: dict[str, dict[str, Any]] | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
         self._compose: Composer | None = None
         self._sizes = sizes or {}
+        self._report: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(report or {}))  # type: ignore[assignment]
         self._noted = set[str]()
         """What the user was told about the points."""
 
@@ -49,8 +58,10 @@ class GridSweeper(BasicSweeper):
             UserError: some points are not valid; nothing was trained.
             SweepEnded: always at the end, with the exit status.
         """
+        from fl_hydra.report.spec import Spec
         from fl_hydra.sweeping.table import print_outcomes
 
+        Spec.of(self._report, "")  # a mistake in it is told now
         points = self._points(arguments)
         labels = label_points(points)
         checked = self._checked(points, labels)
@@ -59,9 +70,25 @@ class GridSweeper(BasicSweeper):
 
             foresee(checked, labels)
             raise SweepEnded(0)
+        self._describe(config for config, _ in checked)
         outcomes = self._train(points, checked, labels)
         print_outcomes(labels, outcomes)
         raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
+
+    def _describe(self, configs: Iterable[Config]) -> None:
+        """Note the command, and how results are shown, for the report of each section that the sweep belongs to."""
+        import shlex
+        import sys
+
+        from fl_hydra.arguments import as_typed
+        from fl_hydra.runs.describing import describe_section
+
+        command = " ".join(
+            ["python", "train.py", *(shlex.quote(word) if word.startswith("-") else as_typed(word) for word in sys.argv[1:])]
+        )
+        for section, outputs in dict.fromkeys((config.section, config.outputs) for config in configs):
+            if section is not None:
+                describe_section(section, Path(outputs), command, self._report)
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         """What the section and the command line say, the latter in place of the former."""

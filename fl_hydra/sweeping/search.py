@@ -75,7 +75,7 @@ class SearchSweeper(GridSweeper):
         pruner: one of Optuna's, from the group `hydra/sweeper/pruner`; None: every trial is trained to its end.
         rungs: parts of the budget at which trials are looked at; None: what suits the pruner.
         storage: of studies, one of :data:`fl_hydra.tuning.study.STORAGES`.
-        params, sizes: as in a grid.
+        params, sizes, report: as in a grid.
     """
 
     def __init__(
@@ -89,11 +89,12 @@ class SearchSweeper(GridSweeper):
         storage: str = "journal",
         params: dict[str, str] | None = None,
         sizes: dict[str, dict[str, Any]] | None = None,
+        report: dict[str, Any] | None = None,
     ) -> None:
         from fl_hydra.tuning.pruning import Pruning
         from fl_hydra.tuning.study import STORAGES
 
-        super().__init__(params, sizes)
+        super().__init__(params, sizes, report)
         whole = isinstance(n_trials, int) and not isinstance(n_trials, bool) and n_trials >= 1
         require(whole, f"hydra.sweeper.n_trials={n_trials}: a whole number of trials, at least 1, is needed")
         rate = isinstance(max_failure_rate, int | float) and 0 <= max_failure_rate <= 1

@@ -1,0 +1,139 @@
+"""What a figure or a table can be ordered by: an axis of settings, such as K or the optimizer, as it is read from a run's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_hydra.runs.identity import by_key
+from fl_hydra.runs.reading import inner_optimizer, method_of, outer_optimizer
+
+Value = str | int | float | bool | None
+Configuration = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of settings.
+
+    title: what a figure says beside it. of: its value in a configuration; None where it has no effect. absent: how None is written, as
+    `iid` for the classes of a client. log: whether its numbers are spaced by their ratios.
+    """
+
+    name: str
+    title: str
+    of: Callable[[Configuration], Value]
+    absent: str = "none"
+    log: bool = False
+
+    def text(self, value: Value) -> str:
+        """A value as a label of its own, `iid` or `0.01`."""
+        if value is None:
+            return self.absent
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return TITLES.get(value, value) if isinstance(value, str) else f"{value:g}"
+
+    def label(self, value: Value) -> str:
+        """A value as a legend names it: `K=4`, but `SGDM`."""
+        plain = isinstance(value, str) or (value is None and self.absent != "none")
+        return self.text(value) if plain else f"{self.name.rpartition('.')[2]}={self.text(value)}"
+
+
+TITLES = {
+    "sgd": "SGD",
+    "sgdm": "SGDM",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "lars": "LARS",
+    "lamb": "LAMB",
+    "slowmo": "SlowMo",
+    "nesterov": "Nesterov",
+    "cifar100": "CIFAR-100",
+    "shakespeare": "Shakespeare",
+    "iid": "iid",
+}
+"""How the names of options are written in figures and tables; others as they are typed."""
+
+
+def _scheduler(config: Configuration) -> str:
+    """The option's name, with what makes another of it: large_batch_cosine is cosine, scaled with the batch size and warmed up."""
+    scheduler = config["scheduler"]
+    return f"scaled {scheduler['name']}" if scheduler.get("scale_batch", "none") != "none" else str(scheduler["name"])
+
+
+def _part(group: str) -> Callable[[Configuration], Value]:
+    return lambda config: config.get(group, {}).get("name")
+
+
+def _key(key: str) -> Callable[[Configuration], Value]:
+    return lambda config: by_key(dict(config)).get(key)
+
+
+AXES: Mapping[str, Axis] = {
+    axis.name: axis
+    for axis in (
+        Axis("method", "method", lambda config: method_of(config)[0]),
+        Axis("dataset", "data", _part("dataset")),
+        Axis("model", "model", _part("model")),
+        Axis("optimizer", "optimizer", lambda config: inner_optimizer(config["optimizer"])),
+        Axis("server", "outer optimizer", lambda config: outer_optimizer(config.get("server", {}))),
+        Axis("scheduler", "schedule", _scheduler),
+        Axis("sharding", "division of the data", _part("sharding")),
+        Axis("participation", "participation", _part("participation")),
+        Axis("speeds", "speeds of the workers", _part("speeds")),
+        Axis("local_steps", "rule for J", _part("local_steps")),
+        Axis("algorithm.topology", "topology", _key("algorithm.topology")),
+        Axis("K", "number of clients or workers K", _key("K"), log=True),
+        Axis("J", "local steps J", _key("J"), log=True),
+        Axis("N_c", "classes of a client N_c", _key("N_c"), absent="iid", log=True),
+        Axis("gamma", "concentration of participation γ", _key("gamma"), absent="uniform", log=True),
+        Axis("batch_size", "batch size", _key("batch_size"), log=True),
+        Axis("optimizer.lr", "learning rate", _key("optimizer.lr"), log=True),
+        Axis("server.lr", "outer learning rate", _key("server.lr"), log=True),
+        Axis("optimizer.weight_decay", "weight decay", _key("optimizer.weight_decay"), log=True),
+    )
+}
+"""Axes with titles of their own. Any other key of a configuration is an axis too."""
+
+
+def axis(name: str) -> Axis:
+    """An axis by its name: one of :data:`AXES`, or any key as it is typed."""
+    return AXES.get(name) or Axis(name, name, _key(name))
+
+
+def varying(configurations: Sequence[Configuration]) -> list[Axis]:
+    """The axes on which some configurations differ, those with titles first, each difference told once.
+
+    What an axis with a title tells is not told again by the keys behind it: a rate of each optimizer's own is no axis beside the optimizer.
+    """
+    told = [each for each in AXES.values() if len({each.of(config) for config in configurations}) > 1]
+    groups: dict[tuple[Value, ...], list[dict[str, Any]]] = {}
+    for config in configurations:
+        groups.setdefault(tuple(each.of(config) for each in told), []).append(by_key(dict(config)))
+    keys = dict.fromkeys(key for group in groups.values() for held in group for key in held if key not in ("seed", *AXES))
+    left = [key for key in keys if any(len({repr(held.get(key)) for held in group}) > 1 for group in groups.values())]
+    return _needed(told, configurations) + [axis(key) for key in left]
+
+
+def _needed(axes: list[Axis], configurations: Sequence[Configuration]) -> list[Axis]:
+    """Axes without those whose value follows from that of another, as N_c says what is iid; of two that say the same, the first."""
+
+    def follows(one: Axis, other: Axis) -> bool:
+        pairs = {(other.of(config), one.of(config)) for config in configurations}
+        return len(pairs) == len({value for value, _ in pairs})
+
+    left = list(axes)
+    for each in reversed(axes):
+        others = [other for other in left if other is not each]
+        if any(follows(each, other) and (not follows(other, each) or axes.index(other) < axes.index(each)) for other in others):
+            left.remove(each)
+    return left
+
+
+def in_order(axis: Axis, values: Sequence[Value]) -> list[Value]:
+    """Different values of an axis: numbers by size and what is absent last, names as they came."""
+    different = list(dict.fromkeys(values))
+    numbers = sorted(value for value in different if isinstance(value, int | float))
+    return [*numbers, *(value for value in different if isinstance(value, str)), *([None] if None in different else [])]

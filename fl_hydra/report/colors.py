@@ -1,0 +1,60 @@
+"""Colours: one for each method and optimizer everywhere, told apart also by those who see fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fl_hydra.report.axes import Axis, Value, in_order
+
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE, SKY, WINE, GREY = "#CC79A7", "#56B4E9", "#882255", "#4D4D4D"
+"""Of Okabe and Ito (Color Universal Design, 2008), but for its yellow, which is lost on white: wine is of Paul Tol's."""
+
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, WINE, GREY)
+
+METHODS = {
+    "Centralized": GREY,
+    "LocalSGD": BLUE,
+    "SlowMo": VERMILION,
+    "DiLoCo": GREEN,
+    "Lookahead": PURPLE,
+    "Post-local SGD": ORANGE,
+    "Hierarchical": WINE,
+    "Gossip": SKY,
+    "Gossip-PGA": VERMILION,
+    "Gossip-AGA": ORANGE,
+    "A2CiD2": GREEN,
+    "AD-PSGD": PURPLE,
+    "Async SGD": VERMILION,
+    "Staleness-aware SGD": ORANGE,
+    "EASGD": GREEN,
+    "SHAT": PURPLE,
+    "FedAvg": BLUE,
+    "FedAvgM": VERMILION,
+    "FedAdagrad": ORANGE,
+    "FedAdam": GREEN,
+}
+"""Methods that are not compared with each other share some."""
+
+OPTIMIZERS = {"sgd": SKY, "sgdm": BLUE, "adamw": VERMILION, "lars": GREEN, "lamb": ORANGE, "adam": PURPLE}
+
+SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
+"""Dark to light (viridis without its yellow), for numbers."""
+
+
+def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
+    """A colour for each value of an axis, as #rrggbb: numbers from dark to light, what is absent grey, names from the palette."""
+    ordered = in_order(axis, values)
+    fixed = {"method": METHODS, "optimizer": OPTIMIZERS}.get(axis.name, {})
+    numbers = [value for value in ordered if isinstance(value, int | float) and not isinstance(value, bool)]
+    found: dict[Value, str] = {}
+    for value in ordered:
+        if value in numbers:
+            step = (len(SEQUENCE) - 1) / max(1, len(numbers) - 1)
+            found[value] = SEQUENCE[round(numbers.index(value) * step)] if len(numbers) > 1 else BLUE
+        elif value is None:
+            found[value] = GREY
+        else:
+            free = [each for each in PALETTE if each not in found.values()] or list(PALETTE)
+            found[value] = fixed.get(str(value)) or free[0]
+    return found

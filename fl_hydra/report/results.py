@@ -1,0 +1,137 @@
+"""What a section has come to: its settings, each with its runs over seeds, and their figures as numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fl_hydra.arrays import Reals
+from fl_hydra.report.axes import Axis, Value, axis, varying
+from fl_hydra.report.measures import Measure
+from fl_hydra.report.runs import by_setting, state
+from fl_hydra.runs.reading import Run, method_of
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A figure over seeds. values: of each, by seed. deviation: of the sample (n - 1); None for one seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """How many seeds."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over seeds."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure against another, over the seeds of a setting. x, mean, deviation: float64 [points]; deviation is None for one seed."""
+
+    x: Reals
+    mean: Reals
+    deviation: Reals | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but the seed. label: in the field's letters. runs: all that were asked for, also those in no mean."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration of the first run."""
+        return self.runs[0].config
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs whose figures go into means, by seed."""
+        return sorted((run for run in self.runs if run.finished), key=lambda run: run.config["seed"])
+
+    @property
+    def state(self) -> str:
+        """`finished`, or how many have and what became of the others."""
+        return state(list(self.runs))
+
+    @property
+    def method(self) -> str:
+        """The method's title."""
+        return method_of(self.config)[0]
+
+    def value(self, name: str) -> Value:
+        """Where the setting lies on an axis."""
+        return axis(name).of(self.config)
+
+    def final(self, measure: Measure) -> Statistic | None:
+        """A figure of the final models, over the seeds that finished; None where none did, or one has no such figure."""
+        values = [measure.of(run.rows[-1], run.config) for run in self.finished]
+        present = tuple(value for value in values if value is not None)
+        return Statistic(present) if present and len(present) == len(values) else None
+
+    def curve(self, x: Measure, y: Measure) -> Curve | None:
+        """A figure against another, over the seeds that finished; None where there is nothing to draw.
+
+        Where rounds differ in length, runs are evaluated after different numbers of samples: all are read off where the first one was.
+        Rows in which the figure is not there, as a training loss before the first step, are left out.
+        """
+        lines = []
+        for run in self.finished:
+            points = [(row["samples"], x.of(row, run.config), y.of(row, run.config)) for row in run.rows]
+            lines.append(np.array([point for point in points if None not in point], np.float64).reshape(-1, 3))
+        if not lines or not all(len(line) for line in lines):
+            return None
+        samples = lines[0][:, 0]
+        xs, ys = (np.array([np.interp(samples, line[:, 0], line[:, column]) for line in lines]) for column in (1, 2))
+        return Curve(xs.mean(0), ys.mean(0), ys.std(0, ddof=1) if len(ys) > 1 else None, len(ys))
+
+    def reached(self, x: Measure, target: float, y: Measure) -> Statistic | None:
+        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never came to it."""
+        found = []
+        for run in self.finished:
+            at = next((x.of(row, run.config) for row in run.rows if (y.of(row, run.config) or float("-inf")) >= target), None)
+            if at is None:
+                return None
+            found.append(at)
+        return Statistic(tuple(found)) if found else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A section's settings, in the order in which they were asked for. settings: those of which a configuration is known."""
+
+    name: str
+    settings: Sequence[Setting]
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """What the sweep wrote of the section: `command`, and `report`, the block of its file."""
+
+    @classmethod
+    def of(cls, name: str, runs: Sequence[Run], description: Mapping[str, Any] | None = None) -> Results:
+        """Group a section's runs."""
+        return cls(name, [Setting(label, group) for label, group in by_setting(runs)], dict(description or {}))
+
+    @property
+    def drawn(self) -> list[Setting]:
+        """The settings of which a seed has finished."""
+        return [setting for setting in self.settings if setting.finished]
+
+    @property
+    def axes(self) -> list[Axis]:
+        """The axes on which the settings differ."""
+        return varying([setting.config for setting in self.settings])

@@ -1,0 +1,155 @@
+"""What a section's report shows: the `report` block of its file, `hydra.sweeper.report` of any sweep, and what a grid without one gets.
+
+report:
+  title: LocalSGD
+  questions: [Which combination works best?, ...]
+  figures:
+    - {kind: curves, x: epoch, y: [train/loss, test/acc], color: optimizer, dash: scheduler}
+    - {kind: heat, x: J, y: K, value: test/acc}
+  compare:
+    - {axis: J, within: [K]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_hydra.errors import require
+from fl_hydra.report.axes import Axis
+
+KINDS = {
+    "curves": "figures of every evaluation against x; a panel for each of y, and for each value of facet",
+    "lines": "figures of the final models against x, an axis of settings; a panel for each of y",
+    "heat": "value of the final models over x and y, two axes of settings; a map for each value of facet",
+    "targets": "what it takes to reach an accuracy: a bar for each setting, a panel for each of y",
+    "sampling": "how probable each client is in a round, and how often it came, for each value of color",
+    "classes": "what clients hold, a panel for each value of facet",
+}
+"""What a figure can be."""
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure of a section.
+
+    kind: one of :data:`KINDS`. x: a measure of :mod:`fl_hydra.report.measures` for curves, else an axis of :mod:`fl_hydra.report.axes`.
+    y: measures, one a panel; of a heat map, one axis. value: the measure that a heat map shows. color, dash, facet: axes. where: values of
+    axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: what is marked: `reference`, the largest x within one
+    point of the best first one, or `best`, the maximum of each line by validation accuracy.
+    """
+
+    kind: str
+    x: str = ""
+    y: tuple[str, ...] = ()
+    value: str = "test/acc"
+    color: str | None = None
+    dash: str | None = None
+    facet: str | None = None
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = ""
+    mark: str = ""
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.kind in KINDS, f"report.figures: kind={self.kind}: choose {', '.join(KINDS)}")
+        needed = {"curves": ("x", "y"), "lines": ("x", "y"), "heat": ("x", "y"), "targets": ("y",)}.get(self.kind, ())
+        for field in needed:
+            require(bool(getattr(self, field)), f"report.figures: a figure of kind={self.kind} needs {' and '.join(needed)}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences that the section's sentences are about: between values of an axis, at each point of the axes `within`.
+
+    against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
+    has: every two. measure: of the final models.
+    """
+
+    axis: str
+    within: tuple[str, ...] = ()
+    against: Any = None
+    measure: str = "test/acc"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A section's report. title: its heading. questions: those of the assignment that it answers."""
+
+    title: str
+    figures: tuple[FigureSpec, ...]
+    questions: tuple[str, ...] = ()
+    compare: tuple[Comparison, ...] = ()
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any], section: str) -> Spec:
+        """From the block of a section's file.
+
+        Raises:
+            UserError: there is something in it that is not known.
+        """
+        block = dict(block)
+        figures = tuple(_typed(FigureSpec, each, "report.figures") for each in block.pop("figures", None) or ())
+        compare = tuple(_typed(Comparison, each, "report.compare") for each in block.pop("compare", None) or ())
+        questions = tuple(str(each) for each in block.pop("questions", None) or ())
+        title = str(block.pop("title", None) or section)
+        require(not block, f"report.{next(iter(block), '')}: no such key; choose from title, questions, figures, compare")
+        return cls(title, _named(figures), questions, compare)
+
+    @classmethod
+    def default(cls, section: str, axes: Sequence[Axis]) -> Spec:
+        """Of a grid without a block: curves, a heat map where two numbers differ, and the final models against each number."""
+        return cls(section, _named(tuple(_default_figures([each.name for each in axes]))), (), _default_comparisons(axes))
+
+
+def _typed(cls: Any, given: Any, where: str) -> Any:
+    names = {field.name: field for field in dataclasses.fields(cls)}
+    require(isinstance(given, Mapping), f"{where}: {given}: keys and values are needed, as {{{', '.join(names)}}}")
+    for key in given:
+        require(key in names, f"{where}.{key}: no such key; choose from {', '.join(names)}")
+    values = {
+        key: (tuple(value) if isinstance(value, list | tuple) else (value,)) if "tuple" in str(names[key].type) else value
+        for key, value in given.items()
+        if value is not None
+    }
+    missing = [
+        name for name, field in names.items() if field.default is field.default_factory is dataclasses.MISSING and name not in values
+    ]
+    require(not missing, f"{where}: {', '.join(missing)}: missing in {dict(given)}")
+    return cls(**values)
+
+
+def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
+    """Every figure with a name of its own: its kind, and its number where several are of one."""
+    named: list[FigureSpec] = []
+    for figure in figures:
+        name, number = figure.name or figure.kind, 2
+        while name in [each.name for each in named]:
+            name, number = f"{figure.name or figure.kind}-{number}", number + 1
+        named.append(dataclasses.replace(figure, name=name))
+    return tuple(named)
+
+
+NUMBERS = ("K", "J", "N_c", "gamma", "batch_size", "optimizer.lr", "optimizer.weight_decay", "server.lr")
+"""Axes of numbers, in the order in which they are taken for an axis of a figure."""
+
+
+def _default_figures(axes: list[str]) -> list[FigureSpec]:
+    names = [name for name in axes if name not in NUMBERS]
+    numbers = [name for name in axes if name in NUMBERS]
+    look: dict[str, Any] = dict(zip(("color", "dash", "facet"), (names + numbers)[:3], strict=False))
+    figures = [FigureSpec("curves", "samples", ("train/loss", "test/acc"), **look)]
+    if len(numbers) >= 2:
+        facet = names[0] if names else None
+        figures.append(FigureSpec("heat", numbers[1], (numbers[0],), facet=facet))
+    elif numbers:
+        look = dict(zip(("color", "dash"), names[:2], strict=False))
+        figures.append(FigureSpec("lines", numbers[0], ("test/acc",), **look))
+    return figures
+
+
+def _default_comparisons(axes: Sequence[Axis]) -> tuple[Comparison, ...]:
+    names = [each.name for each in axes]
+    return tuple(Comparison(name, tuple(other for other in names if other != name)) for name in names[:1])
