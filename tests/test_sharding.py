@@ -471,3 +471,15 @@ def test_a_run_on_unequal_clients(sharding: str, program: Program, tmp_path: Pat
     assert result.status == 0, result.output
     (summary,) = tmp_path.rglob("summary.json")
     assert json.loads(summary.read_text())["metrics"]["round"] == 3
+
+
+def test_a_run_writes_what_its_clients_hold(program: Program, tmp_path: Path) -> None:
+    words = ("algorithm=fedavg", "K=20", "C=0.2", "rounds=2", "sharding=classes", "N_c=2", "participation=skewed", "gamma=0.5")
+    assert program(*words, cwd=tmp_path).status == 0
+    (path,) = tmp_path.glob("outputs/digits/fedavg/*/clients.json")
+    held = json.loads(path.read_text())
+    counts = np.array(held["counts"])
+    assert held["kind"] == "classes" and counts.shape == (20, len(held["names"]))
+    assert ((counts > 0).sum(1) == 2).all()
+    assert counts.sum(1).tolist() == held["sizes"]
+    assert sum(held["probabilities"]) == pytest.approx(1.0) and len(set(held["probabilities"])) == 20

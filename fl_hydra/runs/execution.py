@@ -181,9 +181,11 @@ def _restored(recordings: list[Recording], trainer: Trainer, reporter: Reporter)
     ]
     for note in dict.fromkeys(note for recording in trains if recording.begun is not None for note in recording.begun.changes(now)):
         reporter.warn(note)
-    for recording in here:
+    for run, recording in enumerate(recordings):
+        if recording not in here:
+            continue
         with alone(recording):
-            recording.describe_environment(now, len(trains), recording in trains)
+            recording.describe_environment(trainer.members[run].shards, now, len(trains), recording in trains)
     return here
 
 

@@ -1,7 +1,7 @@
 """The files of a run.
 
-`config.yaml`, `metrics.jsonl` (a row for each evaluation), `timings.jsonl`, `environment.json`, `summary.json` (written last:
-a run that has it has ended), `checkpoints/` and, after a failure, `error.txt`.
+`config.yaml`, `metrics.jsonl` (a row for each evaluation), `timings.jsonl`, `environment.json`, `clients.json` (what each client holds,
+where there are several), `summary.json` (written last: a run that has it has ended), `checkpoints/` and, after a failure, `error.txt`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fl_hydra.files import (
 from fl_hydra.runs.ownership import Ownership, locked, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
-TIMINGS, ENVIRONMENT, CONFIG = BESIDE = "timings.jsonl", "environment.json", "config.yaml"
+TIMINGS, ENVIRONMENT, CONFIG, CLIENTS = BESIDE = "timings.jsonl", "environment.json", "config.yaml", "clients.json"
 """For the reader alone; rebuilt from a checkpoint."""
 SEAL = "summary_sha256"
 """The key of summary.json for the SHA-256 over all others."""

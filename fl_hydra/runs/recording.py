@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from fl_hydra.files import CorruptFile
 from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
 from fl_hydra.runs.conditions import Conditions, Wish, environment
 from fl_hydra.runs.folder import (
+    CLIENTS,
     CONFIG,
     ENVIRONMENT,
     METRICS,
@@ -33,6 +35,8 @@ from fl_hydra.runs.folder import (
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, glance, refuse_foreign, write_traceback
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
+from fl_hydra.sharding.base import Shards
+from fl_hydra.sharding.holdings import holdings
 from fl_hydra.tracking.follower import follow
 from fl_hydra.training.experiment import Experiment
 
@@ -213,10 +217,11 @@ class Recording:
             self._follower.held(self.metrics.content, path, checkpoint.round, checkpoint.trainer["clients"])
         return True
 
-    def describe_environment(self, now: Conditions, together: int, trains: bool) -> None:
-        """Write what is for the reader alone: config.yaml, and what the run was begun and goes on with.
+    def describe_environment(self, shards: Shards, now: Conditions, together: int, trains: bool) -> None:
+        """Write what is for the reader alone: config.yaml, what clients hold, and what the run was begun and goes on with.
 
         Args:
+            shards: what each client has.
             now: the present conditions.
             together: how many runs train.
             trains: whether this one does, or is only mended.
@@ -229,6 +234,8 @@ class Recording:
             ENVIRONMENT: as_json({**first, **({"continued_with": others} if others else {})}),
             CONFIG: self._composed(),
         }
+        if self.experiment.K > 1:
+            self._beside[CLIENTS] = (json.dumps(holdings(self.experiment, shards)) + "\n").encode()
         for name, content in self._beside.items():
             self._for_the_reader(partial(self.folder.write, name, content))
 
