@@ -141,7 +141,10 @@ def _write_once(target: Path, names: Sequence[str]) -> None:
     words.mkdir(exist_ok=True)
     files = {target / "authors.yaml": AUTHORS}
     files |= {words / f"{name}.tex": f"\\room{{{hint}}}\n" for name, hint in WORDS.items()}
-    files |= {words / f"{name}.tex": f"\\room{{Your reading of these results: why they may be so, and what the literature says.}}\n" for name in names}
+    files |= {
+        words / f"{name}.tex": "\\room{Your reading of these results: why they may be so, and what the literature says.}\n"
+        for name in names
+    }
     for path, text in files.items():
         if not path.exists():
             write_atomically(path, text.encode())
@@ -199,7 +202,15 @@ def _paper(
     lines += [r"\section{Personal contribution}", r"\input{words/contribution}"]
     for results, spec in sections:
         if _part(results.name, track) == "further":
-            lines += _section(results, spec, table, target, captions, replace(size, figures=min(size.figures, 1)), sub=True)
+            lines += _section(
+                results,
+                spec,
+                table,
+                target,
+                captions,
+                replace(size, rows=min(size.rows, 5), figures=min(size.figures, 1), costs=False),
+                sub=True,
+            )
     lines += [r"\section{Conclusion}", r"\input{words/conclusion}"]
     lines += [r"\bibliographystyle{IEEEtran}", r"\bibliography{references}", r"\end{document}"]
     return "\n".join(lines) + "\n"
@@ -218,7 +229,9 @@ def _authors(path: Path, track: str | None) -> tuple[str, str]:
         named = [(str(each["name"]), str(each["id"])) for each in content["authors"]]
         title = str(content.get("title") or TITLES[track])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); needed are authors: [{{name: ..., id: ...}}], and title") from error
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}); needed are authors: [{{name: ..., id: ...}}], and title"
+        ) from error
     blocks = [rf"\IEEEauthorblockN{{{escaped(name)}}}\IEEEauthorblockA{{Student ID {escaped(number)}}}" for name, number in named]
     return escaped(title), r"\and ".join(blocks)
 
@@ -236,9 +249,9 @@ def _setup(sections: Sequence[tuple[Results, Spec]]) -> list[str]:
         lines.append(escaped(f"{said}."))
     lines.append(
         escaped(
-            "Validation chooses and the test set reports; figures are those of the final models, as means ± sample standard deviations over "
-            "seeds. Seeds decide shards, initial weights, cohorts and batches. A difference is said to hold if Welch's t test over at least "
-            "three seeds of each side, adjusted by Holm over all that its section compares, has p < 0.05; all others are undecided. "
+            "Validation chooses and the test set reports; figures are those of the final models, as means ± sample standard deviations "
+            "over seeds. Seeds decide shards, initial weights, cohorts and batches. A difference is said to hold if Welch's t test over at "
+            "least three seeds of each side, adjusted by Holm over all that its section compares, has p < 0.05; all others are undecided. "
             "The number of seeds that would decide one takes what was observed as true (power 0.8)."
         )
     )
@@ -290,7 +303,7 @@ def _section(
         costs = costs_table(results, spec, table, size.rows)
         sends = any(run.rows[-1].get("messages") for setting in results.drawn for run in setting.finished)
         if size.costs and sends:
-            lines.append(as_latex(_for_paper(costs, results), f"{results.name}-cost"))
+            lines.append(as_latex(replace(_for_paper(costs, results), commands=(), hashes=()), f"{results.name}-cost"))
     figures = [(figure, target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in figures if each[1].exists()][: size.figures]:
         caption = captions.get(path.stem) or _caption(figure, spec)

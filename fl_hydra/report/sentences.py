@@ -13,7 +13,7 @@ from fl_hydra.report.latex import escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
-from fl_hydra.report.statistics import FEWEST, LEVEL, MOST_SEEDS, Difference, differences
+from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences
 
 TARGET = 0.95
 """The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
@@ -137,9 +137,9 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
             Number(f"{name}/hold", str(len(held))),
             " of ",
             Number(f"{name}/differences", str(len(known))),
-            f" differences of {_bare(of)} {'holds' if len(held) == 1 else 'hold'} (Welch's t test, p adjusted by Holm over the ",
+            f" differences of {_bare(of)} {'holds' if len(held) == 1 else 'hold'} (Holm over ",
             Number(key(results.name, "declared"), str(declared)),
-            f" that the section compares, below {LEVEL}, of at least {FEWEST} seeds).",
+            " comparisons).",
         )
     ]
     largest = max(known, key=lambda each: abs(each.size))

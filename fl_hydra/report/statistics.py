@@ -33,8 +33,9 @@ MOST_SEEDS = 1000
 class Difference:
     """A setting against another on one axis, all else that is compared being the same.
 
-    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of Welch's test; None
-    where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it; None where that cannot be told.
+    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of Welch's test;
+    None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it; None where that
+    cannot be told.
     """
 
     comparison: Comparison
@@ -79,7 +80,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
     if min(len(first), len(second)) < 2 or not (_spread(first) or _spread(second)):
         return None
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    described = [each for side in (first, second) for each in (np.mean(side), np.std(side, ddof=1), len(side))]
+    return float(stats.ttest_ind_from_stats(*described, equal_var=False).pvalue)  # which does not warn of a side without spread
 
 
 def _spread(values: Sequence[float]) -> bool:
@@ -155,7 +157,7 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
 
 
 def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setting]]:
-    """What is compared with what: settings with the same values on the axes `within`, and on others on which they differ, if that pairs any."""
+    """What is compared: settings alike on the axes `within`, and on all others on which some differ, if that pairs any."""
     compared, within = axis(comparison.axis), [axis(name) for name in comparison.within]
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []

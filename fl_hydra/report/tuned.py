@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
 from fl_hydra.report.results import Results
+from fl_hydra.tuning.kept import KEPT, read_kept
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TunedValue:
 
 
 def tuned_values(results: Results, studies: Sequence[Mapping[str, Any]]) -> list[TunedValue]:
-    """What runs took, each choice once, then what searches found best that no run took; a study of several objectives has its front's first."""
+    """What runs took, each choice once, then what searches found best that no run took; of several objectives, the front's first."""
     by_name = {str(study["study"]): study for study in studies}
     found: dict[tuple[str, str, str], TunedValue] = {}
     for setting in results.settings:
@@ -68,6 +70,17 @@ def tuned_values(results: Results, studies: Sequence[Mapping[str, Any]]) -> list
                 where, key, value, _space(study, key), len(study["trials"]), _pruned(study), study["objectives"][0], reached, seeds, name
             )
     return list(found.values())
+
+
+def section_studies(section: str, outputs: Path) -> list[dict[str, Any]]:
+    """What is kept of the searches with a section's name; one that is damaged or of another version is left out."""
+    found = []
+    for path in sorted((outputs / "studies").glob(f"*/{KEPT}")):
+        with suppress(OSError, CorruptFile):
+            study = read_kept(path.parent)
+            if study["section"] == section:
+                found.append(study)
+    return found
 
 
 def chosen_of(folder: Path) -> dict[str, Any]:
