@@ -302,7 +302,8 @@ def _section(
         lines.append(as_latex(_for_paper(shown, results), results.name, starred=len(shown.header) > 6))
         costs = costs_table(results, spec, table, size.rows)
         sends = any(run.rows[-1].get("messages") for setting in results.drawn for run in setting.finished)
-        if size.costs and sends:
+        tells = len(costs.rows) > 1 and len(costs.header) > 1 + len(results.axes)  # else all cost the same, or there is nothing to compare
+        if size.costs and sends and tells:
             lines.append(as_latex(replace(_for_paper(costs, results), commands=(), hashes=()), f"{results.name}-cost"))
     figures = [(figure, target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in figures if each[1].exists()][: size.figures]:

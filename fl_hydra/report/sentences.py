@@ -209,14 +209,12 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
         where = f" on {axis('dataset').text(value)}" if len(sets) > 1 else ""
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
-        for x in [known["bytes"], known[slowest]] if sends else [known["epoch"]]:
-            said += _to_reach(results, settings, x, accuracy, target, name, where)
+        for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
+            said += _to_reach(settings, x, accuracy, target, name, where if not place else None)
     return said
 
 
-def _to_reach(
-    results: Results, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str
-) -> list[Sentence]:
+def _to_reach(settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None) -> list[Sentence]:
     reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
     goal = Number(name, f"{target:g}")
     counted: Sentence = (Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
