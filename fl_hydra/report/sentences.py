@@ -222,13 +222,9 @@ def _to_reach(settings: Sequence[Setting], x: Measure, y: Measure, target: float
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
     unit = _unit(x)
-    sentence: list[str | Number] = [
-        "A test accuracy of ",
-        goal,
-        f" %{where}, at an evaluation, was reached by all seeds of ",
-        *counted,
-        "; ",
-    ]
+    sentence: list[str | Number] = ["To that, "]
+    if where is not None:
+        sentence = ["A test accuracy of ", goal, f" %{where}, at an evaluation, was reached by all seeds of ", *counted, "; "]
     sentence += [
         f"{least[0].label} took {'least, ' if len(reached) > 1 else ''}",
         Number(f"{name}/{key(x.name)}/least", _three(least[1])),
