@@ -27,9 +27,11 @@ from fl_hydra.report.cost import (
     wall_clock,
     wire_bytes,
 )
-from fl_hydra.report.runs import Run
-from fl_hydra.report.tables import write_costs
+from fl_hydra.report.results import Results
+from fl_hydra.report.spec import Spec
+from fl_hydra.report.tables import write_tables
 from fl_hydra.runs.identity import describe
+from fl_hydra.runs.reading import Run
 from tests.support.make import trainer
 
 ETHERNET = Network("Ethernet", latency=1e-3, bandwidth=8e6)  # a message of n bytes: 1 ms + n us
@@ -227,13 +229,14 @@ def test_meetings_are_hidden_behind_computing() -> None:
     assert run.meetings == run.messages / 2 > 0
 
 
-def test_runs_without_all_counts_have_no_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_all_counts_have_no_costs(tmp_path: Path) -> None:
     run, _ = trained("algorithm=localsgd", "K=4", "samples=512")
     (row,) = run.rows
     old = replace(run, rows=[{name: value for name, value in row.items() if name != "served"}])
     assert read_ledger(old.rows[0], old.config) is None
-    assert write_costs([old], read_table(), tmp_path / "cost") == []
-    assert capsys.readouterr().out == "no costs (no seed finished, or made before runs counted all of it): LocalSGD K=4 J=8\n"
+    complete = replace(old, rows=[dict.fromkeys(("val/acc", "test/acc", "test/loss"), 0.5) | old.rows[0]])
+    written = write_tables(Results.of("mine", [complete]), Spec("mine", ()), read_table(), [], tmp_path)
+    assert [path.name for path in written] == ["mine.csv", "mine.md", "mine.tex"]
 
 
 def test_the_table_of_the_project() -> None:
@@ -254,14 +257,14 @@ def test_a_line_more_is_a_column_or_a_row_more(tmp_path: Path) -> None:
     table = read_table(mine)
     assert table.networks[0].blocks == table.networks[1]
     run, ledger = trained("algorithm=localsgd", "K=4", "J=2", "samples=1024")
-    written = write_costs([run], table, tmp_path / "cost")
-    assert [path.name for path in written] == ["cost.md", "cost.csv"]
-    with open(tmp_path / "cost.csv") as file:
+    write_tables(Results.of("mine", [run]), Spec("mine", ()), table, [], tmp_path)
+    with open(tmp_path / "mine-cost.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["setting"] for row in rows] == ["LocalSGD K=4 J=2, abacus", "LocalSGD K=4 J=2, as simulated"]
-    assert rows[0]["simulated s"] == "2560"  # 256 samples of each worker
-    assert float(rows[1]["pigeon s"]) == pytest.approx(2 * 4 * 3600, rel=1e-3)  # two averages over a tree
-    assert float(rows[1]["payload MB/worker"]) == pytest.approx(2 * 2 * ledger.message / 1e6, rel=1e-2)
+    assert [(row["setting"], row["device"]) for row in rows] == [("LocalSGD K=4 J=2", name) for name in ("abacus", "as simulated")]
+    assert float(rows[0]["seconds mean"]) == 2560  # 256 samples of each worker
+    assert float(rows[1]["pigeon mean"]) == pytest.approx(2 * 4 * 3600, rel=1e-3)  # two averages over a tree
+    assert float(rows[1]["payload mean"]) == pytest.approx(2 * 2 * ledger.message / 1e6)
+    assert rows[1]["payload deviation"] == "" and rows[1]["payload n"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import KEYS
 from fl_hydra.report.figures import draw_accuracy
-from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, read_run
+from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from tests.conftest import Program
 from tests.support.make import PROJECT, experiment
@@ -39,17 +40,19 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
     assert (tmp_path / "outputs/report/mine.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "outputs/report/mine.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["setting"], row["seeds"]) for row in rows] == [("LocalSGD K=2 J=2", "2"), ("LocalSGD K=2 J=4", "2")]
-    runs = [read_run(path.parent) for path in sorted(tmp_path.rglob("summary.json"))]
-    group = next(group for _, group in by_setting(runs) if group[0].config["J"] == 2)
-    expected = mean_and_deviation([run.rows[-1]["test/acc"] for run in group], 100)
-    assert rows[0]["test acc %"] == expected
-    assert " ± " in expected
+    assert [(row["setting"], row["test/acc n"]) for row in rows] == [("LocalSGD K=2 J=2", "2"), ("LocalSGD K=2 J=4", "2")]
+    for row, J in zip(rows, (2, 4), strict=True):  # worked out by other code, from the files alone
+        finals = []
+        for path in sorted((tmp_path / "outputs").rglob("metrics.jsonl")):
+            if f"-J{J}-" in path.parent.name:
+                finals.append(100 * json.loads(path.read_text().splitlines()[-1])["test/acc"])
+        assert float(row["test/acc mean"]) == pytest.approx(statistics.mean(finals))
+        assert float(row["test/acc deviation"]) == pytest.approx(statistics.stdev(finals))
     assert (tmp_path / "outputs/report/mine-cost.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "outputs/report/mine-cost.csv") as file:
         costs = list(csv.DictReader(file))
     assert [row["setting"] for row in costs] == ["LocalSGD K=2 J=2", "LocalSGD K=2 J=4"]
-    assert float(costs[0]["WAN s"]) > float(costs[1]["WAN s"]) > float(costs[1]["simulated s"])
+    assert float(costs[0]["WAN mean"]) > float(costs[1]["WAN mean"]) > float(costs[1]["seconds mean"])
 
 
 def test_a_mistake_in_the_table_of_networks_is_one_line(
@@ -281,12 +284,14 @@ def test_a_run_without_a_sound_result_is_named_and_counted(
     assert line.startswith(f"in no mean of mine: {folders[2]}: {why}")
     for name in ("mine", "mine-cost"):
         (row,) = table(tmp_path, name).values()
-        assert row["test acc %"] == "15.00 ± 7.07"
+        figure, mean = ("test/acc", 15.0) if name == "mine" else ("round", 2.0)
+        assert float(row[f"{figure} mean"]) == pytest.approx(mean)
+        assert row[f"{figure} n"] == "2"
         assert row["status"] == f"2 of 3 finished, {counted}"
-    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["seeds"] == "2"
+    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["test/acc n"] == "2"
     note = (tmp_path / "report/mine.md").read_text()
-    assert "means ± standard deviations over the seeds that finished" in note
-    assert str(folders[2]) in note
+    assert "means ± sample standard deviations over the n seeds that finished" in note
+    assert folders[2].name in note
 
 
 def test_a_run_of_which_only_checkpoints_are_left_is_listed(
@@ -329,7 +334,7 @@ def test_runs_of_which_nothing_can_be_told_are_named(
     run = run_hash(experiment(*LOCAL, "seed=0"))
     assert second == f"in no mean of mine: {other}: damaged (it holds run {run}, which the folder is not named after)"
     assert third.startswith(f"in no mean of mine: {bare}: unfinished")
-    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["seeds"] == "1"
+    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["test/acc n"] == "1"
 
 
 def test_a_setting_without_a_result_keeps_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +348,7 @@ def test_a_setting_without_a_result_keeps_its_row(tmp_path: Path, monkeypatch: p
         rows = table(tmp_path, name)
         assert list(rows) == ["SlowMo K=2 J=8", "LocalSGD K=2 J=8"]
         assert rows["SlowMo K=2 J=8"]["status"] == "0 of 3 ended, 3 unfinished"
-        assert rows["SlowMo K=2 J=8"]["test acc %"] == ""
+        assert rows["SlowMo K=2 J=8"]["round mean"] == ""
         assert rows["LocalSGD K=2 J=8"]["status"] == "finished"
     assert legends == [{"SlowMo K=2 J=8 (0 of 3 ended, 3 unfinished)": False, "LocalSGD K=2 J=8": True}] * 2
 
@@ -377,9 +382,9 @@ def test_diverged_seeds_are_in_no_mean_and_counted(
     assert reported(tmp_path, monkeypatch, "mine") == 0
     for name in ("mine", "mine-cost"):
         rows = table(tmp_path, name)
-        assert rows["LocalSGD K=2 J=8"]["test acc %"] == "85.00 ± 7.07"
+        assert rows["LocalSGD K=2 J=8"]["round n"] == "2"
         assert rows["LocalSGD K=2 J=8"]["status"] == "2 of 3 finished, 1 diverged"
-        assert rows["SlowMo K=2 J=8"]["test acc %"] == ""
+        assert rows["SlowMo K=2 J=8"]["round mean"] == ""
         assert rows["SlowMo K=2 J=8"]["status"] == "0 of 1 finished, 1 diverged"
     assert f"in no mean of mine: {diverged}: diverged (test/loss not finite)" in capsys.readouterr().err
     labels = {"LocalSGD K=2 J=8 (2 of 3 finished, 1 diverged)": True, "SlowMo K=2 J=8 (0 of 1 finished, 1 diverged)": False}

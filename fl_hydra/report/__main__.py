@@ -12,8 +12,13 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import draw_accuracy, draw_costs
+from fl_hydra.report.results import Results
 from fl_hydra.report.runs import not_in_means
-from fl_hydra.report.tables import write_costs, write_results
+from fl_hydra.report.sentences import write_sentences
+from fl_hydra.report.spec import Spec
+from fl_hydra.report.tables import write_tables
+from fl_hydra.report.tuned import section_studies
+from fl_hydra.runs.describing import read_description
 from fl_hydra.runs.folder import section_runs, sections
 from fl_hydra.runs.listing import listed, print_runs
 from fl_hydra.runs.reading import read_run
@@ -75,11 +80,14 @@ def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
     target = outputs / "report"
     target.mkdir(parents=True, exist_ok=True)
     costs = target / f"{section}-cost"
+    results = Results.of(section, runs, read_description(section, outputs))
+    block = results.description.get("report")
+    spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
     return [
         *draw_accuracy(runs, target / f"{section}.png"),
-        *write_results(runs, target / section),
         *draw_costs(runs, table, costs.with_suffix(".png")),
-        *write_costs(runs, table, costs),
+        *write_tables(results, spec, table, section_studies(section, outputs), target),
+        *write_sentences(results, spec, table, target),
     ]
 
 

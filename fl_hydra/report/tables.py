@@ -1,133 +1,354 @@
-"""Result tables."""
+"""Tables of a section: what its settings came to, what they cost, and what was tuned; as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fl_hydra.files import write_atomically
-from fl_hydra.report.cost import CostTable, Device, Ledger, computing_seconds, read_ledger, wall_clock, wire_bytes
-from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits, not_in_means, state
+from fl_hydra.report.axes import AXES, Axis
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.latex import code, escaped
+from fl_hydra.report.measures import Measure, measures
+from fl_hydra.report.results import Results, Setting, Statistic
+from fl_hydra.report.runs import not_in_means
+from fl_hydra.report.spec import Spec
+from fl_hydra.report.tuned import tuned_values
 
-HEADER = ("setting", "seeds", "rounds", "samples", "val acc %", "test acc %", "test loss", "MB sent", "GFLOP", "status")
-
+RESULTS = ("val/acc", "test/acc", "test/loss", "round", "samples")
+COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "seconds")
 
 MEANS = (
-    "Figures are means ± standard deviations over the seeds that finished, as many as the column says; those of others, also of runs that "
-    "diverged, are in none."
+    "Figures are means ± sample standard deviations over the n seeds that finished; those of others, also of diverged runs, are in none."
 )
+ONE_SEED = "One seed (n=1): there is no deviation."
+BOLD = "Bold: the test accuracies of settings whose validation accuracy is within one deviation of the best one."
+MOST_AXES = 4
+"""Columns for axes; where more differ, a setting's label has one column."""
+
+MOST_HASHES = 8
+"""Of a table in LaTeX; the others are in its Markdown."""
 
 
-def _result(label: str, group: list[Run]) -> tuple[str, ...]:
-    last = [run.rows[-1] for run in group if run.finished]
-    if not last:
-        return (label, "0", *[""] * (len(HEADER) - 3), state(group))
-    return (
-        label,
-        str(len(last)),
-        mean_in_digits([row["round"] for row in last]),
-        mean_in_digits([row["samples"] for row in last]),
-        mean_and_deviation([row["val/acc"] for row in last], 100),
-        mean_and_deviation([row["test/acc"] for row in last], 100),
-        mean_and_deviation([row["test/loss"] for row in last], digits=4),
-        mean_and_deviation([(row["bytes_up"] + row["bytes_down"]) / 1e6 for row in last], digits=1),
-        mean_and_deviation([row["flops"] / 1e9 for row in last], digits=1),
-        state(group),
-    )
+@dataclass(frozen=True)
+class Cell:
+    """text: as Markdown shows it. bold: among the best."""
+
+    text: str
+    bold: bool = False
 
 
-def write_results(runs: Sequence[Run], stem: Path) -> list[Path]:
-    """The final model of every setting, mean ± standard deviation over the seeds that finished, as Markdown and CSV; also printed.
+@dataclass(frozen=True)
+class Table:
+    """A table as it is read. caption: one line. header, rows: all as wide. notes: lines below it. commands, hashes: what made it."""
 
-    A setting of which no seed did has a row that says so.
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str]
+    commands: Sequence[str] = ()
+    hashes: Sequence[str] = ()
+
+
+def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequence[Mapping[str, Any]], target: Path) -> list[Path]:
+    """SECTION, SECTION-cost and SECTION-tuned as .csv, .md and .tex, those of which there is anything; a short one on the screen.
+
+    Args:
+        results: the section's.
+        spec: how it is titled.
+        table: of networks and devices.
+        studies: what `study.json` of the searches with this section's name hold.
+        target: the folder, which is there.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    lines = [f"- {line}" for line in not_in_means(runs)]
-    note = "\n".join([MEANS, *(["", "In no mean:", "", *lines] if lines else [])])
-    return _write(HEADER, [_result(label, group) for label, group in by_setting(runs)], stem, note)
+    show(results, table)
+    stem = target / results.name
+    known = measures(table)
+    written = _write(stem, results_csv(results, [known[name] for name in RESULTS]), results_table(results, spec, table))
+    if any(setting.final(known["seconds"]) for setting in results.settings):
+        written += _write(stem.with_name(f"{stem.name}-cost"), costs_csv(results, table), costs_table(results, spec, table))
+    values = tuned_values(results, studies)
+    if values:
+        header = list(dataclasses.asdict(values[0]))
+        raw = [[dataclasses.asdict(each)[name] for name in header] for each in values]
+        rows = [[Cell(_plain(value)) for value in row] for row in raw]
+        header, rows, once = _without_constants([name.replace("_", " ") for name in header], rows, keep=("key", "value"))
+        notes = ["Chosen by the objective on seeds of their own, never by the test set.", *once]
+        tuned = Table(f"{spec.title}: tuned values", header, rows, notes, _commands(results))
+        written += _write(stem.with_name(f"{stem.name}-tuned"), [list(dataclasses.asdict(values[0])), *raw], tuned)
+    return written
 
 
-def write_costs(runs: Sequence[Run], table: CostTable, stem: Path) -> list[Path]:
-    """What every setting has computed and sent, and how long it would take, mean ± standard deviation over seeds, as Markdown and CSV.
-
-    Of the seeds that finished. A setting of which none did, or some were made before runs counted all of it, has a row that says so. A
-    device is named where there are several.
-    """
-    header = (
-        "setting",
-        "test acc %",
-        "rounds",
-        "messages",
-        "payload MB/worker",
-        "wire MB/worker",
-        "samples",
-        "GFLOP",
-        "simulated s",
-        *(f"{network.name} s" for network in table.networks),
-        "status",
-    )
-    rows, left_out = [], []
-    for label, group in by_setting(runs):
-        last = [run.rows[-1] for run in group if run.finished]
-        ledgers = [ledger for row in last if (ledger := read_ledger(row, group[0].config)) is not None]
-        if not last or len(ledgers) < len(last):
-            left_out.append(label)
-            status = "made before runs counted all of it" if last else state(group)
-            rows.append((label, *[""] * (len(header) - 2), status))
-            continue
-        accuracy = mean_and_deviation([row["test/acc"] for row in last], 100)
-        for device in table.devices:
-            name = f"{label}, {device.name}" if len(table.devices) > 1 else label
-            rows.append((name, accuracy, *_costs(ledgers, table, device), state(group)))
-    if left_out:
-        print(f"no costs (no seed finished, or made before runs counted all of it): {'; '.join(left_out)}")
-    if len(left_out) == len(rows):
-        return []
-    links = ", ".join(f"{n.name} {n.latency * 1e3:g} ms + {n.bandwidth / 1e9:g} Gb/s" for n in table.networks)
-    note = (
-        "payload: what workers and server sent, by the number of workers; wire: the same with every message of the collective; MB: 10^6 "
-        f"bytes. simulated: without a network; NAME s: wall-clock on it. Averages of workers: {table.collective}. Networks: {links}. "
-        + MEANS
-    )
-    return _write(header, rows, stem, note, shown=(0, 5, *range(8, len(header))))
-
-
-def _costs(ledgers: Sequence[Ledger], table: CostTable, device: Device) -> list[str]:
-    figures: list[list[float]] = [
-        [ledger.rounds for ledger in ledgers],
-        [ledger.messages for ledger in ledgers],
-        [ledger.payload / ledger.workers / 1e6 for ledger in ledgers],
-        [wire_bytes(ledger, table.collective) / ledger.workers / 1e6 for ledger in ledgers],
-        [ledger.samples for ledger in ledgers],
-        [ledger.flops / 1e9 for ledger in ledgers],
-        [computing_seconds(ledger, device) + ledger.delay for ledger in ledgers],
-        *([wall_clock(ledger, network, device, table.collective) for ledger in ledgers] for network in table.networks),
+def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
+    """The final models of every setting; with `most`, of those alone that are best by validation, in the section's order."""
+    known = measures(table)
+    shown = [known[name] for name in columns]
+    ranked = sorted(results.settings, key=lambda setting: -_mean(setting.final(known["val/acc"])))
+    kept = ranked[:most] if most is not None else ranked
+    settings = [setting for setting in results.settings if setting in kept]
+    bold = best(results, known["val/acc"])
+    header, names = _names(results, settings)
+    rows = [
+        [
+            *(Cell(name) for name in names[place]),
+            *(Cell(_text(setting.final(each), each), each.name == "test/acc" and setting in bold) for each in shown),
+            Cell(str(len(setting.finished))),
+            Cell(setting.state),
+        ]
+        for place, setting in enumerate(settings)
     ]
-    return [mean_in_digits(values) for values in figures]
+    header = [*header, *(each.title for each in shown), "n", "status"]
+    header, rows, once = _without_constants(header, rows, keep=[each.title for each in shown if each.name.endswith("acc")])
+    left = len(results.settings) - len(settings)
+    notes = [*_seeds(results), *([BOLD] if len(bold) > 0 and len(settings) > 1 else []), *once, *common(results)]
+    notes += [f"The {len(settings)} best of {len(results.settings)} by validation; all are in {results.name}.csv."] if left else []
+    return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
 
 
-def _write(
-    header: tuple[str, ...], rows: Sequence[tuple[str, ...]], stem: Path, note: str = "", shown: Sequence[int] | None = None
-) -> list[Path]:
-    """A table as Markdown, with a note below it, and as CSV; on the screen some of its columns, or all. The files' paths."""
+def costs_table(results: Results, spec: Spec, table: CostTable, most: int | None = None) -> Table:
+    """What every setting computed and sent, and how long it takes on each network; a row for each device, where there are several."""
+    several = len(table.devices) > 1
+    ranked = sorted(results.settings, key=lambda setting: -_mean(setting.final(measures(table)["val/acc"])))
+    kept = ranked[:most] if most is not None else ranked
+    settings = [setting for setting in results.settings if setting in kept]
+    head, names = _names(results, settings)
+    columns = [*COSTS, *(network.name for network in table.networks)]
+    header = [*head, *(["device"] if several else []), *(measures(table)[name].title for name in columns), "n", "status"]
+    rows = []
+    for place, setting in enumerate(settings):
+        for device in table.devices:
+            known = measures(dataclasses.replace(table, devices=[device]))
+            counted = setting.final(known["seconds"]) is not None or not setting.finished
+            rows.append(
+                [
+                    *(Cell(name) for name in names[place]),
+                    *([Cell(device.name)] if several else []),
+                    *(Cell(_digits(setting.final(known[name]))) for name in columns),
+                    Cell(str(len(setting.finished))),
+                    Cell(setting.state if counted else "made before runs counted all of it"),
+                ]
+            )
+    header, rows, once = _without_constants(header, rows)
+    links = ", ".join(f"{n.name} {n.latency * 1e3:g} ms + {n.bandwidth / 1e9:g} Gb/s" for n in table.networks)
+    notes = [
+        *_seeds(results),
+        "payload: what workers and server sent; sent: with every message of the collective; MB: 10^6 bytes. Simulated time is without a "
+        f"network. Averages of workers: {table.collective}. Networks: {links}.",
+        *once,
+        *common(results),
+        *_missing(results),
+    ]
+    return Table(f"{spec.title}: computation and communication", header, rows, notes, _commands(results), hashes(settings))
+
+
+def results_csv(results: Results, shown: Sequence[Measure]) -> list[list[object]]:
+    """Numbers: setting, a column for each axis, then mean, deviation and n of each figure; nothing where there is none."""
+    axes = results.axes
+    header: list[object] = ["setting", *(each.name for each in axes), *_columns(shown), "runs", "status", "hashes"]
+    rows = [
+        [setting.label, *(_value(each, setting) for each in axes), *_numbers(setting, shown), *_ending(setting)]
+        for setting in results.settings
+    ]
+    return [header, *rows]
+
+
+def costs_csv(results: Results, table: CostTable) -> list[list[object]]:
+    """The same of the costs, with a row for each device."""
+    axes, names = results.axes, [*COSTS, *(network.name for network in table.networks)]
+    header = ["setting", *(each.name for each in axes), "device", *_columns([measures(table)[name] for name in names])]
+    rows: list[list[object]] = [[*header, "runs", "status", "hashes"]]
+    for setting in results.settings:
+        for device in table.devices:
+            known = measures(dataclasses.replace(table, devices=[device]))
+            values = [_value(each, setting) for each in axes]
+            rows.append([setting.label, *values, device.name, *_numbers(setting, [known[name] for name in names]), *_ending(setting)])
+    return rows
+
+
+def best(results: Results, by: Measure) -> list[Setting]:
+    """Settings within one deviation of the best one of their data, by a figure of validation; of one seed, the best one alone."""
+    found: list[Setting] = []
+    data = AXES["dataset"]
+    for value in dict.fromkeys(data.of(setting.config) for setting in results.settings):
+        finals = [(setting, setting.final(by)) for setting in results.settings if data.of(setting.config) == value]
+        known = [(setting, final) for setting, final in finals if final is not None]
+        if known:
+            top = max((final for _, final in known), key=lambda final: final.mean)
+            found += [setting for setting, final in known if final.mean >= top.mean - (top.deviation or 0.0)]
+    return found
+
+
+def common(results: Results) -> list[str]:
+    """What all settings have in common, in a line."""
+    told = []
+    for each in AXES.values():
+        values = {each.of(setting.config) for setting in results.settings}
+        if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
+            told.append(f"{each.title} {each.text(value)}")
+    return [f"All: {', '.join(told)}."] if told else []
+
+
+def hashes(settings: Sequence[Setting]) -> list[str]:
+    """The hashes that name the runs of these settings."""
+    return [run.folder.name.rpartition("-")[2] for setting in settings for run in setting.runs]
+
+
+def show(results: Results, table: CostTable) -> None:
+    """A section on the screen: setting, seeds, accuracy and status."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Shown
 
-    columns = range(len(header)) if shown is None else shown
-    table = Table(*(header[column] for column in columns))
-    for row in rows:
-        table.add_row(*(row[column] for column in columns))
-    Console(width=160).print(table)
+    known = measures(table)
+    shown = Shown("setting", "n", "val acc %", "test acc %", "status", title=results.name, title_justify="left")
+    for setting in results.settings:
+        accuracies = (_text(setting.final(known[name]), known[name]) for name in ("val/acc", "test/acc"))
+        shown.add_row(setting.label, str(len(setting.finished)), *accuracies, setting.state)
+    Console(width=160).print(shown)
 
-    markdown = "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows)) + "\n"
-    if note:
-        markdown += f"\n{note}\n"
+
+def as_markdown(table: Table) -> str:
+    """With its notes, commands and hashes below."""
+    rows = [[f"**{cell.text}**" if cell.bold and cell.text else cell.text.replace("|", r"\|") for cell in row] for row in table.rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (list(table.header), ["---"] * len(table.header), *rows)]
+    text = f"**{table.caption}**\n\n" + "\n".join(lines) + "\n"
+    text += "".join(f"\n{note}\n" for note in table.notes)
+    if table.commands:
+        text += "\nMade by\n\n" + "".join(f"    {command}\n" for command in table.commands)
+    return text + (f"\nRuns: {' '.join(table.hashes)}\n" if table.hashes else "")
+
+
+def as_latex(table: Table, name: str, starred: bool = True) -> str:
+    """A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \\caption."""
+    words = sum(any(not _numeric(row[column].text) for row in table.rows) for column in range(len(table.header)))
+    columns = "".join("r" if all(_numeric(row[place].text) for row in table.rows) else "l" for place in range(len(table.header)))
+    rows = [" & ".join(rf"\textbf{{{escaped(cell.text)}}}" if cell.bold else escaped(cell.text) for cell in row) for row in table.rows]
+    kind, width = ("table*", r"\textwidth") if starred and words else ("table", r"\columnwidth")
+    below = [escaped(" ".join(table.notes))]
+    if table.commands:
+        below.append("Made by " + "; ".join(code(command) for command in table.commands[-2:]) + ".")
+    if table.hashes:
+        short = ", ".join(each[:6] for each in table.hashes[:MOST_HASHES])
+        rest = len(table.hashes) - MOST_HASHES
+        below.append(rf"Runs \texttt{{{short}}}" + (f" and {rest} more, in the Markdown of this table." if rest > 0 else "."))
+    body = "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(escaped(title) for title in table.header) + r" \\",
+            r"\midrule",
+            *(row + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+    fitted = rf"\sbox0{{%{chr(10)}{body}}}\ifdim\wd0>{width}\resizebox{{{width}}}{{!}}{{\usebox0}}\else\usebox0\fi"
+    return (
+        f"\\begin{{{kind}}}[tbp]\n\\centering\n\\caption{{{escaped(table.caption)}}}\n\\label{{tab:{name}}}\n\\footnotesize\n{fitted}\n\\par\\vspace{{2pt}}\n"
+        f"\\begin{{minipage}}{{{width}}}\\scriptsize\\raggedright\n" + "\n".join(below) + f"\n\\end{{minipage}}\n\\end{{{kind}}}\n"
+    )
+
+
+def _write(stem: Path, raw: Sequence[Sequence[object]], table: Table) -> list[Path]:
     buffer = io.StringIO()
-    csv.writer(buffer).writerows([header, *rows])
+    csv.writer(buffer).writerows(["" if value is None else value for value in row] for row in raw)
     written = []
-    for suffix, text in ((".md", markdown), (".csv", buffer.getvalue())):
-        path = stem.with_suffix(suffix)
+    for suffix, text in ((".csv", buffer.getvalue()), (".md", as_markdown(table)), (".tex", as_latex(table, stem.name))):
+        path = stem.with_name(stem.name + suffix)
         write_atomically(path, text.encode())
         written.append(path)
     return written
+
+
+def _names(results: Results, settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
+    """Columns that name settings: an axis each, or the label where axes are many or do not tell settings apart."""
+    axes = results.axes
+    named = [[each.text(each.of(setting.config)) for each in axes] for setting in settings]
+    if 0 < len(axes) <= MOST_AXES and len({tuple(row) for row in named}) == len(settings):
+        return [each.title if each.title == each.name else each.name.rpartition(".")[2] for each in axes], named
+    return ["setting"], [[setting.label] for setting in settings]
+
+
+def _without_constants(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], keep: Sequence[str] = ()
+) -> tuple[list[str], list[list[Cell]], list[str]]:
+    """Without columns that say the same in every row, and a line that says it once. A table of one row loses none."""
+    same = [
+        len(rows) > 1 and header[place] not in keep and len({row[place].text for row in rows}) == 1 and place > 0
+        for place in range(len(header))
+    ]
+    told = [f"{title} {rows[0][place].text}" for place, title in enumerate(header) if same[place] and rows[0][place].text]
+    kept = [place for place, constant in enumerate(same) if not constant]
+    once = [f"In all rows: {'; '.join(told)}."] if told else []
+    return [header[place] for place in kept], [[row[place] for place in kept] for row in rows], once
+
+
+def _seeds(results: Results) -> list[str]:
+    numbers = [len(setting.finished) for setting in results.drawn]
+    return ([MEANS] if max(numbers, default=0) > 1 else []) + ([ONE_SEED] if 1 in numbers else [])
+
+
+def _missing(results: Results) -> list[str]:
+    runs = [run for setting in results.settings for run in setting.runs]
+    lines = [line.rpartition("/")[2] for line in not_in_means(runs)]
+    more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
+    return [f"In no mean: {'; '.join([*lines[:6], *more])}."] if lines else []
+
+
+def _commands(results: Results) -> list[str]:
+    return [str(command) for command in results.description.get("commands", [])]
+
+
+def _mean(statistic: Statistic | None) -> float:
+    return -math.inf if statistic is None else statistic.mean
+
+
+def _text(statistic: Statistic | None, of: Measure) -> str:
+    if statistic is None:
+        return ""
+    mean = f"{statistic.mean:.{of.digits}f}"
+    return mean if not statistic.deviation else f"{mean} ± {statistic.deviation:.{of.digits}f}"
+
+
+def _digits(statistic: Statistic | None) -> str:
+    """With three digits, and the deviation if there is any."""
+    if statistic is None:
+        return ""
+    mean = statistic.mean
+    decimals = 0 if mean == int(mean) else max(0, 2 - math.floor(math.log10(abs(mean))))
+    deviation = statistic.deviation
+    return f"{mean:.{decimals}f}" + (f" ± {deviation:.{decimals}f}" if deviation and deviation > 1e-9 * abs(mean) else "")
+
+
+def _columns(shown: Sequence[Measure]) -> list[str]:
+    return [f"{each.name} {what}" for each in shown for what in ("mean", "deviation", "n")]
+
+
+def _numbers(setting: Setting, shown: Sequence[Measure]) -> list[object]:
+    finals = [setting.final(each) for each in shown]
+    return [value for final in finals for value in ((final.mean, final.deviation, final.n) if final else (None, None, 0))]
+
+
+def _ending(setting: Setting) -> list[object]:
+    return [len(setting.runs), setting.state, " ".join(hashes([setting]))]
+
+
+def _value(of: Axis, setting: Setting) -> object:
+    """A number as it is; what is absent by its name, as iid."""
+    value = of.of(setting.config)
+    return of.text(value) if value is None or isinstance(value, str | bool) else value
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _numeric(text: str) -> bool:
+    return not text or text.replace(" ± ", "").replace(".", "").replace("-", "").replace("e", "").isdigit()

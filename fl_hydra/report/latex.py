@@ -1,0 +1,51 @@
+"""Text as LaTeX takes it."""
+
+from __future__ import annotations
+
+import re
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "γ": r"$\gamma$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "'": r"'",
+    '"': r"''",
+}
+
+
+def escaped(text: str) -> str:
+    """Plain text, with the field's N_c, gamma and signs as mathematics; what LaTeX's fonts may not have is a question mark."""
+    text = text.replace("N_c", "\0")
+    written = "".join(SPECIAL.get(letter, letter if ord(letter) < 0x250 or letter in "–—’“”" else "?") for letter in text)
+    return written.replace("\0", "$N_c$")
+
+
+def code(text: str) -> str:
+    """A command in a fixed-width type, that breaks after signs, too: nothing of it is wider than a line."""
+    words = [re.sub(r"([=,/:.+_-])", "\\1\1", word) for word in text.split()]
+    broken = [_breakable(word) for word in words]
+    return r"\texttt{" + " ".join(broken) + "}"
+
+
+def _breakable(word: str) -> str:
+    """With leave to break where it was marked, and after every twelfth letter of a part that is longer."""
+    parts = [part[start : start + 12] for part in word.split("\1") for start in range(0, max(1, len(part)), 12)]
+    return r"\allowbreak{}".join(escaped(part).replace("-", "{-}") for part in parts)
+
+
+def key(*words: str) -> str:
+    """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test.acc/mean`."""
+    return "/".join(re.sub(r"[^A-Za-z0-9=.:+ -]", ".", re.sub("[_,]", "", word)) for word in words)

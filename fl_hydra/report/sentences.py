@@ -1,0 +1,279 @@
+"""What a section's runs say, in sentences that are computed: no cause, no claim without a test, nothing of runs that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_hydra.files import write_atomically
+from fl_hydra.report.axes import axis
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.latex import escaped, key
+from fl_hydra.report.measures import Measure, measures
+from fl_hydra.report.results import Results, Setting, Statistic
+from fl_hydra.report.spec import Spec
+from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences
+
+TARGET = 0.95
+"""The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a sentence. name: of its macro. text: as it is read."""
+
+    name: str
+    text: str
+
+
+Sentence = tuple[str | Number, ...]
+
+
+def write_sentences(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
+    """SECTION-text.md: the section's questions, and below them what was computed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    questions = "".join(f"- {question}\n" for question in spec.questions)
+    paragraphs = [" ".join(map(as_text, paragraph)) for paragraph in sentences(results, spec, table) if paragraph]
+    path = target / f"{results.name}-text.md"
+    write_atomically(path, (f"# {spec.title}\n\n{questions}\n" + "\n\n".join(paragraphs) + "\n").encode())
+    return [path]
+
+
+def as_text(sentence: Sentence) -> str:
+    """A sentence as it is read."""
+    return "".join(part if isinstance(part, str) else part.text for part in sentence)
+
+
+def as_macros(sentence: Sentence) -> str:
+    """A sentence for LaTeX, each number by its macro."""
+    return "".join(escaped(part) if isinstance(part, str) else rf"\N{{{part.name}}}" for part in sentence)
+
+
+def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sentence]]:
+    """Paragraphs: what is there, what is best by validation, a paragraph for each comparison, and what it took to reach an accuracy."""
+    said = [[*_there(results), *_best(results, table)]]
+    if results.drawn:
+        found = differences(results, spec.compare, table)
+        for number, comparison in enumerate(spec.compare, 1):
+            mine = [each for each in found if each.comparison is comparison]
+            said.append(_comparison(results, mine, len(found), number))
+        said.append(_reached(results, spec, table))
+    return [paragraph for paragraph in said if paragraph]
+
+
+def _there(results: Results) -> list[Sentence]:
+    runs = [run for setting in results.settings for run in setting.runs]
+    finished = sum(run.finished for run in runs)
+    if not finished:
+        return [("No run of this section has finished, so that nothing can be said.",)]
+    seeds = sorted({len(setting.finished) for setting in results.drawn})
+    of = Number(key(results.name, "runs"), str(finished))
+    with_seeds = f" {seeds[0]} to {seeds[-1]} seeds for each" if len(seeds) > 1 else f" {_count(seeds[0], 'seed')} for each"
+    first: Sentence = (of, f" runs of {_count(len(results.drawn), 'setting')} have finished,", with_seeds, ".")
+    if finished == len(runs):
+        return [first]
+    return [first, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]
+
+
+def _ends(results: Results) -> str:
+    states = [run.status for setting in results.settings for run in setting.runs if not run.finished]
+    return ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(states))
+
+
+def _best(results: Results, table: CostTable) -> list[Sentence]:
+    """The best setting of each data set by validation, and its test accuracy."""
+    known, said = measures(table), []
+    data = axis("dataset")
+    for value in dict.fromkeys(setting.value("dataset") for setting in results.drawn):
+        ranked = [
+            (setting, final)
+            for setting in results.drawn
+            if setting.value("dataset") == value and (final := setting.final(known["val/acc"]))
+        ]
+        tested = [setting.final(known["test/acc"]) for setting, _ in ranked]
+        if len(ranked) < 2:
+            for (setting, _), test in zip(ranked, tested, strict=True):
+                if test:
+                    said.append((f"{setting.label} ends at a test accuracy of ", *_figure(results, setting, known["test/acc"], test), "."))
+            continue
+        top, final = max(ranked, key=lambda each: each[1].mean)
+        test = top.final(known["test/acc"])
+        where = f" on {data.text(value)}" if len({setting.value("dataset") for setting in results.drawn}) > 1 else ""
+        sentence: list[str | Number] = [f"Best by validation{where} is {top.label}, with a validation accuracy of "]
+        sentence += _figure(results, top, known["val/acc"], final)
+        if test:
+            sentence += [" and a test accuracy of ", *_figure(results, top, known["test/acc"], test)]
+        near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - 1
+        if near:
+            what = "within one deviation of it" if final.deviation else "level with it"
+            sentence += [
+                "; ",
+                Number(key(results.name, *([str(value)] if where else []), "near best"), str(near)),
+                f" of the other {len(ranked) - 1} {'are' if near > 1 else 'is'} {what}",
+            ]
+        said.append((*sentence, "."))
+    return said
+
+
+def _comparison(results: Results, mine: Sequence[Difference], declared: int, number: int) -> list[Sentence]:
+    """How many differences hold, the largest of all, the largest that holds if it is another, and what would decide others."""
+    known = [each for each in mine if each.known]
+    if not known:
+        return []
+    comparison, of = known[0].comparison, known[0].measure
+    compared = axis(comparison.axis)
+    held = [each for each in known if each.holds]
+    within = f" at the same {' and '.join(axis(name).name.rpartition('.')[2] for name in comparison.within)}" if comparison.within else ""
+    base = {each.other.value(comparison.axis) for each in known}
+    against = f" against {compared.label(base.pop())}" if len(base) == 1 and len(known) > 1 else ""
+    name = key(results.name, f"compare{number}")
+    said: list[Sentence] = [
+        (
+            f"{compared.title[0].upper()}{compared.title[1:]}{against}{within}: ",
+            Number(f"{name}/hold", str(len(held))),
+            " of ",
+            Number(f"{name}/differences", str(len(known))),
+            f" differences of {_bare(of)} {'holds' if len(held) == 1 else 'hold'} (Holm over ",
+            Number(key(results.name, "declared"), str(declared)),
+            " comparisons).",
+        )
+    ]
+    largest = max(known, key=lambda each: abs(each.size))
+    said.append(("The largest is ", *_difference(results, largest, f"{name}/largest")))
+    if held and largest not in held:
+        said.append(("The largest that holds is ", *_difference(results, max(held, key=lambda each: abs(each.size)), f"{name}/held")))
+    needed = [each.seeds for each in known if not each.holds and each is not largest and each.seeds is not None]
+    if needed:
+        fewest = Number(f"{name}/fewest seeds", str(max(FEWEST, min(needed))))
+        most = Number(f"{name}/most seeds", str(max(needed)))
+        said.append(
+            (
+                f"Of the others that are undecided, {len(needed)} would take between ",
+                fewest,
+                " and ",
+                most,
+                " seeds of each, if they are as they look.",
+            )
+        )
+    return said
+
+
+def _difference(results: Results, each: Difference, name: str) -> Sentence:
+    assert each.mine is not None and each.others is not None
+    points = " points" if each.measure.unit == "%" else ""
+    sentence: list[str | Number] = [f"{each.setting.label} against {each.other.label}: "]
+    sentence += [Number(f"{name}/difference", f"{each.size:+.{each.measure.digits}f}"), f"{points} ("]
+    sentence += [
+        *_figure(results, each.setting, each.measure, each.mine),
+        " against ",
+        *_figure(results, each.other, each.measure, each.others),
+    ]
+    if each.adjusted is not None:
+        below = each.adjusted < 1e-4
+        sentence += [", adjusted p ", "below " if below else "= ", Number(f"{name}/p", "0.0001" if below else f"{each.adjusted:.4f}")]
+    sentence.append(")")
+    if each.holds:
+        return (*sentence, "; it holds.")
+    sentence.append("; it is undecided")
+    if each.n < 2:
+        return (*sentence, ", and one seed does not tell how many would decide it.")
+    if each.p is None:
+        return (*sentence, ": seeds do not differ at all, so that there is no test.")
+    if each.seeds is None:
+        return (*sentence, f", and more than {MOST_SEEDS} seeds of each would be needed to decide it, if it is as it looks.")
+    return (
+        *sentence,
+        ", and would take about ",
+        Number(f"{name}/seeds", str(max(each.seeds, each.n + 1))),
+        " seeds of each, if it is as it looks.",
+    )
+
+
+def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
+    """What it took to come to an accuracy: bytes and seconds where workers send anything, else epochs; of each data set."""
+    known, said = measures(table), []
+    accuracy = known["test/acc"]
+    sets = list(dict.fromkeys(setting.value("dataset") for setting in results.drawn))
+    named = next((figure.target for figure in spec.figures if figure.target is not None), None)
+    for value in sets:
+        settings = [setting for setting in results.drawn if setting.value("dataset") == value]
+        finals = [final.mean for setting in settings if (final := setting.final(accuracy))]
+        target = named if named is not None and len(sets) == 1 else float(int(TARGET * max(finals, default=0.0)))
+        if target <= 0:
+            continue
+        name = key(results.name, *([str(value)] if len(sets) > 1 else []), "target")
+        where = f" on {axis('dataset').text(value)}" if len(sets) > 1 else ""
+        sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
+        slowest = table.networks[-1].name
+        for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
+            said += _to_reach(settings, x, accuracy, target, name, where if not place else None)
+    return said
+
+
+def _to_reach(settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None) -> list[Sentence]:
+    reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
+    goal = Number(name, f"{target:g}")
+    counted: Sentence = (Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
+    if not reached:
+        return []
+    least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
+    unit = _unit(x)
+    sentence: list[str | Number] = ["To that, "]
+    if where is not None:
+        sentence = ["A test accuracy of ", goal, f" %{where}, at an evaluation, was reached by all seeds of ", *counted, "; "]
+    sentence += [
+        f"{least[0].label} took {'least, ' if len(reached) > 1 else ''}",
+        Number(f"{name}/{key(x.name)}/least", _three(least[1])),
+        unit,
+    ]
+    if len(reached) > 1 and most[1].mean > least[1].mean:
+        sentence += [f", and {most[0].label} most, ", Number(f"{name}/{key(x.name)}/most", _three(most[1])), unit]
+    return [(*sentence, ".")]
+
+
+def _unit(x: Measure) -> str:
+    if x.name == "bytes":
+        return " MB sent by each worker"
+    return f" {x.name}s" if x.name == "epoch" else f" s on {x.name}, computing included"
+
+
+def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:
+    """`94.15 ± 1.18 %, n=3`, by the macros that every table's figures have."""
+    name, unit = key(results.name, setting.label, of.name), f" {of.unit}" if of.unit else ""
+    said: list[str | Number] = [Number(f"{name}/mean", f"{statistic.mean:.{of.digits}f}")]
+    if statistic.deviation is not None:
+        said += [" ± ", Number(f"{name}/deviation", f"{statistic.deviation:.{of.digits}f}")]
+    return [*said, f"{unit}, n=", Number(f"{name}/n", str(statistic.n))]
+
+
+def numbers(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of its sentences."""
+    known, found = measures(table), {}
+    for setting in results.drawn:
+        for of in known.values():
+            if statistic := setting.final(of):
+                name = key(results.name, setting.label, of.name)
+                found[f"{name}/mean"] = f"{statistic.mean:.{of.digits}f}"
+                if statistic.deviation is not None:
+                    found[f"{name}/deviation"] = f"{statistic.deviation:.{of.digits}f}"
+                found[f"{name}/n"] = str(statistic.n)
+    for paragraph in sentences(results, spec, table):
+        found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
+    return found
+
+
+def _three(statistic: Statistic) -> str:
+    mean = f"{statistic.mean:.3g}"
+    return mean if "e" not in mean else f"{statistic.mean:.0f}" if statistic.mean >= 1 else f"{statistic.mean:.6f}"
+
+
+def _bare(of: Measure) -> str:
+    return of.title.rpartition(", ")[0] or of.title
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
