@@ -15,7 +15,8 @@ from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run
 
 NOT_OF_THE_RUN = frozenset(
-    "tracker objective tune engine device threads checkpoint until section size dry_run study resume tuned chosen".split()
+    ("tracker", "objective", "tune", "engine", "device", "threads", "checkpoint", "until", "section", "size", "dry_run", "study", "resume")
+    + ("tuned", "chosen", "outputs")
 )
 """Keys that no run's result or name depends on. Tuned values are in the keys that they were put into."""
 
@@ -37,7 +38,11 @@ def command_of(run: Run) -> str | None:
     plain = _composition(tuple(chosen.items()))
     changed = {key: value for key, value in by_key(composed).items() if key.partition(".")[0] not in NOT_OF_THE_RUN}
     changed = {key: value for key, value in changed.items() if plain.get(key, value) != value}
-    changed = {key: value for key, value in changed.items() if (key, value) not in (("data", str(DATA)), ("outputs", str(OUTPUTS)))}
+    if changed.get("data") == str(DATA):
+        del changed["data"]
+    outputs = run.folder.absolute().parents[2]  # where the run lies now, even if the folder was moved or typed as a relative one
+    if outputs != OUTPUTS:
+        changed["outputs"] = str(outputs)
     words = [f"{group}={name}" for group, name in chosen.items()] + [as_typed(f"{key}={_typed(value)}") for key, value in changed.items()]
     return " ".join(["python train.py", *words])
 

@@ -52,9 +52,20 @@ function positions(axis) {
   return { at: (i) => places[i], layout: { type: log ? "log" : "linear", minor: { ticks: "" }, ...ticks } };
 }
 
+// The axis that dashes tell apart: the first that neither colour, panels nor x tell, if dashes are enough for its values.
+function dashes(section, settings, choice) {
+  for (const axis of section.varying) {
+    const present = [...new Set(settings.map((setting) => setting.at[axis]))].sort((one, other) => one - other);
+    const told = [choice.color, choice.facet, choice.x].includes(axis);
+    if (!told && present.length > 1 && present.length <= 3) return { axis, present, of: (i) => ["solid", "dash", "dot"][present.indexOf(i)] };
+  }
+  return null;
+}
+
 function lines(section, settings, choice, whole) {
   const axis = section.axes[choice.x], place = axis && positions(axis);
   const traces = [], points = [];
+  const dashed = dashes(section, visible(section).filter((setting) => finished(setting).length), choice);
   const palette = section.axes[choice.color]?.values;
   for (const each of series(section, settings, choice)) {
     const color = legible(palette ? palette[each.first.at[choice.color]].color : "#0072B2");
@@ -68,7 +79,7 @@ function lines(section, settings, choice, whole) {
     const bars = { type: "data", array: each.points.map((point) => point.deviation ?? 0), color, thickness: 1.2, width: 4, visible: each.points.some((point) => point.deviation !== null) };
     const many = each.points.length > 15;
     traces.push({
-      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: many ? 4 : 7 },
+      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
       error_y: choice.view === "final" ? bars : undefined, text: each.points.map((point) => hover(point, choice.y, where(point))), hovertemplate: "%{text}<extra></extra>",
     });
     points.push(each.points.map((point) => ({ ...point, said: `${point.setting.label}, ${where(point)}, ${withDeviation(point, choice.y)}, n=${point.n}` })));

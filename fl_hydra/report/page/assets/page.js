@@ -128,7 +128,7 @@ function counted(section) {
 
 function plot(section) {
   const settings = visible(section), ended = settings.filter((setting) => finished(setting).length);
-  const title = (name) => section.axes[name]?.title ?? content.measures[name]?.title ?? name;
+  const title = (name) => (section.axes[name] ?? content.measures[name]).title.replace(/, [^,]*$/, ""); // units are beside the axes
   const heat = choice.view === "heat";
   const about = heat ? `${title(choice.value)} of the final models, by ${title(choice.y)} and ${title(choice.x)}` : choice.view === "curves" ? `${title(choice.y)} against ${title(choice.x)}` : `${title(choice.y)} of the final models against ${title(choice.x)}`;
   $("caption").textContent = about[0].toUpperCase() + about.slice(1);
@@ -143,14 +143,15 @@ function plot(section) {
     const whole = shared(section, ended, choice);
     const panels = choice.facet ? section.axes[choice.facet].values.map((value, i) => [value.label, ended.filter((setting) => setting.at[choice.facet] === i)]).filter(([, group]) => group.length) : [["", ended]];
     $("plots").className = panels.length > 1 ? "many" : "";
-    for (const [label, group] of panels) {
+    const elements = panels.map(([label]) => {
       const element = make("div", { className: "plot" });
       element.setAttribute("role", "group");
       element.setAttribute("aria-roledescription", "plot");
       element.setAttribute("aria-label", `${about}${label ? `, ${label}` : ""}. Arrow keys go from point to point, Enter shows the command; all values are in the table below.`);
       $("plots").append(make("div", { className: "panel" }, ...(label ? [make("h3", { textContent: label })] : []), element));
-      draw(element, section, group, choice, whole, { chosen: show, said });
-    }
+      return element;
+    }); // all are laid out before the first is drawn, which takes the width that it then has
+    panels.forEach(([, group], i) => draw(elements[i], section, group, choice, whole, { chosen: show, said }));
   }
   lost(section);
   $("table").replaceChildren();
@@ -173,11 +174,14 @@ function notes(settings, ended, rows) {
 function legend(section, settings, heat) {
   const axis = section.axes[choice.color];
   const present = axis && !heat ? axis.values.filter((_, i) => settings.some((setting) => setting.at[choice.color] === i)) : [];
-  $("legend").replaceChildren(...present.map((value) => {
+  const sample = (color, dash, label) => {
     const swatch = make("i");
-    swatch.style.background = legible(value.color);
-    return make("li", {}, swatch, value.label);
-  }));
+    swatch.style.borderTop = `3px ${{ solid: "solid", dash: "dashed", dot: "dotted" }[dash]} ${color}`;
+    return make("li", {}, swatch, label);
+  };
+  const dashed = heat ? null : dashes(section, settings, choice);
+  const dashing = dashed ? dashed.present.map((i) => sample(paint("--ink"), dashed.of(i), section.axes[dashed.axis].values[i].label)) : [];
+  $("legend").replaceChildren(...present.map((value) => sample(legible(value.color), "solid", value.label)), ...dashing);
 }
 
 const tabulated = (section, settings, heat) => heat ? grouped(section, settings, choice.facet ? [choice.facet] : []).flatMap((group) => cells(section, group, choice)) : series(section, settings, choice).flatMap((each) => each.points);
