@@ -15,8 +15,8 @@ from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run
 
 NOT_OF_THE_RUN = frozenset(
-    ("tracker", "objective", "tune", "engine", "device", "threads", "checkpoint", "until", "section", "size", "dry_run", "study", "resume")
-    + ("tuned", "chosen", "outputs")
+    {"tracker", "objective", "tune", "engine", "device", "threads", "checkpoint", "until"}
+    | {"section", "size", "dry_run", "study", "resume", "tuned", "chosen", "outputs"}
 )
 """Keys that no run's result or name depends on. Tuned values are in the keys that they were put into."""
 
