@@ -295,7 +295,7 @@ def _composed(overrides: tuple[str, ...]) -> Config:
         return made
 
     try:
-        with _hydra():
+        with composing():
             config = typed(with_chosen(composed, prepared))
         require(not config.dry_run and config.size == "full", "dry_run and size are for the command line: leave them out here")
         return config
@@ -304,7 +304,7 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def composing() -> Iterator[None]:
     """Hydra with the project's configuration; what it was initialised with before, by the caller, it is again afterwards."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

@@ -1,0 +1,155 @@
+"use strict";
+// Plots: Plotly draws what data.js has computed. Colours are those of the figures; on dark paper those that would be lost are lightened.
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+const paint = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const channels = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
+
+function luminance(rgb) {
+  const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function legible(color) {
+  let rgb = channels(color);
+  if (!dark.matches) return color;
+  const paper = luminance(channels(paint("--paper")));
+  while ((luminance(rgb) + 0.05) / (paper + 0.05) < 3.5) rgb = rgb.map((c) => Math.min(255, Math.round(c + (255 - c) * 0.1) + 1));
+  return "#" + rgb.map((c) => c.toString(16).padStart(2, "0")).join("");
+}
+
+const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+
+function hover(point, name, where) {
+  const runs = finished(point.setting);
+  const seeds = point.seeds.map(([seed, value], i) => `seed ${escaped(seed)}: ${number(value, name)} · ${escaped(runs[i].name)}`);
+  return [`<b>${escaped(point.setting.label)}</b>`, escaped(where), `${withDeviation(point, name)} (n=${point.n})`, ...seeds.slice(0, 5)].join("<br>");
+}
+
+function axisLayout(title, extra) {
+  const line = paint("--line");
+  return { title: { text: title, standoff: 8 }, gridcolor: line, linecolor: line, zeroline: false, automargin: true, tickcolor: line, ...extra };
+}
+
+function layout(x, y, narrow) {
+  const ink = paint("--ink");
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
+    margin: { l: narrow ? 44 : 60, r: 12, t: 10, b: 48 }, showlegend: false, hovermode: "closest", dragmode: narrow ? false : "zoom", xaxis: x, yaxis: y,
+    hoverlabel: { bgcolor: paint("--card"), bordercolor: paint("--field"), font: { color: ink, size: 12 }, align: "left", namelength: 0 },
+    transition: { duration: still.matches ? 0 : 150 },
+  };
+}
+
+// How an axis of settings is laid out: numbers where all of its values are, else the values one beside the other.
+function positions(axis) {
+  const numbers = axis.values.map((value) => value.number);
+  const numeric = axis.values.length > 1 && numbers.every((value) => value !== null);
+  const log = numeric && axis.log && numbers.every((value) => value > 0);
+  const places = numeric ? numbers : axis.values.map((_, i) => i);
+  const ticks = { tickmode: "array", tickvals: places, ticktext: axis.values.map((value) => escaped(value.text)) };
+  return { at: (i) => places[i], layout: { type: log ? "log" : "linear", minor: { ticks: "" }, ...ticks } };
+}
+
+// The axis that dashes tell apart: the first that neither colour, panels nor x tell, if dashes are enough for its values.
+function dashes(section, settings, choice) {
+  for (const axis of section.varying) {
+    const present = [...new Set(settings.map((setting) => setting.at[axis]))].sort((one, other) => one - other);
+    const told = [choice.color, choice.facet, choice.x].includes(axis);
+    if (!told && present.length > 1 && present.length <= 3) return { axis, present, of: (i) => ["solid", "dash", "dot"][present.indexOf(i)] };
+  }
+  return null;
+}
+
+function lines(section, settings, choice, whole) {
+  const axis = section.axes[choice.x], place = axis && positions(axis);
+  const traces = [], points = [];
+  const dashed = dashes(section, visible(section).filter((setting) => finished(setting).length), choice);
+  const palette = section.axes[choice.color]?.values;
+  for (const each of series(section, settings, choice)) {
+    const color = legible(palette ? palette[each.first.at[choice.color]].color : "#0072B2");
+    const x = each.points.map((point) => (axis ? place.at(point.x) : point.x));
+    const where = (point) => axis ? `${axis.title}: ${axis.values[point.x].text}` : `${content.measures[choice.x].title}: ${number(point.x, choice.x)}`;
+    if (choice.view === "curves" && each.points[0].deviation !== null) {
+      const edge = (sign) => each.points.map((point) => point.mean + sign * point.deviation);
+      traces.push({ x: [...x, ...x.toReversed()], y: [...edge(1), ...edge(-1).reverse()], fill: "toself", fillcolor: color + "33", line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
+      points.push([]);
+    }
+    const bars = { type: "data", array: each.points.map((point) => point.deviation ?? 0), color, thickness: 1.2, width: 4, visible: each.points.some((point) => point.deviation !== null) };
+    const many = each.points.length > 15;
+    traces.push({
+      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
+      error_y: choice.view === "final" ? bars : undefined, text: each.points.map((point) => hover(point, choice.y, where(point))), hovertemplate: "%{text}<extra></extra>",
+    });
+    points.push(each.points.map((point) => ({ ...point, said: `${point.setting.label}, ${where(point)}, ${withDeviation(point, choice.y)}, n=${point.n}` })));
+  }
+  const title = axis ? axis.title : content.measures[choice.x].title;
+  return { traces, points, x: axisLayout(title, { ...place?.layout, ...(whole.x && !axis && { range: whole.x }) }), y: axisLayout(content.measures[choice.y].title, whole.y && { range: whole.y }) };
+}
+
+function map(section, settings, choice, whole) {
+  const columns = section.axes[choice.x], rows = section.axes[choice.y];
+  const found = cells(section, settings, choice);
+  const blank = () => rows.values.map(() => columns.values.map(() => null));
+  const z = blank(), text = blank(), hovered = blank(), points = rows.values.map(() => []);
+  for (const cell of found) {
+    const row = cell.setting.at[choice.y], column = cell.setting.at[choice.x];
+    const where = `${columns.title}: ${columns.values[column].text}, ${rows.title}: ${rows.values[row].text}`;
+    z[row][column] = cell.mean;
+    text[row][column] = number(cell.mean, choice.value) + (cell.deviation === null ? "" : `<br>± ${number(cell.deviation, choice.value)}`);
+    hovered[row][column] = cell.several.length > 1 ? `mean of ${cell.several.length} settings<br>` + cell.several.slice(0, 8).map((each) => `${escaped(each.setting.label)}: ${withDeviation(each, choice.value)} (n=${each.n})`).join("<br>") : hover(cell, choice.value, where);
+    points[row][column] = { ...cell, said: `${where}, ${withDeviation(cell, choice.value)}, ` + (cell.several.length > 1 ? `mean of ${cell.several.length} settings` : `n=${cell.n}`) };
+  }
+  const scale = content.sequence.map((color, i) => [i / (content.sequence.length - 1), color]);
+  const trace = {
+    type: "heatmap", z, text, texttemplate: "%{text}", hovertext: hovered, hovertemplate: "%{hovertext}<extra></extra>", colorscale: scale, xgap: 2, ygap: 2, hoverongaps: false,
+    zmin: whole.z[0], zmax: whole.z[1], colorbar: { title: { text: content.measures[choice.value].title, side: "right" }, thickness: 12, outlinewidth: 0 }, showscale: innerWidth > 640,
+  };
+  const even = (axis) => axisLayout(axis.title, { tickmode: "array", tickvals: axis.values.map((_, i) => i), ticktext: axis.values.map((value) => escaped(value.text)), showgrid: false });
+  return { traces: [trace], points, x: even(columns), y: even(rows) };
+}
+
+// The ranges that all panels share, so that they can be compared.
+function shared(section, settings, choice) {
+  if (choice.view === "heat") {
+    const values = settings.map((setting) => final(setting, choice.value)?.mean).filter((value) => value !== undefined);
+    return { z: [Math.min(...values), Math.max(...values)] };
+  }
+  const points = series(section, settings, choice).flatMap((each) => each.points);
+  const padded = (low, high) => [low - ((high - low) || Math.abs(high) || 1) * 0.05, high + ((high - low) || Math.abs(high) || 1) * 0.05];
+  const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity), most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
+  if (!points.length) return {};
+  return {
+    x: padded(least(points.map((point) => point.x)), most(points.map((point) => point.x))),
+    y: padded(least(points.map((point) => point.mean - (point.deviation ?? 0))), most(points.map((point) => point.mean + (point.deviation ?? 0)))),
+  };
+}
+
+async function draw(element, section, settings, choice, whole, { chosen, said }) {
+  const drawn = (choice.view === "heat" ? map : lines)(section, settings, choice, whole);
+  const narrow = innerWidth <= 640;
+  await Plotly.newPlot(element, drawn.traces, layout(drawn.x, drawn.y, narrow), { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" });
+  const heat = choice.view === "heat";
+  element.on("plotly_click", ({ points: [at] }) => {
+    const point = heat ? drawn.points[at.pointNumber[0]][at.pointNumber[1]] : drawn.points[at.curveNumber][at.pointNumber];
+    if (point) chosen(point);
+  });
+  // By keyboard: left and right along a series, up and down to the next one.
+  const rows = drawn.points.map((row, curve) => ({ curve, places: row.map((_, i) => i).filter((i) => row[i]) })).filter((row) => row.places.length);
+  let row = 0, place = -1;
+  element.tabIndex = 0;
+  element.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+    if (event.key === "Enter" && place >= 0) chosen(drawn.points[rows[row].curve][rows[row].places[place]]);
+    if (!step || !rows.length) return;
+    event.preventDefault();
+    row = Math.min(rows.length - 1, Math.max(0, row + step[0]));
+    place = Math.min(rows[row].places.length - 1, Math.max(0, place + step[1]));
+    const curve = rows[row].curve, number = rows[row].places[place];
+    said(drawn.points[curve][number].said);
+    if (heat) Plotly.Fx.hover(element, [{ curveNumber: 0, pointNumber: [curve, number] }]);
+    else Plotly.Fx.hover(element, [{ curveNumber: curve, pointNumber: number }]);
+  });
+  element.addEventListener("blur", () => Plotly.Fx.unhover(element));
+}

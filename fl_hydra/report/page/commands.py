@@ -1,0 +1,89 @@
+"""The command that trains a run, from what its folder says of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from fl_hydra.arguments import as_typed, groups
+from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.paths import DATA, OUTPUTS
+from fl_hydra.runs.folder import CONFIG
+from fl_hydra.runs.identity import by_key
+from fl_hydra.runs.reading import Run
+
+NOT_OF_THE_RUN = frozenset(
+    {"tracker", "objective", "tune", "engine", "device", "threads", "checkpoint", "until"}
+    | {"section", "size", "dry_run", "study", "resume", "tuned", "chosen", "outputs"}
+)
+"""Keys that no run's result or name depends on. Tuned values are in the keys that they were put into."""
+
+
+def command_of(run: Run) -> str | None:
+    """`python train.py KEY=VALUE ...`, which finds or trains this very run; None where config.yaml does not say what the run is.
+
+    It names the data and the method, the options that these would not choose by themselves, and every value that is not the options' own.
+    """
+    composed = _composed_in(run)
+    if composed is None:
+        return None
+    names = {registry.group: str(composed[registry.group]["name"]) for registry in REGISTRIES if registry.group in composed}
+    if any(name not in groups()[group] for group, name in names.items() if group != "tracker"):
+        return None
+    chosen = {group: names[group] for group in ("dataset", "algorithm")}
+    plain = _composition(tuple(chosen.items()))
+    chosen |= {group: name for group, name in names.items() if group != "tracker" and plain[f"{group}.name"] != name}
+    plain = _composition(tuple(chosen.items()))
+    changed = {key: value for key, value in by_key(composed).items() if key.partition(".")[0] not in NOT_OF_THE_RUN}
+    changed = {key: value for key, value in changed.items() if plain.get(key, value) != value}
+    if changed.get("data") == str(DATA):
+        del changed["data"]
+    outputs = run.folder.absolute().parents[2]  # where the run lies now, even if the folder was moved or typed as a relative one
+    if outputs != OUTPUTS:
+        changed["outputs"] = str(outputs)
+    words = [f"{group}={name}" for group, name in chosen.items()] + [as_typed(f"{key}={_typed(value)}") for key, value in changed.items()]
+    return " ".join(["python train.py", *words])
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed after `KEY=`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    return str(value)
+
+
+def _composed_in(run: Run) -> dict[str, Any] | None:
+    """What config.yaml says was composed, if it is this run's and of this version."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, for hundreds of runs
+        content = yaml.load(read_file(run.folder / CONFIG), loader)
+        config = content["config"]
+        known = set(Config.__dataclass_fields__)
+        sound = run.folder.name.endswith(str(content["run"])) and isinstance(config, dict) and set(config) <= known
+        return config if sound and all(config[group]["name"] for group in groups()) else None
+    except (OSError, CorruptFile, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _composition(chosen: tuple[tuple[str, str], ...]) -> Mapping[str, Any]:
+    """What Hydra composes of these options alone, by key."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    from fl_hydra.api import composing
+    from fl_hydra.schema import register_schema
+
+    register_schema()
+    with composing():
+        composed = OmegaConf.to_container(compose("config", overrides=[f"{group}={name}" for group, name in chosen]), resolve=False)
+    assert isinstance(composed, dict)
+    return by_key({str(key): value for key, value in composed.items() if key != "hydra"})

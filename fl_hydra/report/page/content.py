@@ -1,0 +1,126 @@
+"""What the page holds: sections, settings, and the figures of every evaluation, as plain values for JSON."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_hydra.report.axes import AXES, Axis, axis, in_order
+from fl_hydra.report.colors import SEQUENCE, colors
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.measures import Measure, measures
+from fl_hydra.report.page.commands import command_of
+from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.spec import FigureSpec, Spec
+from fl_hydra.runs.reading import Run
+
+DIGITS = 6
+"""Significant digits of a figure: more than any screen shows."""
+
+VIEWS = {"curves": "curves", "lines": "final", "heat": "heat"}
+"""The kinds of figures that the page has a view for, and its name there."""
+
+
+def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: Path) -> dict[str, Any]:
+    """All that the page draws, with links relative to `target`."""
+    known = list(measures(table).values())
+    return {
+        "measures": {each.name: {"title": each.title, "digits": each.digits} for each in known},
+        "sequence": SEQUENCE,
+        "sections": [_section(results, spec, known, target) for results, spec in sections],
+    }
+
+
+def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
+    axes = _axes(results, spec)
+    values = {each.name: in_order(each, [each.of(setting.config) for setting in results.settings]) for each in axes}
+    return {
+        "name": results.name,
+        "title": spec.title,
+        "questions": spec.questions,
+        "varying": [each.name for each in results.axes],
+        "axes": {each.name: _axis(each, values[each.name]) for each in axes},
+        "settings": [
+            {
+                "label": setting.label,
+                "state": setting.state,
+                "at": {each.name: values[each.name].index(each.of(setting.config)) for each in axes},
+                "runs": [_run(run, known, target) for run in _by_seed(setting)],
+            }
+            for setting in results.settings
+        ],
+        "views": _views(spec.figures, known, [each.name for each in axes]),
+    }
+
+
+def _axes(results: Results, spec: Spec) -> list[Axis]:
+    """Those on which settings differ, and those that the section's figures name."""
+    named = [name for each in spec.figures for name in (each.color, each.dash, each.facet, *_own_axes(each)) if name]
+    names = dict.fromkeys([*(each.name for each in results.axes), *named, "method"])
+    return [axis(name) for name in sorted(names, key=lambda name: list(AXES).index(name) if name in AXES else len(AXES))]
+
+
+def _own_axes(figure: FigureSpec) -> tuple[str, ...]:
+    return {"lines": (figure.x,), "heat": (figure.x, *figure.y)}.get(figure.kind, ())
+
+
+def _axis(each: Axis, values: Sequence[Any]) -> dict[str, Any]:
+    palette = colors(each, values)
+    return {
+        "title": each.title,
+        "log": each.log,
+        "values": [
+            {
+                "text": each.text(value),
+                "label": each.label(value),
+                "number": value if isinstance(value, int | float) and not isinstance(value, bool) else None,
+                "color": palette[value],
+            }
+            for value in values
+        ],
+    }
+
+
+def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the section's own figures choose, by view: the first of each kind that the page can draw."""
+    names = [each.name for each in known]
+    views: dict[str, dict[str, Any]] = {}
+    for figure in figures:
+        y = next((name for name in ("test/acc", *figure.y) if name in figure.y), "")
+        possible = {"curves": figure.x in names and y in names, "lines": figure.x in axes and y in names, "heat": y in axes}
+        if possible.get(figure.kind):
+            chosen = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
+            views.setdefault(VIEWS[figure.kind], chosen)
+    return views
+
+
+def _by_seed(setting: Setting) -> list[Run]:
+    return sorted(setting.runs, key=lambda run: run.config["seed"])
+
+
+def _run(run: Run, known: Sequence[Measure], target: Path) -> dict[str, Any]:
+    columns: dict[str, list[float | None]] = {}
+    for each in known if run.finished else ():
+        column = [_short(each.of(row, run.config)) for row in run.rows]
+        if any(value is not None for value in column):
+            columns[each.name] = column
+    return {
+        "name": run.folder.name,
+        "seed": str(run.config["seed"]),  # up to 2^63, of which JavaScript has no numbers
+        "status": run.status,
+        "why": run.why,
+        "folder": Path(os.path.relpath(run.folder.absolute(), target.absolute())).as_posix(),
+        "command": command_of(run),
+        "columns": columns,
+    }
+
+
+def _short(value: float | None) -> float | int | None:
+    """A figure in few digits; nothing for what is no number."""
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if short == int(short) else short
