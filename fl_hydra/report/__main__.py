@@ -11,16 +11,19 @@ from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
-from fl_hydra.report.figures import draw_accuracy, draw_costs
+from fl_hydra.report.figures import draw_figures
+from fl_hydra.report.results import Results
 from fl_hydra.report.runs import not_in_means
+from fl_hydra.report.spec import Spec
 from fl_hydra.report.tables import write_costs, write_results
+from fl_hydra.runs.describing import read_description
 from fl_hydra.runs.folder import section_runs, sections
 from fl_hydra.runs.listing import listed, print_runs
 from fl_hydra.runs.reading import read_run
 
 
 def main() -> None:
-    """Write `report/SECTION.png`, `.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
+    """Write `report/SECTION-FIGURE.pdf` and `.png`, `SECTION.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
     framed(_report)
 
 
@@ -75,10 +78,12 @@ def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
     target = outputs / "report"
     target.mkdir(parents=True, exist_ok=True)
     costs = target / f"{section}-cost"
+    results = Results.of(section, runs, read_description(section, outputs))
+    block = results.description.get("report")
+    spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
     return [
-        *draw_accuracy(runs, target / f"{section}.png"),
+        *draw_figures(results, spec, table, target),
         *write_results(runs, target / section),
-        *draw_costs(runs, table, costs.with_suffix(".png")),
         *write_costs(runs, table, costs),
     ]
 

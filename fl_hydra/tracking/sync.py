@@ -203,7 +203,7 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
             summary |= {f"{key}/{column} mean": mean} if mean is not None else {}
             summary |= {f"{key}/{column} deviation": deviation} if deviation is not None else {}
         rows.append(row)
-    figures = sorted(path for path in (outputs / "report").glob(f"{section}*.png") if path.stem in (section, f"{section}-cost"))
+    figures = sorted((outputs / "report").glob(f"{section}-*.png"))
     content = hashlib.sha256(json.dumps(rows).encode() + b"".join(map(read_file, figures))).hexdigest()
     there = connection.find(f"report-{section}")
     if there is not None and dict(there.summary).get(CONTENT) == content:

@@ -48,8 +48,9 @@ def _what(one: Planned, table: CostTable) -> str:
     if isinstance(shown, heat.Shown):
         assert plan.x is not None and plan.y is not None
         missing = any(place not in shown.cells for place in shown.asked)
+        where = f"by {plan.y.title} and {plan.x.title}{by}"
         return (
-            f"{_first(shown.value.title)}, of the final models by {plan.y.title} and {plan.x.title}{by}; darker is better, and the frame is "
+            f"{_first(shown.value.title)}, of the final models {where}; darker is better, and the frame is "
             f"the best by validation.{' Hatched: no result.' if missing else ''}"
         )
     if isinstance(shown, targets.Shown):
@@ -61,7 +62,7 @@ def _what(one: Planned, table: CostTable) -> str:
         )
     if plan.spec.kind == "sampling":
         return (
-            "Probability of each client in a round, sorted, as the mean over seeds; dotted: all alike. `As many as` is 1 / Σp², the number of "
+            "Probability of each client in a round, sorted, as the mean over seeds; dotted: all alike. effective: 1 / Σp², the number of "
             "equally probable clients that would be as concentrated."
         )
     if shown[0][1].kind == "characters":

@@ -11,7 +11,7 @@ import numpy as np
 from fl_hydra.arrays import Reals
 from fl_hydra.files import CorruptFile, read_file
 from fl_hydra.report.figures.fitting import Fitted, Panel
-from fl_hydra.report.figures.legends import seeds
+from fl_hydra.report.figures.legends import pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.runs.reading import Run
 
@@ -65,7 +65,10 @@ def read_probabilities(plan: Fitted) -> list[tuple[str, list[Reals], Any]] | Non
     for panel in plan.panels:
         for series in panel.series:
             mine = [each for run in _runs(Panel("", (series,))) if (each := read_clients(run)) is not None and len(each.counts) > 1]
-            lines = [np.full(len(each.counts), 1 / len(each.counts)) if each.probabilities is None else np.sort(each.probabilities)[::-1] for each in mine]
+            lines = [
+                np.full(len(each.counts), 1 / len(each.counts)) if each.probabilities is None else np.sort(each.probabilities)[::-1]
+                for each in mine
+            ]
             lines = [line for line in lines if len(line) == len(lines[0])]
             name = ", ".join(part for part in (plan.color.label(series.color) if plan.color else "", panel.title) if part)
             if lines:
@@ -90,8 +93,16 @@ def draw_probabilities(found: list[tuple[str, list[Reals], Any]], open_canvas: A
         axis.axhline(1 / len(mean), color="black", linestyle=(0, (1, 1.5)), linewidth=0.8)
         axis.set_yscale("log")
         effective = np.mean([1 / np.sum(line**2) for line in lines])
-        axis.set_title(name)
-        axis.text(0.97, 0.95, f"as many as {effective:.{0 if effective >= 9.95 else 1}f}", transform=axis.transAxes, ha="right", va="top", fontsize=SMALL)
+        axis.set_title(pretty(name))
+        axis.text(
+            0.97,
+            0.95,
+            f"effective: {effective:.{0 if effective >= 9.95 else 1}f}",
+            transform=axis.transAxes,
+            ha="right",
+            va="top",
+            fontsize=SMALL,
+        )
         if index % columns == 0:
             axis.set_ylabel("probability")
         if index + columns >= len(found):
@@ -137,10 +148,15 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
             totals = counts.sum(1, keepdims=True)
             part = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
             image = axis.imshow(
-                np.where(part > 0, part, np.nan).T, aspect="auto", origin="lower", cmap="viridis_r", norm=PowerNorm(0.4, 0, 100), interpolation="nearest"
+                np.where(part > 0, part, np.nan).T,
+                aspect="auto",
+                origin="lower",
+                cmap="viridis_r",
+                norm=PowerNorm(0.4, 0, 100),
+                interpolation="nearest",
             )
         axis.grid(False)
-        axis.set_title(title)
+        axis.set_title(pretty(title))
         if index + columns >= len(found):
             axis.set_xlabel("client" if len(held.counts) <= CLIENTS else f"client, {CLIENTS} of {len(held.counts)}")
         if index % columns == 0:
@@ -148,7 +164,7 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
     if image is not None:
         left = [axis for axis in axes.flat if axis.figure is not None]
         bar = figure.colorbar(image, ax=left, pad=0.01, aspect=25, extend="both" if characters else "neither")
-        bar.set_label("times as frequent\nas in all text" if characters else "part of the client's\nsamples, %")
+        bar.set_label("times as frequent\nas in all text" if characters else "share of the client's\nsamples, %")
         if characters:
             bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
         else:
@@ -169,8 +185,3 @@ def relative(counts: Reals, everywhere: Reals) -> Reals:
 
 def _character(name: str) -> str:
     return {" ": "space", "\n": "newline"}.get(name, name).replace("$", r"\$")
-
-
-def seeds_said(plan: Fitted) -> str:
-    """How many seeds, for a caption."""
-    return seeds(plan.settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import DASHES, Fitted, Panel, Series
-from fl_hydra.report.figures.legends import at_ends, entries, legend, say_missing, say_seeds
+from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_missing, say_seeds, seeds
 from fl_hydra.report.figures.scales import MUCH, logarithmic, plain, suited
 from fl_hydra.report.figures.style import COLUMN, WIDE
 from fl_hydra.report.measures import Measure, measure
@@ -43,7 +43,8 @@ class Shown:
 def read(plan: Fitted, table: CostTable) -> Shown | None:
     """The numbers of a figure, without rows that say nothing; None where none is left."""
     x = measure(plan.spec.x, table)
-    rows, lines = [], {}
+    rows: list[Row] = []
+    lines: dict[tuple[int, int], list[tuple[Series, Measure, Curve]]] = {}
     for row in _rows(plan, table):
         found = {
             index: [
@@ -117,7 +118,11 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
         places = {(row, 0): divmod(row, columns) for row in range(rows)}
     else:
         columns = min(ACROSS, panels)
-        places = {(row, panel): (row * -(-panels // columns) + panel // columns, panel % columns) for row in range(rows) for panel in range(panels)}
+        places = {
+            (row, panel): (row * -(-panels // columns) + panel // columns, panel % columns)
+            for row in range(rows)
+            for panel in range(panels)
+        }
     height = max(row for row, _ in places.values()) + 1
     width = COLUMN if columns == 1 else WIDE
     marked = any(len(panel.series) > 1 for panel in plan.panels)
@@ -130,21 +135,27 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     lasts = [float(curve.x[-1]) for of_panel in shown.lines.values() for _, _, curve in of_panel if curve.x[-1] > 0]
     logx = bool(lasts) and max(lasts) > MUCH * min(lasts)
     silent = False
+    alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and panels % columns == 0
+    apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other losses, other numbers of epochs
     for (row, panel), place in places.items():
         axis = axes[place]
         for series, one, curve in shown.lines[row, panel]:
             silent |= _line(plan, axis, series, shown.rows[row].measures.index(one), curve, scale, logx, marked, bool(parts))
-        if plan.panels[panel].title and (row == 0 or rows > 1 and -(-panels // columns) > 1):
-            axis.set_title(plan.panels[panel].title)
-        if row == 0:
+        if plan.panels[panel].title and (row == 0 or (rows > 1 and -(-panels // columns) > 1)):
+            axis.set_title(pretty(plan.panels[panel].title))
+        if row == 0 and (place[1] == columns - 1 or not alike):
             say_seeds(axis, plan.panels[panel].settings)
         say_missing(axis, shown.missing[panel])
         if place[1] == 0 or panels == 1:
             axis.set_ylabel(shown.rows[row].title)
     for row in range(rows):
-        mine = [axes[place] for (at, _), place in places.items() if at == row]
-        _share(mine, shown, row, logx)
-    _finish(axes, set(places.values()), title, logx)
+        mine = {panel: axes[place] for (at, panel), place in places.items() if at == row}
+        for group in [{panel: axis} for panel, axis in mine.items()] if apart else [mine]:
+            _share(group, shown, row)
+        for (at, _), place in places.items():
+            if at == row and place[1] and panels > 1 and not apart:
+                axes[place].tick_params(labelleft=False)
+    _finish(axes, set(places.values()), title, logx, apart)
     handles, names = entries(plan, marked, parts)
     if silent:
         from matplotlib.lines import Line2D
@@ -153,10 +164,10 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
         names.append("sends nothing")
     if panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not parts:
         ends = [
-            (float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
+            (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
             for series, _, curve in shown.lines[0, 0]
         ]
-        if max(len(name) for _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
             return figure
     legend(figure, handles, names, width)
     return figure
@@ -183,38 +194,61 @@ def _line(plan: Fitted, axis: Any, series: Series, part: int, curve: Curve, scal
     style = DASHES[part] if parts else plan.dashes[series.dash]
     order = list(plan.colors).index(series.color)
     every = max(1, len(x) // 5)
-    few = len(x) == 1 or marked and part == 0
+    few = len(x) == 1 or (marked and part == 0)
     axis.plot(
-        x, y, color=color, linestyle=style, marker=plan.markers[series.color] if few else None, markevery=(min(order, every - 1) % every, every)
+        x,
+        y,
+        color=color,
+        linestyle=style,
+        marker=plan.markers[series.color] if few else None,
+        markevery=(min(order, every - 1) % every, every),
     )
     if deviation is not None:
         axis.fill_between(x, y - deviation, y + deviation, color=color, alpha=0.2, linewidth=0)
     return False
 
 
-def _share(axes: Sequence[Any], shown: Shown, row: int, logx: bool) -> None:
-    """The same limits for the panels of a row, and a logarithmic y axis for what is counted in powers."""
+def _share(panels: Mapping[int, Any], shown: Shown, row: int) -> None:
+    """The same limits for panels of a row, and a logarithmic y axis for what is counted in powers.
+
+    The beginning of training, where all are alike, is cut off if it would take most of the height from the end.
+    """
+    axes = list(panels.values())
     low = min(axis.get_ylim()[0] for axis in axes)
     high = max(axis.get_ylim()[1] for axis in axes)
-    means = np.concatenate([curve.mean for (at, _), of_panel in shown.lines.items() if at == row for _, _, curve in of_panel])
+    curves = [curve for panel in panels for _, _, curve in shown.lines[row, panel]]
+    if not curves:
+        return
+    means = np.concatenate([curve.mean for curve in curves])
+    ends = [float(value) for curve in curves for value in curve.mean[-max(1, len(curve.mean) // 2) :]]
+    room = max(max(ends) - min(ends), 0.08 * abs(max(ends)))
+    if shown.rows[row].measures[0].better == "max":
+        low = max(low, min(ends) - 1.5 * room)
+    elif shown.rows[row].measures[0].better == "min":
+        high = min(high, max(ends) + 1.5 * room)
     positive = means[np.isfinite(means) & (means > 0)]
     powers = all(each.name in ("J", "noise_scale") for each in shown.rows[row].measures) and len(positive)
     powers = powers and positive.max() > MUCH * positive.min()
     for axis in axes:
         if powers:
             axis.set_ylim(positive.min() / 1.2, positive.max() * 1.2)
-            logarithmic(axis, "y")
+            logarithmic(axis, "y", base=2 if shown.rows[row].measures[0].name == "J" else 10)
         else:
             axis.set_ylim(low, high)
 
 
-def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool) -> None:
+def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool, apart: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shared = [axes[place] for place in used if axes[place].lines]
     low, high = min(axis.get_xlim()[0] for axis in shared), max(axis.get_xlim()[1] for axis in shared)
     if logx:
-        positive = [float(np.min(line.get_xdata())) for axis in shared for line in axis.lines if len(line.get_xdata()) and np.min(line.get_xdata()) > 0]
+        positive = [
+            float(np.min(line.get_xdata()))
+            for axis in shared
+            for line in axis.lines
+            if len(line.get_xdata()) and np.min(line.get_xdata()) > 0
+        ]
         low = max(low, min(positive) / 1.15) if low > 0 else min(positive) / 1.15
     rows = axes.shape[0]
     for row, column in np.ndindex(axes.shape):
@@ -222,7 +256,8 @@ def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool) -> No
         if (row, column) not in used:
             axis.remove()
             continue
-        axis.set_xlim(low, high)
+        if not apart:
+            axis.set_xlim(low, high)
         if logx:
             logarithmic(axis, "x")
         else:

@@ -168,6 +168,11 @@ def _key(config: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
 
 
+def _told_apart(one: Axis, value: Value) -> str:
+    """A facet's value; with the name of the key, where the value does not tell it."""
+    return f"{one.name.rpartition('.')[2]} {value}" if isinstance(value, str) and one.name.startswith("algorithm.") else one.label(value)
+
+
 def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, facets: Sequence[Axis]) -> Iterator[Panel]:
     def places(axes: Sequence[Axis], among: Sequence[Setting]) -> list[tuple[Value, ...]]:
         ranks = [in_order(each, [each.of(setting.config) for setting in among]) for each in axes]
@@ -177,7 +182,7 @@ def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, 
     looks = [each for each in (color, dash) if each is not None]
     for place in places(facets, settings):
         inside = [setting for setting in settings if tuple(each.of(setting.config) for each in facets) == place]
-        title = ", ".join(each.label(value) for each, value in zip(facets, place, strict=True))
+        title = ", ".join(_told_apart(each, value) for each, value in zip(facets, place, strict=True))
         series = []
         for look in places(looks, inside):
             mine = tuple(setting for setting in inside if tuple(each.of(setting.config) for each in looks) == look)

@@ -10,7 +10,7 @@ import numpy as np
 from fl_hydra.report.axes import Axis, Value
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted
-from fl_hydra.report.figures.legends import say_seeds
+from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import plain
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.measures import Measure, measure
@@ -69,6 +69,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     size = (width, rows * (len(shown.ys) * (0.31 if several else 0.24) + 0.25) + 0.45)
     figure, axes = open_canvas(rows, columns, size, sharey=True)
     means = [cell.mean for cell in shown.cells.values()]
+    apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other accuracies: each has its own shades
     sign = -1 if shown.value.better == "min" else 1
     low, high = min(sign * mean for mean in means), max(sign * mean for mean in means)
     shades = LinearSegmentedColormap.from_list("shades", ["#f0f5fa", "#9ecae1", "#2171b5", "#08306b"])
@@ -77,6 +78,9 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
         if index >= panels:
             axis.remove()
             continue
+        if apart:
+            own = [sign * cell.mean for (at, *_), cell in shown.cells.items() if at == index] or [0.0]
+            low, high = min(own), max(own)
         axis.grid(False)
         for spine in axis.spines.values():
             spine.set_visible(False)
@@ -89,12 +93,16 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
                     asked = shown.asked.get((index, x, y))
                     axis.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.75", hatch="////", linewidth=0))
                     word = _why(asked)
-                    axis.text(column, row, word, ha="center", va="center", fontsize=SMALL, color="0.25", bbox={"color": "white", "pad": 0.6})
+                    axis.text(
+                        column, row, word, ha="center", va="center", fontsize=SMALL, color="0.25", bbox={"color": "white", "pad": 0.6}
+                    )
                     continue
-                share = (sign * cell.mean - low) / (high - low)
+                share = (sign * cell.mean - low) / ((high - low) or 1.0)
                 axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
                 text = f"{cell.mean:.{digits}f}" + (f"\n±{cell.deviation:.{digits}f}" if cell.deviation is not None else "")
-                axis.text(column, row, text, ha="center", va="center", fontsize=SMALL, color="white" if share > 0.55 else "black", linespacing=1.0)
+                axis.text(
+                    column, row, text, ha="center", va="center", fontsize=SMALL, color="white" if share > 0.5 else "black", linespacing=1.0
+                )
         if index in shown.best:
             x, y = shown.best[index]
             place = (shown.xs.index(x) - 0.5, shown.ys.index(y) - 0.5)
@@ -104,11 +112,11 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
         axis.set_xticks(range(len(shown.xs)), _texts(plan.x, shown.xs))
         axis.set_yticks(range(len(shown.ys)), _texts(plan.y, shown.ys))
         if index + columns >= panels:
-            axis.set_xlabel(plan.x.title)
+            axis.set_xlabel(pretty(plan.x.title))
         if index % columns == 0:
-            axis.set_ylabel(plan.y.title if len(shown.ys) > 3 or len(plan.y.title) < 16 else plan.y.name.rpartition(".")[2])
+            axis.set_ylabel(pretty(plan.y.title if len(shown.ys) > 3 or len(plan.y.title) < 16 else plan.y.name.rpartition(".")[2]))
         title = plan.panels[index].title
-        axis.set_title(title if panels > 1 else shown.value.title)
+        axis.set_title(pretty(title) if panels > 1 else shown.value.title)
         say_seeds(axis, plan.panels[index].settings)
     if panels > 1:
         figure.suptitle(shown.value.title, fontsize=8, x=0.01, ha="left")
@@ -116,7 +124,9 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
 
 
 def _texts(axis: Axis, values: tuple[Value, ...]) -> list[str]:
-    return [plain(value) if isinstance(value, int | float) and not isinstance(value, bool) else axis.text(value) for value in values]
+    return [
+        plain(value) if isinstance(value, int | float) and not isinstance(value, bool) else pretty(axis.text(value)) for value in values
+    ]
 
 
 def _why(setting: Setting | None) -> str:

@@ -22,11 +22,11 @@ def entries(plan: Fitted, marked: bool = True, parts: Sequence[tuple[str, Any]] 
     if plan.color:
         for value in plan.values(plan.color):
             handles.append(Line2D([], [], color=colors[value], marker=markers[value] if marked else None))
-            names.append(plan.color.label(value))
+            names.append(pretty(plan.color.label(value)))
     if plan.dash:
         for value in plan.values(plan.dash):
             handles.append(Line2D([], [], color="0.3", linestyle=dashes[value]))
-            names.append(plan.dash.label(value))
+            names.append(pretty(plan.dash.label(value)))
     for name, style in parts:
         handles.append(Line2D([], [], color="0.3", linestyle=style))
         names.append(name)
@@ -37,29 +37,39 @@ def legend(figure: Any, handles: Sequence[Any], names: Sequence[str], width: flo
     """One legend for all panels, above them, in as many columns as there is room for."""
     if not names:
         return
-    letters = max(map(len, names))
-    columns = max(1, min(len(names), int(width / (0.5 + 0.062 * letters))))
-    if len(names) > columns:
-        columns = -(-len(names) // -(-len(names) // columns))  # rows of equal length
+    letters = sorted(len(name) - 2 * name.count("$") for name in names)
+    columns = len(names)
+    while columns > 1 and sum(0.5 + 0.06 * each for each in letters[-columns:]) > width:
+        columns -= 1
+    columns = -(-len(names) // -(-len(names) // columns))  # rows of equal length
     figure.legend(handles, names, loc="outside upper center", ncols=columns, borderaxespad=0.1)
 
 
-def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, str, str]]) -> bool:
-    """Write names (height, name, colour) to the right of a panel, apart from each other; False, and nothing, where there is no room."""
+def pretty(words: str) -> str:
+    """Letters as they are written: γ=0.1, batch 64."""
+    for typed, written in (("gamma=", "γ="), ("N_c", "$N_c$"), ("batch_size=", "batch "), ("post_local", "post-local"), ("_", " ")):
+        words = words if typed == "_" and "$" in words else words.replace(typed, written)
+    return words
+
+
+def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
+    """Write names (x, height, name, colour) to the right of a panel, apart from each other; False, and nothing, where there is no room."""
     figure.draw_without_rendering()
     height = axis.get_window_extent().height / figure.dpi * 72  # points
     step = 1.2 * SMALL / height
-    ordered = sorted(ends)
-    wanted = [float(axis.transAxes.inverted().transform(axis.transData.transform((axis.get_xlim()[0], end)))[1]) for end, _, _ in ordered]
+    ordered = sorted(ends, key=lambda end: end[1])
+    wanted = [
+        float(axis.transAxes.inverted().transform(axis.transData.transform((axis.get_xlim()[0], end)))[1]) for _, end, _, _ in ordered
+    ]
     if len(ordered) * step > 1.05:
         return False
     places = apart(wanted, step)
     if any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True)):
         return False
-    for place, want, (_, name, color) in zip(places, wanted, ordered, strict=True):
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
+    for place, (x, height, name, color) in zip(places, ordered, strict=True):
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         axis.annotate(
-            name, (1.0, want), (1.05, place), "axes fraction", "axes fraction", color=color, fontsize=SMALL, va="center", arrowprops=line
+            pretty(name), (x, height), (1.03, place), "data", "axes fraction", color=color, fontsize=SMALL, va="center", arrowprops=line
         )
     return True
 

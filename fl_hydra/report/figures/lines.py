@@ -11,14 +11,17 @@ import numpy as np
 from fl_hydra.report.axes import Value, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted, Series
-from fl_hydra.report.figures.legends import at_ends, entries, legend, say_seeds
-from fl_hydra.report.figures.scales import MUCH, logarithmic, plain, suited
-from fl_hydra.report.figures.style import COLUMN, WIDE
+from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_seeds, seeds
+from fl_hydra.report.figures.scales import logarithmic, plain, suited
+from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Setting, Statistic
 
 ACROSS = 4
 """Panels beside each other, at most."""
+
+WORDS = {"best": "best by validation", "reference": "largest within 1 point of reference", "none": "no result"}
+"""What marks are."""
 
 POINT = 1.0
 """A result holds the reference's if it is at most so many percentage points below it."""
@@ -37,7 +40,8 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
     """The numbers, without measures that say nothing; None where none is left."""
     assert plan.x is not None
     xs = tuple(plan.values(plan.x))
-    kept, points = [], {}
+    kept: list[Measure] = []
+    points: dict[tuple[int, int, int, Value], Statistic] = {}
     for each in (measure(name, table) for name in plan.spec.y):
         found = {
             (len(kept), index, number, plan.x.of(setting.config)): statistic
@@ -70,6 +74,7 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
     steps = sorted(at.values())
     logx = numbers and plan.x.log and steps[0] > 0
     marks: set[str] = set()
+    alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and len(places) % columns == 0
     for (row, panel), place in places.items():
         axis = axes[place]
         mine = [statistic.mean for (r, *_), statistic in shown.points.items() if r == row]
@@ -84,11 +89,21 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
                 found = points.get(value)
                 if found is not None:
                     x = at[value] + _dodge(number, len(plan.panels[panel].series), numbers)
-                    axis.plot(x, found.mean * scale, "o", markersize=8.5, fillstyle="none", color=plan.colors[series.color], markeredgewidth=1)
+                    axis.plot(
+                        x,
+                        found.mean * scale,
+                        "o",
+                        markersize=8.5,
+                        fillstyle="none",
+                        color=plan.colors[series.color],
+                        markeredgewidth=1,
+                        clip_on=False,
+                    )
                     marks.add(plan.spec.mark)
         if plan.panels[panel].title:
-            axis.set_title(plan.panels[panel].title)
-        say_seeds(axis, plan.panels[panel].settings)
+            axis.set_title(pretty(plan.panels[panel].title))
+        if place[1] == columns - 1 or not alike:
+            say_seeds(axis, plan.panels[panel].settings)
         if place[1] == 0 or panels == 1:
             axis.set_ylabel(title)
         if mine and min(mine) > 0 and max(mine) > 10 * min(mine) and "accuracy" not in title:
@@ -98,6 +113,8 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
         low, high = min(axis.get_ylim()[0] for axis in own), max(axis.get_ylim()[1] for axis in own)
         for axis in own:
             axis.set_ylim(low, high)
+            if axis is not own[0] and panels > 1 and own.index(axis) % columns:
+                axis.tick_params(labelleft=False)
     used = set(places.values())
     for row, column in np.ndindex(axes.shape):
         axis = axes[row, column]
@@ -109,7 +126,7 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
             logarithmic(axis, "x")
         room = (3.0 if columns == 1 else 6.0 / columns) / len(shown.xs)
         if not logx or len(shown.xs) <= 10:
-            labels = [plain(value) if numbers and isinstance(value, int | float) else plan.x.text(value) for value in shown.xs]
+            labels = [plain(value) if numbers and isinstance(value, int | float) else pretty(plan.x.text(value)) for value in shown.xs]
             axis.set_xticks([at[value] for value in shown.xs], labels)
             axis.minorticks_off()
             if max(map(len, labels)) * 0.065 > room:
@@ -120,18 +137,23 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
             axis.set_xlim(-0.5, len(shown.xs) - 0.5)
         below = any((under, column) in used for under in range(row + 1, axes.shape[0]))
         if not below:
-            axis.set_xlabel(plan.x.title)
+            axis.set_xlabel(pretty(plan.x.title))
         else:
             axis.tick_params(labelbottom=False)
     handles, names = entries(plan)
+    if panels == 1 and len(marks) == 1:  # what its rings or crosses are is said above it
+        (mark,) = marks
+        for place in places.values():
+            axes[place].set_title(f"{'×' if mark == 'none' else '○'} {WORDS[mark]}", fontsize=SMALL)
+        marks = set()
     if numbers and panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not marks:
         last = shown.xs[-1]
         ends = [
-            (found.mean, plan.color.label(series.color), plan.colors[series.color])
+            (at[last], found.mean, plan.color.label(series.color), plan.colors[series.color])
             for number, series in enumerate(plan.panels[0].series)
             if (found := shown.points.get((0, 0, number, last))) is not None
         ]
-        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
             return figure
     _explain(marks, handles, names)
     legend(figure, handles, names, width)
@@ -144,14 +166,21 @@ def _dodge(number: int, of: int, numbers: bool) -> float:
 
 
 def _line(
-    plan: Fitted, axis: Any, series: Series, points: dict[Value, Statistic | None], at: dict[Value, float], scale: float, numbers: bool, dodge: float
+    plan: Fitted,
+    axis: Any,
+    series: Series,
+    points: dict[Value, Statistic | None],
+    at: dict[Value, float],
+    scale: float,
+    numbers: bool,
+    dodge: float,
 ) -> None:
     """A line with a band over numbers, with gaps where there is nothing; over names, or beside what is absent, dots with error bars."""
     color, marker, dash = plan.colors[series.color], plan.markers[series.color], plan.dashes[series.dash]
     ordinal = {value for value in points if isinstance(value, int | float) and not isinstance(value, bool)}
     joined = [value for value in points if value in ordinal]
     if joined:
-        x = np.array([at[value] for value in joined]) + (0 if numbers else 0)
+        x = np.array([at[value] for value in joined])
         y = np.array([np.nan if (s := points[value]) is None else s.mean * scale for value in joined])
         d = np.array([np.nan if (s := points[value]) is None or s.deviation is None else s.deviation * scale for value in joined])
         axis.plot(x, y, color=color, marker=marker, linestyle=dash)
@@ -164,7 +193,7 @@ def _line(
         error = None if found.deviation is None else found.deviation * scale
         face = color if series.dash is None or dash == "-" else "white"
         axis.errorbar(
-            at[value] + (dodge if len(ordinal) == 0 else 0), found.mean * scale, error, color=color, marker=marker, capsize=2, markersize=4.5,
+            at[value] + (0 if ordinal else dodge), found.mean * scale, error, color=color, marker=marker, capsize=2, markersize=4.5,
             markerfacecolor=face, linestyle="none", elinewidth=0.9,
         )  # fmt: skip
 
@@ -196,8 +225,9 @@ def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[
 def _explain(marks: set[str], handles: list[Any], names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    words = {"best": "best by validation", "reference": "largest within 1 point of the reference", "none": "no result"}
     for mark in sorted(marks):
-        shape = {"marker": "x", "markersize": 4} if mark == "none" else {"marker": "o", "markersize": 8, "fillstyle": "none"}
+        shape: dict[str, Any] = (
+            {"marker": "x", "markersize": 4} if mark == "none" else {"marker": "o", "markersize": 8, "fillstyle": "none"}
+        )
         handles.append(Line2D([], [], color="0.3", linestyle="none", **shape))
-        names.append(words[mark])
+        names.append(WORDS[mark])

@@ -37,15 +37,21 @@ def suited(title: str, largest: float) -> tuple[str, float]:
     return title.removesuffix(unit) + name, FACTORS.get(name, 1.0)
 
 
-def logarithmic(axis: Any, which: str) -> None:
+def logarithmic(axis: Any, which: str, base: int = 10) -> None:
     """A logarithmic axis, x or y, with plain numbers: powers of ten and, where there is room, others between them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axis.set(**{f"{which}scale": "log"})
     low, high = getattr(axis, f"get_{which}lim")()
     ticks = getattr(axis, f"{which}axis")
     ratio = high / low
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 40 else (1, 3) if ratio < 1000 else (1,), numticks=6 if ratio > 1000 else 12))
+    if base != 10:
+        ticks.set_major_locator(LogLocator(base, numticks=7))
+        ticks.set_minor_locator(NullLocator())
+    else:
+        ticks.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if ratio < 40 else (1, 3) if ratio < 1000 else (1,), numticks=6 if ratio > 1000 else 12)
+        )
     ticks.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     ticks.set_minor_formatter(NullFormatter())
 

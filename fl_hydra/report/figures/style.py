@@ -16,7 +16,7 @@ COLUMN, WIDE = 3.3, 6.9
 SMALL = 7.0
 """The smallest text, in points."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 8,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted, Series
-from fl_hydra.report.figures.legends import say_seeds
+from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import MUCH, logarithmic, suited
 from fl_hydra.report.figures.style import SMALL, WIDE
 from fl_hydra.report.measures import Measure, measure
@@ -56,11 +56,15 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
             name = ", ".join(part for part in (plan.color.label(series.color) if plan.color else "", panel.title) if part)
             if any(setting.finished for setting in series.settings):
                 named.append((name, series))
-    kept = []
+    kept: list[tuple[Measure, list[Statistic | None]]] = []
     for each in candidates:
         found = [series.settings[0].reached(each, target, accuracy) for _, series in named]
         there = [statistic.mean for statistic in found if statistic is not None]
-        if there and (len(set(there)) > 1 or None in found) and not any(there == [s.mean for s in other if s is not None] for _, other in kept):
+        if (
+            there
+            and (len(set(there)) > 1 or None in found)
+            and not any(there == [s.mean for s in other if s is not None] for _, other in kept)
+        ):
             kept.append((each, found))
     if not kept or len(named) < 2:
         return None
@@ -90,10 +94,16 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
             elif log and statistic.mean <= 0:
                 axis.text(0.01, index, "0", transform=axis.get_yaxis_transform(), ha="left", va="center", fontsize=SMALL, color=color)
             else:
-                error = None if statistic.deviation is None else [[min(statistic.deviation, 0.999 * statistic.mean) * scale], [statistic.deviation * scale]]
-                axis.errorbar(statistic.mean * scale, index, xerr=error, color=color, marker=marker, markersize=4.5, capsize=2, elinewidth=0.9)
+                error = (
+                    None
+                    if statistic.deviation is None
+                    else [[min(statistic.deviation, 0.999 * statistic.mean) * scale], [statistic.deviation * scale]]
+                )
+                axis.errorbar(
+                    statistic.mean * scale, index, xerr=error, color=color, marker=marker, markersize=4.5, capsize=2, elinewidth=0.9
+                )
         axis.set_xlabel(title)
-        axis.set_yticks(range(len(shown.lines)), [name for name, _, _ in shown.lines])
+        axis.set_yticks(range(len(shown.lines)), [pretty(name) for name, _, _ in shown.lines])
         axis.set_ylim(len(shown.lines) - 0.4, -0.6)
         if column:
             axis.tick_params(labelleft=False, left=False)
