@@ -23,7 +23,7 @@ from fl_hydra.runs.reading import read_run
 
 
 def main() -> None:
-    """Write `report/SECTION-FIGURE.pdf` and `.png`, `SECTION.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
+    """Write `SECTION-FIGURE.pdf` and `.png`, `SECTION.md` and `.csv`, and what it costs as `SECTION-cost.*`, into `report/`."""
     framed(_report)
 
 
