@@ -36,7 +36,8 @@ def _what(one: Planned, table: CostTable) -> str:
     by = _by([plan.color, plan.dash], plan.facets)
     if isinstance(shown, curves.Shown):
         ys = [each for row in shown.rows for each in row.measures]
-        return f"{_first(_and([_bare(each) for each in ys]))} against {_bare(shown.x)}{by}; axes show where they differ, and may leave out the beginning."
+        what = f"{_first(_and([_bare(each) for each in ys]))} against {_bare(shown.x)}{by}"
+        return f"{what}; axes show where they differ, and may leave out the beginning."
     if isinstance(shown, lines.Shown):
         assert plan.x is not None
         marks = {
