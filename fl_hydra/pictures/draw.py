@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,6 @@ ROUNDS = 2000
 PANELS = ("classes", "distinct", "characters", "sizes", "probabilities", "visits", "cohorts")
 """What can be drawn of a configuration, one by one with panel=."""
 
-Panel = Callable[[Any, Any], None]
-"""Draws into (figure, axis)."""
-
 
 @dataclass(frozen=True)
 class Look:
@@ -53,6 +51,10 @@ class Look:
     color: str = BLUE
     dash: Any = "-"
     name: str = ""
+
+
+Panel = Callable[[Look, Any, Any], None]
+"""Draws with (look, figure, axis)."""
 
 
 def draw_clients(experiment: Experiment, path: Path, panel: str | None = None) -> None:
@@ -71,49 +73,65 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
         UserError: the data or the division that is asked for cannot be had, or the panel.
     """
     require(len(experiments) <= len(PALETTE), f"{len(experiments)} configurations: at most {len(PALETTE)} can be told apart in a picture")
-    found: dict[str, list[tuple[Look, Panel]]] = {}
+    found: dict[str, list[tuple[Look, Any, Panel]]] = {}
     for index, (name, experiment) in enumerate(experiments):
         look = Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) if len(experiments) > 1 else Look()
-        for kind, draw in _panels_of(experiment, look, panel):
-            found.setdefault(kind, []).append((look, draw))
+        for kind, held, draw in _panels_of(experiment, panel):
+            found.setdefault(kind, []).append((look, held, draw))
     if panel is not None:
         known = f"choose {', '.join(PANELS)}"
         require(panel in PANELS, f"panel={panel}: {known}")
         require(panel in found, f"panel={panel}: there is no such panel of this configuration; it has {', '.join(_kinds(experiments))}")
-    shared = [[draw for _, draw in found[kind]] for kind in ("distinct", "sizes", "probabilities", "visits") if kind in found]
-    alone = [[_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, draw in found.get(kind, [])]
+    for kind, drawn in found.items():
+        if len(drawn) == len(experiments) and all(np.array_equal(held, drawn[0][1]) for _, held, _ in drawn):
+            found[kind] = [(Look(), *drawn[0][1:])]  # what is the same for all is drawn once
+    shared = [
+        [partial(draw, look) for look, _, draw in found[kind]] for kind in ("distinct", "sizes", "probabilities", "visits") if kind in found
+    ]
+    alone = [[_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])]
     looks = [Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) for index, (name, _) in enumerate(experiments)]
-    _write([*alone, *shared], path, looks if len(experiments) > 1 and shared else [])
+    _write(
+        [*alone, *shared],
+        path,
+        looks if any(len(found[kind]) > 1 for kind in found if kind in ("distinct", "sizes", "probabilities", "visits")) else [],
+    )
 
 
 def _kinds(experiments: Sequence[tuple[str, Experiment]]) -> list[str]:
-    return list(dict.fromkeys(kind for _, experiment in experiments for kind, _ in _panels_of(experiment, Look(), None)))
+    return list(dict.fromkeys(kind for _, experiment in experiments for kind, _, _ in _panels_of(experiment, None)))
 
 
-def _titled(look: Look, draw: Panel) -> Panel:
+def _titled(look: Look, draw: Panel) -> Callable[[Any, Any], None]:
     def titled(figure: Any, axis: Any) -> None:
-        draw(figure, axis)
+        draw(look, figure, axis)
         if look.name:
             axis.set_title(look.name)
 
     return titled
 
 
-def _panels_of(experiment: Experiment, look: Look, panel: str | None) -> list[tuple[str, Panel]]:
+def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any, Panel]]:
+    """Each panel that there is: its name, what it shows of (the same for those that look the same), and how it is drawn."""
     e = experiment
     population = e.dataset.population(e.data, e.split_seed)
     shards = e.sharding.shards(population, e.K, e.N_c, e.seed)
-    panels: list[tuple[str, Panel]] = []
+    panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
         split = e.dataset.split(e.data, e.split_seed)
-        panels.append(("characters", lambda figure, axis: _draw_characters(figure, axis, split, experiment, shards)))
+        panels.append(
+            (
+                "characters",
+                (*shards.indices, *shards.sizes),
+                lambda look, figure, axis: _draw_characters(figure, axis, split, experiment, shards),
+            )
+        )
     elif population.labels is not None:
         counts = _counts(shards, population.labels, e.card.classes)
-        panels.append(("classes", lambda figure, axis: _draw_classes(figure, axis, counts)))
-        panels.append(("distinct", lambda figure, axis: _draw_distinct(axis, counts, look)))
-    panels.append(("sizes", lambda figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
-    panels += _participation(experiment, shards.sizes, look)
-    return [(kind, draw) for kind, draw in panels if panel in (None, kind) or panel not in PANELS]
+        panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
+        panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
+    panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
+    panels += _participation(experiment, shards.sizes)
+    return [(kind, held, draw) for kind, held, draw in panels if panel in (None, kind) or panel not in PANELS]
 
 
 def _counts(shards: Shards, labels: Indices, classes: int) -> Indices:
@@ -209,15 +227,15 @@ def _relative(counts: Reals, totals: Reals, whole: Reals) -> Reals:
     return np.nan_to_num(ratio, nan=0.0, neginf=-MOST, posinf=MOST).clip(-MOST, MOST)
 
 
-def _participation(experiment: Experiment, sizes: Indices, look: Look) -> list[tuple[str, Panel]]:
+def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, Any, Panel]]:
     """Sampling probabilities where they are drawn, and how often each client comes, where that does not depend on what is trained."""
     e = experiment
     if e.m == e.K:
         return []
-    panels: list[tuple[str, Panel]] = []
+    panels: list[tuple[str, Any, Panel]] = []
     if e.gamma is not None:
         drawn = np.exp(log_dirichlet(e.gamma, e.K, e.seed))
-        panels.append(("probabilities", lambda figure, axis: _draw_probabilities(axis, drawn, e.gamma, look)))
+        panels.append(("probabilities", drawn, lambda look, figure, axis: _draw_probabilities(axis, drawn, e.gamma, look)))
     if e.participation.asks or e.participation.measures:
         return panels
     rounds = min(ROUNDS, e.rounds or ROUNDS)
@@ -231,8 +249,8 @@ def _participation(experiment: Experiment, sizes: Indices, look: Look) -> list[t
         counts[cohort.ids] += 1
         if number < FIRST:
             came[number, cohort.ids] = True
-    panels.append(("visits", lambda figure, axis: _draw_visits(axis, counts, rounds, e.m, look)))
-    panels.append(("cohorts", lambda figure, axis: _draw_cohorts(axis, came)))
+    panels.append(("visits", counts, lambda look, figure, axis: _draw_visits(axis, counts, rounds, e.m, look)))
+    panels.append(("cohorts", came, lambda look, figure, axis: _draw_cohorts(axis, came)))
     return panels
 
 
@@ -264,7 +282,7 @@ def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     )
 
 
-def _write(panels: list[list[Panel]], path: Path, looks: Sequence[Look]) -> None:
+def _write(panels: list[list[Callable[[Any, Any], None]]], path: Path, looks: Sequence[Look]) -> None:
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = -(-len(panels) // columns)
     with canvas(rows, columns, (COLUMN if columns == 1 else WIDE, (2.3 if columns < 3 else 2.0) * rows)) as (figure, axes):
