@@ -111,7 +111,7 @@ $(SEARCHES): setup
 	$(TRAIN) -m +search=$(@:tune-%=%) hydra/launcher=packed $(ARGS)
 	$(BEST) $(@:tune-%=%) $(ARGS)
 
-report: setup ## figures and tables of every section that has been trained
+report: setup ## all sections that have been trained: figures, tables, index.html, report.tex; TRACK=a|b one track, RUNS="A B" any runs
 	$(REPORT) $(ARGS)
 
 sync: setup ## upload to W&B what it lacks of runs with tracker=wandb; ARGS="SECTION --project NAME" names others

@@ -89,6 +89,14 @@ def _of_report(words: list[str]) -> list[str]:
 
     from fl_hydra.arguments import as_text
 
+    ends = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "TRACK":
+            ends.append(f"--track={value.lower()}")
+        elif key == "RUNS":
+            ends += ["--runs", *value.split()]
+    words = [word for word in words if word.partition("=")[0] not in ("TRACK", "RUNS")]
     kept = [word for word in words if word.startswith("--") or not ("=" in word or word.startswith(("-", "~")))]
     parser = OverridesParser.create()
     keys = {
@@ -99,7 +107,7 @@ def _of_report(words: list[str]) -> list[str]:
         kept = [word if word.startswith("--") else f"{word}-{size}" for word in kept]
     if keys.get("section"):
         kept = [*(word for word in kept if word.startswith("--")), str(keys["section"])]
-    return kept + ([f"--outputs={keys['outputs']}"] if keys.get("outputs") else [])
+    return kept + ([f"--outputs={keys['outputs']}"] if keys.get("outputs") else []) + ends
 
 
 if __name__ == "__main__":

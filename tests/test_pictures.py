@@ -59,5 +59,10 @@ def test_the_command_says_where_it_wrote_and_mistakes_are_one_line(tmp_path: Pat
     done = command("algorithm=fedavg", "K=10", "C=0.2")
     (path,) = (tmp_path / "pictures").iterdir()
     assert done.returncode == 0 and str(path) in done.stdout and not done.stderr
+    done = command("-m", "algorithm=fedavg", "K=10", "C=0.2", "sharding=classes", "N_c=2,5", "panel=classes")
+    assert done.returncode == 0 and len(list((tmp_path / "pictures").glob("*-classes.png"))) == 1
+    for word in ("panel=nothing", "panel=probabilities"):
+        wrong = command("algorithm=fedavg", "K=10", word)
+        assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith(f"error: {word}: ")
     wrong = command("algorithm=fedavg", "K=10", "sharding=classes", "N_c=11")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: N_c=11")

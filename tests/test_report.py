@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from omegaconf import OmegaConf
 
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import KEYS
-from fl_hydra.report.figures import draw_accuracy
 from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from tests.conftest import Program
@@ -37,7 +35,9 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
     assert program("-m", "section=mine", "algorithm=localsgd", "K=2", "J=2,4", "seed=0,1", "epochs=2", cwd=tmp_path).status == 0
     done = report("mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "outputs/report/mine.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves",):
+        assert (tmp_path / f"outputs/report/mine-{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"outputs/report/mine-{name}.pdf").read_bytes().startswith(b"%PDF")
     with open(tmp_path / "outputs/report/mine.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["setting"], row["test/acc n"]) for row in rows] == [("LocalSGD K=2 J=2", "2"), ("LocalSGD K=2 J=4", "2")]
@@ -48,7 +48,6 @@ def test_section_becomes_a_figure_and_a_table_over_seeds(program: Program, tmp_p
                 finals.append(100 * json.loads(path.read_text().splitlines()[-1])["test/acc"])
         assert float(row["test/acc mean"]) == pytest.approx(statistics.mean(finals))
         assert float(row["test/acc deviation"]) == pytest.approx(statistics.stdev(finals))
-    assert (tmp_path / "outputs/report/mine-cost.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "outputs/report/mine-cost.csv") as file:
         costs = list(csv.DictReader(file))
     assert [row["setting"] for row in costs] == ["LocalSGD K=2 J=2", "LocalSGD K=2 J=4"]
@@ -162,45 +161,6 @@ def test_what_settings_differ_in_is_added_where_labels_are_the_same() -> None:
         ("Async SGD K=4 J=1, speeds=linear, speeds.spread=0.5", 1),
         ("Async SGD K=4 J=1, speeds=linear, speeds.spread=0.9", 1),
     ]
-
-
-def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_path: Path) -> None:
-    """Where rounds differ in length, so do the numbers of rows."""
-    rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
-    first, second = of("algorithm=localsgd", "local_steps=loss"), of("algorithm=localsgd", "local_steps=loss", "seed=1")
-    runs = [replace(first, rows=rows), replace(second, rows=[rows[0], rows[4]])]
-    (path,) = draw_accuracy(runs, tmp_path / "figure.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def drawn(monkeypatch: pytest.MonkeyPatch, runs: list[Run], path: Path) -> dict[str, int]:
-    """How many lines each panel of the figure has, by what its y axis says."""
-    from matplotlib import pyplot
-
-    panels: dict[str, int] = {}
-    close = pyplot.close
-
-    def look(figure: Any) -> None:
-        panels.update({axis.get_ylabel(): len(axis.lines) for axis in figure.axes if axis.get_ylabel()})
-        close(figure)
-
-    monkeypatch.setattr(pyplot, "close", look)
-    draw_accuracy(runs, path)
-    return panels
-
-
-def test_chosen_steps_and_the_noise_scale_are_drawn_where_there_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"round": n, "samples": 10 * n, "val/acc": 0.1 * n, "test/acc": 0.1 * n} for n in range(1, 6)]
-    plain = replace(of("algorithm=localsgd"), rows=rows)
-    rule = replace(of("algorithm=localsgd", "local_steps=linear"), rows=[{**row, "J": row["round"]} for row in rows])
-    scales = [None, 64.0, 100.0, 130.0, 90.0]  # there is none at first, where no signal was seen
-    noise = [{**row, "J": 4, "noise_scale": scale} for row, scale in zip(rows, scales, strict=True)]
-    measured = replace(of("algorithm=localsgd", "local_steps=noise"), rows=noise)
-    accuracy = {"validation accuracy, %": 1, "test accuracy, %": 1}
-    steps, scale = "local steps J", "gradient noise scale, samples"
-    assert drawn(monkeypatch, [plain], tmp_path / "1.png") == accuracy
-    assert drawn(monkeypatch, [plain, rule], tmp_path / "2.png") == {**dict.fromkeys(accuracy, 2), steps: 1}
-    assert drawn(monkeypatch, [plain, rule, measured], tmp_path / "3.png") == {**dict.fromkeys(accuracy, 3), steps: 2, scale: 1}
 
 
 def write_run(outputs: Path, *overrides: str, status: str = "finished", acc: float = 0.5) -> Path:
@@ -338,11 +298,9 @@ def test_runs_of_which_nothing_can_be_told_are_named(
 
 
 def test_a_setting_without_a_result_keeps_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In tables and in the legends of figures."""
     for seed in range(3):
         write_run(tmp_path, *SLOW, f"seed={seed}", status="unfinished")
     write_run(tmp_path, *LOCAL)
-    legends = legends_of(monkeypatch)
     assert reported(tmp_path, monkeypatch, "mine") == 0
     for name in ("mine", "mine-cost"):
         rows = table(tmp_path, name)
@@ -350,24 +308,6 @@ def test_a_setting_without_a_result_keeps_its_row(tmp_path: Path, monkeypatch: p
         assert rows["SlowMo K=2 J=8"]["status"] == "0 of 3 ended, 3 unfinished"
         assert rows["SlowMo K=2 J=8"]["round mean"] == ""
         assert rows["LocalSGD K=2 J=8"]["status"] == "finished"
-    assert legends == [{"SlowMo K=2 J=8 (0 of 3 ended, 3 unfinished)": False, "LocalSGD K=2 J=8": True}] * 2
-
-
-def legends_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
-    """What figures that are drawn from now on have in their legends: whether there is a line, by label."""
-    from matplotlib import pyplot
-
-    legends: list[dict[str, bool]] = []
-    close = pyplot.close
-
-    def look(figure: Any) -> None:
-        (legend,) = figure.legends
-        lines = [line.get_linestyle() not in ("None", "none", "") for line in legend.get_lines()]
-        legends.append(dict(zip([text.get_text() for text in legend.get_texts()], lines, strict=True)))
-        close(figure)
-
-    monkeypatch.setattr(pyplot, "close", look)
-    return legends
 
 
 def test_diverged_seeds_are_in_no_mean_and_counted(
@@ -378,7 +318,6 @@ def test_diverged_seeds_are_in_no_mean_and_counted(
         write_run(tmp_path, *LOCAL, f"seed={seed}", acc=acc)
     diverged = write_run(tmp_path, *LOCAL, "seed=2", acc=0.1, status="diverged")
     write_run(tmp_path, *SLOW, acc=0.1, status="diverged")
-    legends = legends_of(monkeypatch)
     assert reported(tmp_path, monkeypatch, "mine") == 0
     for name in ("mine", "mine-cost"):
         rows = table(tmp_path, name)
@@ -387,8 +326,6 @@ def test_diverged_seeds_are_in_no_mean_and_counted(
         assert rows["SlowMo K=2 J=8"]["round mean"] == ""
         assert rows["SlowMo K=2 J=8"]["status"] == "0 of 1 finished, 1 diverged"
     assert f"in no mean of mine: {diverged}: diverged (test/loss not finite)" in capsys.readouterr().err
-    labels = {"LocalSGD K=2 J=8 (2 of 3 finished, 1 diverged)": True, "SlowMo K=2 J=8 (0 of 1 finished, 1 diverged)": False}
-    assert legends == [labels] * 2
 
 
 def test_a_section_without_a_result_does_not_keep_others_from_theirs(

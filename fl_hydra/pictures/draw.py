@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import numpy as np
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.data.shakespeare import TextDataset, TextSplit
 from fl_hydra.data.shakespeare_text import LEAF_ALPHABET, SEQUENCE_ALPHABET
+from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
 from fl_hydra.participation.schemes import log_dirichlet
-from fl_hydra.report.figures import STYLE
+from fl_hydra.report.colors import BLUE, PALETTE
+from fl_hydra.report.figures.fitting import DASHES
+from fl_hydra.report.figures.legends import legend, pretty
+from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
 from fl_hydra.sharding.base import Shards
 from fl_hydra.training.experiment import Experiment
 
@@ -34,29 +40,98 @@ FIRST = 100
 ROUNDS = 2000
 """Rounds whose cohorts are drawn, at most."""
 
-Panel = Callable[[Any, Any], None]
-"""Draws into (figure, axis)."""
+PANELS = ("classes", "distinct", "characters", "sizes", "probabilities", "visits", "cohorts")
+"""What can be drawn of a configuration, one by one with panel=."""
 
 
-def draw_clients(experiment: Experiment, path: Path) -> None:
+@dataclass(frozen=True)
+class Look:
+    """How one of several configurations is drawn where they share axes. name: what sets it apart; nothing for a lone one."""
+
+    color: str = BLUE
+    dash: Any = "-"
+    name: str = ""
+
+
+Panel = Callable[[Look, Any, Any], None]
+"""Draws with (look, figure, axis)."""
+
+
+def draw_clients(experiment: Experiment, path: Path, panel: str | None = None) -> None:
     """Write a picture of what the clients of an experiment hold, how much, and how often they come; nothing is trained.
 
     Raises:
-        UserError: the data or the division that is asked for cannot be had.
+        UserError: the data or the division that is asked for cannot be had, or the panel.
     """
+    draw_beside([("", experiment)], path, panel)
+
+
+def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel: str | None = None) -> None:
+    """The same of several experiments, each with a name: curves over each other, maps beside each other. panel: draw this one alone.
+
+    Raises:
+        UserError: the data or the division that is asked for cannot be had, or the panel.
+    """
+    require(len(experiments) <= len(PALETTE), f"{len(experiments)} configurations: at most {len(PALETTE)} can be told apart in a picture")
+    found: dict[str, list[tuple[Look, Any, Panel]]] = {}
+    for index, (name, experiment) in enumerate(experiments):
+        look = Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) if len(experiments) > 1 else Look()
+        for kind, held, draw in _panels_of(experiment, panel):
+            found.setdefault(kind, []).append((look, held, draw))
+    if panel is not None:
+        known = f"choose {', '.join(PANELS)}"
+        require(panel in PANELS, f"panel={panel}: {known}")
+        require(panel in found, f"panel={panel}: there is no such panel of this configuration; it has {', '.join(_kinds(experiments))}")
+    for kind, drawn in found.items():
+        if len(drawn) == len(experiments) and all(np.array_equal(held, drawn[0][1]) for _, held, _ in drawn):
+            found[kind] = [(Look(), *drawn[0][1:])]  # what is the same for all is drawn once
+    shared = [
+        [partial(draw, look) for look, _, draw in found[kind]] for kind in ("distinct", "sizes", "probabilities", "visits") if kind in found
+    ]
+    alone = [[_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])]
+    looks = [Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) for index, (name, _) in enumerate(experiments)]
+    _write(
+        [*alone, *shared],
+        path,
+        looks if any(len(found[kind]) > 1 for kind in found if kind in ("distinct", "sizes", "probabilities", "visits")) else [],
+    )
+
+
+def _kinds(experiments: Sequence[tuple[str, Experiment]]) -> list[str]:
+    return list(dict.fromkeys(kind for _, experiment in experiments for kind, _, _ in _panels_of(experiment, None)))
+
+
+def _titled(look: Look, draw: Panel) -> Callable[[Any, Any], None]:
+    def titled(figure: Any, axis: Any) -> None:
+        draw(look, figure, axis)
+        if look.name:
+            axis.set_title(look.name)
+
+    return titled
+
+
+def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any, Panel]]:
+    """Each panel that there is: its name, what it shows of (the same for those that look the same), and how it is drawn."""
     e = experiment
     population = e.dataset.population(e.data, e.split_seed)
     shards = e.sharding.shards(population, e.K, e.N_c, e.seed)
-    panels: list[Panel] = []
+    panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
         split = e.dataset.split(e.data, e.split_seed)
-        panels.append(lambda figure, axis: _draw_characters(figure, axis, split, experiment, shards))
+        panels.append(
+            (
+                "characters",
+                (*shards.indices, *shards.sizes),
+                lambda look, figure, axis: _draw_characters(figure, axis, split, experiment, shards),
+            )
+        )
     elif population.labels is not None:
         counts = _counts(shards, population.labels, e.card.classes)
-        panels += [lambda figure, axis: _draw_classes(figure, axis, counts), lambda figure, axis: _draw_distinct(axis, counts)]
-    panels.append(lambda figure, axis: _draw_sizes(axis, shards.sizes, "samples"))
+        panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
+        panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
+    panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
     panels += _participation(experiment, shards.sizes)
-    _write(panels, path)
+    return [(kind, held, draw) for kind, held, draw in panels if panel in (None, kind) or panel not in PANELS]
 
 
 def _counts(shards: Shards, labels: Indices, classes: int) -> Indices:
@@ -71,7 +146,7 @@ def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
     K, classes = counts.shape
     if K * classes <= 2500:
         clients, labels = np.nonzero(counts)
-        axis.scatter(clients, labels, s=120 * counts[clients, labels] / counts.max(), color="C0", linewidths=0)
+        axis.scatter(clients, labels, s=60 * counts[clients, labels] / counts.max(), color=BLUE, linewidths=0)
         axis.set_xlim(-1, K)
         axis.set_ylim(-1, classes)
     else:
@@ -92,17 +167,31 @@ def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
     axis.set(xlabel="client", ylabel="class", title="classes by client")
 
 
-def _draw_distinct(axis: Any, counts: Indices) -> None:
+def _draw_distinct(axis: Any, counts: Indices, look: Look) -> None:
     distinct = (counts > 0).sum(1)
-    axis.hist(distinct, bins=np.arange(distinct.min(), distinct.max() + 2) - 0.5, color="C0")
-    axis.set_xlim(distinct.min() - 1, distinct.max() + 1)
-    axis.set(xlabel="distinct classes", ylabel="clients", title=f"distinct classes of a client: {distinct.mean():.2f} on average")
+    numbers, clients = np.unique(distinct, return_counts=True)
+    every = np.arange(numbers[0] - 1, numbers[-1] + 2)
+    heights = np.zeros(len(every))
+    heights[numbers - every[0]] = clients
+    axis.step(every, heights, where="mid", color=look.color, linestyle=look.dash)
+    if not look.name:
+        axis.fill_between(every, heights, step="mid", color=look.color, alpha=0.3, linewidth=0)
+    axis.set(xlabel="distinct classes", ylabel="clients", title="" if look.name else f"distinct classes, {distinct.mean():.2f} on average")
 
 
-def _draw_sizes(axis: Any, sizes: Indices, unit: str) -> None:
-    axis.bar(np.arange(len(sizes)), np.sort(sizes)[::-1], width=1.0, color="C0")
+def _draw_sizes(axis: Any, sizes: Indices, unit: str, look: Look) -> None:
     spread = sizes.std() / sizes.mean() if sizes.any() else 0.0
-    axis.set(xlabel="client, by size", ylabel=unit, title=f"sizes: mean {sizes.mean():,.1f}, std/mean {spread:.2f}")
+    _sorted(axis, sizes, look)
+    axis.set(xlabel="client, by size", ylabel=unit, title="" if look.name else f"sizes: mean {sizes.mean():,.1f}, std/mean {spread:.2f}")
+    axis.set_ylim(0, max(axis.get_ylim()[1], 1.08 * float(sizes.max())))
+
+
+def _sorted(axis: Any, values: Any, look: Look) -> None:
+    """Values of clients from the largest to the smallest."""
+    clients, falling = np.arange(1, len(values) + 1), np.sort(values)[::-1]
+    axis.step(clients, falling, where="mid", color=look.color, linestyle=look.dash, marker="." if len(values) == 1 else None)
+    if not look.name:
+        axis.fill_between(clients, falling, step="mid", color=look.color, alpha=0.3, linewidth=0)
 
 
 def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Experiment, shards: Shards) -> None:
@@ -123,7 +212,7 @@ def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Exper
     image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-MOST, vmax=MOST, interpolation="nearest")
     figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)", extend="both")
     names = ["space" if alphabet[code] == " " else repr(alphabet[code])[1:-1] for code in shown]
-    axis.set_yticks(range(len(shown)), names, fontsize=7)
+    axis.set_yticks(range(len(shown)), names, fontsize=SMALL)
     axis.grid(False)
     axis.set(xlabel="client", ylabel="target character", title="characters by client")
 
@@ -138,14 +227,15 @@ def _relative(counts: Reals, totals: Reals, whole: Reals) -> Reals:
     return np.nan_to_num(ratio, nan=0.0, neginf=-MOST, posinf=MOST).clip(-MOST, MOST)
 
 
-def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
+def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, Any, Panel]]:
     """Sampling probabilities where they are drawn, and how often each client comes, where that does not depend on what is trained."""
     e = experiment
     if e.m == e.K:
         return []
-    panels: list[Panel] = []
+    panels: list[tuple[str, Any, Panel]] = []
     if e.gamma is not None:
-        panels.append(lambda figure, axis: _draw_probabilities(axis, np.exp(log_dirichlet(e.gamma or 0.0, e.K, e.seed)), e.gamma))
+        drawn = np.exp(log_dirichlet(e.gamma, e.K, e.seed))
+        panels.append(("probabilities", drawn, lambda look, figure, axis: _draw_probabilities(axis, drawn, e.gamma, look)))
     if e.participation.asks or e.participation.measures:
         return panels
     rounds = min(ROUNDS, e.rounds or ROUNDS)
@@ -159,25 +249,26 @@ def _participation(experiment: Experiment, sizes: Indices) -> list[Panel]:
         counts[cohort.ids] += 1
         if number < FIRST:
             came[number, cohort.ids] = True
-    panels.append(lambda figure, axis: _draw_visits(axis, counts, rounds, e.m))
-    panels.append(lambda figure, axis: _draw_cohorts(axis, came))
+    panels.append(("visits", counts, lambda look, figure, axis: _draw_visits(axis, counts, rounds, e.m, look)))
+    panels.append(("cohorts", came, lambda look, figure, axis: _draw_cohorts(axis, came)))
     return panels
 
 
-def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None) -> None:
-    axis.plot(np.arange(len(probabilities)), np.sort(probabilities)[::-1], marker=".", markersize=3, linewidth=1, color="C1")
-    axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=1)
-    axis.set(xlabel="client, by probability", ylabel="p", title=f"sampling probabilities, gamma={gamma:g}")
+def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None, look: Look) -> None:
+    before = axis.get_ylim() if axis.lines else (1.0, 0.0)
+    _sorted(axis, probabilities, look)
+    axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=0.8)
+    axis.set(xlabel="client, by probability", ylabel="probability", title="" if look.name else f"sampling probabilities, γ={gamma:g}")
     axis.set_yscale("log", nonpositive="clip")
     # Below, no client comes in a run; a single client would leave no room on the axis.
-    axis.set_ylim(max(1e-9, probabilities.min() / 2), min(1.0, 2 * probabilities.max()))
+    axis.set_ylim(min(before[0], max(1e-9, probabilities.min() / 2)), max(before[1], min(1.0, 2 * probabilities.max())))
 
 
-def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int) -> None:
-    axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color="C2")
-    axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=1)
+def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int, look: Look) -> None:
+    _sorted(axis, counts, look)
+    axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=0.8)
     never = int((counts == 0).sum())
-    axis.set(xlabel="client, by rounds", ylabel="rounds", title=f"{rounds} rounds; {never} clients never came")
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} clients never came")
 
 
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
@@ -191,27 +282,23 @@ def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     )
 
 
-def _write(panels: list[Panel], path: Path) -> None:
-    import matplotlib
+def _write(panels: list[list[Callable[[Any, Any], None]]], path: Path, looks: Sequence[Look]) -> None:
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+    rows = -(-len(panels) // columns)
+    with canvas(rows, columns, (COLUMN if columns == 1 else WIDE, (2.3 if columns < 3 else 2.0) * rows)) as (figure, axes):
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import AutoLocator, MaxNLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import AutoLocator, MaxNLocator
-
-    rows = -(-len(panels) // 2)
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(rows, 2, figsize=(9, 3.2 * rows), squeeze=False, layout="constrained")
-        try:
-            for panel, axis in zip(panels, axes.flat, strict=False):
-                axis.set_axisbelow(True)
-                panel(figure, axis)
-                for each in (axis.xaxis, axis.yaxis):
-                    if isinstance(each.get_major_locator(), AutoLocator):
-                        each.set_major_locator(MaxNLocator("auto", integer=True))
-            for axis in axes.flat[len(panels) :]:
-                figure.delaxes(axis)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-        finally:
-            pyplot.close(figure)
+        for layers, axis in zip(panels, axes.flat, strict=False):
+            for layer in layers:
+                layer(figure, axis)
+            for each in (axis.xaxis, axis.yaxis):
+                if isinstance(each.get_major_locator(), AutoLocator):
+                    each.set_major_locator(MaxNLocator("auto", integer=True))
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        handles = [Line2D([], [], color=look.color, linestyle=look.dash) for look in looks]
+        legend(figure, handles, [look.name for look in looks], WIDE if columns > 1 else COLUMN)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(path, buffer.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +12,9 @@ from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
-from fl_hydra.report.figures import draw_accuracy, draw_costs
+from fl_hydra.report.figures import captions, draw_figures, draw_runs
+from fl_hydra.report.page import write_page
+from fl_hydra.report.paper import write_paper
 from fl_hydra.report.results import Results
 from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.sentences import write_sentences
@@ -19,13 +22,14 @@ from fl_hydra.report.spec import Spec
 from fl_hydra.report.tables import write_tables
 from fl_hydra.report.tuned import section_studies
 from fl_hydra.runs.describing import read_description
+from fl_hydra.runs.finding import find_run
 from fl_hydra.runs.folder import section_runs, sections
 from fl_hydra.runs.listing import listed, print_runs
 from fl_hydra.runs.reading import read_run
 
 
 def main() -> None:
-    """Write `report/SECTION.png`, `.md` and `.csv`, and what it costs as `report/SECTION-cost.*`, into the outputs folder."""
+    """Write figures, tables and sentences of each section into `report/`; of all sections, index.html and report.tex too."""
     framed(_report)
 
 
@@ -34,6 +38,8 @@ def _report() -> None:
     parser.add_argument("section", nargs="*", help="the section=NAME that its runs were trained with; all sections if none is named")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs, as outputs= of train.py; the project's own")
     parser.add_argument("--cost", type=Path, default=TABLE, help="networks and devices to compute times for; conf/cost.yaml if not given")
+    parser.add_argument("--track", choices=("a", "b"), help="the sections of one track alone, in report.tex")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="draw these runs instead, by name, hash or folder")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
     parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
     arguments = parser.parse_intermixed_args()
@@ -52,23 +58,32 @@ def _report() -> None:
         print_runs(listed(outputs))
         return
     table = read_table(arguments.cost.expanduser())
-    mistakes = 0
+    if arguments.runs:
+        require(not names and arguments.track is None, "--runs: any runs are drawn, of no section and no track; leave those out")
+        _report_runs(arguments.runs, outputs, table)
+        return
+    reported, mistakes = [], 0
     for section in names or sections(outputs):
         try:
-            for path in write_section(section, outputs, table):
+            results, spec, written = write_section(section, outputs, table)
+            reported.append((results, spec))
+            for path in written:
                 print(f"wrote {path}")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             mistakes += 1
+    if reported and (not names or arguments.track):
+        for path in _write_whole(reported, table, outputs / "report", arguments.track):
+            print(f"wrote {path}")
     sys.exit(USAGE_ERROR if mistakes else 0)
 
 
 def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; a report takes names of sections, --outputs, --cost and --list")
+    raise UserError(f"{message}; a report takes names of sections, --outputs, --cost, --track, --runs and --list")
 
 
-def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
-    """Report a section, with a line for each of its runs whose figures are in no mean; the files written.
+def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Results, Spec, list[Path]]:
+    """Report a section, with a line for each of its runs whose figures are in no mean; what it has come to, and the files written.
 
     Raises:
         UserError: none of its runs has ended.
@@ -79,16 +94,33 @@ def write_section(section: str, outputs: Path, table: CostTable) -> list[Path]:
     require(any(run.rows for run in runs), f"section={section}: none of its {len(runs)} runs has ended; train them first")
     target = outputs / "report"
     target.mkdir(parents=True, exist_ok=True)
-    costs = target / f"{section}-cost"
     results = Results.of(section, runs, read_description(section, outputs))
     block = results.description.get("report")
     spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
-    return [
-        *draw_accuracy(runs, target / f"{section}.png"),
-        *draw_costs(runs, table, costs.with_suffix(".png")),
+    written = [
+        *draw_figures(results, spec, table, target),
         *write_tables(results, spec, table, section_studies(section, outputs), target),
         *write_sentences(results, spec, table, target),
     ]
+    return results, spec, written
+
+
+def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: Path, track: str | None) -> list[Path]:
+    """The page and the paper of all these sections."""
+    said = {f"{results.name}-{name}": text for results, spec in sections for name, text in captions(results, spec, table).items()}
+    return [write_page(sections, table, target), *write_paper(sections, table, target, track, said)]
+
+
+def _report_runs(words: Sequence[str], outputs: Path, table: CostTable) -> None:
+    """Draw any runs, as a grid without a section."""
+    runs = [read_run(folder) for folder in dict.fromkeys(find_run(word, outputs) for word in words)]
+    for line in not_in_means(runs):
+        print(f"in no mean: {line}", file=sys.stderr)
+    require(any(run.finished for run in runs), "--runs: none of these has finished; train one to its end")
+    target = outputs / "report"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in draw_runs(runs, table, target):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

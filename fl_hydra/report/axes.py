@@ -85,6 +85,7 @@ AXES: Mapping[str, Axis] = {
         Axis("speeds", "speeds of the workers", _part("speeds")),
         Axis("local_steps", "rule for J", _part("local_steps")),
         Axis("algorithm.topology", "topology", _key("algorithm.topology")),
+        Axis("algorithm.momentum", "what becomes of momentum", _key("algorithm.momentum")),
         Axis("K", "number of clients or workers K", _key("K"), log=True),
         Axis("J", "local steps J", _key("J"), log=True),
         Axis("N_c", "classes of a client N_c", _key("N_c"), absent="iid", log=True),

@@ -55,6 +55,12 @@ def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
         elif value is None:
             found[value] = GREY
         else:
-            free = [each for each in PALETTE if each not in found.values()] or list(PALETTE)
+            taken = {*found.values(), *(fixed[each] for each in map(str, ordered) if each in fixed)}
+            free = [each for each in PALETTE if each not in taken] or list(PALETTE)
             found[value] = fixed.get(str(value)) or free[0]
     return found
+
+
+def palette_of_one(methods: Sequence[str]) -> str:
+    """The colour of what nothing is told apart in: the method's, if there is one."""
+    return METHODS.get(methods[0], BLUE) if len(set(methods)) == 1 else BLUE

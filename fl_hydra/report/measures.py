@@ -41,6 +41,12 @@ def _column(name: str, scale: float = 1.0) -> Callable[[Row, Configuration], flo
     return of
 
 
+def _local_steps(row: Row, config: Configuration) -> float | None:
+    """Of the last round where a rule chooses, else as configured."""
+    value = row.get("J", config.get("J"))
+    return None if value is None else float(value)
+
+
 def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], float | None]:
     def of(row: Row, config: Configuration) -> float | None:
         ledger = read_ledger(row, config)
@@ -68,7 +74,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("epoch", "epochs", _column("epoch"), digits=1),
         Measure("samples", "training samples", _column("samples"), digits=0),
         Measure("lr", "learning rate", _column("lr"), digits=4),
-        Measure("J", "local steps J", _column("J"), digits=1),
+        Measure("J", "local steps J", _local_steps, digits=1),
         Measure("noise_scale", "gradient noise scale, samples", _column("noise_scale"), digits=0),
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),

@@ -40,7 +40,7 @@ def _main() -> None:
         if _status(train, ["train.py", "-m", f"+sweep/{tracks[section]}={section}", "size=smoke", *own, *typed]):
             failed.append(section)
     reported = [f"{section}-smoke" for section in named or tracks]
-    if given.get("dry_run") != "true" and _status(report, ["report.py", *reported, "--outputs", folder]):
+    if given.get("dry_run") != "true" and _status(report, ["report.py", *(reported if named else []), "--outputs", folder]):
         failed.append("the report")
     ended = f"failed: {', '.join(failed)}" if failed else "all finished"
     print(f"{len(reported)} sections at smoke size in {time.monotonic() - began:.0f} s: {ended}")

@@ -186,7 +186,7 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
     import wandb
 
     from fl_hydra.report.runs import by_setting, read_run
-    from fl_hydra.runs.folder import section_runs
+    from fl_hydra.runs.folder import section_runs, sections
 
     columns = ("val/acc", "val/loss", "test/acc", "test/loss")
     rows: list[list[Any]] = []
@@ -203,7 +203,8 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
             summary |= {f"{key}/{column} mean": mean} if mean is not None else {}
             summary |= {f"{key}/{column} deviation": deviation} if deviation is not None else {}
         rows.append(row)
-    figures = sorted(path for path in (outputs / "report").glob(f"{section}*.png") if path.stem in (section, f"{section}-cost"))
+    others = tuple(f"{name}-" for name in sections(outputs) if name.startswith(f"{section}-"))
+    figures = sorted(path for path in (outputs / "report").glob(f"{section}-*.png") if not path.name.startswith(others))
     content = hashlib.sha256(json.dumps(rows).encode() + b"".join(map(read_file, figures))).hexdigest()
     there = connection.find(f"report-{section}")
     if there is not None and dict(there.summary).get(CONTENT) == content:

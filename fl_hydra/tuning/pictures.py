@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import write_atomically
+from fl_hydra.report.colors import BLUE, VERMILION
 from fl_hydra.tuning.objective import Objective
 from fl_hydra.tuning.pruning import quietly
 
@@ -37,12 +38,7 @@ def draw_study(study: dict[str, Any], path: Path) -> Path:
     objective against each key; and of the first two numeric keys together (rate and weight decay, say). Of two objectives, one against
     the other with the Pareto front, and the first one elsewhere.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from fl_hydra.report.figures import STYLE
+    from fl_hydra.report.figures.style import COLUMN, WIDE, canvas
 
     objectives = [Objective.of(typed) for typed in study["objectives"]]
     trials = _trials(study, objectives[0].figure)
@@ -64,8 +60,7 @@ def draw_study(study: dict[str, Any], path: Path) -> Path:
         panels.append(lambda axis: _plane(axis, trials, values, numeric[:2], label, study))
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
+    with canvas(rows, columns, (COLUMN if columns == 1 else WIDE, 1.9 * rows + 0.2)) as (figure, axes):
         for axis, panel in zip(axes.flat, panels, strict=False):
             panel(axis)
         for axis in list(axes.flat)[len(panels) :]:
@@ -73,10 +68,11 @@ def draw_study(study: dict[str, Any], path: Path) -> Path:
         where = ", ".join(f"{key}={value}" for key, value in study["where"].items())
         pruned = sum(trial["state"] == "pruned" for trial in study["trials"])
         given_up = f", {pruned} given up" if pruned else ""
-        figure.suptitle(f"{study['section'] or study['study']}{', ' * bool(where)}{where}: {len(study['trials'])} trials{given_up}")
+        figure.suptitle(
+            f"{study['section'] or study['study']}{', ' * bool(where)}{where}: {len(study['trials'])} trials{given_up}", fontsize=8
+        )
         content = io.BytesIO()
-        figure.savefig(content, format="png")
-        plt.close(figure)
+        figure.savefig(content, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
     return path
@@ -102,10 +98,10 @@ def _is_log(study: dict[str, Any], key: str) -> bool:
 
 def _scatter(axis: Any, x: Sequence[Any], values: Sequence[float], complete: Sequence[bool]) -> None:
     """Filled where a trial is complete, hollow where it was given up."""
-    for state, face in ((True, "C0"), (False, "none")):
+    for state, face in ((True, BLUE), (False, "none")):
         mine = [(a, b) for a, b, done in zip(x, values, complete, strict=True) if done == state]
         if mine:
-            axis.scatter(*zip(*mine, strict=True), s=18, facecolors=face, edgecolors="C0", label="complete" if state else "given up")
+            axis.scatter(*zip(*mine, strict=True), s=18, facecolors=face, edgecolors=BLUE, label="complete" if state else "given up")
 
 
 def _history(axis: Any, trials: _Trials, values: Sequence[float], label: str, maximised: bool) -> None:
@@ -115,9 +111,9 @@ def _history(axis: Any, trials: _Trials, values: Sequence[float], label: str, ma
     for value, done in zip(values, trials.complete, strict=True):
         if done:
             best.append(value if not best else max(best[-1], value) if maximised else min(best[-1], value))
-    axis.step(numbers, best, where="post", color="C1", label="best so far")
+    axis.step(numbers, best, where="post", color=VERMILION, label="best so far")
     axis.set(xlabel="trial", ylabel=label)
-    axis.legend(fontsize=7)
+    axis.legend()
 
 
 def _front(axis: Any, study: dict[str, Any], objectives: Sequence[Objective]) -> None:
@@ -125,9 +121,9 @@ def _front(axis: Any, study: dict[str, Any], objectives: Sequence[Objective]) ->
     for front in (False, True):
         mine = [trial["values"] for trial in shown if (trial["number"] in study["best"]) == front]
         if mine:
-            axis.scatter(*zip(*mine, strict=True), s=18, color="C1" if front else "C0", label="Pareto front" if front else "others")
+            axis.scatter(*zip(*mine, strict=True), s=18, color=VERMILION if front else BLUE, label="Pareto front" if front else "others")
     axis.set(xlabel=str(objectives[0]), ylabel=str(objectives[1]))
-    axis.legend(fontsize=7)
+    axis.legend()
 
 
 def _importance(study: dict[str, Any], objective: Objective) -> dict[str, float]:
@@ -152,7 +148,7 @@ def _importance(study: dict[str, Any], objective: Objective) -> dict[str, float]
 
 def _bars(axis: Any, importance: dict[str, float]) -> None:
     names = list(importance)[::-1]
-    axis.barh(names, [100 * importance[name] for name in names], height=0.6)
+    axis.barh(names, [100 * importance[name] for name in names], height=0.6, color=BLUE)
     axis.set_xlabel("part of the variance, %")
 
 

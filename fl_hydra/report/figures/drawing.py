@@ -1,0 +1,106 @@
+"""All figures of a section, and what is said below them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.figures import clients, curves, heat, lines, targets
+from fl_hydra.report.figures.fitting import Fitted, fitted
+from fl_hydra.report.figures.style import canvas, save
+from fl_hydra.report.results import Results
+from fl_hydra.report.spec import FigureSpec, Spec
+from fl_hydra.runs.reading import Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A figure that says something: its numbers, and how it is drawn on a canvas."""
+
+    name: str
+    plan: Fitted
+    shown: Any
+    draw: Callable[[Any], Any]
+    repeated: tuple[str, ...] = ()
+    """Measures that would have looked the same."""
+
+
+def draw_figures(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
+    """Write `SECTION-NAME.pdf` and `.png` of each figure that says something into the folder `target`; the files.
+
+    Raises:
+        UserError: a figure asks for a measure that is not there.
+    """
+    written = []
+    for each in planned(results, spec, table):
+        with ExitStack() as stack:
+            figure = each.draw(lambda *size, stack=stack, **share: stack.enter_context(_open(*size, **share)))
+            written += save(figure, target / f"{results.name}-{each.name}")
+    return written
+
+
+def _open(rows: int, columns: int, size: tuple[float, float], **share: Any) -> AbstractContextManager[tuple[Any, Any]]:
+    return canvas(rows, columns, size, **share)
+
+
+def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "runs") -> list[Path]:
+    """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`."""
+    results = Results.of(name, runs)
+    return draw_figures(results, Spec.default(name, results.axes), table, target)
+
+
+def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
+    """The figures of a section that say something, without those that repeat another."""
+    found: list[Planned] = []
+    seen: dict[Any, int] = {}
+    for figure in spec.figures:
+        plan = fitted(figure, results)
+        if plan is None:
+            continue
+        one = _planned(figure, plan, table)
+        if one is None:
+            continue
+        mark = _signature(one)
+        if mark in seen:
+            first = found[seen[mark]]
+            found[seen[mark]] = Planned(first.name, first.plan, first.shown, first.draw, (*first.repeated, figure.x))
+            continue
+        seen[mark] = len(found)
+        found.append(one)
+    return found
+
+
+def _planned(figure: FigureSpec, plan: Fitted, table: CostTable) -> Planned | None:
+    kind = plan.spec.kind
+    shown: Any
+    if kind == "curves":
+        shown = curves.read(plan, table)
+        return shown and Planned(figure.name, plan, shown, lambda opened: curves.draw(plan, shown, opened))
+    if kind == "lines":
+        shown = lines.read(plan, table)
+        return shown and Planned(figure.name, plan, shown, lambda opened: lines.draw(plan, shown, table, opened))
+    if kind == "heat":
+        shown = heat.read(plan, table)
+        return shown and Planned(figure.name, plan, shown, lambda opened: heat.draw(plan, shown, opened))
+    if kind == "targets":
+        shown = targets.read(plan, table)
+        return shown and Planned(figure.name, plan, shown, lambda opened: targets.draw(plan, shown, opened))
+    if kind == "sampling":
+        shown = clients.read_probabilities(plan)
+        return shown and Planned(figure.name, plan, shown, lambda opened: clients.draw_probabilities(shown, opened))
+    shown = clients.read_classes(plan)
+    return shown and Planned(figure.name, plan, shown, lambda opened: clients.draw_classes(shown, opened))
+
+
+def _signature(one: Planned) -> Any:
+    """The same for figures that look the same: curves against measures that are proportional, lines of the same numbers."""
+    looks = tuple(axis.name for axis in (one.plan.color, one.plan.dash, *one.plan.facets) if axis is not None)
+    if isinstance(one.shown, curves.Shown):
+        return "curves", tuple(curves.signature(one.shown, row) for row in range(len(one.shown.rows)))
+    if isinstance(one.shown, lines.Shown):
+        return "lines", one.plan.x.name if one.plan.x else "", tuple(each.name for each in one.shown.measures), looks
+    return one.name

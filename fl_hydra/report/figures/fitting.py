@@ -1,0 +1,195 @@
+"""A figure's plan for the runs that there are: axes on which they do not differ are dropped, others find a place, settings theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_hydra.report.axes import Axis, Value, axis, in_order, varying
+from fl_hydra.report.colors import colors, palette_of_one
+from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.spec import FigureSpec
+
+MOST_SERIES = 8
+"""Series in a panel, at most; further ones go to panels of their own."""
+
+MOST_DASHES = 4
+"""Values that are told apart by their dashes, at most."""
+
+MOST_PANELS = 12
+"""Panels of a figure for each measure, at most; captions say how many are left out."""
+
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line or its like: a setting for curves, those along x for lines. label: nothing where it is the only one."""
+
+    color: Value
+    dash: Value
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series that share axes. title: where it lies on the facets."""
+
+    title: str
+    series: tuple[Series, ...]
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All of its series."""
+        return [setting for each in self.series for setting in each.settings]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A figure's specification, fitted. x, y: axes of settings; None for measures. chosen: what was narrowed, as labels."""
+
+    spec: FigureSpec
+    panels: tuple[Panel, ...]
+    color: Axis | None
+    dash: Axis | None
+    facets: tuple[Axis, ...]
+    x: Axis | None = None
+    y: Axis | None = None
+    chosen: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Of all panels."""
+        return [setting for panel in self.panels for setting in panel.settings]
+
+    def values(self, which: Axis) -> list[Value]:
+        """Of an axis, in order."""
+        return in_order(which, [which.of(setting.config) for setting in self.settings])
+
+    @property
+    def colors(self) -> dict[Value, str]:
+        """By value of color; of a figure without, the method's."""
+        if self.color is None:
+            return {None: palette_of_one([setting.method for setting in self.settings])}
+        return colors(self.color, self.values(self.color))
+
+    @property
+    def markers(self) -> dict[Value, str]:
+        """By value of color."""
+        return dict(zip(self.values(self.color), MARKERS * 9, strict=False)) if self.color else {None: MARKERS[0]}
+
+    @property
+    def dashes(self) -> dict[Value, Any]:
+        """By value of dash."""
+        return dict(zip(self.values(self.dash), DASHES, strict=False)) if self.dash else {None: DASHES[0]}
+
+
+def fitted(spec: FigureSpec, results: Results) -> Fitted | None:
+    """A figure of these results; None where there is nothing to put on an axis."""
+    settings, chosen = _narrowed(spec, list(results.settings))
+    if not settings:
+        return None
+    differ = varying([setting.config for setting in settings])
+    named = {each.name for each in differ}
+    x = axis(spec.x) if spec.kind in ("lines", "heat") else None
+    y = axis(spec.y[0]) if spec.kind == "heat" else None
+
+    def varies(one: Axis) -> bool:
+        return len({one.of(setting.config) for setting in settings}) > 1
+
+    if x is not None and y is not None and not (varies(x) and varies(y)):  # a single row or column: a line says it better
+        other = x if varies(x) else y
+        left = next((each for each in (spec.facet,) if each), None)
+        return fitted(dataclasses.replace(spec, kind="lines", x=other.name, y=(spec.value,), color=left, facet=None), results)
+    if x is not None and not varies(x):
+        return None
+    slots: dict[str, Axis | None] = {}
+    for slot in ("color", "dash", "facet"):
+        name = getattr(spec, slot)
+        slots[slot] = axis(name) if name and varies(axis(name)) and axis(name) not in (x, y) else None
+    if slots["color"] is None and slots["dash"] is not None:
+        slots["color"], slots["dash"] = slots["dash"], None
+    used = [each for each in (x, y, *slots.values()) if each is not None]
+    loose = [each for each in differ if each not in used and not _told(each, used, settings)] if named else []
+    free = {"curves": ("color", "dash", "facet"), "lines": ("color", "dash", "facet"), "targets": ("color", "facet")}
+    for slot in free.get(spec.kind, ("facet",)):
+        if slots[slot] is None and loose:
+            slots[slot] = loose.pop(0)
+    groups = [each for each in slots.values() if each] + loose
+    cells = math.prod(len({each.of(setting.config) for setting in settings}) for each in groups)
+    if spec.kind in ("curves", "targets") and len(groups) > 1 and len(settings) <= MOST_SERIES and (cells >= 2 * len(settings) or loose):
+        slots, loose = {"color": _by_label(settings), "dash": None, "facet": None}, []  # no grid: each for itself
+    color, dash, facet = slots["color"], slots["dash"], slots["facet"]
+    facets = [each for each in (facet, *loose) if each is not None]
+    if dash is not None:
+        values = {dash.of(setting.config) for setting in settings}
+        colors_of = {color.of(setting.config) for setting in settings} if color else {None}
+        if len(values) > MOST_DASHES or len(values) * len(colors_of) > MOST_SERIES:
+            facets, dash = [*facets, dash], None
+    if spec.kind in ("heat", "sampling", "classes") and color is not None and spec.kind != "sampling":
+        facets, color = [*facets, color], None
+    panels = list(_panels(settings, color, dash, facets))
+    shown = tuple(panels[:MOST_PANELS])
+    return Fitted(spec, shown, color, dash, tuple(facets), x, y, tuple(chosen), len(panels) - len(shown))
+
+
+def _narrowed(spec: FigureSpec, settings: list[Setting]) -> tuple[list[Setting], list[str]]:
+    """Settings at the values that a figure is narrowed to; where none has one, at the first that there is."""
+    chosen = []
+    for name, wanted in spec.where.items():
+        which = axis(name)
+        there = in_order(which, [which.of(setting.config) for setting in settings])
+        if len(there) < 2:
+            continue
+        accepted = [value for value in there if value == wanted or which.text(value) == str(wanted)] or there[:1]
+        settings = [setting for setting in settings if which.of(setting.config) in accepted]
+        chosen.append(f"{which.title} {which.text(accepted[0])}" if isinstance(accepted[0], str) else which.label(accepted[0]))
+    return settings, chosen
+
+
+def _told(one: Axis, used: Sequence[Axis], settings: Sequence[Setting]) -> bool:
+    """Whether the value of an axis follows from those of others."""
+    pairs = {(tuple(each.of(setting.config) for each in used), one.of(setting.config)) for setting in settings}
+    return len(pairs) == len({known for known, _ in pairs})
+
+
+def _by_label(settings: Sequence[Setting]) -> Axis:
+    labels = {_key(setting.config): setting.label for setting in settings}
+    return Axis("setting", "setting", lambda config: labels[_key(config)])
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
+
+
+def _told_apart(one: Axis, value: Value) -> str:
+    """A facet's value; with the name of the key, where the value does not tell it."""
+    return f"{one.name.rpartition('.')[2]} {value}" if isinstance(value, str) and one.name.startswith("algorithm.") else one.label(value)
+
+
+def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, facets: Sequence[Axis]) -> Iterator[Panel]:
+    def places(axes: Sequence[Axis], among: Sequence[Setting]) -> list[tuple[Value, ...]]:
+        ranks = [in_order(each, [each.of(setting.config) for setting in among]) for each in axes]
+        different = {tuple(each.of(setting.config) for each in axes) for setting in among}
+        return sorted(different, key=lambda place: [rank.index(value) for rank, value in zip(ranks, place, strict=True)])
+
+    looks = [each for each in (color, dash) if each is not None]
+    for place in places(facets, settings):
+        inside = [setting for setting in settings if tuple(each.of(setting.config) for each in facets) == place]
+        title = ", ".join(_told_apart(each, value) for each, value in zip(facets, place, strict=True))
+        series = []
+        for look in places(looks, inside):
+            mine = tuple(setting for setting in inside if tuple(each.of(setting.config) for each in looks) == look)
+            found = dict(zip(looks, look, strict=True))
+            series.append(Series(found[color] if color else None, found[dash] if dash else None, mine))
+        parts = -(-len(series) // MOST_SERIES)
+        size = -(-len(series) // parts)
+        for part in range(parts):
+            word = f" ({part + 1} of {parts})" if parts > 1 else ""
+            yield Panel(title + word, tuple(series[part * size : (part + 1) * size]))

@@ -1,0 +1,105 @@
+"""Who is who: names at the ends of lines where there is room, else a legend; how many seeds, and what has no result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fl_hydra.report.figures.fitting import Fitted
+from fl_hydra.report.figures.style import SMALL
+from fl_hydra.report.results import Setting
+
+MOST_MOVED = 2.5
+"""How many heights a name may be moved from the end of its line, at most."""
+
+
+def entries(plan: Fitted, marked: bool = True, parts: Sequence[tuple[str, Any]] = ()) -> tuple[list[Any], list[str]]:
+    """Handles and names of a legend: colours, then dashes."""
+    from matplotlib.lines import Line2D
+
+    handles, names = [], []
+    colors, markers, dashes = plan.colors, plan.markers, plan.dashes
+    if plan.color:
+        for value in plan.values(plan.color):
+            handles.append(Line2D([], [], color=colors[value], marker=markers[value] if marked else None))
+            names.append(pretty(plan.color.label(value)))
+    if plan.dash:
+        for value in plan.values(plan.dash):
+            handles.append(Line2D([], [], color="0.3", linestyle=dashes[value]))
+            names.append(pretty(plan.dash.label(value)))
+    for name, style in parts:
+        handles.append(Line2D([], [], color="0.3", linestyle=style))
+        names.append(name)
+    return handles, names
+
+
+def legend(figure: Any, handles: Sequence[Any], names: Sequence[str], width: float) -> None:
+    """One legend for all panels, above them, in as many columns as there is room for."""
+    if not names:
+        return
+    letters = sorted(len(name) - 2 * name.count("$") for name in names)
+    columns = len(names)
+    while columns > 1 and sum(0.5 + 0.06 * each for each in letters[-columns:]) > width:
+        columns -= 1
+    columns = -(-len(names) // -(-len(names) // columns))  # rows of equal length
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, borderaxespad=0.1)
+
+
+def pretty(words: str) -> str:
+    """Letters as they are written: γ=0.1, batch 64."""
+    for typed, written in (("gamma=", "γ="), ("N_c", "$N_c$"), ("batch_size=", "batch "), ("post_local", "post-local"), ("_", " ")):
+        words = words if typed == "_" and "$" in words else words.replace(typed, written)
+    return words
+
+
+def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
+    """Write names (x, height, name, colour) to the right of a panel, apart from each other; False, and nothing, where there is no room."""
+    figure.draw_without_rendering()
+    height = axis.get_window_extent().height / figure.dpi * 72  # points
+    step = 1.2 * SMALL / height
+    ordered = sorted(ends, key=lambda end: end[1])
+    wanted = [
+        float(axis.transAxes.inverted().transform(axis.transData.transform((axis.get_xlim()[0], end)))[1]) for _, end, _, _ in ordered
+    ]
+    if len(ordered) * step > 1.05:
+        return False
+    places = apart(wanted, step)
+    if any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True)):
+        return False
+    for place, (x, height, name, color) in zip(places, ordered, strict=True):
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        axis.annotate(
+            pretty(name), (x, height), (1.03, place), "data", "axes fraction", color=color, fontsize=SMALL, va="center", arrowprops=line
+        )
+    return True
+
+
+def apart(wanted: Sequence[float], step: float) -> list[float]:
+    """Places as near to those that are wanted (rising) as can be, at least `step` apart: neighbours that touch share their middle."""
+    blocks: list[list[float]] = []  # of each: its middle, and how many are in it
+    for each in wanted:
+        blocks.append([each, 1])
+        while len(blocks) > 1 and blocks[-1][0] - blocks[-2][0] < step * (blocks[-1][1] + blocks[-2][1]) / 2:
+            (middle, many), (before, fewer) = blocks.pop(), blocks.pop()
+            blocks.append([(middle * many + before * fewer) / (many + fewer), many + fewer])
+    return [middle + step * (index - (many - 1) / 2) for middle, many in blocks for index in range(int(many))]
+
+
+def seeds(settings: Sequence[Setting]) -> str:
+    """`n=3`, `n=2-3`, or nothing where no run has finished."""
+    numbers = sorted({len(setting.finished) for setting in settings if setting.finished})
+    if not numbers:
+        return ""
+    return f"n={numbers[0]}" if len(numbers) == 1 else f"n={numbers[0]}–{numbers[-1]}"
+
+
+def say_seeds(axis: Any, settings: Sequence[Setting]) -> None:
+    """How many seeds, at the upper right of a panel."""
+    axis.set_title(seeds(settings), loc="right", fontsize=SMALL, color="0.35")
+
+
+def say_missing(axis: Any, names: Sequence[str]) -> None:
+    """What has no result, in a panel."""
+    if names:
+        text = "no result: " + ", ".join(names) if len(names) < 4 else f"no result: {len(names)} settings"
+        axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=SMALL, color="0.35", style="italic")

@@ -1,0 +1,201 @@
+"""Figures: legible in a column, nothing that says nothing, nothing missing drawn as a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_hydra.report.cost import TABLE, read_table
+from fl_hydra.report.figures import captions, draw_figures, draw_runs
+from fl_hydra.report.figures.legends import apart
+from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
+from fl_hydra.report.results import Results
+from fl_hydra.report.spec import Spec
+from fl_hydra.runs.identity import describe
+from fl_hydra.runs.reading import Run
+from tests.support.make import experiment
+
+COSTS = read_table(TABLE)
+KxJ = [(K, J) for K in (2, 4, 8) for J in (4, 8, 16, 32, 64)]
+
+
+def run(*overrides: str, acc: float = 0.5, folder: Path = Path("nowhere"), points: int = 6, status: str = "finished") -> Run:
+    """A run that rises to an accuracy."""
+    config = describe(experiment(*overrides))
+    counts = dict.fromkeys(("messages", "served", "block_averages", "exchanges", "exchanged"), 0)
+    rows = []
+    for n in range(1, points + 1):
+        reached = acc * (1 - 0.5**n)
+        parts = {f"{part}/acc": reached for part in ("train", "val", "test")} | {
+            f"{part}/loss": 4 - reached for part in ("train", "val", "test")
+        }
+        sent = {"bytes_up": 10_000 * n, "bytes_down": 10_000 * n, "averages": n, **counts, "messages": 2 * n}
+        rows.append({"round": n, "samples": 640 * n, "epoch": 0.5 * n, "flops": 6400 * n, "seconds": 1.0 * n, **sent, **parts})
+    return Run(folder, config, rows if status == "finished" else [], status)
+
+
+def grid(seeds: Sequence[int] = (1, 2, 3), points: Sequence[tuple[int, int]] = KxJ) -> list[Run]:
+    return [
+        run("algorithm=localsgd", f"K={K}", f"J={J}", f"seed={seed}", acc=0.6 - 0.02 * K - 0.001 * J + 0.01 * seed, points=5)
+        for K, J in points
+        for seed in seeds
+    ]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `look` returned for each figure, before it was closed."""
+    from matplotlib import pyplot
+
+    looks: list[Any] = []
+    close = pyplot.close
+
+    def look(figure: Any) -> None:
+        looks.append(facts(figure))
+        close(figure)
+
+    monkeypatch.setattr(pyplot, "close", look)
+    return looks
+
+
+@dataclasses.dataclass
+class Facts:
+    width: float
+    smallest: float
+    lines: list[int]
+    bands: int
+    texts: list[str]
+    overlaps: int
+    outside: int
+    titles: list[str]
+
+
+def facts(figure: Any) -> Facts:
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    written = [text for axis in figure.axes for text in axis.texts]
+    boxes = [text.get_window_extent() for text in written]
+    overlaps = sum(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+    page = figure.bbox
+    outside = sum(box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1 for box in boxes)
+    return Facts(
+        figure.get_size_inches()[0],
+        min(text.get_fontsize() for text in texts),
+        [len(axis.lines) for axis in figure.axes],
+        sum(len(axis.collections) for axis in figure.axes),
+        [text.get_text() for text in written],
+        overlaps,
+        outside,
+        [axis.get_title(where) for axis in figure.axes for where in ("left", "right")],
+    )
+
+
+BLOCK: dict[str, Any] = {
+    "figures": [
+        {"kind": "heat", "x": "J", "y": "K"},
+        {"kind": "lines", "x": "J", "y": "test/acc", "color": "K"},
+        {"kind": "curves", "x": "bytes", "y": ["train/loss", "test/acc"], "color": "J", "facet": "K"},
+        {"kind": "targets", "y": ["bytes", "WAN"], "color": "K", "facet": "J"},
+    ]
+}
+
+
+def draw(runs: list[Run], target: Path, block: dict[str, Any] = BLOCK) -> list[str]:
+    paths = draw_figures(Results.of("mine", runs), Spec.of(block, "mine"), COSTS, target)
+    return [path.stem.removeprefix("mine-") for path in paths if path.suffix == ".png"]
+
+
+def test_figures_of_a_full_grid_are_legible_in_a_column(tmp_path: Path, seen: list[Facts]) -> None:
+    assert draw(grid(), tmp_path) == ["heat", "lines", "curves", "targets"]
+    assert len(seen) == 4
+    for each in seen:
+        assert each.width in (COLUMN, WIDE)
+        assert each.smallest >= SMALL
+        assert max(each.lines) <= 8 + 15 * 3  # dots of targets are lines of their own
+        assert each.overlaps == each.outside == 0
+    assert max(seen[2].lines) <= 8
+    assert "50.0" not in seen[0].texts and all("±1.0" in text for text in seen[0].texts)
+
+
+def test_more_than_eight_series_get_panels_of_their_own(tmp_path: Path, seen: list[Facts]) -> None:
+    runs = [run("algorithm=localsgd", f"J={J}", acc=0.3 + 0.01 * J) for J in range(2, 20)]
+    draw(runs, tmp_path, {"figures": [{"kind": "curves", "x": "samples", "y": "test/acc", "color": "J"}]})
+    assert seen[0].lines == [6, 6, 6]
+
+
+def test_one_seed_has_no_band_and_is_said(tmp_path: Path, seen: list[Facts]) -> None:
+    draw(grid(seeds=[1]), tmp_path)
+    assert all(each.bands == 0 for each in seen[:3])
+    assert not any("±" in text for each in seen for text in each.texts)
+    assert all("n=1" in each.titles for each in seen)
+    assert all("n=1" in text for text in captions(Results.of("mine", grid(seeds=[1])), Spec.of(BLOCK, "mine"), COSTS).values())
+
+
+def test_what_is_missing_is_said_and_not_drawn_as_a_number(tmp_path: Path, seen: list[Facts]) -> None:
+    runs = [r for r in grid(seeds=[1]) if (r.config["K"], r.config["J"]) not in ((2, 4), (8, 64))]
+    runs += [run("algorithm=localsgd", "K=2", "J=4", "seed=1", status="unfinished")]
+    draw(runs, tmp_path)
+    heat, lines, curves = seen[:3]
+    assert sorted(text for text in heat.texts if not text[0].isdigit()) == ["none", "not run"]
+    assert len(heat.texts) == 15 and "0.0" not in heat.texts
+    assert any("no result" in title for title in lines.titles)
+    assert curves.texts.count("no result: J=4") == 2
+
+
+SILENT: dict[str, Callable[[], list[Run]]] = {
+    "none has finished": lambda: [run("algorithm=localsgd", f"J={J}", status="unfinished") for J in (4, 8)],
+    "one evaluation": lambda: [run("algorithm=localsgd", points=1)],
+    "identical": lambda: [run("algorithm=localsgd", f"J={J}") for J in (4, 8)],
+    "no runs": list,
+}
+
+
+@pytest.mark.parametrize("how", SILENT)
+def test_nothing_is_drawn_of_what_says_nothing(how: str, tmp_path: Path) -> None:
+    assert draw(SILENT[how](), tmp_path, {"figures": [*BLOCK["figures"][:2], {"kind": "curves", "x": "samples", "y": "test/acc"}]}) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_repeats_another_is_left_out_and_said(tmp_path: Path) -> None:
+    block = {"figures": [{"kind": "curves", "name": x, "x": x, "y": "test/acc", "color": "J"} for x in ("round", "samples", "epoch")]}
+    runs = [run("algorithm=localsgd", f"J={J}", acc=0.05 * J) for J in (4, 8)]
+    assert draw(runs, tmp_path, block) == ["round"]
+    assert "training samples and epochs" in captions(Results.of("mine", runs), Spec.of(block, "mine"), COSTS)["round"]
+
+
+def test_a_narrowed_grid_is_drawn_without_what_does_not_vary(tmp_path: Path, seen: list[Facts]) -> None:
+    assert draw(grid(seeds=[1], points=[(4, 4), (4, 16)]), tmp_path)[:3] == ["heat", "curves", "targets"]
+    assert seen[0].width == COLUMN and "K=4" not in seen[1].titles
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    runs = grid(seeds=[1, 2])
+    for name in ("one", "two"):
+        draw(runs, tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_any_runs_are_drawn(tmp_path: Path) -> None:
+    runs = [run("algorithm=localsgd", "K=4", acc=0.5), run("algorithm=centralized", "optimizer=adamw", "batch_size=32", acc=0.6)]
+    assert {path.name for path in draw_runs(runs, COSTS, tmp_path)} == {"runs-curves.pdf", "runs-curves.png"}
+
+
+def test_names_are_as_near_to_their_lines_as_there_is_room() -> None:
+    places = apart([0.1, 0.11, 0.5, 0.52, 0.53], 0.1)
+    assert np.all(np.diff(places) >= 0.1 - 1e-9)
+    assert apart([0.1, 0.5], 0.1) == [0.1, 0.5]
+
+
+def test_seeds_that_were_evaluated_after_other_samples_are_drawn_together(tmp_path: Path) -> None:
+    """Where rounds differ in length, so do the numbers of rows."""
+    first, second = run("algorithm=localsgd", "local_steps=loss"), run("algorithm=localsgd", "local_steps=loss", "seed=1")
+    runs = [first, dataclasses.replace(second, rows=[second.rows[0], second.rows[-1]])]
+    assert draw(runs, tmp_path, {"figures": [{"kind": "curves", "x": "samples", "y": "test/acc"}]}) == ["curves"]
