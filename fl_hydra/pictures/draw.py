@@ -85,7 +85,7 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
     for kind, drawn in found.items():
         if len(drawn) == len(experiments) and all(np.array_equal(held, drawn[0][1]) for _, held, _ in drawn):
             found[kind] = [(Look(), *drawn[0][1:])]  # what is the same for all is drawn once
-    shared = [
+    shared: list[list[Callable[[Any, Any], None]]] = [
         [partial(draw, look) for look, _, draw in found[kind]] for kind in ("distinct", "sizes", "probabilities", "visits") if kind in found
     ]
     alone = [[_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])]
@@ -176,13 +176,13 @@ def _draw_distinct(axis: Any, counts: Indices, look: Look) -> None:
     axis.step(every, heights, where="mid", color=look.color, linestyle=look.dash)
     if not look.name:
         axis.fill_between(every, heights, step="mid", color=look.color, alpha=0.3, linewidth=0)
-    axis.set(xlabel="distinct classes", ylabel="clients", title="" if look.name else f"distinct classes, {distinct.mean():.2f} on average")
+    axis.set(xlabel="distinct classes", ylabel="clients", title="" if look.name else f"on average {distinct.mean():.2f} classes")
 
 
 def _draw_sizes(axis: Any, sizes: Indices, unit: str, look: Look) -> None:
     spread = sizes.std() / sizes.mean() if sizes.any() else 0.0
     _sorted(axis, sizes, look)
-    axis.set(xlabel="client, by size", ylabel=unit, title="" if look.name else f"sizes: mean {sizes.mean():,.1f}, std/mean {spread:.2f}")
+    axis.set(xlabel="client, by size", ylabel=unit, title="" if look.name else f"mean {sizes.mean():,.1f}, std/mean {spread:.2f}")
     axis.set_ylim(0, max(axis.get_ylim()[1], 1.08 * float(sizes.max())))
 
 
@@ -268,7 +268,7 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int, look: Look) ->
     _sorted(axis, counts, look)
     axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=0.8)
     never = int((counts == 0).sum())
-    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} clients never came")
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} never came")
 
 
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
@@ -277,9 +277,7 @@ def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     # Marks, and no image: of more clients than it has rows, an image would leave some out.
     axis.scatter(rounds, clients, s=np.clip(150 / max(came.shape), 1, 5) ** 2, marker="s", color="black", linewidths=0)
     axis.grid(False)
-    axis.set(
-        xlim=(-1, len(came)), ylim=(-1, came.shape[1]), xlabel="round", ylabel="client", title=f"cohorts of the first {len(came)} rounds"
-    )
+    axis.set(xlim=(-1, len(came)), ylim=(-1, came.shape[1]), xlabel="round", ylabel="client", title=f"cohorts of {len(came)} rounds")
 
 
 def _write(panels: list[list[Callable[[Any, Any], None]]], path: Path, looks: Sequence[Look]) -> None:

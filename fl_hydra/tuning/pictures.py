@@ -11,6 +11,7 @@ from typing import Any
 
 from fl_hydra.files import write_atomically
 from fl_hydra.report.colors import BLUE, VERMILION
+from fl_hydra.report.figures.scales import logarithmic
 from fl_hydra.tuning.objective import Objective
 from fl_hydra.tuning.pruning import quietly
 
@@ -157,7 +158,7 @@ def _slice(axis: Any, trials: _Trials, values: Sequence[float], key: str, label:
     x = held if all(map(_is_number, held)) else [str(value) for value in held]
     _scatter(axis, x, values, trials.complete)
     if log:
-        axis.set_xscale("log")
+        logarithmic(axis, "x")
     axis.set(xlabel=key, ylabel=label)
 
 
@@ -165,9 +166,9 @@ def _plane(axis: Any, trials: _Trials, values: Sequence[float], keys: Sequence[s
     """Two keys, and the objective as colour: of each trial, as a search does not lie on a grid."""
     x, y = ([params[key] for params in trials.params] for key in keys)
     painted = axis.scatter(x, y, c=values, cmap="viridis", s=36, edgecolors="0.3", linewidths=0.5)
-    for key, scale in zip(keys, (axis.set_xscale, axis.set_yscale), strict=True):
+    for key, which, scale in zip(keys, "xy", (axis.set_xscale, axis.set_yscale), strict=True):
         if _is_log(study, key):
-            scale("log")
+            logarithmic(axis, which)
         elif any(params[key] == 0 for params in trials.params) and max(params[key] for params in trials.params) < 0.1:
             scale("symlog", linthresh=min(params[key] for params in trials.params if params[key]))
     axis.set(xlabel=keys[0], ylabel=keys[1])

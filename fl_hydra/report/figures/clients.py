@@ -12,6 +12,7 @@ from fl_hydra.arrays import Reals
 from fl_hydra.files import CorruptFile, read_file
 from fl_hydra.report.figures.fitting import Fitted, Panel
 from fl_hydra.report.figures.legends import pretty
+from fl_hydra.report.figures.scales import logarithmic
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.runs.reading import Run
 
@@ -109,6 +110,7 @@ def draw_probabilities(found: list[tuple[str, list[Reals], Any]], open_canvas: A
             axis.set_xlabel("client, by probability")
     every = np.concatenate([line for _, lines, _ in found for line in lines])
     axes[0, 0].set_ylim(max(LEAST, float(every[every > 0].min()) / 2), min(1.5, 6 * float(every.max())))
+    logarithmic(axes[0, 0], "y")
     return figure
 
 

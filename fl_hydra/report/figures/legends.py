@@ -58,13 +58,14 @@ def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, float, str, str]
     height = axis.get_window_extent().height / figure.dpi * 72  # points
     step = 1.2 * SMALL / height
     ordered = sorted(ends, key=lambda end: end[1])
-    wanted = [
-        float(axis.transAxes.inverted().transform(axis.transData.transform((axis.get_xlim()[0], end)))[1]) for _, end, _, _ in ordered
-    ]
+    ends_at = [axis.transAxes.inverted().transform(axis.transData.transform(end[:2])) for end in ordered]
+    if min(float(x) for x, _ in ends_at) < 0.9:  # what leads to a name would cross other lines
+        return False
+    wanted = [float(y) for _, y in ends_at]
     if len(ordered) * step > 1.05:
         return False
     places = apart(wanted, step)
-    if any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True)):
+    if places[0] < 0 or places[-1] > 1 or any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True)):
         return False
     for place, (x, height, name, color) in zip(places, ordered, strict=True):
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
