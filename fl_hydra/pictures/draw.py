@@ -88,7 +88,9 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
     shared: list[list[Callable[[Any, Any], None]]] = [
         [partial(draw, look) for look, _, draw in found[kind]] for kind in ("distinct", "sizes", "probabilities", "visits") if kind in found
     ]
-    alone = [[_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])]
+    alone: list[list[Callable[[Any, Any], None]]] = [
+        [_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])
+    ]
     looks = [Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) for index, (name, _) in enumerate(experiments)]
     _write(
         [*alone, *shared],
