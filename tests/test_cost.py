@@ -281,10 +281,7 @@ def test_a_line_more_is_a_column_or_a_row_more(tmp_path: Path) -> None:
         ("as simulated: {}", "mine: {samples_per_second: 1, flops_per_second: 1}", "devices.mine: samples_per_second and flops_per_sec"),
         ("as simulated: {}", "mine: fast", "devices.mine: fast: a table with samples_per_second, flops_per_second is needed"),
         ("  as simulated: {}\n", "", "devices: at least one line `name: {...}` is needed"),
-        ("figure: [10 Gb/s, WAN]", "figure: [LAN]", "figure: LAN: no such network; choose from NVLink, 100 Gb/s, "),
-        ("figure: [10 Gb/s, WAN]", "figure: []", "figure=[]: a list of networks, "),
-        ("figure: [10 Gb/s, WAN]", "", "figure: missing; needed are collective, networks, devices, figure"),
-        ("figure: [10 Gb/s, WAN]", "figures: 1", "figures: no such key; choose from collective, networks, devices, figure"),
+        ("collective: fastest", "collective: fastest\nfigures: 1", "figures: no such key; choose from collective, networks, devices"),
         ("networks:\n", "networks: [\n", "not a YAML table ("),
     ],
 )

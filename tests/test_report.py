@@ -63,7 +63,7 @@ def test_a_mistake_in_the_table_of_networks_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"error: {broken}: networks, devices, figure: missing; needed are {', '.join(KEYS)}\n"
+    assert capsys.readouterr().err == f"error: {broken}: networks, devices: missing; needed are {', '.join(KEYS)}\n"
 
 
 def test_every_run_is_listed(program: Program, tmp_path: Path) -> None:

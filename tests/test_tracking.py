@@ -222,10 +222,11 @@ def test_a_dashboard_has_the_panels_of_its_section() -> None:
     pytest.importorskip("wandb_workspaces")
     from fl_hydra.tracking.dashboards import AXES, FIGURES, workspace
 
-    view = json.loads(workspace("localsgd", "us", "p")._to_model().model_dump_json(by_alias=True))
+    view = json.loads(workspace("localsgd", "us", "p", ["heat", "curves"])._to_model().model_dump_json(by_alias=True))
     panels = [panel for section in view["spec"]["section"]["panelBankConfig"]["sections"] for panel in section["panels"]]
     plots = [panel["config"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
     assert {(plot["xAxis"], plot["metrics"][0]) for plot in plots} == {(axis, figure) for axis in AXES for figure in FIGURES}
     coordinates = [panel["config"]["columns"] for panel in panels if panel["viewType"] == "Parallel Coordinates Plot"]
     assert [[column["displayName"] for column in columns[:2]] for columns in coordinates] == [["K", "J"], ["N_c", "J"]]
+    assert "localsgd-heat" in json.dumps(panels)
     assert "localsgd" in json.dumps(view["spec"]["section"]["runSets"][0])

@@ -117,12 +117,11 @@ class Device:
 
 @dataclass(frozen=True)
 class CostTable:
-    """`conf/cost.yaml`: what costs are computed for. figure: networks that are drawn."""
+    """`conf/cost.yaml`: what costs are computed for."""
 
     networks: Sequence[Network]
     devices: Sequence[Device]
     collective: str
-    figure: Sequence[Network]
 
 
 @dataclass(frozen=True)
@@ -297,7 +296,7 @@ def read_table(path: Path = TABLE) -> CostTable:
         raise UserError(f"{path}: {error}") from error
 
 
-KEYS = ("collective", "networks", "devices", "figure")
+KEYS = ("collective", "networks", "devices")
 """What the table has to have, and nothing else."""
 
 
@@ -312,13 +311,7 @@ def _table(content: Any) -> CostTable:
     for name, given in _entries("devices", content["devices"]):
         _check_keys(f"devices.{name}: ", given, ("samples_per_second", "flops_per_second"))
         devices.append(Device(name, **{key: _number(f"devices.{name}: {key}", value) for key, value in given.items()}))
-    drawn = content["figure"]
-    require(
-        isinstance(drawn, list) and bool(drawn), f"figure={drawn}: a list of networks, [{', '.join(networks)}] or some of them, is needed"
-    )
-    unknown = [name for name in drawn if name not in networks]
-    require(not unknown, f"figure: {', '.join(map(str, unknown))}: no such network; choose from {', '.join(networks)}")
-    return CostTable(list(networks.values()), devices, collective, [networks[name] for name in drawn])
+    return CostTable(list(networks.values()), devices, collective)
 
 
 def _networks(content: Any) -> dict[str, Network]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +21,8 @@ CONTRASTS = (("K", "J"), ("N_c", "J"))
 
 def main(arguments: list[str]) -> None:
     """Make a workspace for each section, and print where it is."""
+    from fl_hydra.report.spec import KINDS, Spec
+    from fl_hydra.runs.describing import read_description
     from fl_hydra.runs.folder import sections
     from fl_hydra.tracking.trackers.wandb import Wandb
     from fl_hydra.tracking.wandb import connection
@@ -39,7 +42,9 @@ def main(arguments: list[str]) -> None:
     there = connection(tracker, outputs, said.append)
     require(not there.offline, f"{there.offline}; mend that, then run the same command again")
     for name in names:
-        view = workspace(name, there.entity, tracker.project)
+        report = read_description(name, outputs).get("report")
+        figures = [figure.name for figure in Spec.of(report, name).figures] if report else list(KINDS)
+        view = workspace(name, there.entity, tracker.project, figures)
         try:
             view.save()
         except Exception as error:  # whatever the service says
@@ -51,8 +56,8 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; dashboard takes names of sections, --outputs, --project and --entity")
 
 
-def workspace(section: str, entity: str, project: str) -> Any:
-    """A section's runs, those of one setting together: figures against each axis, parallel coordinates, and its report's table."""
+def workspace(section: str, entity: str, project: str, figures: Sequence[str]) -> Any:
+    """A section's runs, those of one setting together: metrics against each axis, parallel coordinates, its report's table and figures."""
     panels: Any = importlib.import_module("wandb_workspaces.reports.v2")  # which exports its names in no way that is typed
     spaces: Any = importlib.import_module("wandb_workspaces.workspaces")
 
@@ -75,7 +80,10 @@ def workspace(section: str, entity: str, project: str) -> Any:
         )
         for first, second in CONTRASTS
     ]
-    tables = [panels.WeavePanelSummaryTable(table_name="results"), panels.MediaBrowser(media_keys=[section, f"{section}-cost"])]
+    tables = [
+        panels.WeavePanelSummaryTable(table_name="results"),
+        panels.MediaBrowser(media_keys=[f"{section}-{name}" for name in figures]),
+    ]
     return spaces.Workspace(
         name=f"fl_hydra: {section}",
         entity=entity,
