@@ -70,7 +70,6 @@ class GridSweeper(BasicSweeper):
 
             foresee(checked, labels)
             raise SweepEnded(0)
-        self._describe(config for config, _ in checked)
         outcomes = self._train(points, checked, labels)
         print_outcomes(labels, outcomes)
         raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
@@ -206,6 +205,7 @@ class GridSweeper(BasicSweeper):
                 asked.setdefault(folder, (label, experiment.budget * max(0.0, part)))
                 experiments.append(experiment)
         _check_models(experiments)
+        self._describe(config for config, _ in checked)
         here = course.current() or course.Course(len(set(folders)), len(outcomes))
         here.ask(asked)
         with course.on(here):
