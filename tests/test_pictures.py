@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_hydra.pictures.draw import _counts, _relative, draw_clients
+from fl_hydra.pictures.draw import draw_clients
+from fl_hydra.report.figures.clients import relative
 from fl_hydra.sharding.base import Shards
+from fl_hydra.sharding.holdings import class_counts
 from tests.support.make import PROJECT, experiment, write_shakespeare
 
 TEXT = ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", "algorithm=fedavg", "K=4", "C=0.5")
@@ -37,12 +39,12 @@ def test_a_picture_of_any_configuration(overrides: tuple[str, ...], tmp_path: Pa
 
 def test_what_is_counted() -> None:
     shards = Shards.from_sizes(np.array([0, 3, 1, 2, 4]), np.array([2, 0, 3]))
-    assert _counts(shards, np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
+    assert class_counts(shards, np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
 
 
 def test_a_character_that_a_client_never_uses_is_drawn_as_rare() -> None:
     counts, whole = np.array([[2.0, 6.0, 0.0], [0.0, 0.0, 0.0]]), np.array([0.5, 0.25, 0.25])
-    drawn = _relative(counts, counts.sum(1, keepdims=True), whole)
+    drawn = relative(counts, whole)
     assert drawn[0].tolist() == [-1, np.log2(3), -2] and drawn[1].tolist() == [0, 0, 0]
 
 

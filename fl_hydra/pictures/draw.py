@@ -12,24 +12,22 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.data.shakespeare import TextDataset, TextSplit
-from fl_hydra.data.shakespeare_text import LEAF_ALPHABET, SEQUENCE_ALPHABET
+from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
 from fl_hydra.participation.schemes import log_dirichlet
 from fl_hydra.report.colors import BLUE, PALETTE
+from fl_hydra.report.figures.clients import TWICE, character, relative
 from fl_hydra.report.figures.fitting import DASHES
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
 from fl_hydra.sharding.base import Shards
+from fl_hydra.sharding.holdings import character_counts, class_counts
 from fl_hydra.training.experiment import Experiment
 
 CHARACTERS = 30
 """Characters drawn of a text: its most frequent ones."""
-
-MOST = 2.0
-"""Characters that are more than 2^2 times as frequent with a client as in all text, or as rare, are drawn alike."""
 
 COLUMNS = 400
 """Columns of a heat map, at most."""
@@ -119,28 +117,20 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
     shards = e.sharding.shards(population, e.K, e.N_c, e.seed)
     panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
-        split = e.dataset.split(e.data, e.split_seed)
         panels.append(
             (
                 "characters",
                 (*shards.indices, *shards.sizes),
-                lambda look, figure, axis: _draw_characters(figure, axis, split, experiment, shards),
+                lambda look, figure, axis: _draw_characters(figure, axis, experiment, shards),
             )
         )
     elif population.labels is not None:
-        counts = _counts(shards, population.labels, e.card.classes)
+        counts = class_counts(shards, population.labels, e.card.classes)
         panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
         panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
     panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
     panels += _participation(experiment, shards.sizes)
     return [(kind, held, draw) for kind, held, draw in panels if panel in (None, kind) or panel not in PANELS]
-
-
-def _counts(shards: Shards, labels: Indices, classes: int) -> Indices:
-    """Samples of each class of each client, int64 [K, classes]."""
-    owners = np.repeat(np.arange(len(shards.sizes)), shards.sizes)
-    flat = np.bincount(owners * classes + labels[shards.indices], minlength=len(shards.sizes) * classes)
-    return flat.reshape(-1, classes)
 
 
 def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
@@ -196,37 +186,17 @@ def _sorted(axis: Any, values: Any, look: Look) -> None:
         axis.fill_between(clients, falling, step="mid", color=look.color, alpha=0.3, linewidth=0)
 
 
-def _draw_characters(figure: Any, axis: Any, split: TextSplit, experiment: Experiment, shards: Shards) -> None:
+def _draw_characters(figure: Any, axis: Any, experiment: Experiment, shards: Shards) -> None:
     """How often each of the most frequent characters is among a client's, relative to how often it is in the text of all."""
-    everywhere = experiment.card.everywhere
-    alphabet = "\0" + SEQUENCE_ALPHABET + "\0\0\0" if everywhere else LEAF_ALPHABET
-    width = experiment.card.shape[0] if everywhere else 1
-    first = 1 if everywhere else experiment.card.shape[0]
-    targets = split.characters[split.train[:, None] + first + np.arange(width)]
-    owners = np.repeat(np.arange(len(shards.sizes)), shards.sizes)
-    flat = (owners[:, None] * len(alphabet) + targets[shards.indices]).ravel()
-    counts = np.bincount(flat, minlength=len(shards.sizes) * len(alphabet)).reshape(-1, len(alphabet)).astype(float)
-    if everywhere:
-        counts[:, [0, *range(len(SEQUENCE_ALPHABET) + 1, len(alphabet))]] = 0
-    shown = np.argsort(-counts.sum(0), kind="stable")[: min(CHARACTERS, int((counts.sum(0) > 0).sum()))]
-    whole = counts.sum(0) / counts.sum()
-    ratio = _relative(counts[:, shown], counts.sum(1, keepdims=True), whole[shown])
-    image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-MOST, vmax=MOST, interpolation="nearest")
+    names, counts = character_counts(experiment, shards)
+    everywhere = counts.sum(0)
+    shown = np.argsort(-everywhere, kind="stable")[:CHARACTERS]
+    ratio = relative(counts.astype(float), everywhere.astype(float))[:, shown]
+    image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-TWICE, vmax=TWICE, interpolation="nearest")
     figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)", extend="both")
-    names = ["space" if alphabet[code] == " " else repr(alphabet[code])[1:-1] for code in shown]
-    axis.set_yticks(range(len(shown)), names, fontsize=SMALL)
+    axis.set_yticks(range(len(shown)), [character(names[code]) for code in shown], fontsize=SMALL)
     axis.grid(False)
     axis.set(xlabel="client", ylabel="target character", title="characters by client")
-
-
-def _relative(counts: Reals, totals: Reals, whole: Reals) -> Reals:
-    """How frequent characters are with each client, relative to their frequency in all text: log2 of at most MOST, float64 [K, n].
-
-    A character that a client never uses is as rare as can be drawn; a client without text is drawn as average.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio: Reals = np.log2(counts / totals / whole)
-    return np.nan_to_num(ratio, nan=0.0, neginf=-MOST, posinf=MOST).clip(-MOST, MOST)
 
 
 def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, Any, Panel]]:

@@ -29,7 +29,7 @@ METHODS = {
     "Staleness-aware SGD": ORANGE,
     "EASGD": GREEN,
     "SHAT": PURPLE,
-    "FedAvg": BLUE,
+    "FedAvg": WINE,
     "FedAvgM": VERMILION,
     "FedAdagrad": ORANGE,
     "FedAdam": GREEN,

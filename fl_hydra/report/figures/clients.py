@@ -145,7 +145,7 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
             shown = np.argsort(-everywhere, kind="stable")[: min(CHARACTERS, int((everywhere > 0).sum()))]
             values = relative(counts, everywhere)[:, shown]
             image = axis.imshow(values.T, aspect="auto", cmap="RdBu_r", vmin=-TWICE, vmax=TWICE, interpolation="nearest")
-            axis.set_yticks(range(len(shown)), [_character(held.names[code]) for code in shown])
+            axis.set_yticks(range(len(shown)), [character(held.names[code]) for code in shown])
         else:
             totals = counts.sum(1, keepdims=True)
             part = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
@@ -185,5 +185,6 @@ def relative(counts: Reals, everywhere: Reals) -> Reals:
     return np.nan_to_num(ratio, nan=0.0, neginf=-TWICE, posinf=TWICE).clip(-TWICE, TWICE)
 
 
-def _character(name: str) -> str:
+def character(name: str) -> str:
+    """A character as an axis names it."""
     return {" ": "space", "\n": "newline"}.get(name, name).replace("$", r"\$")
