@@ -271,16 +271,16 @@ def levers(scale: Scale) -> Figures:
     def gradients(run: Trainer, inputs: torch.Tensor = images, shared: bool = False) -> Callable[[], object]:
         parameters = run.state.model.expand(rows, -1).clone()
         places = [parameters[row : row + 1] for row in range(rows)] if run in (loop, other) else [parameters]
-        run.engine.bind(places)
+        run.group.engine.bind(places)
 
         def once() -> None:
             if shared:
-                run.engine.share(parameters)
+                run.group.engine.share(parameters)
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)
                 meter = torch.zeros(len(places[0]), METER, device=DEVICE)
-                run.engine.gradient(
+                run.group.engine.gradient(
                     places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
                 )
 
@@ -300,8 +300,8 @@ def levers(scale: Scale) -> Figures:
     for name, seconds in interleaved(contenders, max(1, scale.repeats // 3)).items():
         figures.add(name, seconds, rows * size)
 
-    flat, slope = torch.randn(2, rows, stacked.layout.size, device=DEVICE)
-    pieces = [list(torch.split(matrix, stacked.layout.sizes, dim=1)) for matrix in (flat, slope)]
+    flat, slope = torch.randn(2, rows, stacked.group.layout.size, device=DEVICE)
+    pieces = [list(torch.split(matrix, stacked.group.layout.sizes, dim=1)) for matrix in (flat, slope)]
 
     def update(parameters: list[torch.Tensor], gradient: list[torch.Tensor]) -> None:
         for weight, g in zip(parameters, gradient, strict=True):
@@ -378,7 +378,7 @@ def evaluation(scale: Scale) -> Figures:
 
 
 def _evaluate(run: Trainer, images: int) -> list[float]:
-    totals: list[float] = run.engine.evaluate(run.state.model, run.split.test, torch.arange(images, device=DEVICE))[0].tolist()
+    totals: list[float] = run.group.engine.evaluate(run.state.model, run.split.test, torch.arange(images, device=DEVICE))[0].tolist()
     return totals
 
 

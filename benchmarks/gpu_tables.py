@@ -31,8 +31,9 @@ from fl_hydra.files import write_atomically
 from fl_hydra.report.runs import mean_and_deviation
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.choice import ENGINES
+from fl_hydra.training.evaluation import Metrics
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.trainer import Metrics, Trainer
+from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)

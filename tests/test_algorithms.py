@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.participation.base import Cohort
 from fl_hydra.runs.identity import describe
 from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.training.planning import plan_round
 from fl_hydra.training.rows import Batch, Clients, Gradient, Rows, Server
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, trainer
@@ -51,15 +53,15 @@ class RecordingFedAvg(FedAvg):
 
 def module_of(run: Trainer) -> nn.Module:
     """An ordinary module with the trainer's present weights."""
-    module = run._build().double()
+    module = run.group.architecture.build().double()
     with torch.no_grad():
-        for parameter, value in zip(module.parameters(), run.layout.views(run.state.model[0]).values(), strict=True):
+        for parameter, value in zip(module.parameters(), run.group.layout.views(run.state.model[0]).values(), strict=True):
             parameter.copy_(value)
     return module
 
 
 def weights_of(module: nn.Module, run: Trainer) -> Tensor:
-    return run.layout.flat(parameter.detach() for parameter in module.parameters())
+    return run.group.layout.flat(parameter.detach() for parameter in module.parameters())
 
 
 def test_one_worker_is_torch_sgd_step_by_step() -> None:
@@ -132,18 +134,18 @@ def test_of_a_last_step_only_the_new_part_is_scaled(optimizer: str) -> None:
     run = trainer(*settings, algorithm=algorithm)
     rule = run.member.experiment.optimizer
     weights = run.state.model.clone()
-    slots = {name: torch.zeros(1, run.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
+    slots = {name: torch.zeros(1, run.group.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
     hyper = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in rule.hyper.items()}
     run.run_round()
     assert run.finished
     for (inputs, targets, _), b in zip(algorithm.seen, (16, 16, 16, 5), strict=True):
         module = module_of(run)
         with torch.no_grad():
-            for parameter, value in zip(module.parameters(), run.layout.views(weights[0]).values(), strict=True):
+            for parameter, value in zip(module.parameters(), run.group.layout.views(weights[0]).values(), strict=True):
                 parameter.copy_(value)
         nn.functional.cross_entropy(module(inputs[0, :b]), targets[0, :b]).backward()
-        gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)[None]
-        rule.step(weights, gradient, slots, hyper, torch.tensor([[rule.lr * b / 16]], dtype=torch.float64), run.layout.layers)
+        gradient = run.group.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)[None]
+        rule.step(weights, gradient, slots, hyper, torch.tensor([[rule.lr * b / 16]], dtype=torch.float64), run.group.layout.layers)
     assert_exact(run.state.model, weights)
 
 
@@ -181,7 +183,9 @@ def test_slow_momentum_divides_by_the_mean_rate_of_the_rounds_steps() -> None:
         run.run_round()
     (velocity,) = [value for value in slow.state.server.values() if value.shape == start.shape]
     assert_exact(velocity * float(0.2 * np.mean(np.arange(1, 9) / 20)), start - plain.state.model)
-    plan = trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").member.plan()
+    plan = plan_round(
+        trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").member
+    )
     assert plan.steps == 3 and plan.mean_rate == pytest.approx(0.2)
     assert plan.rates[:, 2].tolist() == pytest.approx([0.2 * 6 / 8, *[0.2 * 5 / 8] * 3])
     constant, changing, single = (
@@ -223,7 +227,7 @@ def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
             share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)
         ]
         torch.stack(losses).sum().backward()
-        gradient = run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
+        gradient = run.group.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
         assert_exact(run.state.model[0], weights_of(module, run) - 0.1 * gradient)
 
 
@@ -285,6 +289,8 @@ def test_identical_clients_average_to_one_of_them() -> None:
 
     @dataclass
     class Same(FedAvg):
+        needs_ends: ClassVar[bool] = True
+
         def update(self, state, clients, starts, ends):  # type: ignore[no-untyped-def]
             assert_exact(ends, ends[:1].expand_as(ends))
             super().update(state, clients, starts, ends)
@@ -297,6 +303,8 @@ def test_identical_clients_average_to_one_of_them() -> None:
 @dataclass
 class Keeping(FedAvg):
     """FedAvg that keeps every client's end."""
+
+    needs_ends: ClassVar[bool] = True
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         self.ends = ends.clone()
@@ -333,8 +341,8 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
     torch.set_num_threads(2)
     try:
         threaded = trainer(*COHORT, algorithm=(several := Keeping()))
-        assert threaded._pool is not None
-        assert {threaded._pool.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
+        assert threaded.group.pool is not None
+        assert {threaded.group.pool.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
         threaded.run_round()
         assert torch.get_num_threads() == 2
     finally:
@@ -346,11 +354,11 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
 def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
     workers = trainer("algorithm=localsgd", "K=2", "J=2", "rounds=3")
     workers.run_round()
-    kept = workers._client_slots["momentum"]
+    kept = workers.group.buffers.client_slots["momentum"]
     assert kept.abs().sum() > 0
     clients = trainer("algorithm=fedavg", "K=4", "C=0.5", "J=2", "rounds=3", "optimizer.momentum=0.9")
     clients.run_round()
-    assert clients._client_slots == {}
+    assert clients.group.buffers.client_slots == {}
 
 
 def test_centralized_round_is_one_pass() -> None:
@@ -377,7 +385,7 @@ def test_traffic_is_counted() -> None:
     run = trainer("algorithm=fedavg", "K=10", "C=0.3", "J=1", "rounds=2", "batch_size=4")
     run.run_round()
     run.run_round()
-    payload = run.layout.size * 4
+    payload = run.group.layout.size * 4
     traffic = run.member.traffic
     assert (traffic.bytes_down, traffic.bytes_up, traffic.messages) == (2 * 3 * payload, 2 * 3 * payload, 2 * 3 * 2)
     alone = trainer("epochs=1")

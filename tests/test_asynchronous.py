@@ -29,7 +29,7 @@ from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal, Linear, LogNormal, Stragglers
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic
-from fl_hydra.training.member import Plan
+from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.rows import Batch, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment
@@ -76,11 +76,12 @@ def train(run: Trainer) -> Trainer:
     return run
 
 
-def timed(run: Trainer) -> list[Plan]:
+def timed(run: Trainer) -> list[RoundPlan]:
     """Only the clock of a run: its plans, without the gradients."""
     plans = []
     while not run.finished:
-        plans.append(run.member.plan())
+        plans.append(plan_round(run.member))
+        run.member.begin(plans[-1], 0)
         run.member.advance(plans[-1], 0, 0)
     return plans
 
@@ -802,7 +803,7 @@ def test_budget_is_spent_exactly_and_only_the_last_gradients_are_cut(method: str
     override(run, step=step)
     train(run)
     assert run.member.samples == run.member.computed == run.member.cursors.sum() == 147
-    assert run._meter[0, 2] == 147
+    assert run.measurements.meter[0, 2] == 147
     if method in EVENTS:
         assert sorted(counts) == [3, 8, 8], "a round is 128 samples; 19 are left"
     else:
@@ -832,7 +833,7 @@ def test_budget_is_that_of_local_sgd(method: str) -> None:
 def test_gossip_sends_a_model_along_every_edge_in_every_step(method: str, topology: str, K: int, messages: int, in_a_row: int) -> None:
     run = on(nothing, method, K, 4, 3, topology=topology)
     train(run)
-    payload = run.layout.size * 8
+    payload = run.group.layout.size * 8
     averages = 3 if method == "gossip_pga" else 0
     exchanges = 12 - averages
     traffic = run.member.traffic
@@ -853,7 +854,7 @@ def test_two_models_are_sent_in_a_meeting(method: str) -> None:
     traffic = run.member.traffic
     assert (traffic.messages, traffic.bytes_down) == (2 * meetings, 0)
     assert traffic.exchanges == traffic.averages == 0, "nobody waits"
-    assert traffic.bytes_up == traffic.exchanged == 2 * meetings * run.layout.size * 8
+    assert traffic.bytes_up == traffic.exchanged == 2 * meetings * run.group.layout.size * 8
 
 
 @pytest.mark.parametrize("method", SERVED)
@@ -864,7 +865,7 @@ def test_a_worker_sends_a_model_and_gets_one_back_in_each_of_its_exchanges(metho
     assert visits < 16, "some workers are on their way"
     traffic = run.member.traffic
     assert traffic.messages == traffic.served == 2 * visits
-    assert traffic.bytes_up == traffic.bytes_down == visits * run.layout.size * 8
+    assert traffic.bytes_up == traffic.bytes_down == visits * run.group.layout.size * 8
     assert isinstance(run.state, ServerState)
     assert run.state.updates.item() == visits
 

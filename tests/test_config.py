@@ -61,8 +61,8 @@ def test_lenet_on_cifar100_has_815332_parameters(data: Path) -> None:
     assert sum(parameter.numel() for parameter in module.parameters()) == 815_332
     assert sum(parameter.numel() for parameter in LeNet().build(Card("", (3, 32, 32), 10, (), ())).parameters()) == 797_962
     run = trainer("dataset=cifar100", f"data={data}", "algorithm=fedavg", "rounds=1")
-    assert run.layout.size == 815_332
-    assert run.sample_flops == pytest.approx(80.8e6, rel=0.01), "forward, backward to weights, backward to inputs but the first"
+    assert run.group.layout.size == 815_332
+    assert run.group.sample_flops == pytest.approx(80.8e6, rel=0.01), "forward, backward to weights, backward to inputs but the first"
 
 
 def test_first_federated_baseline_is_the_default() -> None:

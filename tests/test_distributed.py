@@ -28,6 +28,7 @@ from fl_hydra.speeds import models as speeds
 from fl_hydra.speeds.base import speed_models
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.noise import DECAY, NoiseScale
+from fl_hydra.training.planning import plan_round
 from fl_hydra.training.rows import Batch, Clients
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import PROJECT, config, experiment
@@ -73,14 +74,14 @@ def on_quadratics(*overrides: str, a: Tensor, b: Tensor | None = None, noisy: bo
     noisy: every sample pulls in a direction of its label, so that a row's gradient depends on its batch, but not on x.
     """
     run = small(*overrides, engine="stacked", **parts)
-    goals = normal(len(a), run.layout.size) if b is None else b
-    pulls = normal(10, run.layout.size, seed=1) * noisy
+    goals = normal(len(a), run.group.layout.size) if b is None else b
+    pulls = normal(10, run.group.layout.size, seed=1) * noisy
 
     def gradient(parameters: Tensor, batch: Batch) -> Tensor:
         answer: Tensor = a * (parameters - goals) + pulls[batch.targets].mean(1)
         return answer
 
-    run.engine.gradient = gradient  # type: ignore[method-assign]
+    run.group.engine.gradient = gradient  # type: ignore[method-assign]
     run.state.model.zero_()
     return run, goals
 
@@ -150,7 +151,7 @@ def test_slowmo_divides_by_the_mean_rate_of_the_round(schedule: str) -> None:
 def slow_buffers(*overrides: str) -> list[Tensor]:
     """The slow momentum after each of three rounds of two steps along a constant gradient."""
     run, b = on_quadratics("algorithm=slowmo", "K=2", "J=2", "rounds=3", "server.momentum=0.5", *overrides, a=column(0.0, 0.0))
-    run.engine.gradient = lambda parameters, batch: b.clone()  # type: ignore[method-assign]
+    run.group.engine.gradient = lambda parameters, batch: b.clone()  # type: ignore[method-assign]
     buffers = []
     while not run.finished:
         run.run_round()
@@ -219,10 +220,10 @@ def test_diloco_is_adamw_of_each_worker_inside_and_nesterov_momentum_outside() -
         run.run_round()
         assert_exact(run.state.model[0], x)
     for name, torch_name in (("first_moment", "exp_avg"), ("second_moment", "exp_avg_sq")):
-        moments = run._client_slots[name]
+        moments = run.group.buffers.client_slots[name]
         assert_exact(moments, torch.stack([optimizer.state[worker][torch_name] for worker, optimizer in zip(workers, inner, strict=True)]))
         assert not torch.allclose(moments[0], moments[1])
-    assert run._client_slots["steps"].tolist() == [[9.0], [9.0]]
+    assert run.group.buffers.client_slots["steps"].tolist() == [[9.0], [9.0]]
 
 
 def test_lookahead_goes_a_part_of_the_way_to_the_fast_weights() -> None:
@@ -343,13 +344,13 @@ def test_blocks_of_one_worker_are_local_sgd_with_rounds_of_all_periods(momentum:
 def test_blocks_of_neighbours_are_averaged_in_every_period() -> None:
     a = column(1.0, 2.0, 3.0, 4.0)
     run, b = on_quadratics("algorithm=hierarchical", "algorithm.J_b=3", "K=4", "J=2", "rounds=2", *PLAIN, a=a)
-    quadratic, seen = run.engine.gradient, []
+    quadratic, seen = run.group.engine.gradient, []
 
     def watched(parameters: Tensor, batch: Batch) -> Tensor:
         seen.append(parameters.clone())
         return quadratic(parameters, batch)
 
-    run.engine.gradient = watched  # type: ignore[method-assign]
+    run.group.engine.gradient = watched  # type: ignore[method-assign]
     x = torch.zeros_like(b)
     for step in range(12):
         if step % 6 == 0:
@@ -371,7 +372,7 @@ def test_blocks_are_averaged_after_every_period_but_the_last(J: int, J_b: int) -
         "algorithm=hierarchical", f"algorithm.J_b={J_b}", "K=4", f"J={J}", f"samples={3 * 16 * J * J_b}", *PLAIN, a=torch.ones(4, 1)
     )
     for round in range(1, 4):
-        mixing = run.member.plan().mixing
+        mixing = plan_round(run.member).mixing
         assert len(mixing) == J * J_b
         assert [step for step, mixed in enumerate(mixing, 1) if mixed is not None] == [period * J for period in range(1, J_b)]
         run.run_round()
@@ -516,7 +517,7 @@ def test_single_steps_are_the_same_with_momentum_kept_or_averaged(nesterov: str)
     common = ("algorithm=localsgd", "K=4", "J=1", "rounds=8", f"optimizer.nesterov={nesterov}", "optimizer.lr=0.1")
     kept, averaged = trained(*common), trained(*common, "algorithm.momentum=average")
     torch.testing.assert_close(kept.state.model, averaged.state.model, rtol=0, atol=1e-14)
-    own, mean = kept._client_slots["momentum"], averaged._client_slots["momentum"]
+    own, mean = kept.group.buffers.client_slots["momentum"], averaged.group.buffers.client_slots["momentum"]
     assert (mean == mean[0]).all()
     assert_exact(own.mean(0), mean[0])
     assert (own - own.mean(0)).norm() / 2 > own.mean(0).norm()
@@ -534,8 +535,8 @@ def test_longer_rounds_tell_the_momentum_policies_apart() -> None:
 def test_averaged_momentum_starts_every_round_equal_and_keeps_its_counters() -> None:
     run = trained("algorithm=localsgd", "optimizer=adamw", "K=3", "J=2", "rounds=3", "algorithm.momentum=average")
     for name in ("first_moment", "second_moment"):
-        assert (run._client_slots[name] == run._client_slots[name][0]).all()
-    assert run._client_slots["steps"].tolist() == [[6.0]] * 3
+        assert (run.group.buffers.client_slots[name] == run.group.buffers.client_slots[name][0]).all()
+    assert run.group.buffers.client_slots["steps"].tolist() == [[6.0]] * 3
 
 
 # The bias of local steps
@@ -699,6 +700,8 @@ def test_rules_see_the_mean_loss_of_the_round(engine: str) -> None:
 class Collecting(LocalSGD):
     """LocalSGD as a method has it that needs all ends."""
 
+    needs_ends: ClassVar[bool] = True
+
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         self.outer(state, clients, clients.mean(ends))
 
@@ -723,7 +726,7 @@ def test_drift_is_what_independent_noise_adds_to_progress() -> None:
     noise = torch.Generator().manual_seed(0)
     rule = Watching()
     run, _ = on_quadratics("algorithm=localsgd", "K=4", "J=3", "rounds=60", *PLAIN, a=torch.ones(4, 1), local_steps=rule)
-    run.engine.gradient = lambda parameters, batch: torch.randn(parameters.shape, dtype=torch.float64, generator=noise)  # type: ignore[method-assign]
+    run.group.engine.gradient = lambda parameters, batch: torch.randn(parameters.shape, dtype=torch.float64, generator=noise)  # type: ignore[method-assign]
     finish(run)
     drift, progress = (np.array([getattr(measured, name) for measured in rule.seen]) for name in ("drift", "progress"))
     differences = drift - progress
@@ -846,11 +849,11 @@ def test_noise_scale_of_a_round_is_that_of_its_first_gradients() -> None:
     for inputs, targets, _ in algorithm.seen[::4]:  # one worker after the other
         module.zero_grad()
         torch.nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
-        gradients.append(run.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None))
+        gradients.append(run.group.layout.flat(parameter.grad for parameter in module.parameters() if parameter.grad is not None))
     small_square = float(torch.stack(gradients).square().sum(1).mean())
     large_square = float(torch.stack(gradients).mean(0).square().sum())
     signal, noise = (96 * large_square - 32 * small_square) / 64, (small_square - large_square) / (1 / 32 - 1 / 96)
-    assert_exact(run._noise.averages[0] / (1 - DECAY), torch.tensor([signal, noise], dtype=torch.float64))  # type: ignore[union-attr]
+    assert_exact(run.measurements.noise.averages[0] / (1 - DECAY), torch.tensor([signal, noise], dtype=torch.float64))  # type: ignore[union-attr]
     assert run.evaluate()[0]["noise_scale"] == pytest.approx(noise / signal)
     finish(run)
     assert run.member.round == 2
@@ -858,7 +861,7 @@ def test_noise_scale_of_a_round_is_that_of_its_first_gradients() -> None:
 
     stacked = small(*overrides, engine="stacked")
     stacked.run_round()
-    assert_exact(stacked._noise.averages, run._noise.averages)  # type: ignore[union-attr]
+    assert_exact(stacked.measurements.noise.averages, run.measurements.noise.averages)  # type: ignore[union-attr]
 
 
 def test_measuring_the_noise_scale_costs_a_mean_and_changes_nothing() -> None:
@@ -878,7 +881,7 @@ def test_noise_rule_is_shown_the_noise_scale() -> None:
     run = small(*("algorithm=localsgd", "K=4", "J=2", "rounds=4", "noise_scale=true", "model.hidden=16", "batch_size=32"), local_steps=rule)
     while not run.finished:
         run.run_round()
-        assert rule.seen[-1].noise == pytest.approx(float(run._noise.values()[0]), nan_ok=True)  # type: ignore[union-attr]
+        assert rule.seen[-1].noise == pytest.approx(float(run.measurements.noise.values()[0]), nan_ok=True)  # type: ignore[union-attr]
     assert np.isfinite(rule.seen[-1].noise)
 
 
@@ -889,7 +892,7 @@ def ledger(*overrides: str, rows: int = 4) -> dict[str, float]:
     """The ledger of a trained run, with bytes in payloads of one model."""
     run, _ = on_quadratics(*overrides, a=torch.ones(rows, 1))
     finish(run)
-    payload = 8 * run.layout.size
+    payload = 8 * run.group.layout.size
     return {
         name: value / payload if name in ("bytes_up", "bytes_down", "exchanged") else value
         for name, value in asdict(run.member.traffic).items()
@@ -938,7 +941,7 @@ def test_traffic_of(overrides: str, averages: int, steps: int) -> None:
 def test_shared_steps_cost_an_average_each_and_take_a_fraction_of_the_time() -> None:
     alone, shared = (trained("algorithm=centralized", "samples=1300", f"data_parallel={n}") for n in (1, 4))
     assert torch.equal(alone.state.model, shared.state.model)
-    payload = 8 * shared.layout.size
+    payload = 8 * shared.group.layout.size
     assert asdict(shared.member.traffic) == {
         **entries(325, 4, 325),
         "bytes_up": 325 * 4 * payload,
@@ -1098,7 +1101,7 @@ def test_large_batch_schedule_is_bert_s_as_shipped() -> None:
 def test_large_batch_schedule_reaches_the_optimizer() -> None:
     common = ("algorithm=centralized", "scheduler=large_batch", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
     run = small(*common, "batch_size=64", "optimizer.lr=0.1")
-    rates = run.member.plan().rates[0]
+    rates = plan_round(run.member).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2]), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.2 * (1 - step / 16) for step in range(16)])
     with pytest.raises(UserError, match="batch size below 320"):
@@ -1109,7 +1112,7 @@ def test_large_batch_cosine_warms_up_alike_and_then_is_a_cosine() -> None:
     shipped = config("scheduler=large_batch_cosine").scheduler
     assert [shipped.warmup_of(batch) for batch in TABLE] == pytest.approx([2**i / 320 for i in range(7)], rel=1e-12)
     common = ("algorithm=centralized", "scheduler=large_batch_cosine", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
-    rates = small(*common, "batch_size=64", "optimizer.lr=0.1").member.plan().rates[0]
+    rates = plan_round(small(*common, "batch_size=64", "optimizer.lr=0.1").member).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2], rel=1e-12), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 16)) for step in range(16)], rel=1e-9)
 

@@ -99,10 +99,10 @@ def test_convolution_as_a_product_is_the_convolution() -> None:
 
 def test_many_models_are_evaluated_as_each_alone() -> None:
     runs = [trainer("rounds=1", "precision=fp64", engine=engine) for engine in ("loop", "stacked")]
-    models = torch.randn(3, runs[0].layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
-    together = [run.engine.evaluate(models, run.split.test) for run in runs]
+    models = torch.randn(3, runs[0].group.layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
+    together = [run.group.engine.evaluate(models, run.split.test) for run in runs]
     torch.testing.assert_close(together[0], together[1], rtol=1e-12, atol=1e-9)
-    alone = runs[0].engine.evaluate(models[1:2], runs[0].split.test)
+    alone = runs[0].group.engine.evaluate(models[1:2], runs[0].split.test)
     torch.testing.assert_close(together[1][1:2], alone, rtol=1e-12, atol=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
 
     runs = [trainer(*arguments("fedavg", "sgd", "precision=fp64"), engine=engine, algorithm=Sharp()) for engine in ("loop", "stacked")]
     asked = {True: 0, False: 0}
-    engine = runs[1].engine
+    engine = runs[1].group.engine
     assert isinstance(engine, StackedEngine)
     shared = engine._shared
 
@@ -201,11 +201,11 @@ def test_chunked_rows_equal_whole_ones() -> None:
     settings = arguments("localsgd", "sgdm", "precision=fp64", "K=5")
     whole = trainer(*settings, engine="stacked")
     blocks = Trainer(experiment(*settings), engine="stacked", rows_at_once=2)
-    assert [block.rows.stop - block.rows.start for block in blocks._blocks[0]] == [1, 2, 2]
+    assert [block.rows.stop - block.rows.start for block in blocks.group.division.blocks[0]] == [1, 2, 2]
 
     lines: list[str] = []
     short = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
-    engine = short.engine
+    engine = short.group.engine
     assert isinstance(engine, StackedEngine)
     for method, rows_of in (("_own_gradient", lambda args: len(args[0])), ("_shared_gradient", lambda args: len(args[2]))):
         original = getattr(engine, method)
@@ -235,19 +235,19 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
     parts = Trainer(experiment(*settings), engine=engine, samples_at_once=7)
     lines: list[str] = []
     short = Trainer(experiment(*settings), engine=engine, notify=lines.append)
-    original = short.engine._gradient
+    original = short.group.engine._gradient
 
     def limited(parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.targets.shape[1] > 30:
             raise torch.OutOfMemoryError("made up")
         return original(parameters, batch)
 
-    short.engine._gradient = limited  # type: ignore[method-assign]
-    assert (whole.samples_at_once, parts.samples_at_once) == (100, 7)
+    short.group.engine._gradient = limited  # type: ignore[method-assign]
+    assert (whole.group.samples_at_once, parts.group.samples_at_once) == (100, 7)
     for run in (whole, parts, short):
         while not run.finished:
             run.run_round()
-    assert short.samples_at_once == 25
+    assert short.group.samples_at_once == 25
     assert lines == [f"{size} samples at once do not fit into memory; going on with {size // 2}" for size in (100, 50)]
     expected = whole.evaluate()[0]
     for run in (parts, short):
@@ -258,9 +258,9 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
 
 def test_batches_are_divided_where_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer("batch_size=1000", "epochs=1")
-    assert run.samples_at_once == CPU_GRADIENT_BATCH
-    monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device: 2 * 2 * 100 * run._sample_bytes)
-    assert trainer("batch_size=1000", "epochs=1").samples_at_once == 100
+    assert run.group.samples_at_once == CPU_GRADIENT_BATCH
+    monkeypatch.setattr("fl_hydra.training.memory.free_memory", lambda device: 2 * 2 * 100 * run.group.architecture.sample_bytes)
+    assert trainer("batch_size=1000", "epochs=1").group.samples_at_once == 100
 
 
 def test_free_memory_decides_no_bit_unless_it_is_short_which_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,18 +268,18 @@ def test_free_memory_decides_no_bit_unless_it_is_short_which_is_said(monkeypatch
     usual = trainer(*settings, engine="stacked")
     lines: list[str] = []
     for free in (2**40, 2**30):
-        monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("fl_hydra.training.memory.free_memory", lambda device, free=free: free)
         other = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
-        assert (other.rows_at_once, other.samples_at_once) == (usual.rows_at_once, usual.samples_at_once)
+        assert (other.group.rows_at_once, other.group.samples_at_once) == (usual.group.rows_at_once, usual.group.samples_at_once)
     assert not lines
-    monkeypatch.setattr("fl_hydra.training.trainer.free_memory", lambda device: 2 * 16 * 4 * usual._sample_bytes)
+    monkeypatch.setattr("fl_hydra.training.memory.free_memory", lambda device: 2 * 16 * 4 * usual.group.architecture.sample_bytes)
     short = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
-    assert short.rows_at_once < 5
+    assert short.group.rows_at_once < 5
     assert lines == [
-        f"memory is short: {short.rows_at_once} rows of a run at once in place of 5; with more memory the last digits would differ"
+        f"memory is short: {short.group.rows_at_once} rows of a run at once in place of 5; with more memory the last digits would differ"
     ]
-    again = Trainer(experiment(*settings), engine="stacked", rows_at_once=usual.rows_at_once, notify=lines.append)
-    assert again.rows_at_once == usual.rows_at_once, "what a run was begun with is what it goes on with"
+    again = Trainer(experiment(*settings), engine="stacked", rows_at_once=usual.group.rows_at_once, notify=lines.append)
+    assert again.group.rows_at_once == usual.group.rows_at_once, "what a run was begun with is what it goes on with"
 
 
 class Odd(nn.Module):
@@ -384,15 +384,15 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a graph replays reads fixed memory only: here a replay runs what was recorded in an earlier round once more."""
-    monkeypatch.setattr("fl_hydra.training.trainer.GRAPH_STEPS", 3)
+    monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 3)
     settings = (*arguments(algorithm, "sgdm", "precision=fp64"), "rounds=null", "samples=4000")
     eager, replayed = trainer(*settings, engine=engine), trainer(*settings, engine=engine)
     replays = [0]
 
     def record(work: Any) -> Any:
         # Recording a graph runs the code without its effects.
-        buffers = [replayed._row_meter, *replayed._client_slots.values()]
-        for place in replayed._places:
+        buffers = [replayed.group.buffers.meter, *replayed.group.buffers.client_slots.values()]
+        for place in replayed.group.buffers.lanes:
             buffers += [place.parameters, *place.slots.values()]
         kept = [buffer.clone() for buffer in buffers]
         work()
@@ -405,7 +405,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
 
         return replay
 
-    replayed.launcher = GraphLauncher(record)
+    replayed.group.launcher = GraphLauncher(record)
     while not eager.finished:
         eager.run_round()
         replayed.run_round()

@@ -30,6 +30,7 @@ from fl_hydra.participation.schemes import Everyone, Skewed, Uniform, log_dirich
 from fl_hydra.runs.identity import run_folder
 from fl_hydra.runs.packing import shape
 from fl_hydra.sharding.base import Sharding, Shards
+from fl_hydra.training.planning import plan_round
 from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import config, experiment, trainer
@@ -473,12 +474,12 @@ def made(*overrides: str, engine: str = "stacked", **parts: Any) -> Trainer:
 
 def module_losses(run: Trainer, model: Tensor, ids: Sequence[int]) -> list[np.ndarray]:
     """The losses of all samples of some clients, through the module itself."""
-    module = run._build().double()
+    module = run.group.architecture.build().double()
     found = []
     for client in ids:
         own = torch.from_numpy(run.member.shards[client])
         with torch.no_grad():
-            logits = functional_call(module, run.layout.views(model), (run.split.train.plain(own),))
+            logits = functional_call(module, run.group.layout.views(model), (run.split.train.plain(own),))
             found.append(F.cross_entropy(logits, run.split.train.targets[own], reduction="none").numpy())
     return found
 
@@ -488,13 +489,13 @@ def test_losses_are_those_of_the_present_model_on_own_samples() -> None:
     run.run_round()
     ids = np.array([1, 4, 7])
     expected = [losses.mean() for losses in module_losses(run, run.state.model[0], ids.tolist())]
-    assert run._losses(0, ids, None) == pytest.approx(expected, rel=1e-12)
-    some = run.member.asked_samples(ids, 5)
+    assert run.questions.answer(run.member, run.state.model[0], ids, None) == pytest.approx(expected, rel=1e-12)
+    some = run.member.loss_samples(ids, 5)
     assert [len(own) for own in some] == [5, 5, 5]
     assert all(set(own.tolist()) <= set(run.member.shards[k].tolist()) for k, own in zip(ids.tolist(), some, strict=True))
-    assert [own.tolist() for own in some] == [own.tolist() for own in run.member.asked_samples(ids, 5)]
+    assert [own.tolist() for own in some] == [own.tolist() for own in run.member.loss_samples(ids, 5)]
     run.run_round()
-    assert [own.tolist() for own in some] != [own.tolist() for own in run.member.asked_samples(ids, 5)]
+    assert [own.tolist() for own in some] != [own.tolist() for own in run.member.loss_samples(ids, 5)]
 
 
 def single_ends(run: Trainer, ids: Sequence[int]) -> Tensor:
@@ -514,12 +515,12 @@ def test_importance_weights_act_on_the_update(engine: str) -> None:
     run = made("participation=importance", engine=engine)
     start, sizes = run.state.model[0].clone(), run.member.shard_sizes
     run.run_round()
-    ids = np.flatnonzero(~np.isnan(run.member.recollection["norm"]))
+    ids = np.flatnonzero(~np.isnan(run.member.scheme_state["norm"]))
     assert len(ids) == 4
     ends = single_ends(run, ids.tolist())
     q = torch.from_numpy(sizes[ids] / sizes.sum() / (4 / 7))
     torch.testing.assert_close(run.state.model[0], start + q @ (ends - start), rtol=1e-12, atol=1e-12)
-    assert run.member.recollection["norm"][ids] == pytest.approx((ends - start).norm(dim=1).numpy(), rel=1e-10)
+    assert run.member.scheme_state["norm"][ids] == pytest.approx((ends - start).norm(dim=1).numpy(), rel=1e-10)
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
@@ -534,16 +535,16 @@ def test_what_a_round_shows(engine: str) -> None:
         run.run_round()
         (losses,) = module_losses(run, model, [0])
         if name == "oort":
-            assert member.recollection["utility"][0] == pytest.approx(8 * np.sqrt((losses**2).mean()), rel=1e-12)
-            assert member.recollection["last"][:2].tolist() == [1, 1]
+            assert member.scheme_state["utility"][0] == pytest.approx(8 * np.sqrt((losses**2).mean()), rel=1e-12)
+            assert member.scheme_state["last"][:2].tolist() == [1, 1]
         else:
-            assert member.recollection["loss"][0] == pytest.approx(losses.mean(), rel=1e-12)
+            assert member.scheme_state["loss"][0] == pytest.approx(losses.mean(), rel=1e-12)
 
 
 def test_asking_for_losses_is_charged() -> None:
     """Six candidates for three places: six models down instead of three, and a forward pass over the candidates' samples."""
     plain, run = made("C=0.375"), made("C=0.375", "participation=power_of_choice", "participation.d=6")
-    payload = run.layout.size * 8
+    payload = run.group.layout.size * 8
     for each in (plain, run):
         each.run_round()
     assert plain.member.traffic.bytes_down == 3 * payload
@@ -551,9 +552,9 @@ def test_asking_for_losses_is_charged() -> None:
     assert run.member.traffic.bytes_up == plain.member.traffic.bytes_up == 3 * payload
     assert run.member.traffic.messages == plain.member.traffic.messages + 3
     (row,), (other,) = run.evaluate(), plain.evaluate()
-    assert other["flops"] == run.sample_flops * 3 * 2 * 4
-    assert row["flops"] == other["flops"] + run.forward_flops * run.member.evaluated
-    assert run.sample_flops / 3 <= run.forward_flops < run.sample_flops / 1.9
+    assert other["flops"] == run.group.sample_flops * 3 * 2 * 4
+    assert row["flops"] == other["flops"] + run.group.forward_flops * run.member.evaluated
+    assert run.group.sample_flops / 3 <= run.group.forward_flops < run.group.sample_flops / 1.9
     assert 8 * (1 + 2 + 3 + 5 + 6 + 7) <= run.member.evaluated <= 8 * (2 + 3 + 5 + 6 + 7 + 8)
     few = made("participation=power_of_choice", "C=0.375", "participation.d=6", "participation.samples=10")
     few.run_round()
@@ -563,7 +564,7 @@ def test_asking_for_losses_is_charged() -> None:
 
 def test_fedcor_and_afl_ask_when_they_should() -> None:
     run = made("participation=fedcor", "participation.warmup=1", "participation.interval=3")
-    payload, total = run.layout.size * 8, int(run.member.shard_sizes.sum())
+    payload, total = run.group.layout.size * 8, int(run.member.shard_sizes.sum())
     evaluated, down = [], []
     for _ in range(6):
         run.run_round()
@@ -636,7 +637,7 @@ def test_schemes_that_measure_unlike_things_are_not_packed() -> None:
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_schemes_that_measure_nothing_read_nothing_back(name: str, engine: str) -> None:
     run = made(*chosen(name), "participation.dropout=0.3", engine=engine)
-    assert not run._shows
+    assert not run.measurements.of_clients
     for _ in range(3):
         under_guard(run)
 
@@ -648,7 +649,7 @@ def test_schemes_that_measure_nothing_read_nothing_back(name: str, engine: str) 
 def test_those_who_drop_out_are_not_averaged(engine: str) -> None:
     """The mean of the others by their sizes; one model fewer is sent up for each, and the budget is what it was."""
     run = made("participation.dropout=0.5", "seed=1", engine=engine)
-    plan = made("participation.dropout=0.5", "seed=1").member.plan()
+    plan = plan_round(made("participation.dropout=0.5", "seed=1").member)
     assert plan.reports is not None
     left = plan.ids[plan.reports]
     assert 0 < len(left) < 4, "the seed of this test"
@@ -661,7 +662,7 @@ def test_those_who_drop_out_are_not_averaged(engine: str) -> None:
         ends.append(alone.state.model[0])
     sizes = torch.from_numpy(run.member.shard_sizes[left].astype(float))
     torch.testing.assert_close(run.state.model[0], sizes / sizes.sum() @ torch.stack(ends), rtol=1e-12, atol=1e-12)
-    payload = run.layout.size * 8
+    payload = run.group.layout.size * 8
     assert (run.member.traffic.bytes_down, run.member.traffic.bytes_up) == (4 * payload, len(left) * payload)
     assert run.member.samples == run.member.computed == 4 * 2 * 4
 
@@ -702,7 +703,7 @@ def test_of_a_cut_round_those_with_samples_may_be_the_ones_that_drop_out(engine:
         before = run.state.model.clone()
         plan = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine).member
         plan.samples, plan.round, plan.cursors = run.member.samples, run.member.round, run.member.cursors.copy()
-        reports = plan.plan().reports
+        reports = plan_round(plan).reports
         run.run_round()
         assert run.member.finished and run.state.model.isfinite().all()
         if reports is not None and not reports.any():
@@ -725,6 +726,8 @@ class Remembering(FedAvg):
     """Clients that count their steps and the rounds that they were told about, and begin at a place of their own."""
 
     client_slots: ClassVar[dict[str, bool]] = {"steps": False, "told": True}
+    own_starts: ClassVar[bool] = True
+    needs_ends: ClassVar[bool] = True
 
     def start(self, state: State, clients: Clients) -> Tensor:
         return clients.receive(state.model) + torch.from_numpy(clients.ids)[:, None] / 100
@@ -772,7 +775,7 @@ def test_importance_sampling_stays_unbiased_when_clients_drop_out() -> None:
     run = Trainer(e, engine="stacked")
     rests = []
     for run.member.round in range(3000):
-        rests.append(run.member.plan().rest)
+        rests.append(plan_round(run.member).residual_weight)
     assert np.mean(rests) == pytest.approx(0, abs=5 * np.std(rests) / np.sqrt(len(rests)))
     assert np.std(rests) > 0.1
 
@@ -782,7 +785,7 @@ def test_unequal_work_of_clients_spends_the_budget() -> None:
     run = trainer(*command, "model.filters=1", "model.hidden=2", engine="stacked")
     lengths = set()
     while not run.finished:
-        plan = run.member.plan()
+        plan = plan_round(run.member)
         lengths |= set(plan.samples.tolist())
         run.run_round()
     assert run.member.samples == run.member.experiment.budget
@@ -797,6 +800,8 @@ def test_methods_that_use_more_than_the_mean_refuse_weights_of_importance() -> N
 
     @dataclass
     class More(FedAvg):
+        needs_ends: ClassVar[bool] = True
+
         def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
             state.model.copy_(clients.mean(ends))
 

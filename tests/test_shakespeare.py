@@ -13,6 +13,7 @@ from fl_hydra.data.shakespeare import Shakespeare, ShakespeareSequences, TextDat
 from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import describe
+from fl_hydra.training.planning import plan_round
 from fl_hydra.training.text import Text
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
@@ -129,11 +130,11 @@ def test_a_loss_over_every_position_is_the_mean_over_what_is_no_padding(tmp_path
     write_shakespeare(tmp_path)
     given = (*SPEECHES, "K=6", "algorithm=fedavg", "C=1", "J=1", "samples=24", "precision=fp64", f"data={tmp_path}")
     whole, parts = trainer(*given), trainer(*given)
-    parts.engine.samples_at_once = 3
+    parts.group.engine.samples_at_once = 3
     initial = whole.state.model[0].clone()
-    module = whole._build().double()
+    module = whole.group.architecture.build().double()
     torch.nn.utils.vector_to_parameters(initial, module.parameters())
-    plan = whole.member.plan()
+    plan = plan_round(whole.member)
     gradients = []
     for row in torch.from_numpy(whole.member.draw(plan, 4)):
         logits = module(whole.split.train.plain(row))
@@ -218,8 +219,8 @@ def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_pat
     assert [member.finished for member in together.members] == [True, False]
     models = together.state.model
     expected = [
-        together.engine.evaluate(models[:1], together.split.test),
-        together.engine.evaluate(models[1:], together.split.test, torch.arange(50)),
+        together.group.engine.evaluate(models[:1], together.split.test),
+        together.group.engine.evaluate(models[1:], together.split.test, torch.arange(50)),
     ]
     for row, totals in zip(together.evaluate([0, 1]), expected, strict=True):
         assert row["test/loss"] == pytest.approx(float(totals[0, 0] / totals[0, 2]), rel=1e-12)
@@ -233,11 +234,11 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     lines: list[str] = []
     run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
     ids = np.arange(6)
-    found = run._losses(0, ids, None)
+    found = run.questions.answer(run.member, run.state.model[0], ids, None)
     for client, loss in enumerate(found):
-        totals = run.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
+        totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
         assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
-    run._losses(0, ids, None)
+    run.questions.answer(run.member, run.state.model[0], ids, None)
     (line,) = lines
     assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
 
@@ -251,7 +252,7 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
     rule = run.member.experiment.local_steps
     rule.learn = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
     run.run_round()
-    targets = float(run._row_meter[:, 2].sum())
+    targets = float(run.group.buffers.meter[:, 2].sum())
     assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.card.targets, "else the test says nothing"
     assert told == [pytest.approx(run.evaluate()[0]["train/loss"], rel=1e-12)]
     assert describe(run.member.experiment)["revisions"]["counted_loss"] == 2

@@ -81,6 +81,15 @@ class Algorithm(Component):
     coupled: ClassVar[bool] = False
     """Whether rows exchange models between the local steps of a round (:meth:`mixing`); all of them then take each step together."""
 
+    own_starts: ClassVar[bool] = False
+    """Whether rows begin with what `start` gives them, and not all with the model."""
+
+    needs_ends: ClassVar[bool] = False
+    """Whether `update` needs what every row has come to, and not only the mean of that."""
+
+    event_driven: ClassVar[bool] = False
+    """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""
+
     in_step: ClassVar[bool] = False
     """Whether rows meet within a round after numbers of steps that each of them has to take."""
 
@@ -89,6 +98,16 @@ class Algorithm(Component):
 
     slowest: ClassVar[float] = math.inf
     """How many times as slow as the fastest a worker may be."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """
+        Raises:
+            TypeError: a seam is overridden that nobody calls, since it is not declared.
+        """
+        super().__init_subclass__(**keywords)
+        for seam, declared in (("start", "own_starts"), ("update", "needs_ends")):
+            if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
+                raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -113,7 +132,7 @@ class Algorithm(Component):
         return State(models)
 
     def start(self, state: State, clients: Clients) -> Tensor:
-        """What every row begins with: [rows, P]."""
+        """Where `own_starts`: what every row begins with, [rows, P]. Without it, each begins with the model."""
         return clients.receive(state.model)
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
@@ -142,10 +161,9 @@ class Algorithm(Component):
         traffic.exchange(int(sent.sum()), int(sent.max()), payload)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
-        """How what came back, starts and ends [rows, P], becomes the next state; changes `state` in place.
+        """Where `needs_ends`: how what came back, starts and ends [rows, P], becomes the next state; changes `state` in place.
 
-        Override it where more than the mean of the ends is needed. Where it is not overridden, the mean is taken as the rows
-        come in, and they never lie side by side.
+        Without it, the mean is taken as the rows come in, so that they never lie side by side, and `outer` is given it.
         """
         self.outer(state, clients, clients.mean(ends))
 

@@ -73,6 +73,7 @@ class EventDriven(Workers):
 
     serves: ClassVar[bool] = False
     synchronous: ClassVar[bool] = False
+    event_driven: ClassVar[bool] = True
 
     @abstractmethod
     def events(self, J: int, gradients: int, done: Indices, speeds: Reals, unit: float, seed: int, round: int, began: float) -> Events:

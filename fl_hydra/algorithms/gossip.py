@@ -67,6 +67,8 @@ class Gossip(GossipPGA):
 
     serves: ClassVar[bool] = False
     synchronous: ClassVar[bool] = False
+    own_starts: ClassVar[bool] = True
+    needs_ends: ClassVar[bool] = True
 
     def check(self, K: int, C: float) -> None:
         super().check(K, C)

@@ -53,7 +53,14 @@ class Conditions:
 
         cuda = trainer.device.type == "cuda"
         device = torch.cuda.get_device_name(trainer.device) if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
-        return cls(trainer.engine_name, torch.get_num_threads(), trainer.rows_at_once, trainer.samples_at_once, device, version("torch"))
+        return cls(
+            trainer.engine_name,
+            torch.get_num_threads(),
+            trainer.group.rows_at_once,
+            trainer.group.samples_at_once,
+            device,
+            version("torch"),
+        )
 
     def changes(self, now: Conditions) -> list[str]:
         """A note for each that was another one before."""

@@ -19,7 +19,8 @@ from fl_hydra.runs.recording import Recording, alone
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
-    from fl_hydra.training.trainer import Metrics, Trainer
+    from fl_hydra.training.evaluation import Metrics
+    from fl_hydra.training.trainer import Trainer
 
 __all__ = ["Outcome", "Reporter", "execute", "execute_together"]
 

@@ -17,7 +17,7 @@ from fl_hydra.runs.ownership import OwnershipLost
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
-    from fl_hydra.training.trainer import Metrics
+    from fl_hydra.training.evaluation import Metrics
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fl_hydra.training.experiment import Experiment
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fl_hydra.training.trainer import Metrics
+    from fl_hydra.training.evaluation import Metrics
 
 
 def headline(experiment: Experiment) -> str:

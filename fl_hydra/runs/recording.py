@@ -41,8 +41,9 @@ from fl_hydra.tracking.follower import follow
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
-    from fl_hydra.training.member import Member
-    from fl_hydra.training.trainer import Metrics, Trainer
+    from fl_hydra.training.evaluation import Metrics
+    from fl_hydra.training.packed_run import PackedRun
+    from fl_hydra.training.trainer import Trainer
 
 ERROR = "error.txt"
 
@@ -278,7 +279,7 @@ class Recording:
         self._for_the_reader(partial(self.timings.append, timing | ({"together": together} if together > 1 else {})))
         self.metrics.append(row)  # last: if it fails, the checkpoint that is tried once more has both rows
 
-    def verdict(self, member: Member) -> tuple[str, str] | None:
+    def verdict(self, member: PackedRun) -> tuple[str, str] | None:
         """How the run has ended, and why, where it is not finished; None if it goes on."""
         if bad := not_finite(self.row):
             narrow = ", or precision=bf16 or fp32: fp16 overflows above 65,504" if self.experiment.precision == "fp16" else ""
@@ -326,7 +327,7 @@ class Recording:
             "status": status,
             "reason": reason,
             "run": run_hash(self.experiment),
-            "parameters": trainer.layout.size,
+            "parameters": trainer.group.layout.size,
             "metrics": self.row,
             "weights_sha256": hashlib.sha256(trainer.weights(run).contiguous().numpy().tobytes()).hexdigest(),
             "metrics_sha256": hashlib.sha256(self.metrics.content).hexdigest(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_hydra.data.dataset import Card
 from fl_hydra.errors import UserError, require
-from fl_hydra.training.cost import example
+from fl_hydra.models.base import Model
+from fl_hydra.training.cost import example, sample_bytes
+from fl_hydra.training.layout import Layout
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model, before it has parameters of a run.
+
+    module: whose own parameters are never read. layout: of its parameters. sample_bytes: what one sample's forward pass keeps for its
+    backward pass.
+    """
+
+    model: Model
+    card: Card
+    module: nn.Module
+    layout: Layout
+    sample_bytes: int
+
+    @classmethod
+    def of(cls, model: Model, card: Card) -> Architecture:
+        """The architecture of a model for some samples.
+
+        Raises:
+            UserError: it does not fit them, or engines would train it differently.
+        """
+        module = model.build(card)
+        check_architecture(module, card)
+        return cls(model, card, module, Layout.of(module), sample_bytes(module, card))
+
+    def build(self) -> nn.Module:
+        """A fresh module."""
+        return self.model.build(self.card)
 
 
 def check_architecture(module: nn.Module, card: Card) -> None:

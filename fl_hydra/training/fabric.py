@@ -60,22 +60,22 @@ class Fabric:
     """
 
     def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic) -> None:
-        self._remote, self._rows, self._reports, self._traffic = remote, rows, reports, traffic
+        self._remote, self._rows, self._reports, self.traffic = remote, rows, reports, traffic
 
     def count_down(self, values: Tensor) -> None:
         """Enter in the ledger that every row was sent `values` [1, P]."""
         if self._remote or self._rows > 1:
-            self._traffic.bytes_down += self._rows * values[0].numel() * values.element_size()
-            self._traffic.messages += self._rows
-            self._traffic.served += self._rows * self._remote
+            self.traffic.bytes_down += self._rows * values[0].numel() * values.element_size()
+            self.traffic.messages += self._rows
+            self.traffic.served += self._rows * self._remote
 
     def count_up(self, values: Tensor) -> None:
         """Enter in the ledger that every row that reports sent one of `values` [any, P] to be averaged."""
         if self._remote or self._rows > 1:
-            self._traffic.bytes_up += self._reports * values[0].numel() * values.element_size()
-            self._traffic.messages += self._reports
-            self._traffic.served += self._reports * self._remote
-            self._traffic.averages += 1
+            self.traffic.bytes_up += self._reports * values[0].numel() * values.element_size()
+            self.traffic.messages += self._reports
+            self.traffic.served += self._reports * self._remote
+            self.traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:
         """Send each row the run's model: [1, P] -> [rows, P], without a copy."""

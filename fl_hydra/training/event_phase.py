@@ -1,0 +1,88 @@
+"""The local steps of an asynchronous round, in the order of its events."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_hydra.algorithms.events import EventDriven, WorkersState
+from fl_hydra.arrays import Indices
+from fl_hydra.devices import to_device
+from fl_hydra.optim.base import Optimizer
+from fl_hydra.training.draws import Draws
+from fl_hydra.training.round_inputs import RoundInputs, RunRound
+from fl_hydra.training.row_group import RowGroup
+from fl_hydra.training.rows import Rows
+from fl_hydra.training.samples import Samples
+
+
+class EventPhase:
+    """A block of events of each run: gradients that do not depend on each other together, all else in its order.
+
+    It has the contract of :class:`fl_hydra.training.local_phase.LocalPhase`: what workers send is part of the events, so that nothing is
+    left to be sent before them, or averaged after them.
+
+    Args:
+        algorithm: whose events they are.
+        group: the rows.
+        samples: the training samples.
+    """
+
+    def __init__(self, algorithm: EventDriven, group: RowGroup, samples: Samples) -> None:
+        self._algorithm, self._group, self._samples = algorithm, group, samples
+
+    def send(self, inputs: RoundInputs) -> None:
+        """Workers have their models."""
+
+    def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
+        """All events of all runs, of which each has its optimizer."""
+        for run, part in enumerate(inputs.runs):
+            state, program = part.state, part.plan.program
+            assert isinstance(state, WorkersState)
+            assert program is not None
+            own = inputs.steps.of_rows(part.rows)
+            draws = Draws(
+                self._samples,
+                own.indices,
+                own.streams,
+                own.cursors,
+                own.sample_mask if part.masked else None,
+                self._group.buffers.meter[part.rows],
+                inputs.counts[part.rows],
+                inputs.gradient_calls[part.rows],
+            )
+            for step in program.schedule:
+                if step.kind != "gradients":
+                    self._algorithm.communicate(state, 0, program, step.positions, part.clients.fabric.traffic)
+                    continue
+                self._algorithm.before(state, 0, program, step.positions)
+                workers, nth = program.events.worker[step.positions], program.nth[step.positions]
+                self._step(part, state, optimizers[run], workers, nth, draws, own.rates)
+            self._algorithm.settle(state, 0, program)
+
+    def mean(self, run: int, part: RunRound) -> Tensor | None:
+        """There is none to be taken."""
+        return None
+
+    def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
+        """The events have left the next state."""
+
+    def _step(
+        self, part: RunRound, state: WorkersState, optimizer: Optimizer, workers: Indices, nth: Indices, draws: Draws, rates: Tensor
+    ) -> None:
+        """One local step of some workers of a run, int64 [n]; each its nth of the round."""
+        group = self._group
+        which, step = to_device(workers, group.device), to_device(nth, group.device)
+        parameters = group.buffers.lanes[0].parameters[: len(workers)]
+        starts = state.workers[0].index_select(0, which)
+        parameters.copy_(starts)
+        slots = {name: slot.index_select(0, which) for name, slot in part.clients.slots.items()}
+        first = part.rows.start
+        hyper = {name: values[first : first + len(workers)] for name, values in group.buffers.hyper.items()}
+        batch = draws.at(workers, nth)
+        rows = Rows(parameters, starts, slots, hyper, rates[which, step][:, None], optimizer, group.layers)
+        self._algorithm.step(rows, group.engine.gradient, [batch], 0)
+        for name, slot in slots.items():
+            part.clients.slots[name].index_copy_(0, which, slot)
+        draws.meter.index_add_(0, which, batch.meter)
+        draws.asked[workers, nth] += batch.asked
+        self._algorithm.after(state, 0, which, starts, parameters)

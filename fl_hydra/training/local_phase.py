@@ -1,0 +1,225 @@
+"""The local steps of a round: each row takes its own, block by block, and what rows come to is summed as they come in."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.arrays import Indices
+from fl_hydra.devices import to_device
+from fl_hydra.optim.base import Optimizer
+from fl_hydra.training import round_inputs
+from fl_hydra.training.draws import Draws
+from fl_hydra.training.noise import NoiseScale
+from fl_hydra.training.round_inputs import RoundInputs, RunRound, StepInputs
+from fl_hydra.training.row_group import Block, Lane, RowGroup
+from fl_hydra.training.rows import Gradient, Rows
+from fl_hydra.training.samples import Samples
+
+
+class LocalPhase:
+    """A round in which each row takes its local steps from its start, and the server a step from what comes back.
+
+    Args:
+        algorithm: whose steps they are.
+        group: the rows.
+        samples: the training samples.
+        noise: watches the gradients of the first step, where the noise scale is measured.
+        measures_travel: whether the length of each row's way is wanted.
+    """
+
+    def __init__(self, algorithm: Algorithm, group: RowGroup, samples: Samples, noise: NoiseScale | None, measures_travel: bool) -> None:
+        self._algorithm, self._group, self._samples = algorithm, group, samples
+        self._noise, self._measures_travel = noise, measures_travel
+        self._abandoned = False
+        """Whether a thread has failed in this round, so that the others need not finish it."""
+
+    def send(self, inputs: RoundInputs) -> None:
+        """Send every row what it begins with."""
+        if self._algorithm.own_starts:
+            starts = [self._algorithm.start(part.state, part.clients) for part in inputs.runs]
+            inputs.start_from(starts[0] if len(starts) == 1 else torch.cat(starts))
+        else:
+            for part in inputs.runs:
+                part.clients.fabric.count_down(part.state.model)
+
+    def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
+        """All local steps of all rows, of which each run has its optimizer.
+
+        On a CPU the blocks of a run are shared among threads, each with a core and a sum of its own; on a GPU blocks of all runs are
+        branches of a graph, whose ends are summed one after the other. Which neighbours a block has does not change its numbers.
+        """
+        division, buffers, pool = self._group.division, self._group.buffers, self._group.pool
+        if not self._algorithm.needs_ends:
+            buffers.ends.zero_()
+        threaded = [run for run, threads in enumerate(division.threads) if threads > 1]
+        others = [block for run, own in enumerate(division.blocks) if run not in threaded for block in own]
+        for first in range(0, len(others), division.branches):
+            wave = dict(enumerate(others[first : first + division.branches]))
+            self._train_blocks(wave, inputs, optimizers)
+            for lane, block in wave.items():
+                self._collect(lane, 0, block, inputs)
+        if pool is None:
+            return
+
+        def share(thread: int) -> None:
+            for run in threaded:
+                for block in division.blocks[run][thread :: division.threads[run]] if thread < division.threads[run] else []:
+                    self._train_blocks({thread: block}, inputs, optimizers)
+                    self._collect(thread, thread, block, inputs)
+
+        self._abandoned = False
+        shares = [pool.submit(share, thread) for thread in range(max(division.threads))]
+        try:
+            for done in shares:
+                done.result()
+        except BaseException:
+            self._abandoned = True
+            raise
+
+    def mean(self, run: int, part: RunRound) -> Tensor | None:
+        """The mean of what came back to a run, [1, P]; None where the method wants every end by itself, or where nobody reports."""
+        if self._algorithm.needs_ends or not part.reports:
+            return None
+        part.clients.fabric.count_up(part.state.model)
+        sums, threads = self._group.buffers.ends, self._group.division.threads[run]
+        mean = sums[0, run : run + 1] if threads == 1 else sums[:threads, run].sum(0, keepdim=True)
+        # x + sum of q_k (w_k - x), where weights q do not sum to 1.
+        return mean.add_(part.state.model, alpha=part.plan.residual_weight) if part.plan.residual_weight else mean
+
+    def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
+        """How what came back to a run becomes its next state. Where nobody reports nothing comes back, and nothing changes."""
+        if part.reports:
+            if mean is not None:
+                self._algorithm.outer(part.state, part.clients, mean)
+            else:
+                starts = inputs.steps.starts
+                own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
+                self._algorithm.update(part.state, part.clients, own, self._group.buffers.ends[part.rows])
+            self._algorithm.finish(part.state, part.clients)
+        part.restore_lost()
+
+    def _train_blocks(self, wave: dict[int, Block], inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
+        """All local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""
+        launcher = self._group.launcher
+        rows = slice(min(block.rows.start for block in wave.values()), max(block.rows.stop for block in wave.values()))
+        parts = [inputs.runs[run] for run in sorted({block.run for block in wave.values()})]
+        steps, masked = max(part.plan.steps for part in parts), any(part.masked for part in parts)
+        per_step = self._algorithm.batches_per_step
+        of_rows = inputs.steps.of_rows(rows)
+        length = round_inputs.GRAPH_STEPS if launcher.replays else steps
+        for first in range(0, steps, length):
+            last = min(first + length, steps)
+            batches = slice(first * per_step, last * per_step)
+            segment = of_rows.of_steps(slice(first, last), steps, per_step, masked).named()
+            train = partial(self._train_segment, wave, rows, slice(first, last), inputs.counts[rows, batches], inputs, optimizers)
+            # Rounds of other lengths share what they have in common: their first segments.
+            own = tuple((min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last]) for part in parts)
+            shapes = tuple(tensor.shape for tensor in segment.values())
+            key = None if masked else (rows.start, rows.stop, first, own, shapes)
+            inputs.gradient_calls[rows, batches] += launcher.run(key, train, segment)
+
+    def _train_segment(
+        self,
+        wave: dict[int, Block],
+        rows: slice,
+        steps: slice,
+        counts: Indices,
+        inputs: RoundInputs,
+        optimizers: list[Optimizer],
+        tensors: dict[str, Tensor],
+    ) -> Indices:
+        """Some local steps of some blocks; how often each gradient was asked for. Whatever it reads but `tensors` lies in fixed memory."""
+        given = StepInputs(**tensors)
+        calls = np.zeros_like(counts)
+        draws = Draws(
+            self._samples, given.indices, given.streams, given.cursors, given.sample_mask, self._group.buffers.meter[rows], counts, calls
+        )
+        self._group.launcher.side_by_side(
+            [
+                partial(
+                    self._train_block,
+                    self._group.buffers.lanes[lane],
+                    block,
+                    slice(block.rows.start - rows.start, block.rows.stop - rows.start),
+                    steps,
+                    draws,
+                    inputs.runs[block.run],
+                    optimizers[block.run],
+                    given,
+                )
+                for lane, block in wave.items()
+            ]
+        )
+        return calls
+
+    def _train_block(
+        self, lane: Lane, block: Block, local: slice, steps: slice, draws: Draws, part: RunRound, optimizer: Optimizer, given: StepInputs
+    ) -> None:
+        """Some local steps of a block of rows in a lane. local: where the block lies in `given` and `draws`."""
+        algorithm, buffers, engine = self._algorithm, self._group.buffers, self._group.engine
+        parameters = lane.parameters[: block.size]
+        starts = part.state.model.expand(block.size, -1) if given.starts is None else given.starts[local]
+        slots = {name: slot[: block.size] for name, slot in lane.slots.items()}
+        if steps.start == 0:
+            parameters.copy_(starts)
+            for slot in slots.values():
+                slot.zero_()
+            if given.starts is None:
+                engine.share(parameters)
+        slots |= {name: slot[block.rows] for name, slot in buffers.client_slots.items()}
+        hyper = {name: values[block.rows] for name, values in buffers.hyper.items()}
+        rows = Rows(parameters, starts, slots, hyper, given.rates[local], optimizer, self._group.layers)
+        batches = draws.batches(local, part.masked)
+        last = min(steps.stop, part.plan.steps)
+        for j in range(steps.start, last):
+            step_batches = list(islice(batches, algorithm.batches_per_step))
+            if self._abandoned:
+                break
+            active = np.array([batch.counts for batch in step_batches]).any(0) if part.masked else None
+            gradient = self._watched(block) if j == 0 else engine.gradient
+            if active is None or active.all():
+                algorithm.step(rows, gradient, step_batches, j)
+            elif active.any():
+                # Rows whose samples are used up stay as they are while the others take their last steps.
+                idle = to_device(np.logical_not(active), self._group.device)[:, None]
+                before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
+                algorithm.step(rows, gradient, step_batches, j)
+                for tensor, kept in before:
+                    tensor.copy_(torch.where(idle, kept, tensor))
+            else:
+                break
+            if part.exchanges[j]:
+                assert given.mixing is not None
+                # Copies: at another address a product may have other last bits.
+                parameters.copy_(given.mixing[local, j].clone() @ parameters)
+        if self._measures_travel and last == part.plan.steps > steps.start:
+            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=buffers.travel[block.rows])
+
+    def _watched(self, block: Block) -> Gradient:
+        """The engine's gradient at the first local step."""
+        division, gradient = self._group.division, self._group.engine.gradient
+        if self._noise is None:
+            return gradient
+        lanes = max(division.branches, division.threads[block.run])
+        return self._noise.watching(gradient, block.index % lanes, block.run, block.rows)
+
+    def _collect(self, lane: int, thread: int, block: Block, inputs: RoundInputs) -> None:
+        """Collect a finished block from its lane, which the next block needs; a row that is lost ends where it began."""
+        part, parameters, ends = inputs.runs[block.run], self._group.buffers.lanes[lane].parameters, self._group.buffers.ends
+        starts = inputs.steps.starts
+        for position, row in enumerate(range(block.rows.start, block.rows.stop)):
+            if row in part.lost:
+                parameters[position].copy_(part.state.model[0] if starts is None else starts[row])
+        rows = parameters[: block.size]
+        if self._algorithm.needs_ends:
+            ends[block.rows].copy_(rows)
+            return
+        first = block.rows.start - part.rows.start
+        for end, weight in zip(rows, part.clients.weights[first : first + len(rows)], strict=True):
+            ends[thread, block.run].addcmul_(end, weight)

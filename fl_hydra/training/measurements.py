@@ -1,0 +1,133 @@
+"""What rounds show: training figures between two evaluations, and what rules for local steps and participation schemes ask to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_hydra.arrays import Indices, Reals
+from fl_hydra.devices import to_device
+from fl_hydra.local_steps.base import Measured
+from fl_hydra.training.engines import Engine
+from fl_hydra.training.noise import NoiseScale
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.round_inputs import RoundInputs, RunRound
+from fl_hydra.training.row_group import RowBuffers
+from fl_hydra.training.rows import METER
+from fl_hydra.training.samples import Samples
+
+
+class Measurements:
+    """What the rounds of all runs show.
+
+    Args:
+        runs: of the trainer.
+        device: where.
+    """
+
+    def __init__(self, runs: Sequence[PackedRun], device: torch.device) -> None:
+        first = runs[0].experiment
+        rounds = not first.algorithm.event_driven  # else nothing is sent at a common time that could be compared
+        self.of_clients = frozenset[str]().union(*(run.experiment.participation.measures for run in runs)) if rounds else frozenset[str]()
+        """What is read back of every row after a round, for the participation scheme."""
+        self.of_rounds = first.local_steps.measures if rounds else frozenset[str]()
+        """What is read back of every run after a round, for the rule for local steps."""
+        self.noise = NoiseScale(len(runs), device) if first.noise_scale else None
+        self.meter = torch.zeros(len(runs), METER, dtype=torch.float64, device=device)
+        """Summed loss, correct predictions and targets of each run's batches since its last evaluation."""
+
+    @property
+    def travel(self) -> bool:
+        """Whether the length of each row's way is wanted."""
+        return "drift" in self.of_rounds or "norm" in self.of_clients
+
+    @property
+    def squares(self) -> bool:
+        """Whether the squared losses of samples are wanted."""
+        return "root_square" in self.of_clients
+
+    def keep(self, runs: Tensor) -> None:
+        """Drop all other runs than these, int64."""
+        self.meter = self.meter[runs]
+        if self.noise is not None:
+            self.noise.keep(runs)
+
+    def clients(self, inputs: RoundInputs, buffers: RowBuffers) -> dict[str, Reals] | None:
+        """What was measured of each row, by name: float64 [rows]; None where no scheme asks. Reads it back at once."""
+        if not self.of_clients:
+            return None
+        samples = np.maximum(1, inputs.counts.sum(1))
+        read = torch.cat([buffers.meter.double(), buffers.travel.double()], 1).cpu().numpy()
+        figures = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
+        return figures | ({"root_square": np.sqrt(read[:, METER] / samples)} if self.squares else {})
+
+    def rounds(self, inputs: RoundInputs, buffers: RowBuffers, means: Sequence[Tensor | None]) -> list[Measured] | None:
+        """What the rule for local steps asks to see of each run's round, which is read back; None where it asks for nothing."""
+        if self.noise is not None:
+            size = inputs.steps.indices.shape[2]
+            self.noise.end(size, [bool((inputs.counts[part.rows, 0] == size).all()) for part in inputs.runs])
+            for part in inputs.runs:
+                part.clients.fabric.count_down(part.state.model)
+                part.clients.fabric.count_up(part.state.model)
+        if not self.of_rounds:
+            return None
+        figures = [self._of_run(part, buffers, mean) for part, mean in zip(inputs.runs, means, strict=True)]
+        if "noise" in self.of_rounds and self.noise is not None:
+            for figure, noise in zip(figures, self.noise.values(), strict=True):
+                figure["noise"] = noise
+        read = torch.stack([torch.stack([value.double() for value in figure.values()]) for figure in figures]).tolist()
+        return [Measured(**dict(zip(figure, row, strict=True))) for figure, row in zip(figures, read, strict=True)]
+
+    def _of_run(self, part: RunRound, buffers: RowBuffers, mean: Tensor | None) -> dict[str, Tensor]:
+        """What the rule asks for of a run's round, by name, as numbers on the device."""
+        figures: dict[str, Tensor] = {}
+        if "loss" in self.of_rounds:
+            loss, _, targets = buffers.meter[part.rows, :METER].double().sum(0).unbind()
+            figures["loss"] = loss / targets.clamp(min=1)
+        if "drift" in self.of_rounds:
+            weights = part.clients.weights
+            if mean is None:  # the method takes it by itself, if at all
+                mean = part.clients.fabric.sum_weighted(buffers.ends[part.rows], weights)
+            progress = (mean - part.state.model).square().sum()
+            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
+            moved = (weights[:, None] * buffers.travel[part.rows]).sum()
+            figures |= {"progress": progress, "drift": (moved - progress) / (len(weights) - 1)}
+        return figures
+
+    def add(self, run: int, rows: Tensor) -> None:
+        """Add what a round's rows of a run have shown, [rows, 3 or more]."""
+        self.meter[run] += rows[:, :METER].sum(0)
+
+
+class LossQuestions:
+    """Answers a participation scheme's questions for the losses of clients.
+
+    Args:
+        engine: evaluates. samples: the training samples. notify: is told once if more is evaluated than trained.
+    """
+
+    def __init__(self, engine: Engine, samples: Samples, notify: Callable[[str], None]) -> None:
+        self._engine, self._samples, self._notify = engine, samples, notify
+        self._said = False
+
+    def answer(self, run: PackedRun, model: Tensor, ids: Indices, samples: int | None) -> Reals:
+        """Mean losses of a model [P] over the targets of some clients, int64 [n]: float64 [n]. Reads them back."""
+        asked = run.loss_samples(ids, samples)
+        which = np.concatenate(asked)
+        e = run.experiment
+        trained = e.m * (e.J or 1) * e.batch_size
+        if len(which) > 10 * trained and not self._said:
+            self._said = True
+            scheme = e.participation
+            fewer = "; participation.samples=64 asks for 64 of each client" if samples is None and hasattr(scheme, "samples") else ""
+            self._notify(
+                f"participation={scheme.name} asks for the losses of {len(which):,} samples before a round that trains {trained:,}{fewer}"
+            )
+        found = self._engine.losses(model.clone(), self._samples, to_device(which, model.device)).cpu().numpy()
+        counts = np.array([len(own) for own in asked])
+        losses, targets = np.add.reduceat(found, np.cumsum(counts) - counts).T
+        means: Reals = losses / np.maximum(1, targets)
+        return means

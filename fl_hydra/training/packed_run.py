@@ -1,0 +1,171 @@
+"""A run as a trainer holds it: everything that belongs to one run alone, so that several can train together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_hydra.arrays import Indices, Reals
+from fl_hydra.data.order import Order
+from fl_hydra.data.population import Population
+from fl_hydra.errors import require
+from fl_hydra.local_steps.base import Measured, Memory
+from fl_hydra.randomness import generator
+from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.fabric import Traffic
+from fl_hydra.training.images import augmentation_stream
+from fl_hydra.training.planning import RoundPlan
+
+_stream = lru_cache(maxsize=2**17)(augmentation_stream)
+
+
+class PackedRun:
+    """One run of a trainer: its shards, its clients, and how far it has come.
+
+    Args:
+        experiment: what it trains.
+        population: the training samples.
+        store: of its clients' state.
+
+    Raises:
+        UserError: the shards cannot be made, or too few clients have samples.
+    """
+
+    def __init__(self, experiment: Experiment, population: Population, store: ClientStore) -> None:
+        shards = experiment.sharding.shards(population, experiment.K, experiment.N_c, experiment.seed)
+        self.experiment = experiment
+        self.clients = store
+        self.shards = shards
+        self.shard_sizes = shards.sizes
+        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
+        require(
+            m <= owners or m == K,
+            f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
+        )
+        self.order = Order(shards, experiment.seed)
+        self.cursors = np.zeros(experiment.K, np.int64)
+        """Samples that each client has drawn so far."""
+        self.round = 0
+        self.samples = 0
+        self.lr = 0.0
+        self.memory: Memory = {}
+        """What the rule for local steps remembers."""
+        self.J: int | None = None
+        """Local steps of the last round, as the rule for them had it."""
+        self.seconds = 0.0
+        """Simulated: of computing, and of waiting for a server."""
+        self.speeds = experiment.speeds.draw(max(experiment.K, experiment.data_parallel), experiment.seed)
+        """Of the K workers, or of those that share each step of a lone row."""
+        self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds)
+        """Simulated seconds that each of them takes for a sample."""
+        self.traffic = Traffic()
+        self.computed = 0
+        """Samples that gradients were computed for, counted as often as they were asked for."""
+        self.evaluated = 0
+        """Samples of which clients computed losses before they were chosen."""
+        self.scheme_state: dict[str, Reals] = {}
+        """What the participation scheme remembers."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.samples >= self.experiment.budget
+
+    @property
+    def done(self) -> float:
+        """The part of the budget that is spent."""
+        return min(1.0, self.samples / self.experiment.budget)
+
+    def loss_samples(self, ids: Indices, count: int | None) -> list[Indices]:
+        """Of each of these clients, the samples that its loss is taken of in this round: all, or the first `count` of a permutation."""
+        if count is None:
+            return [self.shards[client] for client in ids.tolist()]
+        seed = self.experiment.seed
+        return [generator(seed, "losses", self.round, client).permutation(self.shards[client])[:count] for client in ids.tolist()]
+
+    def draw(self, plan: RoundPlan, count: int) -> Indices:
+        """The next `count` draws of each client: positions in the training samples, int64 [rows, count]."""
+        return np.stack(
+            [self.order.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
+        )
+
+    def augmentation_streams(self, plan: RoundPlan) -> list[int]:
+        """The numbers that name the crops and flips of each client."""
+        return [_stream(self.experiment.seed, client) for client in plan.ids.tolist()]
+
+    def begin(self, plan: RoundPlan, payload: int) -> None:
+        """The round begins: charge what choosing its cohort took. payload: bytes of a model."""
+        self.scheme_state.update(plan.remember)
+        self.evaluated += plan.selection.samples
+        self.seconds += plan.selection.seconds
+        self.traffic.bytes_down += plan.selection.downloads * payload
+        self.traffic.messages += plan.selection.downloads
+        self.traffic.served += plan.selection.downloads
+
+    def observe_clients(self, plan: RoundPlan, observed: dict[str, Reals]) -> None:
+        """Tell the participation scheme what was measured of each row, float64 [rows] by name; before :meth:`advance`."""
+        assert plan.seen is not None
+        assert plan.reports is not None
+        reported = {name: values[plan.reports] for name, values in observed.items()}
+        seen = replace(plan.seen, memory=self.scheme_state)
+        self.scheme_state = {**self.scheme_state, **self.experiment.participation.learn(seen, plan.ids[plan.reports], reported)}
+
+    def advance(self, plan: RoundPlan, computed: int, payload: int) -> None:
+        """The round is done; gradients were computed for so many samples, and a model has `payload` bytes."""
+        e = self.experiment
+        if e.data_parallel > 1:
+            self.traffic.average(e.data_parallel, payload, times=plan.steps)
+        for mixing in plan.mixing:
+            if mixing is not None:
+                e.algorithm.charge(self.traffic, mixing, payload)
+        self.traffic.steps += plan.steps
+        self.cursors[plan.ids] += plan.samples
+        self.samples += int(plan.samples.sum())
+        self.computed += computed
+        self.lr = plan.last_rate
+        self.seconds = plan.end_time
+        self.J = plan.J
+        self.round += 1
+
+    def observe_round(self, plan: RoundPlan, measured: Measured) -> None:
+        """Tell the rule for local steps what was measured of the round; after :meth:`advance`."""
+        e = self.experiment
+        if e.J is not None:
+            samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
+            e.local_steps.learn(measured, e.J, samples, self.samples / e.budget, self.memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run has come, as plain values and tensors; the state of its clients is written, and referred to."""
+        return {
+            "round": self.round,
+            "samples": self.samples,
+            "lr": self.lr,
+            "cursors": torch.from_numpy(self.cursors.copy()),
+            "memory": dict(self.memory),
+            "J": self.J,
+            "seconds": self.seconds,
+            "gradient_samples": self.computed,
+            "evaluated": self.evaluated,
+            "participation": {name: torch.from_numpy(values.copy()) for name, values in self.scheme_state.items()},
+            "traffic": asdict(self.traffic),
+            "clients": self.clients.save(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where the run was.
+
+        Raises:
+            CorruptFile: the state of a client that it refers to is damaged; nothing has changed then.
+        """
+        self.clients.restore(state["clients"])
+        self.round, self.samples, self.lr = state["round"], state["samples"], state["lr"]
+        self.cursors = state["cursors"].numpy().copy()
+        self.memory, self.J, self.seconds = dict(state["memory"]), state["J"], state["seconds"]
+        self.computed, self.evaluated = state["gradient_samples"], state["evaluated"]
+        self.scheme_state = {name: values.numpy().copy() for name, values in state["participation"].items()}
+        self.traffic = Traffic(**state["traffic"])
