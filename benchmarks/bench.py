@@ -28,7 +28,7 @@ from benchmarks.workloads import DEVICE, MadeUpText, ManyClients, ReluBeforePool
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.models.lstm import CharacterLSTM
-from fl_hydra.training.choice import ENGINES
+from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
 

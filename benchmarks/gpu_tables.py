@@ -30,7 +30,7 @@ from fl_hydra.errors import UserError
 from fl_hydra.files import write_atomically
 from fl_hydra.report.runs import mean_and_deviation
 from fl_hydra.schema import register_schema, typed
-from fl_hydra.training.choice import ENGINES
+from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.evaluation import Metrics
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer

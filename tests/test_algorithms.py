@@ -296,7 +296,7 @@ def test_identical_clients_average_to_one_of_them() -> None:
             super().update(state, clients, starts, ends)
 
     run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
-    run.member.order.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
+    run.member.sampler.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
     run.run_round()
 
 

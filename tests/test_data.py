@@ -21,12 +21,12 @@ from fl_hydra.data import cifar100
 from fl_hydra.data.cifar100 import CIFAR100, SCRATCH, import_torchvision
 from fl_hydra.data.digits import Digits
 from fl_hydra.data.images import Arrays, channel_statistics
-from fl_hydra.data.order import Order
 from fl_hydra.errors import UserError
 from fl_hydra.files import FORGOTTEN, remove_abandoned
 from fl_hydra.processes import machine
 from fl_hydra.randomness import generator, hash_uniform
 from fl_hydra.sharding.base import Shards, equal_sizes
+from fl_hydra.sharding.shard_sampler import ShardSampler
 from fl_hydra.training.images import Images
 from tests.support.make import write_cifar100
 
@@ -78,14 +78,14 @@ def test_channel_statistics() -> None:
 def test_order_visits_everything_once_a_pass_across_batches(size: int) -> None:
     """Short shards, whose passes are drawn together, and long ones."""
     shards = Shards.from_sizes(np.arange(2 * size), equal_sizes(2 * size, 2))
-    order = Order(shards, seed=0)
+    order = ShardSampler(shards, seed=0)
     long = order.indices(1, 0, 5 * size)
     assert [sorted(long[start : start + size].tolist()) for start in range(0, 5 * size, size)] == [list(range(size, 2 * size))] * 5
     pieces = np.concatenate([order.indices(1, start, min(3, 5 * size - start)) for start in range(0, 5 * size, 3)])
     assert pieces.tolist() == long.tolist(), "however it is cut into batches"
     if size > 2:
         assert long[:size].tolist() != long[size : 2 * size].tolist()
-        assert Order(shards, seed=1).indices(1, 0, 5 * size).tolist() != long.tolist()
+        assert ShardSampler(shards, seed=1).indices(1, 0, 5 * size).tolist() != long.tolist()
         assert [image - size for image in long] != order.indices(0, 0, 5 * size).tolist()
 
 

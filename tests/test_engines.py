@@ -20,7 +20,7 @@ from fl_hydra.data.dataset import Card
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.sweeping.grid import _check_models
-from fl_hydra.training.choice import ENGINES, fastest
+from fl_hydra.training.engine_selection import ENGINES, fastest
 from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
 from fl_hydra.training.precision import PRECISIONS
@@ -375,7 +375,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("something else")
 
-    run.engine._own_gradient = run.engine._shared_gradient = broken  # type: ignore[attr-defined]
+    run.group.engine._own_gradient = run.group.engine._shared_gradient = broken  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="something else"):
         run.run_round()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
-from fl_hydra.training.choice import ENGINES
+from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, write_shakespeare
 from tests.test_packing import assert_same, members, train

@@ -121,9 +121,9 @@ class Engine(ABC):
                 break
             except RuntimeError as error:
                 self._divide(batch.targets.shape[1], error)
-        if not batch.asked.any():
+        if not batch.gradient_calls.any():
             batch.meter.add_(meter)
-        batch.asked += 1
+        batch.gradient_calls += 1
         return gradient
 
     def _whole_gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
-from fl_hydra.training.draws import Draws
+from fl_hydra.training.batch_stream import BatchStream
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.rows import Rows
@@ -40,7 +40,7 @@ class EventPhase:
             assert isinstance(state, WorkersState)
             assert program is not None
             own = inputs.steps.of_rows(part.rows)
-            draws = Draws(
+            stream = BatchStream(
                 self._samples,
                 own.indices,
                 own.streams,
@@ -56,7 +56,7 @@ class EventPhase:
                     continue
                 self._algorithm.before(state, 0, program, step.positions)
                 workers, nth = program.events.worker[step.positions], program.nth[step.positions]
-                self._step(part, state, optimizers[run], workers, nth, draws, own.rates)
+                self._step(part, state, optimizers[run], workers, nth, stream, own.rates)
             self._algorithm.settle(state, 0, program)
 
     def mean(self, run: int, part: RunRound) -> Tensor | None:
@@ -67,7 +67,7 @@ class EventPhase:
         """The events have left the next state."""
 
     def _step(
-        self, part: RunRound, state: WorkersState, optimizer: Optimizer, workers: Indices, nth: Indices, draws: Draws, rates: Tensor
+        self, part: RunRound, state: WorkersState, optimizer: Optimizer, workers: Indices, nth: Indices, stream: BatchStream, rates: Tensor
     ) -> None:
         """One local step of some workers of a run, int64 [n]; each its nth of the round."""
         group = self._group
@@ -78,11 +78,11 @@ class EventPhase:
         slots = {name: slot.index_select(0, which) for name, slot in part.clients.slots.items()}
         first = part.rows.start
         hyper = {name: values[first : first + len(workers)] for name, values in group.buffers.hyper.items()}
-        batch = draws.at(workers, nth)
+        batch = stream.at(workers, nth)
         rows = Rows(parameters, starts, slots, hyper, rates[which, step][:, None], optimizer, group.layers)
         self._algorithm.step(rows, group.engine.gradient, [batch], 0)
         for name, slot in slots.items():
             part.clients.slots[name].index_copy_(0, which, slot)
-        draws.meter.index_add_(0, which, batch.meter)
-        draws.asked[workers, nth] += batch.asked
+        stream.meter.index_add_(0, which, batch.meter)
+        stream.gradient_calls[workers, nth] += batch.gradient_calls
         self._algorithm.after(state, 0, which, starts, parameters)

@@ -14,7 +14,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.training import round_inputs
-from fl_hydra.training.draws import Draws
+from fl_hydra.training.batch_stream import BatchStream
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.round_inputs import RoundInputs, RunRound, StepInputs
 from fl_hydra.training.row_group import Block, Lane, RowGroup
@@ -137,7 +137,7 @@ class LocalPhase:
         """Some local steps of some blocks; how often each gradient was asked for. Whatever it reads but `tensors` lies in fixed memory."""
         given = StepInputs(**tensors)
         calls = np.zeros_like(counts)
-        draws = Draws(
+        stream = BatchStream(
             self._samples, given.indices, given.streams, given.cursors, given.sample_mask, self._group.buffers.meter[rows], counts, calls
         )
         self._group.launcher.side_by_side(
@@ -148,7 +148,7 @@ class LocalPhase:
                     block,
                     slice(block.rows.start - rows.start, block.rows.stop - rows.start),
                     steps,
-                    draws,
+                    stream,
                     inputs.runs[block.run],
                     optimizers[block.run],
                     given,
@@ -159,9 +159,17 @@ class LocalPhase:
         return calls
 
     def _train_block(
-        self, lane: Lane, block: Block, local: slice, steps: slice, draws: Draws, part: RunRound, optimizer: Optimizer, given: StepInputs
+        self,
+        lane: Lane,
+        block: Block,
+        local: slice,
+        steps: slice,
+        stream: BatchStream,
+        part: RunRound,
+        optimizer: Optimizer,
+        given: StepInputs,
     ) -> None:
-        """Some local steps of a block of rows in a lane. local: where the block lies in `given` and `draws`."""
+        """Some local steps of a block of rows in a lane. local: where the block lies in `given` and `stream`."""
         algorithm, buffers, engine = self._algorithm, self._group.buffers, self._group.engine
         parameters = lane.parameters[: block.size]
         starts = part.state.model.expand(block.size, -1) if given.starts is None else given.starts[local]
@@ -175,7 +183,7 @@ class LocalPhase:
         slots |= {name: slot[block.rows] for name, slot in buffers.client_slots.items()}
         hyper = {name: values[block.rows] for name, values in buffers.hyper.items()}
         rows = Rows(parameters, starts, slots, hyper, given.rates[local], optimizer, self._group.layers)
-        batches = draws.batches(local, part.masked)
+        batches = stream.batches(local, part.masked)
         last = min(steps.stop, part.plan.steps)
         for j in range(steps.start, last):
             step_batches = list(islice(batches, algorithm.batches_per_step))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.data.order import Order
 from fl_hydra.data.population import Population
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.randomness import generator
+from fl_hydra.sharding.shard_sampler import ShardSampler
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic
@@ -47,7 +47,7 @@ class PackedRun:
             m <= owners or m == K,
             f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
         )
-        self.order = Order(shards, experiment.seed)
+        self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
         """Samples that each client has drawn so far."""
         self.round = 0
@@ -91,7 +91,7 @@ class PackedRun:
     def draw(self, plan: RoundPlan, count: int) -> Indices:
         """The next `count` draws of each client: positions in the training samples, int64 [rows, count]."""
         return np.stack(
-            [self.order.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
+            [self.sampler.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
         )
 
     def augmentation_streams(self, plan: RoundPlan) -> list[int]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.choice import ENGINES
 from fl_hydra.training.cost import sample_flops
+from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.engines import out_of_memory
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.layout import initial_vector
@@ -89,7 +89,7 @@ class RowGroup:
     Args:
         experiment: the first run, with which all others have the architecture, the precision and the sizes of steps in common.
         architecture: of its model.
-        engine: one of :data:`fl_hydra.training.choice.ENGINES`.
+        engine: one of :data:`fl_hydra.training.engine_selection.ENGINES`.
         precision: of rows and of computing.
         device: where.
         rows_at_once, samples_at_once: see :class:`fl_hydra.training.trainer.Trainer`.

@@ -26,7 +26,7 @@ class Batch:
     weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
     meter: [rows, 3], to which the first gradient of this batch adds its summed loss, its correct predictions and its targets.
     counts: how many samples count in each row; int64 [rows], on the host.
-    asked: how often the gradient was asked for; int64 [rows], on the host, counted up in place.
+    gradient_calls: how often the gradient was asked for; int64 [rows], on the host, counted up in place.
     """
 
     inputs: Tensor
@@ -34,17 +34,17 @@ class Batch:
     weights: Tensor | None
     meter: Tensor
     counts: Indices
-    asked: Indices
+    gradient_calls: Indices
 
     def rows(self, part: slice) -> Batch:
         """The batches of some of the rows."""
         weights = None if self.weights is None else self.weights[part]
-        return Batch(self.inputs[part], self.targets[part], weights, self.meter[part], self.counts[part], self.asked[part])
+        return Batch(self.inputs[part], self.targets[part], weights, self.meter[part], self.counts[part], self.gradient_calls[part])
 
     def samples(self, part: slice) -> Batch:
         """Some samples of every row's batch, with the meter and the counts of the whole."""
         weights = None if self.weights is None else self.weights[:, part]
-        return Batch(self.inputs[:, part], self.targets[:, part], weights, self.meter, self.counts, self.asked)
+        return Batch(self.inputs[:, part], self.targets[:, part], weights, self.meter, self.counts, self.gradient_calls)
 
 
 Gradient = Callable[[Tensor, Batch], Tensor]

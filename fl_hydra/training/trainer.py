@@ -27,8 +27,8 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory, to_device
 from fl_hydra.errors import require
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.choice import candidates, fastest
 from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.event_phase import EventPhase
 from fl_hydra.training.experiment import Experiment
@@ -49,7 +49,7 @@ class Trainer:
 
     Args:
         experiments: what to train; several must be alike as :func:`fl_hydra.runs.packing.shape` says.
-        engine: one of :data:`fl_hydra.training.choice.ENGINES`, or `auto`.
+        engine: one of :data:`fl_hydra.training.engine_selection.ENGINES`, or `auto`.
         device: where.
         client_folders: where state that belongs to clients is written, for each run; None keeps it in memory.
         rows_at_once, samples_at_once: rows of a run that are trained in one block, and samples of a batch whose gradient is taken at

@@ -14,7 +14,7 @@ SHORT = 64
 """A shard with fewer images is walked through many times in a round, and its passes are drawn together."""
 
 
-class Order:
+class ShardSampler:
     """A client's draws as a function of its cursor (the samples it has drawn so far).
 
     Pass p visits the shard in a permutation f(seed, client, p). Batches run across the border of two passes, so nothing is

@@ -17,7 +17,7 @@ CPU_SLAB, GPU_SLAB = 512, 16_384
 """Samples that are gathered (images: cropped and normalised) in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
 
 
-class Draws:
+class BatchStream:
     """The batches of every row in some steps of a round. Everything is a tensor on the device, but the counts.
 
     Args:
@@ -28,7 +28,7 @@ class Draws:
         weights: [rows, batches, batch_size], 1 where a sample counts and 0 where it pads; None where all count.
         meter: [rows, 3], to which each batch adds its summed loss, correct predictions and targets.
         counts: int64 [rows, batches], samples that count in each batch.
-        asked: int64 [rows, batches], counts up how often a gradient of each batch was asked for.
+        gradient_calls: int64 [rows, batches], counts up how often a gradient of each batch was asked for.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Draws:
         weights: Tensor | None,
         meter: Tensor,
         counts: Indices,
-        asked: Indices,
+        gradient_calls: Indices,
     ) -> None:
         rows, self._batches, self._batch_size = indices.shape
         self._samples, self._indices, self._weights = samples, indices, weights
-        self.meter, self.counts, self.asked = meter, counts, asked
+        self.meter, self.counts, self.gradient_calls = meter, counts, gradient_calls
         self._streams = streams.view(rows, 1, 1)
         within = torch.arange(self._batches * self._batch_size, device=samples.device).view(1, self._batches, self._batch_size)
         self._positions = cursors.view(rows, 1, 1) + within
@@ -59,7 +59,7 @@ class Draws:
         return inputs.view(*indices.shape, *inputs.shape[1:])
 
     def at(self, rows: Indices, batches: Indices) -> Batch:
-        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `asked` begin at 0."""
+        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `gradient_calls` begin at 0."""
         row, batch = (to_device(positions, self._indices.device) for positions in (rows, batches))
         indices = self._indices[row, batch]
         if self._slab is None:
@@ -85,5 +85,5 @@ class Draws:
                     self._weights[rows, batch] if cut and self._weights is not None else None,
                     self.meter[rows],
                     self.counts[rows, batch],
-                    self.asked[rows, batch],
+                    self.gradient_calls[rows, batch],
                 )
