@@ -20,8 +20,7 @@ from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.data.dataset import Dataset, datasets
 from fl_hydra.data.population import Census
 from fl_hydra.errors import UserError, require
-from fl_hydra.local_steps.base import LocalSteps
-from fl_hydra.local_steps.base import rules as local_steps_rules
+from fl_hydra.local_steps.base import LocalSteps, local_step_rules
 from fl_hydra.models.base import Model, models
 from fl_hydra.optim.base import Optimizer, optimizers
 from fl_hydra.optim.outer import Outer, servers
@@ -41,7 +40,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     servers,
     schedulers,
     algorithms,
-    local_steps_rules,
+    local_step_rules,
     shardings,
     participations,
     speed_models,
@@ -274,7 +273,7 @@ def resolve(config: Config) -> Experiment:
         f"data_parallel={config.data_parallel}: each worker needs a sample of a batch; choose 1 to batch_size={config.batch_size}",
     )
     require(
-        algorithm.serves or config.server.averages,
+        algorithm.ends_with_mean or config.server.averages,
         f"algorithm={algorithm.name} ends a round without a mean, from which an outer optimizer could step; leave server out",
     )
     measured = config.local_steps.measures
@@ -296,7 +295,7 @@ def resolve(config: Config) -> Experiment:
     leave_out = f"leave {given.split('=')[0]} out"
     require(J is not None or same_steps, f"{given}: algorithm={algorithm.name} has no J to choose; {leave_out}")
     require(
-        not rule.spread or not algorithm.in_step,
+        not rule.spread or not algorithm.lockstep,
         f"local_steps.spread={rule.spread}: workers of algorithm={algorithm.name} take all J steps of a period, to be averaged after "
         "it; leave local_steps.spread out",
     )

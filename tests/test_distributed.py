@@ -19,7 +19,7 @@ from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.hierarchical import Hierarchical
 from fl_hydra.algorithms.localsgd import POLICIES, LocalSGD
 from fl_hydra.errors import UserError
-from fl_hydra.local_steps.base import Measured, Memory, rules
+from fl_hydra.local_steps.base import Measured, Memory, local_step_rules
 from fl_hydra.local_steps.measured import Drift, Loss, Noise
 from fl_hydra.local_steps.scheduled import Doubling, Fixed, Linear, Phases, PostLocal
 from fl_hydra.optim.outer import OuterSGD
@@ -592,14 +592,14 @@ def test_bias_vanishes_with_the_rate() -> None:
 # Rules for the number of local steps
 
 
-@pytest.mark.parametrize("name", list(rules))
+@pytest.mark.parametrize("name", list(local_step_rules))
 @pytest.mark.parametrize(
     ("cohort", "spread"),
     [(("algorithm=localsgd", "K=5"), 0.0), (("algorithm=localsgd", "K=5"), 0.6), (("algorithm=fedavg", "K=6", "C=0.5"), 0.6)],
     ids=["workers", "unequal workers", "unequal clients"],
 )
 def test_every_rule_spends_the_same_samples(name: str, cohort: tuple[str, ...], spread: float) -> None:
-    rule = rules[name](spread=spread)
+    rule = local_step_rules[name](spread=spread)
     run = small(*cohort, "J=8", "samples=403", local_steps=rule, noise_scale="noise" in rule.measures, engine="stacked")
     while not run.finished:
         run.run_round()
@@ -644,7 +644,7 @@ def learned(rule: Any, J: int, *rounds: tuple[Measured, float]) -> list[int]:
     memory: Memory = {}
     numbers = []
     for measured, progress in rounds:
-        rule.learn(measured, J, 32, progress, memory)
+        rule.observe(measured, J, 32, progress, memory)
         numbers.append(rule.steps(J, progress, 0, memory))
     return numbers
 
@@ -682,7 +682,7 @@ class Watching(Fixed):
         super().__post_init__()
         self.seen: list[Measured] = []
 
-    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+    def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         self.seen.append(measured)
 
 

@@ -165,8 +165,8 @@ def simulate(
         again = scheme.cohort(seen)
         assert cohort.ids.tolist() == again.ids.tolist(), "a function of (seed, round, memory)"
         memory = {**memory, **cohort.remember}
-        shown = dict.fromkeys(scheme.measures, losses[cohort.ids])
-        memory = {**memory, **scheme.learn(replace(seen, memory=memory), cohort.ids, shown)}
+        stats = dict.fromkeys(scheme.measures, losses[cohort.ids])
+        memory = {**memory, **scheme.observe(replace(seen, memory=memory), cohort.ids, stats)}
         assert all(values.dtype == np.float64 and values.shape[-1] == K for values in memory.values())
         cohorts.append(cohort)
     return cohorts
@@ -333,7 +333,7 @@ def test_afl_values_are_those_of_the_last_time_a_client_took_part() -> None:
     seen = Round(ONES, 2, 0, 0, losses=lambda ids, samples: np.arange(20.0)[ids])
     cohort = ActiveFL().cohort(seen)
     assert cohort.remember["loss"].tolist() == list(range(20))
-    learnt = ActiveFL().learn(replace(seen, memory=cohort.remember), np.array([3, 5]), {"loss": np.array([7.0, 8.0])})
+    learnt = ActiveFL().observe(replace(seen, memory=cohort.remember), np.array([3, 5]), {"loss": np.array([7.0, 8.0])})
     assert learnt["loss"].tolist() == [0, 1, 2, 7, 4, 8, *range(6, 20)]
     assert not ActiveFL().cohort(replace(seen, round=1, memory=learnt)).remember, "nobody is asked again"
 
@@ -380,7 +380,7 @@ def test_oort_explores_by_speed_and_remembers_what_it_saw() -> None:
     first = Counter(int(Oort().cohort(Round(ONES[:3], 1, seed, 0, None, seconds)).ids[0]) for seed in range(4000))
     assert [first[k] / 4000 for k in range(3)] == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.04)
     seen = Round(np.array([5, 7, 9]), 1, 0, 4, None, seconds)
-    learnt = Oort().learn(seen, np.array([1]), {"root_square": np.array([2.0])})
+    learnt = Oort().observe(seen, np.array([1]), {"root_square": np.array([2.0])})
     assert learnt["utility"][1] == 14, "|B| sqrt(mean loss^2)"
     assert learnt["last"][1] == 5, "rounds are counted from 1"
     assert np.isnan(learnt["utility"][[0, 2]]).all()

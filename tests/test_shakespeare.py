@@ -250,7 +250,7 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
     run = Trainer(experiment(*given, f"data={tmp_path}"), engine="loop")
     told: list[float] = []
     rule = run.member.experiment.local_steps
-    rule.learn = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
+    rule.observe = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
     run.run_round()
     targets = float(run.group.buffers.meter[:, 2].sum())
     assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.card.targets, "else the test says nothing"

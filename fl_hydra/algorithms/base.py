@@ -75,7 +75,7 @@ class Algorithm(Component):
     """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first. A client that
     drops out has lost its round, and keeps what it had before it."""
 
-    serves: ClassVar[bool] = True
+    ends_with_mean: ClassVar[bool] = True
     """Whether a round ends with a mean, from which an outer optimizer can step."""
 
     coupled: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class Algorithm(Component):
     event_driven: ClassVar[bool] = False
     """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""
 
-    in_step: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = False
     """Whether rows meet within a round after numbers of steps that each of them has to take."""
 
     synchronous: ClassVar[bool] = True

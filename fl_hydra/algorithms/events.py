@@ -71,7 +71,7 @@ class WorkersState(State):
 class EventDriven(Workers):
     """Workers that do not wait for each other. Momentum stays with its worker."""
 
-    serves: ClassVar[bool] = False
+    ends_with_mean: ClassVar[bool] = False
     synchronous: ClassVar[bool] = False
     event_driven: ClassVar[bool] = True
 

@@ -65,7 +65,7 @@ class Gossip(GossipPGA):
 
     name: str = "gossip"
 
-    serves: ClassVar[bool] = False
+    ends_with_mean: ClassVar[bool] = False
     synchronous: ClassVar[bool] = False
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True

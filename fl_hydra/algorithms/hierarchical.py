@@ -30,7 +30,7 @@ class Hierarchical(LocalSGD):
     J_b: int = 4
 
     coupled: ClassVar[bool] = True
-    in_step: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,8 +36,8 @@ class Measured:
 class LocalSteps(Component):
     """A rule that says, before each round, how many local steps it has. The top-level J is where it ends, or the most it may take.
 
-    To add one: subclass it with `@rules.register`, say in `measures` what it wants to see of a round, and override `steps`, and
-    `learn` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
+    To add one: subclass it with `@local_step_rules.register`, say in `measures` what it wants to see of a round, and override `steps`, and
+    `observe` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
     """
 
     spread: float = 0.0
@@ -74,7 +74,7 @@ class LocalSteps(Component):
             memory: what the rule keeps.
         """
 
-    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+    def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         """Take notice of a round. With J=1 it would have processed so many `samples`, of all rows together."""
 
     def of_clients(self, steps: int, speeds: Reals, federated: bool, seed: int) -> Indices:
@@ -93,4 +93,4 @@ class LocalSteps(Component):
         return J
 
 
-rules: Registry[LocalSteps] = Registry("local_steps", "fl_hydra.local_steps")
+local_step_rules: Registry[LocalSteps] = Registry("local_steps", "fl_hydra.local_steps")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl_hydra.errors import require
-from fl_hydra.local_steps.base import LocalSteps, Measured, Memory, rules
+from fl_hydra.local_steps.base import LocalSteps, Measured, Memory, local_step_rules
 
 
 @dataclass
@@ -24,7 +24,7 @@ class _Adaptive(LocalSteps):
         return min(J, int(memory.get("steps", self.start)))
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Loss(_Adaptive):
     """Gossip-AGA's rule (Chen et al., ICML 2021, algorithm 2): H <- ceil(F_init / F H_init), F being the round's training loss.
@@ -41,7 +41,7 @@ class Loss(_Adaptive):
         super().__post_init__()
         require(0 <= self.warmup < 1, f"local_steps.warmup={self.warmup}: a fraction of the budget, at least 0 and below 1, is needed")
 
-    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+    def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         if not math.isfinite(measured.loss):
             return
         if progress < self.warmup or "first" not in memory:
@@ -50,7 +50,7 @@ class Loss(_Adaptive):
             memory["steps"] = min(J, math.ceil(memory["first"] / measured.loss * self.start))
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Drift(_Adaptive):
     """Weighs the workers' dispersion against the progress they make together.
@@ -70,7 +70,7 @@ class Drift(_Adaptive):
         super().__post_init__()
         require(0 < self.low < self.high, f"local_steps.low={self.low} and high={self.high}: 0 < low < high is needed")
 
-    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+    def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         ratio = measured.drift / measured.progress if measured.progress > 0 else math.nan
         now = min(J, int(memory.get("steps", self.start)))
         if ratio < self.low:
@@ -79,7 +79,7 @@ class Drift(_Adaptive):
             memory["steps"] = max(1, now // 2)
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Noise(_Adaptive):
     """Makes a round as large as a batch may be: J <- B_noise / (samples of one step of all workers).
@@ -92,6 +92,6 @@ class Noise(_Adaptive):
 
     measures: ClassVar[frozenset[str]] = frozenset({"noise"})
 
-    def learn(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
+    def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         if math.isfinite(measured.noise):
             memory["steps"] = max(1, min(J, round(measured.noise / samples)))

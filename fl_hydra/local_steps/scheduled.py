@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fl_hydra.errors import require
-from fl_hydra.local_steps.base import LocalSteps, Memory, rules
+from fl_hydra.local_steps.base import LocalSteps, Memory, local_step_rules
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Fixed(LocalSteps):
     """J in every round."""
@@ -22,7 +22,7 @@ class Fixed(LocalSteps):
         return J
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Phases(LocalSteps):
     """Several numbers of steps, one after the other: `numbers[i]` before the fraction `borders[i]` of the budget, J after the last."""
@@ -47,7 +47,7 @@ class Phases(LocalSteps):
         return [*self.numbers, J][sum(progress >= border for border in self.borders)]
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class PostLocal(LocalSteps):
     """Post-local SGD (Lin et al., ICLR 2020, section 3): one step until the switch, J after it.
@@ -81,7 +81,7 @@ class PostLocal(LocalSteps):
         return 1 if (progress < self.switch if self.at_step is None else taken < self.at_step) else J
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Linear(LocalSteps):
     """From `start` steps to J, in a straight line over the budget."""
@@ -100,7 +100,7 @@ class Linear(LocalSteps):
         return self.start + int((J - self.start + 1) * progress)
 
 
-@rules.register
+@local_step_rules.register
 @dataclass
 class Doubling(Linear):
     """`start` steps, twice as many, and so on up to J, each for an equal part of the budget."""

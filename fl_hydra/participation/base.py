@@ -14,7 +14,7 @@ from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
 
-Recollection = Mapping[str, Reals]
+SchemeState = Mapping[str, Reals]
 """What a scheme keeps from round to round: float64 [..., K] by name; part of every checkpoint."""
 
 Losses = Callable[[Indices, int | None], Reals]
@@ -25,10 +25,10 @@ not in the cohort anyway, a forward pass for each sample, and the simulated seco
 is too small to count.
 """
 
-Shown = Mapping[str, Reals]
+ClientStats = Mapping[str, Reals]
 """What a round has shown of each client that reported: float64 [n] by the names in `measures`."""
 
-SHOWS = ("loss", "root_square", "norm")
+CLIENT_STATS = ("loss", "root_square", "norm")
 """What can be measured: the mean loss over a client's batches of the round, the root of the mean of its samples' squared losses, and how
 far it has moved, |w_k - w|."""
 
@@ -54,7 +54,7 @@ class Round:
     round: int
     gamma: float | None = None
     seconds: Reals = field(default_factory=lambda: np.ones(0))
-    memory: Recollection = field(default_factory=dict)
+    memory: SchemeState = field(default_factory=dict)
     losses: Losses = no_losses
 
     @property
@@ -87,7 +87,7 @@ class Cohort:
 
     ids: Indices
     weights: Reals | None = None
-    remember: Recollection = field(default_factory=dict)
+    remember: SchemeState = field(default_factory=dict)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Participation(Component):
     """A rule that draws the cohort of a round.
 
     To add one: subclass it with `@participations.register` and override `cohort`; say in `measures` what it wants to see of a round, if
-    anything, and override `learn`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.
+    anything, and override `observe`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.
     """
 
     dropout: float = 0.0
@@ -104,7 +104,7 @@ class Participation(Component):
     State that a method keeps for its clients is what it was before the round."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
-    """Of `SHOWS`, what is read back after every round, of every client in it."""
+    """Of `CLIENT_STATS`, what is read back after every round, of every client in it."""
 
     asks: ClassVar[bool] = False
     """Whether clients are asked for losses before they are chosen."""
@@ -135,7 +135,7 @@ class Participation(Component):
     def cohort(self, round: Round) -> Cohort:
         """The clients of a round."""
 
-    def learn(self, round: Round, ids: Indices, shown: Shown) -> Recollection:
+    def observe(self, round: Round, ids: Indices, stats: ClientStats) -> SchemeState:
         """What to remember of a round, by name, in which these clients, int64 [n], have reported."""
         return {}
 

@@ -10,11 +10,11 @@ import numpy as np
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 from fl_hydra.participation.base import (
+    ClientStats,
     Cohort,
     Participation,
-    Recollection,
     Round,
-    Shown,
+    SchemeState,
     gumbel_top,
     logs,
     noted,
@@ -110,8 +110,8 @@ class ActiveFL(Participation):
         second = rng.choice(others, m - by_value, replace=False)
         return Cohort(np.sort(clients[np.concatenate([first, second])]), remember=remember)
 
-    def learn(self, round: Round, ids: Indices, shown: Shown) -> Recollection:
-        return {"loss": noted(round, "loss", ids, shown["loss"])}
+    def observe(self, round: Round, ids: Indices, stats: ClientStats) -> SchemeState:
+        return {"loss": noted(round, "loss", ids, stats["loss"])}
 
 
 @participations.register
@@ -190,8 +190,8 @@ class Oort(Participation):
             exploited = known[above[gumbel_top(logs(utilities[above]), exploit, rng)]]
         return Cohort(np.sort(clients[np.concatenate([explored, exploited])]))
 
-    def learn(self, round: Round, ids: Indices, shown: Shown) -> Recollection:
-        utility = round.sizes[ids] * shown["root_square"]
+    def observe(self, round: Round, ids: Indices, stats: ClientStats) -> SchemeState:
+        utility = round.sizes[ids] * stats["root_square"]
         return {"utility": noted(round, "utility", ids, utility), "last": noted(round, "last", ids, np.full(len(ids), round.round + 1.0))}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
-from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, noted, participations, require_samples, uniformly
+from fl_hydra.participation.base import Cohort, Participation, Round, SchemeState, noted, participations, require_samples, uniformly
 
 
 @participations.register
@@ -90,7 +90,7 @@ class FedCor(Participation):
         more[picked] += 1
         return Cohort(np.sort(picked), remember={**remember, "chosen": more})
 
-    def _observe(self, round: Round, change: Reals, fit: bool) -> Recollection:
+    def _observe(self, round: Round, change: Reals, fit: bool) -> SchemeState:
         """Take a change of losses, float64 [K], into the history; fit X to it where that is due."""
         before = round.memory.get("changes", np.empty((0, len(change))))
         kept = np.concatenate([change[None], before])[: self.history]

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
-from fl_hydra.participation.base import Cohort, Participation, Recollection, Round, Shown, noted, participations
+from fl_hydra.participation.base import ClientStats, Cohort, Participation, Round, SchemeState, noted, participations
 
 
 @participations.register
@@ -54,8 +54,8 @@ class Importance(Participation):
         p = np.full(len(values), 1 / len(values))
         return inclusion((1 - self.mixing) * values / total + self.mixing * p if 0 < total < np.inf else p, m)
 
-    def learn(self, round: Round, ids: Indices, shown: Shown) -> Recollection:
-        return {"norm": noted(round, "norm", ids, shown["norm"])}
+    def observe(self, round: Round, ids: Indices, stats: ClientStats) -> SchemeState:
+        return {"norm": noted(round, "norm", ids, stats["norm"])}
 
 
 def inclusion(p: Reals, m: int) -> Reals:

@@ -113,7 +113,7 @@ class PackedRun:
         assert plan.reports is not None
         reported = {name: values[plan.reports] for name, values in observed.items()}
         seen = replace(plan.seen, memory=self.scheme_state)
-        self.scheme_state = {**self.scheme_state, **self.experiment.participation.learn(seen, plan.ids[plan.reports], reported)}
+        self.scheme_state = {**self.scheme_state, **self.experiment.participation.observe(seen, plan.ids[plan.reports], reported)}
 
     def advance(self, plan: RoundPlan, computed: int, payload: int) -> None:
         """The round is done; gradients were computed for so many samples, and a model has `payload` bytes."""
@@ -137,7 +137,7 @@ class PackedRun:
         e = self.experiment
         if e.J is not None:
             samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
-            e.local_steps.learn(measured, e.J, samples, self.samples / e.budget, self.memory)
+            e.local_steps.observe(measured, e.J, samples, self.samples / e.budget, self.memory)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run has come, as plain values and tensors; the state of its clients is written, and referred to."""

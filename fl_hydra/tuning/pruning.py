@@ -24,13 +24,13 @@ FINEST = 1000
 class Pruning:
     """config: of Optuna's pruner, as the sweeper's group `pruner` has it; None: every trial is trained to its end.
 
-    rungs: parts of the budget at which trials are looked at, rising. in_step: whether trials train together, and wait for each other
+    rungs: parts of the budget at which trials are looked at, rising. lockstep: whether trials train together, and wait for each other
     between rungs too.
     """
 
     config: DictConfig | None = None
     rungs: tuple[float, ...] = ()
-    in_step: bool = True
+    lockstep: bool = True
 
     @classmethod
     def of(cls, config: DictConfig | None, rungs: list[float] | None) -> Pruning:
@@ -69,7 +69,7 @@ class Pruning:
         if not self.rungs:
             return ()
         rungs = [Fraction(rung).limit_denominator(FINEST) for rung in self.rungs]
-        if not self.in_step:
+        if not self.lockstep:
             return tuple(map(float, rungs))
         unit = min(b - a for a, b in zip([Fraction(0), *rungs], [*rungs, Fraction(1)], strict=True))
         steps = {unit * n for n in range(1, int(1 / unit) + 1) if unit * n < 1}

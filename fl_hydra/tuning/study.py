@@ -139,7 +139,7 @@ class Study:
             if "together" not in self._study.user_attrs:
                 self._study.set_user_attr("together", together)
             self.together = int(self._study.user_attrs["together"])
-            self.pruning = replace(pruning, in_step=self.together > 1)
+            self.pruning = replace(pruning, lockstep=self.together > 1)
             stages = self._stages()
             for number, stage in enumerate(stages):
                 self._apply(stage, stages[:number])
