@@ -14,12 +14,13 @@ from typing import Any
 from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import AXES, Axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped
+from fl_hydra.report.latex import code, escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import tuned_values
+from fl_hydra.report.wording import column, figure
 
 RESULTS = ("val/acc", "test/acc", "test/loss", "round", "samples")
 COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "seconds")
@@ -38,10 +39,11 @@ MOST_HASHES = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """text: as Markdown shows it. bold: among the best."""
+    r"""text: as Markdown shows it. bold: among the best. macros: the names of the numbers in it, for \N{...} of report.tex."""
 
     text: str
     bold: bool = False
+    macros: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     rows = [
         [
             *(Cell(name) for name in names[place]),
-            *(Cell(_text(setting.final(each), each), each.name == "test/acc" and setting in bold) for each in shown),
+            *(_cell(results, setting, each, each.name == "test/acc" and setting in bold) for each in shown),
             Cell(str(len(setting.finished))),
             Cell(setting.state),
         ]
@@ -131,7 +133,7 @@ def costs_table(results: Results, spec: Spec, table: CostTable, most: int | None
                 [
                     *(Cell(name) for name in names[place]),
                     *([Cell(device.name)] if several else []),
-                    *(Cell(_digits(setting.final(known[name]))) for name in columns),
+                    *(_cell(results, setting, known[name]) for name in columns),
                     Cell(str(len(setting.finished))),
                     Cell(setting.state if counted else "made before runs counted all of it"),
                 ]
@@ -209,7 +211,7 @@ def show(results: Results, table: CostTable) -> None:
     known = measures(table)
     shown = Shown("setting", "n", "val acc %", "test acc %", "status", title=results.name, title_justify="left")
     for setting in results.settings:
-        accuracies = (_text(setting.final(known[name]), known[name]) for name in ("val/acc", "test/acc"))
+        accuracies = (_cell(results, setting, known[name]).text for name in ("val/acc", "test/acc"))
         shown.add_row(setting.label, str(len(setting.finished)), *accuracies, setting.state)
     Console(width=160).print(shown)
 
@@ -225,11 +227,14 @@ def as_markdown(table: Table) -> str:
     return text + (f"\nRuns: {' '.join(table.hashes)}\n" if table.hashes else "")
 
 
-def as_latex(table: Table, name: str, starred: bool = True) -> str:
-    """A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \\caption."""
+def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False) -> str:
+    r"""A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \caption.
+
+    macros: whether results are \N{...}, whose values numbers.tex holds, or written out.
+    """
     words = sum(any(not _numeric(row[column].text) for row in table.rows) for column in range(len(table.header)))
     columns = "".join("r" if all(_numeric(row[place].text) for row in table.rows) else "l" for place in range(len(table.header)))
-    rows = [" & ".join(rf"\textbf{{{escaped(cell.text)}}}" if cell.bold else escaped(cell.text) for cell in row) for row in table.rows]
+    rows = [" & ".join(_latex(cell, macros) for cell in row) for row in table.rows]
     kind, width = ("table*", r"\textwidth") if starred and words else ("table", r"\columnwidth")
     below = [escaped(" ".join(table.notes))]
     if table.commands:
@@ -256,6 +261,11 @@ def as_latex(table: Table, name: str, starred: bool = True) -> str:
     )
 
 
+def _latex(cell: Cell, macros: bool) -> str:
+    text = r" $\pm$ ".join(rf"\N{{{name}}}" for name in cell.macros) if macros and cell.macros else escaped(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
 def _write(stem: Path, raw: Sequence[Sequence[object]], table: Table) -> list[Path]:
     buffer = io.StringIO()
     csv.writer(buffer).writerows(["" if value is None else value for value in row] for row in raw)
@@ -272,7 +282,7 @@ def _names(results: Results, settings: Sequence[Setting]) -> tuple[list[str], li
     axes = results.axes
     named = [[each.text(each.of(setting.config)) for each in axes] for setting in settings]
     if 0 < len(axes) <= MOST_AXES and len({tuple(row) for row in named}) == len(settings):
-        return [each.title if each.title == each.name else each.name.rpartition(".")[2] for each in axes], named
+        return [column(each) for each in axes], named
     return ["setting"], [[setting.label] for setting in settings]
 
 
@@ -310,21 +320,16 @@ def _mean(statistic: Statistic | None) -> float:
     return -math.inf if statistic is None else statistic.mean
 
 
-def _text(statistic: Statistic | None, of: Measure) -> str:
+def _cell(results: Results, setting: Setting, of: Measure, bold: bool = False) -> Cell:
+    """A figure, `94.15 ± 1.18`; nothing where there is none."""
+    statistic = setting.final(of)
     if statistic is None:
-        return ""
-    mean = f"{statistic.mean:.{of.digits}f}"
-    return mean if not statistic.deviation else f"{mean} ± {statistic.deviation:.{of.digits}f}"
-
-
-def _digits(statistic: Statistic | None) -> str:
-    """With three digits, and the deviation if there is any."""
-    if statistic is None:
-        return ""
-    mean = statistic.mean
-    decimals = 0 if mean == int(mean) else max(0, 2 - math.floor(math.log10(abs(mean))))
-    deviation = statistic.deviation
-    return f"{mean:.{decimals}f}" + (f" ± {deviation:.{decimals}f}" if deviation and deviation > 1e-9 * abs(mean) else "")
+        return Cell("")
+    mean, deviation = figure(statistic, of)
+    name = key(results.name, setting.label, of.name)
+    if deviation is None:
+        return Cell(mean, bold, (f"{name}/mean",))
+    return Cell(f"{mean} ± {deviation}", bold, (f"{name}/mean", f"{name}/deviation"))
 
 
 def _columns(shown: Sequence[Measure]) -> list[str]:

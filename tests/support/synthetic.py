@@ -101,7 +101,7 @@ def rows(config: Mapping[str, Any], points: int = 6, acc: float | None = None) -
 def write_run(config: Mapping[str, Any], outputs: Path, status: str = "finished", acc: float | None = None) -> Path:
     """The files of a run that ended so; `unfinished`: of one that is still running."""
     name = hash_of(dict(config))
-    folder = outputs / config["dataset"]["name"] / config["algorithm"]["name"] / f"s{config['seed']}-{name}"
+    folder: Path = outputs / config["dataset"]["name"] / config["algorithm"]["name"] / f"s{config['seed']}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create({"run": name, "resolved": dict(config), "config": {}}), folder / "config.yaml")
     lines = list(rows(config, acc=acc))
