@@ -73,7 +73,7 @@ def _report() -> None:
             print(f"error: {error}", file=sys.stderr)
             mistakes += 1
     if reported and (not names or arguments.track):
-        for path in _write_whole(reported, table, outputs / "report", arguments.track):
+        for path in _write_whole(reported, table, outputs, arguments.track):
             print(f"wrote {path}")
     sys.exit(USAGE_ERROR if mistakes else 0)
 
@@ -99,16 +99,18 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
     spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
     written = [
         *draw_figures(results, spec, table, target),
-        *write_tables(results, spec, table, section_studies(section, outputs), target),
+        *write_tables(results, spec, table, section_studies(results, outputs), target),
         *write_sentences(results, spec, table, target),
     ]
     return results, spec, written
 
 
-def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: Path, track: str | None) -> list[Path]:
+def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, outputs: Path, track: str | None) -> list[Path]:
     """The page and the paper of all these sections."""
+    target = outputs / "report"
     said = {f"{results.name}-{name}": text for results, spec in sections for name, text in captions(results, spec, table).items()}
-    return [write_page(sections, table, target), *write_paper(sections, table, target, track, said)]
+    studies = {results.name: section_studies(results, outputs) for results, _ in sections}
+    return [write_page(sections, table, target), *write_paper(sections, table, target, track, said, studies)]
 
 
 def _report_runs(words: Sequence[str], outputs: Path, table: CostTable) -> None:

@@ -49,3 +49,8 @@ def _breakable(word: str) -> str:
 def key(*words: str) -> str:
     """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test.acc/mean`."""
     return "/".join(re.sub(r"[^A-Za-z0-9=.:+ -]", ".", re.sub("[_,]", "", word)) for word in words)
+
+
+def label(name: str) -> str:
+    r"""A name in \label and \ref, of letters that LaTeX takes there."""
+    return re.sub(r"[^A-Za-z0-9.:_-]", ".", name)

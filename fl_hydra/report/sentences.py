@@ -86,6 +86,9 @@ def _there(results: Results) -> list[Sentence]:
 SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
 """What a reader wants to know of runs beside what they are compared by."""
 
+OWN = ("optimizer", "optimizer.lr", "optimizer.weight_decay")
+"""Of these it is told what methods or optimizers have of their own."""
+
 
 def _shared(results: Results) -> list[Sentence]:
     """What was run, as far as settings have it in common, or in a few values that no axis of the section tells."""
@@ -95,9 +98,12 @@ def _shared(results: Results) -> list[Sentence]:
     told = []
     for name in SHARED:
         values = list(dict.fromkeys(axis(name).of(config) for config in configurations))
-        if name in axes or values == [None] or len(values) > 3 or (alone and name in ("sharding", "K", "J")):
+        if name in axes or values == [None] or (alone and name in ("sharding", "K", "J")):
             continue
-        if len(values) > 1 and name not in ("optimizer.lr", "optimizer.weight_decay", "optimizer"):
+        if name in OWN and len(values) > 3:
+            told.append(f"{axis(name).title}s of their own")
+            continue
+        if len(values) > 1 and name not in OWN:
             continue
         words = {"dataset": DATA, "model": MODELS}.get(name, {})
         phrases = [words.get(str(value)) or phrase(axis(name), value) for value in values]
@@ -107,7 +113,7 @@ def _shared(results: Results) -> list[Sentence]:
     cohorts = {(config["m"], config["K"]) for config in configurations}
     if len(cohorts) == 1 and (cohort := cohorts.pop())[0] < cohort[1]:
         told.append(f"{cohort[0]} of the {cohort[1]} clients in a round")
-    return [(f"{'The run has' if len(configurations) == 1 else 'All have'} {listed(told)}.",)]
+    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)]
 
 
 def _ends(results: Results) -> str:
@@ -173,7 +179,8 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
             Number(f"{name}/hold", str(len(held))),
             " of ",
             Number(f"{name}/differences", str(len(known))),
-            f" {'differences' if len(known) > 1 else 'difference'} in {_bare(of)} {'holds' if len(held) == 1 else 'hold'} (p adjusted over ",
+            f" {'differences' if len(known) > 1 else 'difference'} in {_bare(of)} "
+            f"{'holds' if len(held) == 1 else 'hold'} (p adjusted over ",
             Number(key(results.name, "declared"), str(declared)),
             f" comparison{'s' if declared > 1 else ''}).",
         )
@@ -260,23 +267,27 @@ def _to_reach(
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
-    begun, unit = _unit(x)
+    what, unit = _unit(x)
     sentence: list[str | Number] = []
     if where is not None:
         sentence = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed, by "]
         sentence += [Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {_count(len(settings), 'setting')}. "]
-    sentence += [f"{begun} took ", Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0]), f" {unit}"]
-    if len(reached) > 1 and most[1].mean > least[1].mean:
-        sentence += [f" with {setting_name(results, least[0])}, the least, and "]
-        sentence += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), f" with {setting_name(results, most[0])}, the most"]
+    several = len(reached) > 1 and most[1].mean > least[1].mean
+    sentence += [f"{_first(setting_name(results, least[0]))} took {'the least ' if several else ''}{what}, "]
+    sentence += [Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0]), unit]
+    if several:
+        sentence += [f", and {setting_name(results, most[0])} the most, "]
+        sentence += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit]
+    elif len(reached) > 1:
+        sentence.append(", as did the others")
     return [(*sentence, ".")]
 
 
 def _unit(x: Measure) -> tuple[str, str]:
-    """How a sentence begins that tells what it took, and its unit."""
+    """What was taken, and its unit."""
     if x.name == "bytes":
-        return "It", "MB sent by each worker"
-    return ("It", "epochs") if x.name == "epoch" else (f"With computing, on the network {x.name}, it", "s")
+        return "communication", " MB sent by each worker"
+    return ("training", " epochs") if x.name == "epoch" else (f"time on the network {x.name}, computing included", " s")
 
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:

@@ -33,7 +33,7 @@ PHRASES = {
     "speeds": "{} speeds",
     "local_steps": "the rule “{}” for J",
     "algorithm.topology": "the {} graph",
-    "algorithm.momentum": "“{}” for momentum",
+    "algorithm.momentum": "momentum: {}",
     "batch_size": "batch size {}",
     "optimizer.lr": "learning rate {}",
     "server.lr": "outer learning rate {}",
@@ -44,6 +44,16 @@ PHRASES = {
     "J": "J={}",
 }
 """How a value is named in a sentence; of an axis that is not here, the key and its value."""
+
+VALUES = {
+    ("algorithm.momentum", "keep"): "momentum kept",
+    ("algorithm.momentum", "reset"): "momentum reset",
+    ("algorithm.momentum", "average"): "momentum averaged",
+    ("speeds", "stragglers"): "stragglers",
+    ("speeds", "linear"): "linearly spread speeds",
+    ("local_steps", "fixed"): "a fixed J",
+}
+"""Values that are not named by the phrase of their axis."""
 
 ABSENT = {"N_c": "iid shards", "gamma": "uniform participation"}
 
@@ -81,6 +91,8 @@ def phrase(of: Axis, value: Value) -> str:
     """A value as a sentence names it."""
     if value is None and of.name in ABSENT:
         return ABSENT[of.name]
+    if (of.name, value) in VALUES:
+        return VALUES[of.name, str(value)]
     if of.name in ("method", "optimizer", "dataset"):
         return of.text(value)
     return PHRASES[of.name].format(of.text(value)) if of.name in PHRASES else f"{spelled(of.name)} {of.text(value)}"
