@@ -53,6 +53,7 @@ TITLES = {
     "cifar100": "CIFAR-100",
     "shakespeare": "Shakespeare",
     "iid": "iid",
+    "post_local": "post-local",
 }
 """How the names of options are written in figures and tables; others as they are typed."""
 

@@ -112,8 +112,9 @@ SIZES = (
     _Size(8, 3, 6, 1, True),
     _Size(6, 2, 5, 1, True),
     _Size(5, 1, 4, 1, True),
+    _Size(6, 1, 4, 0, True),
     _Size(4, 1, 3, 0, False),
-    _Size(3, 1, 0, 0, False),
+    _Size(4, 1, 0, 0, False),
     _Size(3, 0, 0, 0, False),
 )
 """From all that may be of use to what fits into few pages: the first that does is taken. Sentences and the table of costs are in all."""
@@ -172,7 +173,8 @@ def write_paper(
     most = ALL_PAGES if own else MOST_PAGES
     if pages > most:
         why = f"at most {most} are meant to be{'' if own else ' generated, of the 8 that are allowed'}"
-        print(f"{target / 'report.pdf'} has {pages} pages: {why}; {'shorten your words, or ' if own else ''}name fewer sections")
+        instead = "TRACK=a and TRACK=b make one for each track" if track is None else "leave sections out"
+        print(f"{target / 'report.pdf'} has {pages} pages: {why}; {'shorten your words, or ' if own else ''}{instead}")
     return [*written, target / "report.tex", target / "report.pdf"]
 
 

@@ -267,27 +267,28 @@ def _to_reach(
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
-    what, unit = _unit(x)
-    sentence: list[str | Number] = []
+    said: list[str | Number] = []
     if where is not None:
-        sentence = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed, by "]
-        sentence += [Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {_count(len(settings), 'setting')}. "]
-    several = len(reached) > 1 and most[1].mean > least[1].mean
-    sentence += [f"{_first(setting_name(results, least[0]))} took {'the least ' if several else ''}{what}, "]
-    sentence += [Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0]), unit]
-    if several:
-        sentence += [f", and {setting_name(results, most[0])} the most, "]
-        sentence += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit]
-    elif len(reached) > 1:
-        sentence.append(", as did the others")
-    return [(*sentence, ".")]
+        said = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
+        counted: Sentence = (", by ", Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
+        said += [*(counted if len(settings) > 1 else ()), ". "]
+    what, unit, place = _unit(x)
+    taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
+    if len(reached) > 1 and most[1].mean > least[1].mean:
+        said += [f"{_first(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
+        said += [f", and {setting_name(results, most[0])} the most, "]
+        said += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit, "."]
+    else:
+        who = "All of these" if len(reached) > 1 else _first(setting_name(results, least[0]))
+        said += [f"{who} took ", taken, f"{unit}{place}."]
+    return [tuple(said)]
 
 
-def _unit(x: Measure) -> tuple[str, str]:
-    """What was taken, and its unit."""
+def _unit(x: Measure) -> tuple[str, str, str]:
+    """What was taken, its unit, and where."""
     if x.name == "bytes":
-        return "communication", " MB sent by each worker"
-    return ("training", " epochs") if x.name == "epoch" else (f"time on the network {x.name}, computing included", " s")
+        return "communication", " MB sent by each worker", ""
+    return ("training", " epochs", "") if x.name == "epoch" else ("time", " s", f" on the network {x.name}, computing included")
 
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:

@@ -111,9 +111,9 @@ def tuned_table(tuned: Sequence[tuple[Results, Spec, Sequence[Search]]], most: i
         rows += mine[:most]
         left += [results.name] if most is not None and len(mine) > most else []
         notes += [f"{spec.title if len(tuned) > 1 else 'How'}: {sentence}." for sentence in how(found)]
-    header = ["section", "where", "hyper-parameter", "value", "objective"]
+    header = ["section", "where", "hyper-parameter", "value", "objective reached"]
     kept = range(len(header)) if len(tuned) > 1 else range(1, len(header))
-    said = ["Objective: what decided, of the best trial; never the test set, and no seed of a result.", *notes]
+    said = ["The objective is that of the best trial. No trial has a seed of a result, or saw the test set.", *notes]
     said += [f"More rows are in {', '.join(f'{name}-tuned.csv' for name in left)}."] if left else []
     title = tuned[0][1].title if len(tuned) == 1 else "Hyper-parameters"
     return Table(f"{title}: tuned values", [header[place] for place in kept], [[row[place] for place in kept] for row in rows], said)
@@ -158,11 +158,13 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
         seen += [{**each.config, "seed": 0} for each in mine]
         for place, setting in enumerate(mine):
             cells = [_cell(results, setting, each) for each in shown]
-            name = setting_name(results, setting)
-            rows.append([Cell("" if place else spec.title), Cell(name[0].upper() + name[1:]), *cells, Cell(str(len(setting.finished)))])
+            name = setting_name(results, setting, but=("K", "J"))
+            said = [Cell("" if place else spec.title), Cell(name[0].upper() + name[1:])]
+            said += [Cell("" if setting.value(axis) is None else str(setting.value(axis))) for axis in ("K", "J")]
+            rows.append([*said, *cells, Cell(str(len(setting.finished)))])
     titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB sent", "seconds": "computing, s"}
-    header = ["section", "setting", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
-    header, rows, once = _without_constants(header, rows, keep=("setting", "acc., %"))
+    header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
+    header, rows, once = _without_constants(header, rows, keep=("setting", "K", "J", "acc., %"))
     links = "; ".join(f"{each.name}: {each.latency * 1e3:g} ms, {each.bandwidth / 1e9:g} Gb/s" for each in networks)
     devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
     and_least = ", and the one that sends least" if cheapest else ""

@@ -155,13 +155,13 @@ def _how(group: Sequence[Search]) -> str:
     pruned = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}" if numbers else ""
     early = ""
     if one.pruner and pruned:
-        rungs = f" at {listed([_part(each) for each in one.rungs])} of the budget" if one.rungs else ""
-        early = f", of which {PRUNERS.get(one.pruner, one.pruner)} gave up {pruned}{rungs}"
-    said = f"{where}{' ' if where else ''}{what} searched in {one.trials} trials"
+        rungs = f" after {listed([_part(each) for each in one.rungs])} of the budget" if one.rungs else ""
+        early = f" ({pruned} given up{rungs} by {PRUNERS.get(one.pruner, one.pruner)})"
+    said = f"{where}{', ' if where else ''}{what} {'were' if len(one.values) > 1 else 'was'} searched in {one.trials} trials"
     said += f" by {SAMPLERS.get(one.sampler, one.sampler)}" if one.sampler else ""
-    said += early + (f", each of {one.budget:,} training samples" if one.budget else "")
-    said += f" and seed{'s' if len(one.seeds) > 1 else ''} {_words(one.seeds)}" if one.seeds else ""
-    return f"{said}; chosen by {objective(one.objective)}"
+    said += early + (f" of {'up to ' if early else ''}{one.budget:,} training samples" if one.budget else "")
+    said += f" with seed{'s' if len(one.seeds) > 1 else ''} {_words(one.seeds)}" if one.seeds else ""
+    return f"{said}; {objective(one.objective)} decided"
 
 
 SAMPLERS = {"TPESampler": "a tree-structured Parzen estimator", "RandomSampler": "random search", "GridSampler": "grid search"}

@@ -103,14 +103,15 @@ def spelled(key: str) -> str:
     return AXES[key].title if key in AXES and AXES[key].title != key else key.rpartition(".")[2].replace("_", " ")
 
 
-def setting_name(results: Results, setting: Setting) -> str:
-    """A setting as a sentence names it: `LocalSGD with K=2 and J=4`, by what sets it apart from the section's others."""
-    axes = list(results.axes)
+def setting_name(results: Results, setting: Setting, but: Sequence[str] = ()) -> str:
+    """A setting as a sentence names it: `LocalSGD with K=2 and J=4`, by what sets it apart from the section's others; `but` these axes."""
+    axes = results.axes
     names = [each.name for each in axes]
     head = setting.method
     if head == "Centralized" and "method" not in names:
         head = AXES["optimizer"].text(AXES["optimizer"].of(setting.config)) if "optimizer" in names else "centralized training"
-    rest = [phrase(each, each.of(setting.config)) for each in axes if phrase(each, each.of(setting.config)) != head]
+    told = [each for each in axes if each.name not in but and (each.name != "local_steps" or head == "LocalSGD")]
+    rest = [said for each in told if (said := phrase(each, each.of(setting.config))) != head]
     return head + (f" with {listed(rest)}" if rest else "")
 
 
