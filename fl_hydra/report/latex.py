@@ -41,8 +41,8 @@ def code(text: str) -> str:
 
 
 def _breakable(word: str) -> str:
-    """With leave to break where it was marked, and after every twelfth letter of a part that is longer."""
-    parts = [part[start : start + 12] for part in word.split("\1") for start in range(0, max(1, len(part)), 12)]
+    """With leave to break where it was marked, and after every 24th letter of a part that is longer."""
+    parts = [part[start : start + 24] for part in word.split("\1") for start in range(0, max(1, len(part)), 24)]
     return r"\allowbreak{}".join(escaped(part).replace("-", "{-}") for part in parts)
 
 

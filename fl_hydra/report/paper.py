@@ -23,11 +23,11 @@ from fl_hydra.report.axes import AXES
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import code, escaped, label
 from fl_hydra.report.results import Results
-from fl_hydra.report.sentences import as_macros, numbers, sentences
+from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, MODELS, listed
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, listed
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -122,7 +122,9 @@ SIZES = (
 
 @dataclass(frozen=True)
 class _Content:
-    """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files."""
+    """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files. said: the
+    sentences of each section.
+    """
 
     sections: Sequence[tuple[Results, Spec]]
     table: CostTable
@@ -130,6 +132,7 @@ class _Content:
     track: str | None
     captions: Mapping[str, str]
     found: Mapping[str, Sequence[Search]]
+    said: Mapping[str, Sequence[Sequence[Sentence]]]
 
 
 def write_paper(
@@ -158,10 +161,11 @@ def write_paper(
     target.mkdir(parents=True, exist_ok=True)
     shown = [each for each in sections if _part(each[0].name, track)]
     found = {results.name: searches(results, (studies or {}).get(results.name, ())) for results, _ in shown}
-    content = _Content(shown, table, target, track, captions or {}, found)
-    own = _write_once(target, [results.name for results, _ in shown])
+    said = {results.name: sentences(results, spec, table) for results, spec in shown}
+    content = _Content(shown, table, target, track, captions or {}, found, said)
+    own = _write_once(target, [label(results.name) for results, _ in shown])
     written = _put(target / "references.bib", read_file(REFERENCES).decode())
-    values = {name: text for results, spec in shown for name, text in numbers(results, spec, table).items()}
+    values = {name: text for results, spec in shown for name, text in numbers(results, said[results.name], table).items()}
     values |= {name: text for results, _ in shown for name, text in tuned_numbers(results, found[results.name]).items()}
     written += _put(target / "numbers.tex", _macros(values))
     if not has_latex():
@@ -260,7 +264,7 @@ ROOM_FOR_WORDS = rf"\newcommand{{\words}}[1]{{\room{{{YOURS}}}}}"
 def _paper(content: _Content, size: _Size) -> str:
     track, sections = content.track, content.sections
     title, authors = _authors(content.target / "authors.yaml", track)
-    lines = [PREAMBLE, rf"\title{{{title}}}", rf"\author{{{authors}}}", r"\begin{document}", r"\maketitle"]
+    lines = [PREAMBLE, rf"\title{{{title}}}", rf"\author{{{authors}}}", r"\begin{document}", r"\maketitle", r"\suppressfloats[t]"]
     lines += [r"\begin{abstract}", r"\words{abstract}", r"\end{abstract}"]
     lines += [r"\section{Introduction}", r"\words{introduction}", _background(track), *_setup(content, size)]
     order = [name for each in ([track] if track else BASE) for name in BASE[each]]
@@ -324,12 +328,13 @@ def _setup(content: _Content, size: _Size) -> list[str]:
         parts = sorted({f"{100 * config['dataset']['validation']:g}" for config in of_it if "validation" in config["dataset"]})
         models = dict.fromkeys(str(config["model"]["name"]) for config in of_it)
         said = f"{DATA.get(name, name)} with {listed([MODELS.get(model, model) for model in models])}"
-        said += f"; {' or '.join(parts)} % of the training set is kept for validation, stratified by label" if parts else ""
+        held_out = HELD_OUT.get(name, "drawn from each class alike")
+        said += f"; {' or '.join(parts)} % of the training set is kept for validation, {held_out}" if parts else ""
         lines.append(escaped(f"{_first(said)}."))
     divided = dict.fromkeys(str(config["sharding"]["name"]) for config in configurations if config["K"] > 1)
     if divided:
         told = "; ".join(DIVISIONS.get(name, name) for name in divided)
-        lines.append(escaped(f"The training set is divided among workers or clients, anew for each seed: {told}."))
+        lines.append(escaped(f"The training set is divided among workers or clients: {told}."))
     lines.append(r"\par\textbf{Figures.}")
     lines.append(
         escaped(
@@ -377,7 +382,7 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     found = content.found[results.name]
     lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{label(results.name)}}}"]
     lines += [rf"\emph{{{escaped(' '.join(spec.questions))}}}\par"] if spec.questions else []
-    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in sentences(results, spec, content.table)]
+    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in content.said[results.name]]
     if results.drawn and rows:
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
         said = [
@@ -388,8 +393,11 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in drawn if each[1].exists()][:figures]:
         caption = content.captions.get(path.stem) or _caption(figure, spec)
-        lines.append(_figure(path, f"{caption.rstrip('.')}. {_facts(results, found, seeds=False)}"))
-    return [*lines, rf"\words{{{results.name}}}"]
+        plain = path.with_name(label(path.name))
+        if plain != path:  # LaTeX would stop at the name of the file
+            write_atomically(plain, read_file(path))
+        lines.append(_figure(plain, f"{caption.rstrip('.')}. {_facts(results, found, seeds=False)}"))
+    return [*lines, rf"\words{{{label(results.name)}}}"]
 
 
 def _caption(figure: FigureSpec, spec: Spec) -> str:

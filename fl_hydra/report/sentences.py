@@ -272,7 +272,7 @@ def _to_reach(
         said = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
         counted: Sentence = (", by ", Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
         said += [*(counted if len(settings) > 1 else ()), ". "]
-    what, unit, place = _unit(x)
+    what, unit, place = _unit(x, "client" if any(setting.config["m"] < setting.config["K"] for setting in settings) else "worker")
     taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
     if len(reached) > 1 and most[1].mean > least[1].mean:
         said += [f"{_first(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
@@ -284,10 +284,10 @@ def _to_reach(
     return [tuple(said)]
 
 
-def _unit(x: Measure) -> tuple[str, str, str]:
+def _unit(x: Measure, sender: str) -> tuple[str, str, str]:
     """What was taken, its unit, and where."""
     if x.name == "bytes":
-        return "communication", " MB sent by each worker", ""
+        return "communication", f" MB sent by each {sender}", ""
     return ("training", " epochs", "") if x.name == "epoch" else ("time", " s", f" on the network {x.name}, computing included")
 
 
@@ -301,8 +301,8 @@ def _figure(results: Results, setting: Setting, of: Measure, statistic: Statisti
     return [*said, f"{unit}, n=", Number(f"{name}/n", str(statistic.n))]
 
 
-def numbers(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
-    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of its sentences."""
+def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said."""
     known, found = measures(table), {}
     for setting in results.drawn:
         for of in known.values():
@@ -313,7 +313,7 @@ def numbers(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
                 if deviation is not None:
                     found[f"{name}/deviation"] = deviation
                 found[f"{name}/n"] = str(statistic.n)
-    for paragraph in sentences(results, spec, table):
+    for paragraph in said:
         found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
     return found
 

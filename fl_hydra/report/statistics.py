@@ -34,9 +34,9 @@ MOST_SEEDS = 1000
 class Difference:
     """A setting against another on one axis, all else that is compared being the same.
 
-    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of :func:`tested`;
-    None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it; None where that
-    cannot be told.
+    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of
+    :func:`difference_p`; None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it;
+    None where that cannot be told.
     """
 
     comparison: Comparison
@@ -70,7 +70,7 @@ class Difference:
         return self.adjusted is not None and bool(holding(self.adjusted, self.n))
 
 
-def tested(first: ArrayLike, second: ArrayLike) -> Reals:
+def difference_p(first: ArrayLike, second: ArrayLike) -> Reals:
     """Two-sided p of Welch's statistic with the degrees of freedom of the smaller side, min(n) - 1; nan where there is no test.
 
     The statistic is that of Welch (Biometrika 34, 1947), which lets variances differ. His degrees of freedom are estimated, and with
@@ -175,7 +175,7 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
         for of in (measure(comparison.measure, table),)
         for one, other in pairs(results, comparison)
     ]
-    ps = [float(tested(each.mine.values, each.others.values)) if each.mine and each.others else math.nan for each in found]
+    ps = [float(difference_p(each.mine.values, each.others.values)) if each.mine and each.others else math.nan for each in found]
     return [
         Difference(
             each.comparison,

@@ -164,7 +164,7 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
             rows.append([*said, *cells, Cell(str(len(setting.finished)))])
     titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB sent", "seconds": "computing, s"}
     header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
-    header, rows, once = _without_constants(header, rows, keep=("setting", "K", "J", "acc., %"))
+    header, rows, once = _without_constants(header, rows, keep=("setting", "acc., %"))
     links = "; ".join(f"{each.name}: {each.latency * 1e3:g} ms, {each.bandwidth / 1e9:g} Gb/s" for each in networks)
     devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
     and_least = ", and the one that sends least" if cheapest else ""

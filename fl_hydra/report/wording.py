@@ -70,6 +70,12 @@ MODELS = {
     "lstm": "the two-layer LSTM of Reddi et al. (2021)",
 }
 
+HELD_OUT = {
+    "shakespeare": "the last part of each role's training text",
+    "shakespeare_sequences": "the last part of each role's training text",
+}
+"""What of the training set is kept for validation, where it is not a part of each class."""
+
 DIVISIONS = {
     "iid": "iid: a random permutation, cut into parts of equal size (±1)",
     "classes": "by N_c: each client holds exactly N_c classes, disjoint and of equal size where that is possible",
@@ -110,9 +116,10 @@ def setting_name(results: Results, setting: Setting, but: Sequence[str] = ()) ->
     head = setting.method
     if head == "Centralized" and "method" not in names:
         head = AXES["optimizer"].text(AXES["optimizer"].of(setting.config)) if "optimizer" in names else "centralized training"
-    told = [each for each in axes if each.name not in but and (each.name != "local_steps" or head == "LocalSGD")]
+    data = f" on {AXES['dataset'].text(setting.value('dataset'))}" if "dataset" in names else ""
+    told = [each for each in axes if each.name not in ("dataset", *but) and (each.name != "local_steps" or head == "LocalSGD")]
     rest = [said for each in told if (said := phrase(each, each.of(setting.config))) != head]
-    return head + (f" with {listed(rest)}" if rest else "")
+    return head + data + (f" with {listed(rest)}" if rest else "")
 
 
 def listed(words: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ def grid(track: str, section: str, seeds: Sequence[int] | None = None) -> tuple[
     chosen = [f"{key.rpartition('/')[2]}={value}" for each in content["defaults"] for key, value in each.items() if "dataset" not in key]
     dataset = next(value for each in content["defaults"] for key, value in each.items() if "dataset" in key)
     axes = {key: str(value).split(",") for key, value in sweeper["params"].items()}
-    axes["seed"] = [str(seed) for seed in seeds] if seeds else axes.get("seed", ["0"])
+    asked = axes.pop("seed", ["0"])
     found: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -52,7 +52,8 @@ def grid(track: str, section: str, seeds: Sequence[int] | None = None) -> tuple[
         config["batch_size"] = int(data["batch_size"] or config["batch_size"])
         if not budget and config["algorithm"]["name"] != "fedavg":
             config["budget"] = 6_750_000
-        found[hash_of(config)] = config
+        for seed in seeds or map(int, asked):
+            found[hash_of(config | {"seed": seed})] = config | {"seed": seed}
     return list(found.values()), dict(sweeper["report"])
 
 
