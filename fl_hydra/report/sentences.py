@@ -170,12 +170,16 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     comparison, of = known[0].comparison, known[0].measure
     held = [each for each in known if each.holds]
     base = {each.other.value(comparison.axis) for each in known}
+    sides = {each.setting.value(comparison.axis) for each in known}
     told = [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
-    told += [f"at the same {listed([column(axis(name)) for name in comparison.within])}"] if comparison.within else []
+    only = comparison.only and len(sides) == 1
+    what = _first(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
+    same = [column(each) for each in results.axes if each.name in comparison.within]
+    told += [f"at the same {listed(same)}"] if same else []
     name = key(results.name, f"compare{number}")
     said: list[Sentence] = [
         (
-            f"Compared by {column(axis(comparison.axis))}{', ' if told else ''}{', '.join(told)}: ",
+            f"{what}{', ' if told else ''}{', '.join(told)}: ",
             Number(f"{name}/hold", str(len(held))),
             " of ",
             Number(f"{name}/differences", str(len(known))),

@@ -65,13 +65,14 @@ class Comparison:
     """Differences that the section's sentences are about: between values of an axis, at each point of the axes `within`.
 
     against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
-    has: every two. measure: of the final models.
+    has: every two. only: the values that are compared with it, if not all. measure: of the final models.
     """
 
     axis: str
     within: tuple[str, ...] = ()
     against: Any = None
     measure: str = "test/acc"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,8 @@ def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setti
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []
     for group in _groups(results.settings, within):
-        divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison.against)]
-        found += divided or _pairs(group, compared, comparison.against)
+        divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
+        found += divided or _pairs(group, compared, comparison)
     return found
 
 
@@ -210,12 +210,14 @@ def _groups(settings: Sequence[Setting], axes: Sequence[Axis]) -> list[list[Sett
     return list(groups.values())
 
 
-def _pairs(settings: Sequence[Setting], compared: Axis, against: object) -> list[tuple[Setting, Setting]]:
+def _pairs(settings: Sequence[Setting], compared: Axis, comparison: Comparison) -> list[tuple[Setting, Setting]]:
+    against, only = comparison.against, [str(each) for each in comparison.only]
     of: dict[Value, list[Setting]] = {}
     for setting in settings:
         of.setdefault(compared.of(setting.config), []).append(setting)
     values = in_order(compared, list(of))
     wanted = compared.text(against) if isinstance(against, int | float) else str(against)
     base = [value for value in values if against is not None and compared.text(value) == wanted]
-    chosen = [(value, base[0]) for value in values if value != base[0]] if base else list(itertools.combinations(values, 2))
+    mine = [value for value in values if not only or compared.text(value) in only]
+    chosen = [(value, base[0]) for value in mine if value != base[0]] if base else list(itertools.combinations(mine, 2))
     return [pair for one, other in chosen for pair in itertools.product(of[one], of[other])]
