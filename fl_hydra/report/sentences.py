@@ -107,7 +107,8 @@ def _shared(results: Results) -> list[Sentence]:
             continue
         words = {"dataset": DATA, "model": MODELS}.get(name, {})
         phrases = [words.get(str(value)) or phrase(axis(name), value) for value in values]
-        told.append(phrases[0] + "".join(f" or {axis(name).text(value)}" for value in values[1:]))
+        others = [axis(name).text(value) for value in values[1:]]
+        told.append(" or ".join([", ".join([phrases[0], *others[:-1]]), *others[-1:]]))
     budgets = sorted({int(config["budget"]) for config in configurations})
     told.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budgets[0], budgets[-1])))} training samples")
     cohorts = {(config["m"], config["K"]) for config in configurations}
@@ -177,19 +178,22 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     same = [column(each) for each in results.axes if each.name in comparison.within]
     told += [f"at the same {listed(same)}"] if same else []
     name = key(results.name, f"compare{number}")
-    said: list[Sentence] = [
-        (
-            f"{what}{', ' if told else ''}{', '.join(told)}: ",
-            Number(f"{name}/hold", str(len(held))),
-            " of ",
-            Number(f"{name}/differences", str(len(known))),
-            f" {'differences' if len(known) > 1 else 'difference'} in {_bare(of)} "
-            f"{'holds' if len(held) == 1 else 'hold'} (p adjusted over ",
-            Number(key(results.name, "declared"), str(declared)),
-            f" comparison{'s' if declared > 1 else ''}).",
-        )
-    ]
+    begun = f"{what}{', ' if told else ''}{', '.join(told)}: "
+    count, several = Number(f"{name}/differences", str(len(known))), len(known) > 1
+    figures = f" difference{'s' if several else ''} in {_bare(of)} "
     first = known[int(largest([each.size for each in known]))]
+    if not first.size:
+        return [(f"{begun}", count, f"{figures}{'are' if several else 'is'} nothing at all.")]
+    said: list[Sentence]
+    if all(each.n < 2 for each in known):
+        many = "are undecided, and one seed does not tell how many would decide them."
+        said = [(begun, count, figures, many if several else "is undecided, and one seed does not tell how many would decide it.")]
+    else:
+        hold = Number(f"{name}/hold", str(len(held)))
+        all_declared = Number(key(results.name, "declared"), str(declared))
+        holds = "holds" if len(held) == 1 else "hold"
+        comparisons = f" comparison{'s' if declared > 1 else ''})."
+        said = [(begun, hold, " of ", count, f"{figures}{holds} (p adjusted over ", all_declared, comparisons)]
     said.append((f"The {'largest' if len(known) > 1 else 'difference'} is ", *_difference(results, first, f"{name}/largest")))
     if held and first not in held:
         said.append(("The largest that holds is ", *_difference(results, held[int(largest([each.size for each in held]))], f"{name}/held")))
@@ -227,9 +231,9 @@ def _difference(results: Results, each: Difference, name: str) -> Sentence:
     sentence.append(")")
     if each.holds:
         return (*sentence, "; it holds.")
-    sentence.append("; it is undecided")
     if each.n < 2:
-        return (*sentence, ", and one seed does not tell how many would decide it.")
+        return (*sentence, ".")
+    sentence.append("; it is undecided")
     if each.p is None:
         return (*sentence, ": seeds do not differ at all, so that there is no test.")
     if each.seeds is None:
@@ -259,7 +263,8 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
         for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            said += _to_reach(results, settings, x, accuracy, target, name, where if not place else None)
+            part = "" if named is not None and len(sets) == 1 else f" ({100 * TARGET:g} % of the best final one, rounded down)"
+            said += _to_reach(results, settings, x, accuracy, target, name, where + part if not place else None)
     return said
 
 

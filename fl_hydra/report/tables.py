@@ -299,10 +299,13 @@ def best(results: Results, by: Measure) -> list[Setting]:
 def common(results: Results) -> list[str]:
     """What all settings have in common, in a line."""
     told = []
+    alone = all(setting.config["K"] == 1 for setting in results.settings)
     for each in AXES.values():
+        if alone and each.name in ("sharding", "K", "J", "algorithm.momentum", "server", "server.lr"):
+            continue
         values = {each.of(setting.config) for setting in results.settings}
         if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
-            told.append(f"{each.title} {each.text(value)}")
+            told.append(f"{column(each)} {each.text(value)}")
     return [f"All: {', '.join(told)}."] if told else []
 
 
