@@ -173,6 +173,46 @@ def test_a_report_of_nothing_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert line.startswith(f"error: no run was asked for with section=NAME and outputs={tmp_path}")
 
 
+def test_what_was_searched_is_said_with_space_trials_pruner_budget_seeds_and_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of one section whose best values runs of another took up."""
+    chosen = {"where": {"optimizer": "sgdm"}, "values": {"optimizer.lr": 0.023}, "objective": "val/acc", "value": 0.41}
+    chosen |= {"study": "first-abc", "trials": 24, "seeds": [100], "date": "2026-01-01"}
+    folders = [write_run(config("K=2", "J=4", f"seed={seed}"), tmp_path, chosen=chosen) for seed in (1, 2, 3)]
+    write_section(tmp_path, "mine", folders, REPORT)
+    trials = [{"number": n, "params": {"optimizer.lr": 0.1}, "state": "pruned" if n else "complete", "values": [0.4]} for n in range(24)]
+    rate = {"name": "FloatDistribution", "attributes": {"low": 0.001, "high": 0.3, "log": True, "step": None}}
+    pruner = {"_target_": "optuna.pruners.SuccessiveHalvingPruner"}
+    question = {"fixed": {"budget": 270_000}, "space": {"optimizer.lr": rate}, "seeds": [100], "pruner": pruner, "rungs": [1 / 9, 1 / 3]}
+    study: dict[str, Any] = {
+        "study": "first-abc",
+        "section": "first",
+        "where": {"optimizer": "sgdm"},
+        "question": question,
+        "sampler": "TPESampler",
+    }
+    study |= {"together": 6, "objectives": ["val/acc"], "best": [0], "trials": trials}
+    (tmp_path / "studies" / "first-abc").mkdir(parents=True)
+    (tmp_path / "studies" / "first-abc" / "study.json").write_text(json.dumps(study))
+    assert reported(tmp_path, monkeypatch) == 0
+    said = (
+        "for SGDM, learning rate (0.001 to 0.3, log) was searched in 24 trials by a tree-structured Parzen estimator (23 given up after "
+        "1/9 and 1/3 of the budget by successive halving) of up to 270,000 training samples with seed 100; the final model's validation "
+        "accuracy decided."
+    )
+    report = tmp_path / "report"
+    assert said in (report / "mine-tuned.md").read_text()
+    paper = (report / "report.tex").read_text()
+    assert said in paper and "Hyper-parameters searched (Section II)" not in paper and "hyper-parameters searched (Section II)" in paper
+    values = macros(report / "numbers.tex")
+    assert values["mine/tuned/optimizer=sgdm/optimizer.lr"] == "0.023"
+    assert latex_rows(expanded(paper.split(r"\label{tab:tuned}")[1], values)) == [["SGDM", "learning rate", "0.023", "0.41"]]
+    with open(report / "mine-tuned.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["value"], row["trials"], row["pruned"], row["budget"]) == ("0.023", "24", "23", "270000")
+
+
 def results(name: str, configurations: Sequence[dict[str, Any]]) -> Results:
     return Results.of(name, [Run(Path(f"run-{place}"), each, list(rows(each)), "finished") for place, each in enumerate(configurations)])
 

@@ -111,6 +111,9 @@ def _shared(results: Results) -> list[Sentence]:
         told.append(" or ".join([", ".join([phrases[0], *others[:-1]]), *others[-1:]]))
     budgets = sorted({int(config["budget"]) for config in configurations})
     told.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budgets[0], budgets[-1])))} training samples")
+    shared = {config.get("data_parallel", 1) for config in configurations}
+    if len(shared) == 1 and (workers := shared.pop()) > 1:
+        told.append(f"each batch shared by {workers} workers")
     cohorts = {(config["m"], config["K"]) for config in configurations}
     if len(cohorts) == 1 and (cohort := cohorts.pop())[0] < cohort[1]:
         told.append(f"{cohort[0]} of the {cohort[1]} clients in a round")
@@ -183,7 +186,7 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     figures = f" difference{'s' if several else ''} in {_bare(of)} "
     first = known[int(largest([each.size for each in known]))]
     if not first.size:
-        return [(f"{begun}", count, f"{figures}{'are' if several else 'is'} nothing at all.")]
+        return [(begun, count, f" pair{'s do' if several else ' does'} not differ in mean {_bare(of)}.")]
     said: list[Sentence]
     if all(each.n < 2 for each in known):
         many = "are undecided, and one seed does not tell how many would decide them."

@@ -99,12 +99,14 @@ def rows(config: Mapping[str, Any], points: int = 6, acc: float | None = None) -
         }
 
 
-def write_run(config: Mapping[str, Any], outputs: Path, status: str = "finished", acc: float | None = None) -> Path:
-    """The files of a run that ended so; `unfinished`: of one that is still running."""
+def write_run(
+    config: Mapping[str, Any], outputs: Path, status: str = "finished", acc: float | None = None, chosen: Mapping[str, Any] | None = None
+) -> Path:
+    """The files of a run that ended so; `unfinished`: of one that is still running. chosen: what it took up with `tuned=`."""
     name = hash_of(dict(config))
     folder: Path = outputs / config["dataset"]["name"] / config["algorithm"]["name"] / f"s{config['seed']}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create({"run": name, "resolved": dict(config), "config": {}}), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"run": name, "resolved": dict(config), "config": {"chosen": chosen}}), folder / "config.yaml")
     lines = list(rows(config, acc=acc))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if status != "unfinished":
