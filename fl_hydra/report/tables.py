@@ -160,7 +160,8 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
             cells = [_cell(results, setting, each) for each in shown]
             name = setting_name(results, setting, but=("K", "J"))
             said = [Cell("" if place else spec.title), Cell(name[0].upper() + name[1:])]
-            said += [Cell("" if setting.value(axis) is None else str(setting.value(axis))) for axis in ("K", "J")]
+            workers = max(setting.config["K"], setting.config.get("data_parallel", 1))
+            said += [Cell(str(workers)), Cell("" if setting.value("J") is None else str(setting.value("J")))]
             rows.append([*said, *cells, Cell(str(len(setting.finished)))])
     titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB sent", "seconds": "computing, s"}
     header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
@@ -169,9 +170,9 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
     devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
     and_least = ", and the one that sends least" if cheapest else ""
     notes = [
-        f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model. GFLOP of all workers; "
-        f"MB (10^6 bytes) sent by each worker, averages by {AVERAGES[table.collective]}; modelled seconds: computing alone{devices}, "
-        f"and with the messages on a network ({links}).",
+        f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model. K counts the workers that "
+        f"share the steps of large batches, too. GFLOP of all workers; MB (10^6 bytes) sent by each worker, averages by "
+        f"{AVERAGES[table.collective]}; modelled seconds: computing alone{devices}, and with the messages on a network ({links}).",
         *once,
     ]
     return Table("Computation and communication", header, rows, notes)
