@@ -94,12 +94,12 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
     require(any(run.rows for run in runs), f"section={section}: none of its {len(runs)} runs has ended; train them first")
     target = outputs / "report"
     target.mkdir(parents=True, exist_ok=True)
-    results = Results.of(section, runs, read_description(section, outputs))
+    results = Results.of(section, runs, read_description(section, outputs), section_studies(section, outputs))
     block = results.description.get("report")
     spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
     written = [
         *draw_figures(results, spec, table, target),
-        *write_tables(results, spec, table, section_studies(section, outputs), target),
+        *write_tables(results, spec, table, results.studies, target),
         *write_sentences(results, spec, table, target),
     ]
     return results, spec, written

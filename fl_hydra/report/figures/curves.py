@@ -167,7 +167,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
             (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
             for series, _, curve in shown.lines[0, 0]
         ]
-        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
             return figure
     legend(figure, handles, names, width)
     return figure

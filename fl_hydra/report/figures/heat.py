@@ -12,7 +12,7 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import plain
-from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
+from fl_hydra.report.figures.style import COLUMN, SHADES, SMALL, WIDE
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Setting, Statistic
 
@@ -72,7 +72,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other accuracies: each has its own shades
     sign = -1 if shown.value.better == "min" else 1
     low, high = min(sign * mean for mean in means), max(sign * mean for mean in means)
-    shades = LinearSegmentedColormap.from_list("shades", ["#f0f5fa", "#9ecae1", "#2171b5", "#08306b"])
+    shades = LinearSegmentedColormap.from_list("shades", SHADES)
     digits = _digits(means)
     for index, axis in enumerate(axes.flat):
         if index >= panels:

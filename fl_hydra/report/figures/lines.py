@@ -153,7 +153,7 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
             for number, series in enumerate(plan.panels[0].series)
             if (found := shown.points.get((0, 0, number, last))) is not None
         ]
-        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
             return figure
     _explain(marks, handles, names)
     legend(figure, handles, names, width)
