@@ -38,6 +38,18 @@ METHODS = {
 
 OPTIMIZERS = {"sgd": SKY, "sgdm": BLUE, "adamw": VERMILION, "lars": GREEN, "lamb": ORANGE, "adam": PURPLE}
 
+SCHEDULERS = {"constant": GREY, "cosine": BLUE, "step": VERMILION, "linear": GREEN, "exponential": PURPLE, "polynomial": ORANGE}
+
+RULES = {
+    "fixed": BLUE, "linear": VERMILION, "doubling": GREEN, "post_local": ORANGE, "loss": PURPLE, "drift": SKY, "noise": WINE, "square": GREY
+}  # fmt: skip
+"""For the number of local steps; those that are methods too have the colours of these."""
+
+DIVISIONS = {"iid": GREY, "natural": BLUE, "classes": VERMILION, "dirichlet": GREEN, "dirichlet_classes": ORANGE, "quantity": PURPLE}
+
+FIXED = {"method": METHODS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "local_steps": RULES, "sharding": DIVISIONS}
+"""By axis: what has the same colour in every figure."""
+
 SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
 """Dark to light (viridis without its yellow), for numbers."""
 
@@ -45,7 +57,7 @@ SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#
 def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
     """A colour for each value of an axis, as #rrggbb: numbers from dark to light, what is absent grey, names from the palette."""
     ordered = in_order(axis, values)
-    fixed = {"method": METHODS, "optimizer": OPTIMIZERS}.get(axis.name, {})
+    fixed = FIXED.get(axis.name, {})
     numbers = [value for value in ordered if isinstance(value, int | float) and not isinstance(value, bool)]
     found: dict[Value, str] = {}
     for value in ordered:

@@ -132,7 +132,10 @@ def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
         while name in [each.name for each in named]:
             name, number = f"{figure.name or figure.kind}-{number}", number + 1
         before = ", ".join(each.name for each in named if not each.under)
-        require(not figure.under or figure.under in before.split(", "), f"report.figures: under={figure.under}: no such figure before it: {before}")
+        require(
+            not figure.under or figure.under in before.split(", "),
+            f"report.figures: under={figure.under}: no such figure before it: {before}",
+        )
         named.append(dataclasses.replace(figure, name=name))
     return tuple(named)
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-
 from fl_hydra.data.cifar100 import CIFAR100
 from fl_hydra.data.dataset import Card
 from fl_hydra.data.shakespeare import Shakespeare
@@ -36,7 +35,7 @@ RULES = {"linear": 4, "doubling": 2, "post_local": 3, "loss": 2, "drift": 5, "no
 def results(path: Path, folder: Path, seeds: Sequence[int] = (1, 2, 3), points: int = 50) -> tuple[Results, Spec]:
     """A section as if all of its full grid had been trained with these seeds. folder: where what clients hold is written."""
     section, runs = path.stem, []
-    report = OmegaConf.to_container(OmegaConf.load(path).hydra.sweeper.report)
+    report: Any = OmegaConf.to_container(OmegaConf.load(path).hydra.sweeper.report)
     known = set()
     for config in _configs(path):
         key = json.dumps(config, sort_keys=True)
@@ -81,7 +80,7 @@ def final(config: dict[str, Any]) -> float:
         accuracy -= 0.05 / (1 + 3 * gamma)
     if algorithm["name"] in ("localsgd", "centralized"):
         accuracy -= 0.03 * abs(math.log2(config["optimizer"]["lr"] / 0.02 * (1 + J / 64))) if config["optimizer"]["name"] == "sgdm" else 0
-    return max(0.01, accuracy)
+    return float(max(0.01, accuracy))
 
 
 def rows(config: dict[str, Any], points: int) -> Iterator[dict[str, Any]]:

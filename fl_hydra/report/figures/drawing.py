@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_hydra.report.axes import axis
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures import clients, curves, heat, lines, search, targets
-from fl_hydra.report.figures.fitting import Fitted, fitted
+from fl_hydra.report.figures.fitting import MOST_SERIES, Fitted, fitted
 from fl_hydra.report.figures.style import COLUMN, WIDE, blank, canvas, save
-from fl_hydra.report.results import Results
+from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
 
@@ -47,7 +48,7 @@ def draw_figures(results: Results, spec: Spec, table: CostTable, target: Path) -
 
 
 def sheets(figures: Sequence[Planned]) -> list[list[Planned]]:
-    """Figures by the file that they share: those `under` another are in its file, if that is drawn at all, else in that of the first of them."""
+    """Figures by the file that they share: those `under` another are in its file, or, without it, in that of the first of them."""
     found: dict[str, list[Planned]] = {}
     for each in figures:
         found.setdefault(each.plan.spec.under or each.name, []).append(each)
@@ -83,9 +84,16 @@ def _compose(sheet: Sequence[Planned]) -> Iterator[Any]:
 
 
 def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "runs") -> list[Path]:
-    """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`."""
+    """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`.
+
+    Runs that differ in nothing but the seed are each for themselves, if there are no others.
+    """
     results = Results.of(name, runs)
-    return draw_figures(results, Spec.default(name, results.axes), table, target)
+    axes = results.axes
+    if len(results.settings) == 1 and len(runs) <= MOST_SERIES:
+        results = Results(name, [Setting(run.label, [run]) for run in runs])
+        axes = [axis("seed")]
+    return draw_figures(results, Spec.default(name, axes), table, target)
 
 
 def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:

@@ -73,7 +73,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     sign = -1 if shown.value.better == "min" else 1
     low, high = min(sign * mean for mean in means), max(sign * mean for mean in means)
     shades = LinearSegmentedColormap.from_list("shades", SHADES)
-    digits = _digits(means)
+    decimals = digits(means)
     for index, axis in enumerate(axes.flat):
         if index >= panels:
             axis.remove()
@@ -99,7 +99,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
                     continue
                 share = (sign * cell.mean - low) / ((high - low) or 1.0)
                 axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
-                text = f"{cell.mean:.{digits}f}" + (f"\n±{cell.deviation:.{digits}f}" if cell.deviation is not None else "")
+                text = f"{cell.mean:.{decimals}f}" + (f"\n±{cell.deviation:.{decimals}f}" if cell.deviation is not None else "")
                 axis.text(
                     column, row, text, ha="center", va="center", fontsize=SMALL, color="white" if share > 0.5 else "black", linespacing=1.0
                 )
@@ -137,6 +137,7 @@ def _why(setting: Setting | None) -> str:
     return "div." if states == {"diverged"} else "none"
 
 
-def _digits(means: list[float]) -> int:
+def digits(means: list[float]) -> int:
+    """Decimals of numbers in cells."""
     largest = float(np.max(np.abs(means)))
     return 1 if largest >= 10 else 2 if largest >= 1 else 3

@@ -12,6 +12,7 @@ import numpy as np
 from fl_hydra.report.axes import axis
 from fl_hydra.report.colors import VERMILION, colors
 from fl_hydra.report.figures.fitting import MARKERS
+from fl_hydra.report.figures.heat import digits
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.scales import logarithmic, plain
 from fl_hydra.report.figures.style import COLUMN, SHADES, SMALL, WIDE
@@ -21,6 +22,9 @@ MOST_MAPS = 6
 
 MOST_VALUES = 8
 """Different values of a key that are columns or rows of their own, at most; of more, neighbours share one."""
+
+MOST_LABELS = 6
+"""Columns between whose edges all numbers are written; of more, powers of ten alone."""
 
 FULL = 1.5
 """Cells of a map for each trial, at most: among more, most would be empty."""
@@ -119,7 +123,7 @@ def name_of(where: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Steps:
-    """Columns or rows. of: in which one a value is, and where in it, as a number whose whole part is the former. edges: labels lie between."""
+    """Columns or rows: of a value each, or (edges) between values."""
 
     count: int
     values: tuple[Any, ...]
@@ -128,6 +132,7 @@ class Steps:
 
     def of(self, value: Any) -> float:
         """Where a value lies, from 0 to count."""
+        """Where a value lies, from 0 to count; its whole part is the column."""
         if not self.edges:
             return self.values.index(value) + 0.5
         places = np.log10(self.values) if self.log else np.array(self.values, float)
@@ -135,7 +140,7 @@ class Steps:
 
 
 def steps(values: Sequence[Any], log: bool, fine: bool) -> Steps:
-    """Each value for itself, or, of many, decades or (fine) thirds and ones of decades; parts of equal length where it is not logarithmic."""
+    """Each value for itself, or, of many, powers of ten and (fine) three times these; parts of equal length where it is not logarithmic."""
     different = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     if len(different) <= MOST_VALUES and len(different) <= len(values) / 2:
         return Steps(len(different), tuple(different), log, False)
@@ -156,6 +161,7 @@ def _grid(shown: Shown) -> tuple[Steps, Steps]:
     xs, ys = ([trial.params[key] for study in shown.studies for trial in study.trials] for key in (x, y))
     logs = [all(study.log[key] for study in shown.studies) for key in (x, y)]
     fewest = min(len(study.trials) for study in shown.studies)
+    across, up = steps(xs, logs[0], True), steps(ys, logs[1], True)
     for fine in ((True, True), (True, False), (False, False)):
         across, up = steps(xs, logs[0], fine[0]), steps(ys, logs[1], fine[1])
         if across.count * up.count <= FULL * fewest and across.count <= MOST_VALUES >= up.count:
@@ -177,14 +183,16 @@ def draw_maps(shown: Shown, open_canvas: Any) -> Any:
     figure, axes = open_canvas(rows, columns, (width, 1.95 * rows + (0.75 if columns == 1 else 0.55)), sharex=True, sharey=True)
     complete = sorted(trial.value for study in shown.studies for trial in study.trials if trial.given_up is None)
     given_up = sorted({trial.given_up for study in shown.studies for trial in study.trials if trial.given_up is not None})
-    shades = LinearSegmentedColormap.from_list("shades", SHADES if shown.maximised else SHADES[::-1])
-    norm = Normalize(*_limits(complete, shown.maximised))
-    greys = dict(zip(given_up, np.linspace(0.94, 0.78, max(2, len(given_up))), strict=False))
+    blues = ["#c6dbef", *SHADES[1:]]  # light ones are taken for grey
+    shades = LinearSegmentedColormap.from_list("shades", blues if shown.maximised else blues[::-1])
+    lowest, highest = _limits(complete, shown.maximised)
+    norm = Normalize(lowest, highest)
+    greys = {part: round(float(grey), 3) for part, grey in zip(given_up, np.linspace(0.93, 0.76, max(2, len(given_up))), strict=False)}
     for index, one in enumerate(axes.flat):
         if index >= panels:
             one.remove()
             continue
-        draw_map(one, shown, shown.studies[index], across, up, lambda value: shades(norm(value)), greys)
+        draw_map(one, shown, shown.studies[index], across, up, norm, shades, greys)
         one.set_title(name_of(shown.studies[index].where))
         one.set_title(f"{len(shown.studies[index].trials)} trials", loc="right", fontsize=SMALL, color="0.35")
         if index + columns >= panels:
@@ -194,22 +202,26 @@ def draw_maps(shown: Shown, open_canvas: Any) -> Any:
     if len(complete) > 1 and complete[0] < complete[-1]:
         from matplotlib.cm import ScalarMappable
 
-        clipped = complete[0] < norm.vmin or complete[-1] > norm.vmax
+        clipped = complete[0] < lowest or complete[-1] > highest
         extend = ("min" if shown.maximised else "max") if clipped else "neither"
         bar = figure.colorbar(ScalarMappable(norm, shades), ax=list(axes.flat[:panels]), pad=0.02, aspect=25, extend=extend)
         bar.set_label(shown.title)
         bar.outline.set_linewidth(0.5)
-    dot = {"linestyle": "none", "marker": "o"}
-    handles: list[Any] = [Line2D([], [], markersize=3, color="black", **dot)]
-    names = ["complete"]
-    if given_up:
-        handles.append(Line2D([], [], markersize=3, color="black", markerfacecolor="white", markeredgewidth=0.6, **dot))
-        names.append("given up")
-    handles.append(Line2D([], [], markersize=8, color=VERMILION, fillstyle="none", **dot))
+    handles: list[Any] = []
+    names = []
+    if across.edges or up.edges:
+        handles.append(Line2D([], [], color="black", marker="o", markersize=3, linestyle="none"))
+        names.append("complete")
+        if given_up:
+            handles.append(
+                Line2D([], [], color="black", marker="o", markersize=3, markerfacecolor="white", markeredgewidth=0.6, linestyle="none")
+            )
+            names.append("given up")
+    handles.append(Line2D([], [], color=VERMILION, marker="o", markersize=8, fillstyle="none", linestyle="none"))
     names.append("best")
     for part, grey in greys.items():
         handles.append(Patch(color=str(grey)))
-        names.append(f"at most {100 * part:.0f} % trained")
+        names.append(f"given up at {100 * part:.0f} %")
     legend(figure, handles, names, width)
     return figure
 
@@ -224,7 +236,7 @@ def _limits(complete: Sequence[float], maximised: bool) -> tuple[float, float]:
     return complete[0], min(complete[-1], complete[0] + 3 * (middle - complete[0]))
 
 
-def draw_map(one: Any, shown: Shown, study: Study, across: Steps, up: Steps, shade: Any, greys: Mapping[float, float]) -> None:
+def draw_map(one: Any, shown: Shown, study: Study, across: Steps, up: Steps, norm: Any, shades: Any, greys: Mapping[float, float]) -> None:
     """One study on its axes."""
     from matplotlib.patches import Rectangle
 
@@ -236,11 +248,19 @@ def draw_map(one: Any, shown: Shown, study: Study, across: Steps, up: Steps, sha
         cells.setdefault((min(int(x), across.count - 1), min(int(y), up.count - 1)), []).append(trial)
     for cell, trials in cells.items():
         best = shown.better(trials)
-        color = shade(best.value) if best.given_up is None else str(greys[best.given_up])
+        color = shades(norm(best.value)) if best.given_up is None else str(greys[best.given_up])
         one.add_patch(Rectangle(cell, 1, 1, facecolor=color, edgecolor="white", linewidth=0.8))
-    for x, y, trial in places:
+        if not (across.edges or up.edges):
+            ink = "white" if best.given_up is None and norm(best.value) > 0.5 else "black"
+            text = f"{best.value:.{digits([best.value])}f}"
+            one.text(cell[0] + 0.5, cell[1] + 0.5, text, ha="center", va="center", fontsize=SMALL, color=ink)
+            if study.best in trials:
+                one.add_patch(Rectangle(cell, 1, 1, fill=False, edgecolor=VERMILION, linewidth=1.6, zorder=5))
+    for x, y, trial in places if across.edges or up.edges else ():
         face = "black" if trial.given_up is None else "white"
-        one.plot(x, y, "o", markersize=3, markerfacecolor=face, markeredgecolor="white" if face == "black" else "black", markeredgewidth=0.6)
+        one.plot(
+            x, y, "o", markersize=3, markerfacecolor=face, markeredgecolor="white" if face == "black" else "black", markeredgewidth=0.6
+        )
         if trial is study.best:
             one.plot(x, y, "o", markersize=9, fillstyle="none", color=VERMILION, markeredgewidth=1.4, clip_on=False, zorder=5)
     one.grid(False)
@@ -249,6 +269,8 @@ def draw_map(one: Any, shown: Shown, study: Study, across: Steps, up: Steps, sha
     for each, which in ((across, "x"), (up, "y")):
         at = np.arange(len(each.values)) + (0.0 if each.edges else 0.5)
         texts = [plain(float(f"{value:.2g}")) if _is_number(value) else pretty(str(value)) for value in each.values]
+        if each.edges and each.log and each.count > MOST_LABELS:
+            texts = [text if math.log10(value).is_integer() else "" for text, value in zip(texts, each.values, strict=True)]
         getattr(one, f"set_{which}ticks")(at, texts)
         getattr(one, f"set_{which}lim")(0, each.count)
 
@@ -283,7 +305,13 @@ def _draw_points(shown: Shown, open_canvas: Any) -> Any:
             for trial in study.trials:
                 face = paint[value] if trial.given_up is None else "white"
                 one.plot(
-                    trial.params[key], trial.value, marks[value], color=paint[value], markerfacecolor=face, markeredgewidth=0.7, linestyle="none"
+                    trial.params[key],
+                    trial.value,
+                    marks[value],
+                    color=paint[value],
+                    markerfacecolor=face,
+                    markeredgewidth=0.7,
+                    linestyle="none",
                 )
                 if trial is study.best:
                     one.plot(trial.params[key], trial.value, "o", markersize=8.5, fillstyle="none", color=paint[value])
@@ -294,13 +322,12 @@ def _draw_points(shown: Shown, open_canvas: Any) -> Any:
             one.set_ylabel(shown.title)
     if all(study.log[key] for study in shown.studies):
         logarithmic(axes[0, 0], "x")
-    dot = {"linestyle": "none", "color": "0.3"}
     handles: list[Any] = [Line2D([], [], linestyle="none", marker=marks[value], color=paint[value]) for value in values] if last else []
     names = [pretty(last.label(value)) for value in values] if last else []
     if any(trial.given_up is not None for study in shown.studies for trial in study.trials):
-        handles.append(Line2D([], [], marker="o", markerfacecolor="white", markeredgewidth=0.7, **dot))
+        handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", markeredgewidth=0.7, linestyle="none"))
         names.append("given up")
-    handles.append(Line2D([], [], marker="o", markersize=8, fillstyle="none", **dot))
+    handles.append(Line2D([], [], color="0.3", marker="o", markersize=8, fillstyle="none", linestyle="none"))
     names.append("best")
     legend(figure, handles, names, width)
     return figure
@@ -314,5 +341,5 @@ def caption(shown: Shown) -> str:
         text = f"{what[:1].upper()}{what[1:]} of the trials of {'a search' if len(shown.studies) == 1 else 'searches'} against "
         return text + f"{axis(shown.keys[0]).title}.{' Hollow: given up before the end.' if given_up else ''} Rings mark the best."
     x, y = (axis(key).title for key in shown.keys)
-    text = f"Search over {x} and {y}: shades are the best {what} of complete trials in each cell, dots are trials"
-    return f"{text}{', hollow where they were given up early, and grey are cells in which all were' if given_up else ''}; a ring marks the best."
+    grey = "; hollow ones were given up after a part of the budget, and so were all in grey cells" if given_up else ""
+    return f"Search over {x} and {y}. Dots are trials{grey}; shades are the best {what} of complete trials in each cell. A ring marks the best."
