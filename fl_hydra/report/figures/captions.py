@@ -63,12 +63,13 @@ def _what(one: Planned, table: CostTable) -> str:
         return what + why + marks.get(plan.spec.mark, "")
     if isinstance(shown, heat.Shown):
         assert plan.x is not None and plan.y is not None
-        missing = any(place not in shown.cells for place in shown.asked)
+        missing = [heat.why(setting) for place, setting in shown.asked.items() if place not in shown.cells]
+        hatched = f" Hatched: no result{' (div.: diverged)' if 'div.' in missing else ''}." if missing else ""
         where = f"by {plan.y.title} and {plan.x.title}{by}"
         unit = ", in %" if shown.value.unit == "%" else ""
         return (
             f"{_first(_bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
-            f"frame marks the best by validation.{' Hatched: no result.' if missing else ''}"
+            f"frame marks the best by validation.{hatched}"
         )
     if isinstance(shown, targets.Shown):
         what = _and([_bare(each) for each in shown.measures])

@@ -31,7 +31,7 @@ class Planned:
 
 
 def draw_figures(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
-    """Write `SECTION-NAME.pdf` and `.png` of each figure that says something into the folder `target`; the files.
+    """Write `SECTION-NAME.pdf` and `.png` of each figure that says something into the folder `target`, and take others away; the files.
 
     Raises:
         UserError: a figure asks for a measure that is not there.
@@ -44,6 +44,10 @@ def draw_figures(results: Results, spec: Spec, table: CostTable, target: Path) -
             else:
                 figure = stack.enter_context(_compose(sheet))
             written += save(figure, target / f"{results.name}-{sheet[0].name}")
+    for each in spec.figures:
+        for path in (target / f"{results.name}-{each.name}{suffix}" for suffix in (".pdf", ".png")):
+            if path not in written:
+                path.unlink(missing_ok=True)
     return written
 
 

@@ -92,7 +92,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
                 if cell is None:
                     asked = shown.asked.get((index, x, y))
                     axis.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.75", hatch="////", linewidth=0))
-                    word = _why(asked)
+                    word = why(asked)
                     axis.text(
                         column, row, word, ha="center", va="center", fontsize=SMALL, color="0.25", bbox={"color": "white", "pad": 0.6}
                     )
@@ -129,7 +129,7 @@ def _texts(axis: Axis, values: tuple[Value, ...]) -> list[str]:
     ]
 
 
-def _why(setting: Setting | None) -> str:
+def why(setting: Setting | None) -> str:
     """Why a cell is empty, in a word."""
     if setting is None:
         return "not run"

@@ -122,4 +122,16 @@ def say_missing(axis: Any, names: Sequence[str]) -> None:
     """What has no result, in a panel."""
     if names:
         text = "no result: " + ", ".join(names) if len(names) < 4 else f"no result: {len(names)} settings"
-        axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=SMALL, color="0.35", style="italic")
+        axis.text(
+            0.98,
+            0.03,
+            text,
+            transform=axis.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=SMALL,
+            color="0.35",
+            style="italic",
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.8},
+            zorder=6,
+        )

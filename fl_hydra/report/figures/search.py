@@ -155,7 +155,7 @@ def steps(values: Sequence[Any], log: bool, fine: bool) -> Steps:
     return Steps(len(edges) - 1, edges, True, True)
 
 
-def _grid(shown: Shown) -> tuple[Steps, Steps]:
+def grid(shown: Shown) -> tuple[Steps, Steps]:
     """Columns and rows for all studies together, as fine as the trials of one can fill."""
     x, y = shown.keys
     xs, ys = ([trial.params[key] for study in shown.studies for trial in study.trials] for key in (x, y))
@@ -179,7 +179,7 @@ def draw_maps(shown: Shown, open_canvas: Any) -> Any:
     columns = min(3 if panels != 4 else 2, panels)
     width = COLUMN if columns == 1 else WIDE
     rows = -(-panels // columns)
-    across, up = _grid(shown)
+    across, up = grid(shown)
     figure, axes = open_canvas(rows, columns, (width, 1.95 * rows + (0.75 if columns == 1 else 0.55)), sharex=True, sharey=True)
     complete = sorted(trial.value for study in shown.studies for trial in study.trials if trial.given_up is None)
     given_up = sorted({trial.given_up for study in shown.studies for trial in study.trials if trial.given_up is not None})
@@ -342,4 +342,6 @@ def caption(shown: Shown) -> str:
         return text + f"{axis(shown.keys[0]).title}.{' Hollow: given up before the end.' if given_up else ''} Rings mark the best."
     x, y = (axis(key).title for key in shown.keys)
     grey = "; hollow ones were given up after a part of the budget, and so were all in grey cells" if given_up else ""
-    return f"Search over {x} and {y}. Dots are trials{grey}; shades are the best {what} of complete trials in each cell. A ring marks the best."
+    return (
+        f"Search over {x} and {y}. Dots are trials{grey}; shades are the best {what} of complete ones in each cell. A ring marks the best."
+    )
