@@ -73,6 +73,13 @@ def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
     return found
 
 
+def ink(color: str) -> str:
+    """A colour as letters on white have it: a light one is darkened, so that it can be read."""
+    parts = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255
+    return color if light <= 0.45 else "#" + "".join(f"{round(part * 0.45 / light):02x}" for part in parts)
+
+
 def palette_of_one(methods: Sequence[str]) -> str:
     """The colour of what nothing is told apart in: the method's, if there is one."""
     return METHODS.get(methods[0], BLUE) if len(set(methods)) == 1 else BLUE

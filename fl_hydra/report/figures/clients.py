@@ -22,8 +22,8 @@ CLIENTS = 100
 CHARACTERS = 18
 """Characters that are drawn, at most: the most frequent ones."""
 
-TWICE = 2.0
-"""Characters that are more than 2^2 times as frequent with a client as in all text, or as rare, are drawn alike."""
+TWICE = 1.0
+"""Characters that are more than 2^1 times as frequent with a client as in all text, or as rare, are drawn alike: roles differ by less."""
 
 LEAST = 1e-6
 """A smaller probability is drawn as this one: such a client does not come in a run."""
@@ -172,13 +172,20 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
     if image is not None:
         left = [axis for axis in axes.flat if axis.figure is not None]
         bar = figure.colorbar(image, ax=left, pad=0.01, aspect=25, extend="both" if characters else "neither")
-        bar.set_label("times as frequent\nas in all text" if characters else "share of the client's\nsamples, %")
         if characters:
-            bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
+            of_characters(bar)
         else:
+            bar.set_label("share of the client's\nsamples, %")
             bar.set_ticks([1, 5, 20, 50, 100])
         bar.outline.set_linewidth(0.5)
     return figure
+
+
+def of_characters(bar: Any) -> None:
+    """What a colour bar says of :func:`relative`."""
+    bar.set_label("times as frequent\nas in all text")
+    factors = (0.5, 0.7, 1, 1.4, 2)
+    bar.set_ticks(np.log2(factors), labels=[f"{factor:g}" for factor in factors])
 
 
 def relative(counts: Reals, everywhere: Reals) -> Reals:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fl_hydra.report.colors import ink
 from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.style import SMALL
 from fl_hydra.report.results import Setting
@@ -89,7 +90,15 @@ def at_ends(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
     for place, (x, height, name, color) in zip(places, ordered, strict=True):
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         axis.annotate(
-            pretty(name), (x, height), (1.03, place), "data", "axes fraction", color=color, fontsize=SMALL, va="center", arrowprops=line
+            pretty(name),
+            (x, height),
+            (1.03, place),
+            "data",
+            "axes fraction",
+            color=ink(color),
+            fontsize=SMALL,
+            va="center",
+            arrowprops=line,
         )
     return True
 
