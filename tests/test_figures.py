@@ -162,7 +162,8 @@ def test_every_figure_of_every_full_section_can_be_read_in_print(path: Path, tmp
         raw not in words for words in told.values() for raw in ("test/acc", "_lr", "optimizer.lr", "optimizer.w", "e+0")
     )
     asked = [each.name for each in spec.figures if not each.under]
-    missing = {"centralized": ["heat"], "outer": ["communication"]}.get(path.stem, [])  # no grid of rates; the same curves as by rounds
+    # No grid of rates; the same curves as by rounds; no images to compare with.
+    missing = {"centralized": ["heat"], "outer": ["communication"], "shakespeare": ["images"]}.get(path.stem, [])
     assert names == [each for each in asked if each not in missing]
     assert len(seen) >= len(names)
     for each in seen:
@@ -226,6 +227,20 @@ def test_probabilities_are_shown_of_clients_too_many_for_counts(tmp_path: Path) 
         runs.append(run("algorithm=fedavg", "K=20", "C=0.2", "participation=skewed", f"gamma={gamma}", folder=folder))
     figures = {"figures": [{"kind": "sampling", "color": "gamma"}, {"kind": "classes", "facet": "gamma"}]}
     assert draw(runs, tmp_path, figures) == ["sampling"]
+
+
+def test_settings_of_another_section_are_shown_beside_the_own_once_there_are_some(tmp_path: Path, seen: list[Facts]) -> None:
+    block = {"figures": [{"kind": "lines", "x": "J", "y": "test/acc", "color": "division", "beside": "images"}]}
+
+    def clients(*overrides: str) -> list[Run]:
+        return [run("algorithm=fedavg", "K=20", "C=0.2", f"J={J}", *overrides, acc=0.01 * J + len(overrides) / 10) for J in (4, 8)]
+
+    own, other = Results.of("mine", clients("sharding=dirichlet")), Results.of("images", clients("sharding=classes", "N_c=2") + clients())
+    spec = Spec.of(block, "mine")
+    assert draw_figures(own, spec, COSTS, tmp_path) == []
+    both = dataclasses.replace(own, others={"images": other.settings})
+    assert draw_figures(both, spec, COSTS, tmp_path) and seen[0].lines == [3]
+    assert "section images" in captions(both, spec, COSTS)["lines"]
 
 
 def test_a_figure_that_is_no_longer_drawn_is_taken_away(tmp_path: Path) -> None:

@@ -100,9 +100,19 @@ AXES: Mapping[str, Axis] = {
 """Axes with titles of their own. Any other key of a configuration is an axis too."""
 
 
+def _division(config: Configuration) -> Value:
+    """Classes per client where they are given, nothing for iid, else the option's name."""
+    name = _part("sharding")(config)
+    return _key("N_c")(config) or (None if name == "iid" else name)
+
+
+DIVISION = Axis("N_c", "division of the data", _division, absent="iid")
+"""Of images and texts in one figure: N_c, as far as there is one, else how data was divided. It tells no more than two of :data:`AXES`."""
+
+
 def axis(name: str) -> Axis:
-    """An axis by its name: one of :data:`AXES`, or any key as it is typed."""
-    return AXES.get(name) or Axis(name, name, _key(name))
+    """An axis by its name: one of :data:`AXES`, `division`, or any key as it is typed."""
+    return DIVISION if name == "division" else AXES.get(name) or Axis(name, name, _key(name))
 
 
 def varying(configurations: Sequence[Configuration]) -> list[Axis]:

@@ -122,6 +122,8 @@ class Results:
     """What the sweep wrote of the section: `command`, and `report`, the block of its file."""
     studies: Sequence[Mapping[str, Any]] = ()
     """What is kept of the searches with the section's name, as their `study.json` has it."""
+    others: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
+    """Settings of other sections, by their names, that a figure shows beside its own."""
 
     @classmethod
     def of(

@@ -40,7 +40,7 @@ class FigureSpec:
     y: measures, one a panel; of a heat map, one axis. value: the measure that a heat map shows. color, dash, facet: axes. where: values of
     axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: what is marked: `reference`, the largest x within one
     point of the best first one, or `best`, the maximum of each line by validation accuracy. under: the name of a figure before it, in whose
-    file it is drawn, below it.
+    file it is drawn, below it. beside: another section, whose settings are shown too; no figure before it has been trained.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class FigureSpec:
     mark: str = ""
     target: float | None = None
     under: str = ""
+    beside: str = ""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"report.figures: kind={self.kind}: choose {', '.join(KINDS)}")

@@ -36,6 +36,8 @@ def caption(one: Planned, table: CostTable) -> str:
     if one.repeated:
         others = [measure(name, table).title.rpartition(", ")[0] or measure(name, table).title for name in one.repeated]
         words.append(f"The curves look the same against {_and(others)}.")
+    if plan.spec.beside:
+        words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.left_out:
         words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
     if plan.spec.kind != "classes":  # of one seed

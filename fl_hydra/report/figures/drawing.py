@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,9 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
         if figure.kind == "search":
             found += _searches(figure, results)
             continue
-        plan = fitted(figure, results)
+        if figure.beside and not results.others.get(figure.beside):
+            continue
+        plan = fitted(figure, replace(results, settings=[*results.others.get(figure.beside, ()), *results.settings]))
         if plan is None:
             continue
         one = _planned(figure, plan, table)
