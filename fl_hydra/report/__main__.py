@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import captions, draw_figures, draw_runs
 from fl_hydra.report.page import write_page
 from fl_hydra.report.paper import write_paper
-from fl_hydra.report.results import Results
+from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.sentences import write_sentences
 from fl_hydra.report.spec import Spec
@@ -97,19 +98,30 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
     results = Results.of(section, runs, read_description(section, outputs))
     block = results.description.get("report")
     spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
+    results = replace(results, studies=section_studies(results, outputs), others=_beside(section, spec, outputs))
     written = [
         *draw_figures(results, spec, table, target),
-        *write_tables(results, spec, table, section_studies(results, outputs), target),
+        *write_tables(results, spec, table, results.studies, target),
         *write_sentences(results, spec, table, target),
     ]
     return results, spec, written
+
+
+def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setting]]:
+    """Settings of the sections that figures show beside their own, of the same size, as far as they have been trained."""
+    size = next((ending for ending in ("-short", "-smoke") if section.endswith(ending)), "")
+    found = {}
+    for name in {figure.beside for figure in spec.figures if figure.beside}:
+        if name + size in sections(outputs):
+            found[name] = Results.of(name, [read_run(folder) for folder in section_runs(name + size, outputs)]).settings
+    return found
 
 
 def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, outputs: Path, track: str | None) -> list[Path]:
     """The page and the paper of all these sections."""
     target = outputs / "report"
     said = {f"{results.name}-{name}": text for results, spec in sections for name, text in captions(results, spec, table).items()}
-    studies = {results.name: section_studies(results, outputs) for results, _ in sections}
+    studies = {results.name: results.studies for results, _ in sections}
     return [write_page(sections, table, target), *write_paper(sections, table, target, track, said, studies)]
 
 

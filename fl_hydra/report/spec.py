@@ -25,8 +25,9 @@ KINDS = {
     "lines": "figures of the final models against x, an axis of settings; a panel for each of y",
     "heat": "value of the final models over x and y, two axes of settings; a map for each value of facet",
     "targets": "what it takes to reach an accuracy: a bar for each setting, a panel for each of y",
-    "sampling": "how probable each client is in a round, and how often it came, for each value of color",
+    "sampling": "how probable each client is in a round, for each value of color",
     "classes": "what clients hold, a panel for each value of facet",
+    "search": "the searches of the section: how good each trial was over the first two keys that were searched, a map for each study",
 }
 """What a figure can be."""
 
@@ -38,7 +39,8 @@ class FigureSpec:
     kind: one of :data:`KINDS`. x: a measure of :mod:`fl_hydra.report.measures` for curves, else an axis of :mod:`fl_hydra.report.axes`.
     y: measures, one a panel; of a heat map, one axis. value: the measure that a heat map shows. color, dash, facet: axes. where: values of
     axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: what is marked: `reference`, the largest x within one
-    point of the best first one, or `best`, the maximum of each line by validation accuracy.
+    point of the best first one, or `best`, the maximum of each line by validation accuracy. under: the name of a figure before it, in whose
+    file it is drawn, below it. beside: another section, whose settings are shown too; no figure before it has been trained.
     """
 
     kind: str
@@ -52,6 +54,8 @@ class FigureSpec:
     name: str = ""
     mark: str = ""
     target: float | None = None
+    under: str = ""
+    beside: str = ""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"report.figures: kind={self.kind}: choose {', '.join(KINDS)}")
@@ -129,6 +133,11 @@ def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
         name, number = figure.name or figure.kind, 2
         while name in [each.name for each in named]:
             name, number = f"{figure.name or figure.kind}-{number}", number + 1
+        before = ", ".join(each.name for each in named if not each.under)
+        require(
+            not figure.under or figure.under in before.split(", "),
+            f"report.figures: under={figure.under}: no such figure before it: {before}",
+        )
         named.append(dataclasses.replace(figure, name=name))
     return tuple(named)
 
@@ -148,7 +157,7 @@ def _default_figures(axes: list[str]) -> list[FigureSpec]:
     elif numbers:
         look = dict(zip(("color", "dash"), names[:2], strict=False))
         figures.append(FigureSpec("lines", numbers[0], ("test/acc",), **look))
-    return figures
+    return [*figures, FigureSpec("search")]
 
 
 def _default_comparisons(axes: Sequence[Axis]) -> tuple[Comparison, ...]:
