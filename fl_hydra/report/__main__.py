@@ -103,7 +103,7 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
     """
     folders, strange = told_from(section_runs(section, outputs), outputs)
     if strange:
-        print(f"{section}: {strange} of the lines in {section_file(section, outputs)} name no run; it is damaged", file=sys.stderr)
+        print(f"{section}: {section_file(section, outputs)} is damaged: {strange} of its lines name no run", file=sys.stderr)
     runs = [read_run(folder) for folder in folders]
     for line in not_in_means(runs):
         print(f"in no mean of {section}: {line}", file=sys.stderr)
