@@ -15,13 +15,15 @@ import pytest
 
 from fl_hydra.report.cost import read_table
 from fl_hydra.report.measures import measure
-from fl_hydra.report.page import write_page
+from fl_hydra.report.page import commands, write_page
 from fl_hydra.report.page.commands import command_of
 from fl_hydra.report.page.writing import as_script
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
+from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.reading import read_run
 from tests.conftest import Program
+from tests.support.make import experiment
 
 SECTIONS = {
     "local": ["algorithm=localsgd", "K=2", "J=2,4", "seed=0,1", "epochs=2"],
@@ -59,10 +61,20 @@ def test_a_command_trains_the_very_run(results: dict[str, Results], program: Pro
         for setting in each.settings:
             run = setting.runs[-1]
             command = command_of(run)
-            assert command is not None
-            said = program(*shlex.split(command)[2:], cwd=tmp_path)
-            assert said.status == 0 and run.folder.name in said.output  # outputs= is in it: the run is found there, and nothing trained
-            assert not list(tmp_path.iterdir())
+            assert command is not None and "/" not in command  # a folder elsewhere is nobody else's
+            words = shlex.split(command)[2:]
+            assert run.folder.name.endswith(run_hash(experiment(*words)))
+        said = program(*words, f"outputs={run.folder.parents[2]}", cwd=tmp_path)
+        assert said.status == 0 and run.folder.name in said.output  # it is found there, and nothing trained
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_within_the_project_is_named_from_there(results: dict[str, Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = results["local"].settings[0].runs[0]
+    monkeypatch.setattr(commands, "PROJECT", run.folder.parents[3])
+    assert f"outputs={run.folder.parents[2].name}" in shlex.split(command_of(run) or "")
+    monkeypatch.setattr(commands, "OUTPUTS", run.folder.parents[2])
+    assert "outputs=" not in (command_of(run) or "")
 
 
 def test_a_run_whose_configuration_cannot_be_read_has_no_command(results: dict[str, Results], tmp_path: Path) -> None:
