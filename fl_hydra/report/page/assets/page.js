@@ -6,6 +6,7 @@ const KEYS = ["view", "x", "y", "value", "color", "facet"];
 const VIEWS = { curves: "Curves", final: "Final values", heat: "Heat map", targets: "Cost to a target", sampling: "Client sampling", classes: "What clients hold" };
 const OF_CLIENTS = ["sampling", "classes"];
 let choice = {};
+let drawing = []; // what is being drawn
 let hidden = {}; // by axis: the values that are not shown
 
 const current = () => content.sections.find((section) => section.name === choice.section) ?? content.sections[0];
@@ -156,7 +157,8 @@ function plot(section) {
     classes: () => "what clients hold",
   }[choice.view]();
   $("caption").textContent = about[0].toUpperCase() + about.slice(1);
-  for (const old of $("plots").querySelectorAll(".plot")) Plotly.purge(old);
+  const old = [...$("plots").querySelectorAll(".plot")];
+  Promise.allSettled(drawing).then(() => old.forEach((element) => Plotly.purge(element))); // not while Plotly still lays them out
   $("plots").replaceChildren();
   $("runs").hidden = true;
   const rows = tabulated(section, ended);
@@ -175,7 +177,7 @@ function plot(section) {
       $("plots").append(make("div", { className: "panel" }, ...(label ? [make("h3", { textContent: label })] : []), element));
       return element;
     }); // all are laid out before the first is drawn, which takes the width that it then has
-    panels.forEach((panel, i) => draw(elements[i], section, panel, choice, whole, { chosen: show, said }));
+    drawing = panels.map((panel, i) => draw(elements[i], section, panel, choice, whole, { chosen: show, said }));
   }
   lost(section);
   $("table").replaceChildren();
