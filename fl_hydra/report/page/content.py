@@ -21,6 +21,9 @@ from fl_hydra.runs.reading import Run
 DIGITS = 6
 """Significant digits of a figure: more than any screen shows."""
 
+LEARNT = ("train/", "val/", "test/")
+"""How the names of losses and accuracies begin; the others are what was spent for them."""
+
 VIEWS = {"curves": "curves", "lines": "final", "heat": "heat", "targets": "targets", "sampling": "sampling", "classes": "classes"}
 """The kinds of figures that the page has a view for, and its name there."""
 
@@ -38,13 +41,13 @@ def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: 
 def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
     axes = _axes(results, spec)
     values = {each.name: in_order(each, [each.of(setting.config) for setting in results.settings]) for each in axes}
-    clients = Clients()
+    clients, pool = Clients(), dict[Column, int]()
     settings = [
         {
             "label": setting.label,
             "state": setting.state,
             "at": {each.name: values[each.name].index(each.of(setting.config)) for each in axes},
-            "runs": [_run(run, known, target) for run in _by_seed(setting)],
+            "runs": _runs(setting, known, target, pool),
             **clients.of(_by_seed(setting)),
         }
         for setting in results.settings
@@ -56,6 +59,7 @@ def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Pat
         "varying": [each.name for each in results.axes],
         "axes": {each.name: _axis(each, values[each.name]) for each in axes},
         "settings": settings,
+        "columns": list(pool),
         "divisions": clients.divisions,
         "distributions": clients.distributions if clients.skewed else [],
         "views": _views(spec.figures, known, [each.name for each in axes]),
@@ -111,12 +115,37 @@ def _by_seed(setting: Setting) -> list[Run]:
     return sorted(setting.runs, key=lambda run: run.config["seed"])
 
 
-def _run(run: Run, known: Sequence[Measure], target: Path) -> dict[str, Any]:
-    columns: dict[str, list[float | None]] = {}
-    for each in known if run.finished else ():
-        column = [_short(each.of(row, run.config)) for row in run.rows]
+Column = tuple[float | None, ...]
+
+
+def _runs(setting: Setting, known: Sequence[Measure], target: Path, pool: dict[Column, int]) -> list[dict[str, Any]]:
+    """By seed. What seeds have spent is worked out once where it is the same."""
+    learnt = [each for each in known if each.name.startswith(LEARNT)]
+    others = [each for each in known if each not in learnt]
+    spent: dict[Any, dict[str, int]] = {}
+    found = []
+    for run in _by_seed(setting):
+        columns: dict[str, int] = {}
+        if run.finished:
+            key = tuple(tuple((name, value) for name, value in row.items() if not name.startswith(LEARNT)) for row in run.rows)
+            if key not in spent:
+                spent[key] = _columns(run, others, pool)
+            columns = {**_columns(run, learnt, pool), **spent[key]}
+        found.append(_run(run, columns, target))
+    return found
+
+
+def _columns(run: Run, wanted: Sequence[Measure], pool: dict[Column, int]) -> dict[str, int]:
+    """Places in a pool of columns: what is spent is mostly the same for other settings too."""
+    columns = {}
+    for each in wanted:
+        column = tuple(_short(each.of(row, run.config)) for row in run.rows)
         if any(value is not None for value in column):
-            columns[each.name] = column
+            columns[each.name] = pool.setdefault(column, len(pool))
+    return columns
+
+
+def _run(run: Run, columns: dict[str, int], target: Path) -> dict[str, Any]:
     return {
         "name": run.folder.name,
         "seed": str(run.config["seed"]),  # up to 2^63, of which JavaScript has no numbers

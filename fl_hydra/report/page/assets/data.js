@@ -3,6 +3,10 @@
 
 const content = JSON.parse(document.getElementById("content").textContent);
 
+for (const section of content.sections) {
+  for (const { runs } of section.settings) for (const { columns } of runs) for (const name in columns) columns[name] = section.columns[columns[name]];
+}
+
 function statistic(values) {
   const n = values.length, mean = values.reduce((sum, value) => sum + value, 0) / n;
   const deviation = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
@@ -128,11 +132,14 @@ function holdings(section, settings) {
   return section.divisions[settings.find((setting) => setting.division !== null)?.division];
 }
 
+const formats = {};
+
 function number(value, name) {
   if (value === null || value === undefined) return "";
   const digits = content.measures[name]?.digits ?? 4;
   const small = value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits;
-  return small ? value.toPrecision(3) : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  formats[digits] ??= new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }); // which takes long to make
+  return small ? value.toPrecision(3) : formats[digits].format(value);
 }
 
 function withDeviation(point, name) {

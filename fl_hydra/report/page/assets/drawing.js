@@ -67,7 +67,8 @@ function lines(section, settings, choice, whole) {
   const traces = [], points = [];
   const dashed = dashes(section, visible(section).filter((setting) => finished(setting).length), choice);
   const palette = section.axes[choice.color]?.values;
-  for (const each of series(section, settings, choice)) {
+  const all = series(section, settings, choice), crowded = all.reduce((sum, each) => sum + each.points.length, 0) > 900;
+  for (const each of all) {
     const color = legible(palette ? palette[each.first.at[choice.color]].color : "#0072B2");
     const x = each.points.map((point) => (axis ? place.at(point.x) : point.x));
     const where = (point) => axis ? `${axis.title}: ${axis.values[point.x].text}` : `${content.measures[choice.x].title}: ${number(point.x, choice.x)}`;
@@ -79,7 +80,7 @@ function lines(section, settings, choice, whole) {
     const bars = { type: "data", array: each.points.map((point) => point.deviation ?? 0), color, thickness: 1.2, width: 4, visible: each.points.some((point) => point.deviation !== null) };
     const many = each.points.length > 15;
     traces.push({
-      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
+      x, y: each.points.map((point) => point.mean), mode: crowded ? "lines" : "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
       error_y: choice.view === "final" ? bars : undefined, text: each.points.map((point) => hover(point, choice.y, where(point))), hovertemplate: "%{text}<extra></extra>",
     });
     points.push(each.points.map((point) => ({ ...point, said: `${point.setting.label}, ${where(point)}, ${withDeviation(point, choice.y)}, n=${point.n}` })));
