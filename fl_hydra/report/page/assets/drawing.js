@@ -161,7 +161,7 @@ function division(section, [label, settings]) {
   const every = Math.ceil(held.names.length / 20), shown = held.names.map((_, i) => i).filter((i) => i % every === 0);
   const title = held.clients > held.values.length ? `client, ${held.values.length} of ${held.clients}` : "client";
   return {
-    traces: [trace], points, x: axisLayout(title, { showgrid: false }),
+    traces: [trace], points, x: axisLayout(title, { showgrid: false }), height: narrow ? 400 : undefined,
     y: axisLayout(classes ? "class" : "next character", { showgrid: false, tickmode: "array", tickvals: shown, ticktext: shown.map((i) => escaped(held.names[i])), ...(!classes && { autorange: "reversed" }) }),
   };
 }
