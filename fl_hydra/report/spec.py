@@ -13,12 +13,17 @@ report:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
-from fl_hydra.report.axes import Axis
+from fl_hydra.report.axes import AXES, Axis
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.measures import measure
+from fl_hydra.report.results import Results
+from fl_hydra.runs.identity import by_key
 
 KINDS = {
     "curves": "figures of every evaluation against x; a panel for each of y, and for each value of facet",
@@ -58,6 +63,8 @@ class FigureSpec:
     beside: str = ""
 
     def __post_init__(self) -> None:
+        safe = re.fullmatch(r"[A-Za-z0-9_.-]*", self.name) is not None
+        require(safe, f"report.figures: name={self.name}: it becomes a file's; letters, digits, _, - and . are possible")
         require(self.kind in KINDS, f"report.figures: kind={self.kind}: choose {', '.join(KINDS)}")
         needed = {"curves": ("x", "y"), "lines": ("x", "y"), "heat": ("x", "y"), "targets": ("y",)}.get(self.kind, ())
         for field in needed:
@@ -95,13 +102,40 @@ class Spec:
         Raises:
             UserError: there is something in it that is not known.
         """
+        keys = "title, questions, figures, compare"
+        require(isinstance(block, Mapping), f"report: {_short(block)}: keys and values are needed; choose from {keys}")
         block = dict(block)
-        figures = tuple(_typed(FigureSpec, each, "report.figures") for each in block.pop("figures", None) or ())
-        compare = tuple(_typed(Comparison, each, "report.compare") for each in block.pop("compare", None) or ())
-        questions = tuple(str(each) for each in block.pop("questions", None) or ())
+        figures = tuple(_typed(FigureSpec, each, "report.figures") for each in _listed(block.pop("figures", None), "report.figures"))
+        compare = tuple(_typed(Comparison, each, "report.compare") for each in _listed(block.pop("compare", None), "report.compare"))
+        questions = tuple(str(each) for each in _listed(block.pop("questions", None), "report.questions"))
         title = str(block.pop("title", None) or section)
-        require(not block, f"report.{next(iter(block), '')}: no such key; choose from title, questions, figures, compare")
+        require(not block, f"report.{next(iter(block), '')}: no such key; choose from {keys}")
         return cls(title, _named(figures), questions, compare)
+
+    def check(self, table: CostTable) -> None:
+        """See that all figures of runs that are named are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for figure in self.figures:
+            named = {"curves": (figure.x, *figure.y), "lines": figure.y, "heat": (figure.value,), "targets": (*figure.y, figure.value)}
+            for name in named.get(figure.kind, ()):
+                measure(name, table)
+        for each in self.compare:
+            measure(each.measure, table)
+
+    def unknown_axes(self, results: Results) -> list[str]:
+        """Axes that are named and are no key of any run, as one that is mistyped or not there any more."""
+        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES}
+        return [name for name in dict.fromkeys(self._axes()) if name not in keys]
+
+    def _axes(self) -> Iterator[str]:
+        for figure in self.figures:
+            own = {"lines": (figure.x,), "heat": (figure.x, *figure.y)}.get(figure.kind, ())
+            yield from (name for name in (*own, figure.color, figure.dash, figure.facet, *figure.where) if name)
+        for each in self.compare:
+            yield from (each.axis, *each.within)
 
     @classmethod
     def default(cls, section: str, axes: Sequence[Axis]) -> Spec:
@@ -109,11 +143,25 @@ class Spec:
         return cls(section, _named(tuple(_default_figures([each.name for each in axes]))), (), _default_comparisons(axes))
 
 
+def _short(given: Any) -> str:
+    text = str(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(given: Any, where: str) -> Sequence[Any]:
+    require(given is None or isinstance(given, list | tuple), f"{where}: {_short(given)}: a list is needed, [..., ...]")
+    return given or ()
+
+
 def _typed(cls: Any, given: Any, where: str) -> Any:
     names = {field.name: field for field in dataclasses.fields(cls)}
-    require(isinstance(given, Mapping), f"{where}: {given}: keys and values are needed, as {{{', '.join(names)}}}")
-    for key in given:
+    require(isinstance(given, Mapping), f"{where}: {_short(given)}: keys and values are needed, as {{{', '.join(names)}}}")
+    for key, value in given.items():
         require(key in names, f"{where}.{key}: no such key; choose from {', '.join(names)}")
+        kind = str(names[key].type)
+        if value is not None and kind in FITTING:
+            fits, needed = FITTING[kind]
+            require(fits(value), f"{where}.{key}: {_short(value)}: {needed}")
     values = {
         key: (tuple(value) if isinstance(value, list | tuple) else (value,)) if "tuple" in str(names[key].type) else value
         for key, value in given.items()
@@ -124,6 +172,20 @@ def _typed(cls: Any, given: Any, where: str) -> Any:
     ]
     require(not missing, f"{where}: {', '.join(missing)}: missing in {dict(given)}")
     return cls(**values)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+FITTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_word, "one name is needed"),
+    "str | None": (_is_word, "one name is needed"),
+    "tuple[str, ...]": (lambda value: all(map(_is_word, value if isinstance(value, list | tuple) else [value])), "names are needed"),
+    "float | None": (lambda value: isinstance(value, int | float), "a number is needed"),
+    "Mapping[str, Any]": (lambda value: isinstance(value, Mapping), "axes and values are needed, as {K: 4}"),
+}
+"""By the type of a field: whether a value fits, and what is said if it does not."""
 
 
 def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
