@@ -99,6 +99,8 @@ def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequen
     names = [each.name for each in known]
     views: dict[str, dict[str, Any]] = {}
     for figure in figures:
+        if figure.kind not in VIEWS:
+            continue  # trials of a search are no runs of the section
         y = next((name for name in ("test/acc", *figure.y) if name in figure.y), "")
         chosen: dict[str, Any] = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
         if figure.kind == "targets":  # one at a time, in rows; what is to be reached is y
