@@ -112,7 +112,7 @@ $(SEARCHES): setup
 	$(BEST) $(@:tune-%=%) $(ARGS)
 
 report: setup ## all sections that have been trained: figures, tables, index.html, report.tex; TRACK=a|b one track, RUNS="A B" any runs
-	$(REPORT) $(ARGS)
+	$(if $(filter smoke,$(MAKECMDGOALS)),@true,$(REPORT) $(ARGS)) # smoke draws its own
 
 sync: setup ## upload to W&B what it lacks of runs with tracker=wandb; ARGS="SECTION --project NAME" names others
 	$(RUN) -m fl_hydra.tracking sync $(ARGS)

@@ -274,6 +274,8 @@ def test_comparing_shows_what_differs(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = capsys.readouterr().out
     assert "1 keys differ" in shown or "1 key differs" in shown
     assert "optimizer.lr" in shown and "val/acc" in shown and "0.25" in shown
+    drawn = [Path(line.removeprefix("wrote ")) for line in shown.splitlines() if line.startswith("wrote ")]
+    assert drawn and all(path.is_file() and one.name[-10:] in path.name and other.name[-10:] in path.name for path in drawn)
     assert ask(monkeypatch, tmp_path, "show", one.name) == 0
     assert "sections" in capsys.readouterr().out
     assert ask(monkeypatch, tmp_path, "compare", one.name, one.name) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import numpy as np
 import pytest
 
 from fl_hydra.report.cost import TABLE, read_table
-from fl_hydra.report.figures import captions, draw_figures, draw_runs
+from fl_hydra.report.figures import captions, draw_figures, draw_runs, drawing, search
 from fl_hydra.report.figures.legends import apart
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run
+from tests.support.grids import SECTIONS
+from tests.support.grids import results as full
 from tests.support.make import experiment
 
 COSTS = read_table(TABLE)
@@ -49,7 +53,7 @@ def grid(seeds: Sequence[int] = (1, 2, 3), points: Sequence[tuple[int, int]] = K
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What `look` returned for each figure, before it was closed."""
+    """What `look` returned for each figure, before it was closed; none is written, which takes most of the time."""
     from matplotlib import pyplot
 
     looks: list[Any] = []
@@ -60,6 +64,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         close(figure)
 
     monkeypatch.setattr(pyplot, "close", look)
+    monkeypatch.setattr(drawing, "save", lambda figure, target: [target.with_suffix(".pdf"), target.with_suffix(".png")])
     return looks
 
 
@@ -80,6 +85,7 @@ def facts(figure: Any) -> Facts:
 
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    inches, drawn = figure.get_size_inches(), figure.get_tightbbox()
     written = [text for axis in figure.axes for text in axis.texts]
     boxes = [text.get_window_extent() for text in written]
     overlaps = sum(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
@@ -87,14 +93,31 @@ def facts(figure: Any) -> Facts:
     outside = sum(box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1 for box in boxes)
     return Facts(
         figure.get_size_inches()[0],
-        min(text.get_fontsize() for text in texts),
+        min(size for text in texts for size in sizes(text)),
         [len(axis.lines) for axis in figure.axes],
         sum(len(axis.collections) for axis in figure.axes),
         [text.get_text() for text in written],
-        overlaps,
-        outside,
+        overlaps + sum(crowded(axis) for axis in figure.axes),
+        outside + bool(min(drawn.x0, drawn.y0, inches[0] - drawn.x1, inches[1] - drawn.y1) < -0.02),
         [axis.get_title(where) for axis in figure.axes for where in ("left", "right")],
     )
+
+
+def sizes(text: Any) -> list[float]:
+    """Of its letters in points, subscripts included."""
+    from matplotlib.mathtext import MathTextParser
+
+    if "$" not in text.get_text().replace(r"\$", ""):
+        return [text.get_fontsize()]
+    return [glyph[1] for glyph in MathTextParser("path").parse(text.get_text(), 72, text.get_fontproperties()).glyphs]
+
+
+def crowded(axes: Any) -> int:
+    """How many numbers of an x axis touch the next one."""
+    low, high = sorted(axes.get_xlim())
+    ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+    boxes = [tick.label1.get_window_extent() for tick in ticks if tick.label1.get_text() and not tick.label1.get_rotation()]
+    return sum(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 BLOCK: dict[str, Any] = {
@@ -122,6 +145,115 @@ def test_figures_of_a_full_grid_are_legible_in_a_column(tmp_path: Path, seen: li
         assert each.overlaps == each.outside == 0
     assert max(seen[2].lines) <= 8
     assert "50.0" not in seen[0].texts and all("±1.0" in text for text in seen[0].texts)
+
+
+ALIKE = {"slowmo": "localsgd", "hierarchical": "decentralized", "fedavg": "participation"}
+"""Sections with the figures of others."""
+
+
+@pytest.mark.parametrize("path", [path for path in SECTIONS if path.stem not in ALIKE], ids=lambda path: path.stem)
+def test_every_figure_of_every_full_section_can_be_read_in_print(path: Path, tmp_path: Path, seen: list[Facts]) -> None:
+    """As wide as a column or a page, letters of at least 7 points, at most eight series a panel, nothing over another or cut off."""
+    results, spec = full(path, tmp_path, seeds=(1, 2), points=12)
+    results = dataclasses.replace(results, studies=[study("sgdm", 30), study("adamw", 30, pruned=False)])
+    names = [drawn.stem.removeprefix(f"{path.stem}-") for drawn in draw_figures(results, spec, COSTS, tmp_path)[::2]]
+    told = captions(results, spec, COSTS)
+    assert names == list(told) and all(
+        raw not in words for words in told.values() for raw in ("test/acc", "_lr", "optimizer.lr", "optimizer.w", "e+0")
+    )
+    asked = [each.name for each in spec.figures if not each.under]
+    # No grid of rates; the same curves as by rounds; no images to compare with.
+    missing = {"centralized": ["heat"], "outer": ["communication"], "shakespeare": ["images"]}.get(path.stem, [])
+    assert names == [each for each in asked if each not in missing]
+    assert len(seen) >= len(names)
+    for each in seen:
+        assert each.width in (COLUMN, WIDE) and each.smallest >= SMALL
+        assert each.overlaps == each.outside == 0, each
+
+
+def study(optimizer: str, trials: int, pruned: bool = True) -> dict[str, Any]:
+    """What is kept of a search over rate and weight decay; two thirds of the trials were given up."""
+    rng = np.random.default_rng(trials)
+    found: list[dict[str, Any]] = []
+    for number in range(trials):
+        rate, decay = 10 ** rng.uniform(-4, 0), 10 ** rng.uniform(-5, -1)
+        gone = pruned and number % 3 > 0
+        value = (0.5 - 0.1 * abs(np.log10(rate / 0.03))) * (0.4 if gone else 1)
+        ended = {"state": "pruned", "pruned_at": 1 / 9 if number % 3 == 1 else 1 / 3} if gone else {"state": "complete"}
+        found.append({"number": number, "params": {"optimizer.lr": rate, "optimizer.weight_decay": decay}, "values": [value], **ended})
+    log = {"attributes": {"log": True}}
+    best = max((each for each in found if each["state"] == "complete"), key=lambda each: each["values"][0])
+    return {
+        "study": optimizer, "section": "mine", "where": {"optimizer": optimizer}, "objectives": ["val/acc"], "best": [best["number"]],
+        "question": {"space": {"optimizer.lr": log, "optimizer.weight_decay": log}}, "trials": found,
+    }  # fmt: skip
+
+
+def test_a_map_of_a_search_shows_each_trial_where_it_lies_and_what_was_given_up() -> None:
+    kept = study("sgdm", 30)
+    shown = search.read([kept])
+    assert shown is not None and shown.title == "validation accuracy, %"
+    across, up = search.grid(shown)
+    for trial, of in zip(kept["trials"], shown.studies[0].trials, strict=True):
+        for steps, key in ((across, "optimizer.lr"), (up, "optimizer.weight_decay")):
+            column = int(steps.of(of.params[key]))
+            assert steps.values[column] <= trial["params"][key] <= steps.values[column + 1]
+    gone, done = (next(trial for trial in shown.studies[0].trials if (trial.given_up is None) == complete) for complete in (False, True))
+    worst = dataclasses.replace(done, value=0.0)
+    assert shown.better([gone, worst]) is worst, "a trial that was given up is compared with no complete one"
+    assert search.read([study("sgdm", 1)]) is None and search.read([]) is None
+
+
+def test_rates_that_are_each_optimizer_s_own_are_no_map(tmp_path: Path) -> None:
+    figure: dict[str, Any] = {"figures": [{"kind": "heat", "x": "optimizer.lr", "y": "optimizer.weight_decay", "facet": "optimizer"}]}
+    own = [run("algorithm=centralized", f"optimizer={name}", acc=acc) for name, acc in (("sgdm", 0.5), ("adamw", 0.6))]
+    assert draw(own, tmp_path, figure) == []
+    rates = [
+        run("algorithm=centralized", f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}", acc=lr * 5 + decay)
+        for lr in (0.01, 0.1)
+        for decay in (0.0, 0.001)
+    ]
+    assert draw(rates, tmp_path, figure) == ["heat"]
+
+
+def test_probabilities_are_shown_of_clients_too_many_for_counts(tmp_path: Path) -> None:
+    runs = []
+    for gamma in (0.1, 10):
+        folder = tmp_path / str(gamma)
+        folder.mkdir()
+        probabilities = np.random.default_rng(0).dirichlet(np.full(20, gamma)).tolist()
+        content = {"kind": "classes", "names": ["0"], "counts": None, "sizes": [5] * 20, "probabilities": probabilities}
+        (folder / "clients.json").write_text(json.dumps(content))
+        runs.append(run("algorithm=fedavg", "K=20", "C=0.2", "participation=skewed", f"gamma={gamma}", folder=folder))
+    figures = {"figures": [{"kind": "sampling", "color": "gamma"}, {"kind": "classes", "facet": "gamma"}]}
+    assert draw(runs, tmp_path, figures) == ["sampling"]
+
+
+def test_settings_of_another_section_are_shown_beside_the_own_once_there_are_some(tmp_path: Path, seen: list[Facts]) -> None:
+    block = {"figures": [{"kind": "lines", "x": "J", "y": "test/acc", "color": "division", "beside": "images"}]}
+
+    def clients(*overrides: str) -> list[Run]:
+        return [run("algorithm=fedavg", "K=20", "C=0.2", f"J={J}", *overrides, acc=0.01 * J + len(overrides) / 10) for J in (4, 8)]
+
+    own, other = Results.of("mine", clients("sharding=dirichlet")), Results.of("images", clients("sharding=classes", "N_c=2") + clients())
+    spec = Spec.of(block, "mine")
+    assert draw_figures(own, spec, COSTS, tmp_path) == []
+    both = dataclasses.replace(own, others={"images": other.settings})
+    assert draw_figures(both, spec, COSTS, tmp_path) and seen[0].lines == [3]
+    assert "section images" in captions(both, spec, COSTS)["lines"]
+
+
+def test_a_figure_that_is_no_longer_drawn_is_taken_away(tmp_path: Path) -> None:
+    """Else a paper would show it."""
+    block = {"figures": [{"kind": "lines", "x": "J", "y": "test/acc"}]}
+    runs = [run("algorithm=localsgd", f"J={J}", acc=0.1 * J) for J in (4, 8)]
+    assert draw(runs, tmp_path, block) == ["lines"]
+    assert draw(runs[:1], tmp_path, block) == [] and list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_two_seeds_alone_are_each_drawn(tmp_path: Path, seen: list[Facts]) -> None:
+    runs = [run("algorithm=localsgd", f"seed={seed}", acc=0.5 + seed / 10) for seed in (1, 2)]
+    assert draw_runs(runs, COSTS, tmp_path) and seen[0].lines == [2, 2]
 
 
 def test_more_than_eight_series_get_panels_of_their_own(tmp_path: Path, seen: list[Facts]) -> None:
@@ -176,9 +308,9 @@ def test_a_narrowed_grid_is_drawn_without_what_does_not_vary(tmp_path: Path, see
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    runs = grid(seeds=[1, 2])
+    runs = grid(seeds=[1, 2], points=[(2, 4), (2, 8), (4, 4), (4, 8)])
     for name in ("one", "two"):
-        draw(runs, tmp_path / name)
+        draw(runs, tmp_path / name, {"figures": [*BLOCK["figures"][:2], {**BLOCK["figures"][1], "under": "heat"}]})
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 

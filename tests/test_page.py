@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,26 @@ from urllib.parse import unquote
 import pytest
 
 from fl_hydra.report.cost import read_table
+from fl_hydra.report.figures.targets import reachable
 from fl_hydra.report.measures import measure
-from fl_hydra.report.page import write_page
+from fl_hydra.report.page import commands, write_page
 from fl_hydra.report.page.commands import command_of
 from fl_hydra.report.page.writing import as_script
 from fl_hydra.report.results import Results
-from fl_hydra.report.spec import Spec
+from fl_hydra.report.spec import FigureSpec, Spec
+from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.reading import read_run
 from tests.conftest import Program
+from tests.support.make import experiment
 
 SECTIONS = {
     "local": ["algorithm=localsgd", "K=2", "J=2,4", "seed=0,1", "epochs=2"],
     "central": ["optimizer=sgdm,adamw", "optimizer.lr=0.013", "epochs=2"],
     "federated": ["algorithm=fedavg", "sharding=classes", "K=10", "C=0.5", "N_c=2", "J=2", "rounds=4", "server=slowmo", "server.lr=1e-3"],
+    "skewed": [
+        *("algorithm=fedavg", "sharding=classes", "K=5", "C=0.4", "N_c=4", "J=2", "rounds=4"),
+        *("participation=skewed", "gamma=0.1,10"),
+    ],
 }
 
 
@@ -45,6 +53,7 @@ def results(program: Program, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def page(results: dict[str, Results]) -> Path:
     outputs = results["local"].settings[0].runs[0].folder.parents[2]
     sections = [(each, Spec.default(name, each.axes)) for name, each in results.items()]
+    sections[-1] = (results["skewed"], Spec("skewed", (FigureSpec("classes", facet="gamma", name="classes"),)))
     return write_page(sections, read_table(), outputs / "report")
 
 
@@ -59,10 +68,20 @@ def test_a_command_trains_the_very_run(results: dict[str, Results], program: Pro
         for setting in each.settings:
             run = setting.runs[-1]
             command = command_of(run)
-            assert command is not None
-            said = program(*shlex.split(command)[2:], cwd=tmp_path)
-            assert said.status == 0 and run.folder.name in said.output  # outputs= is in it: the run is found there, and nothing trained
-            assert not list(tmp_path.iterdir())
+            assert command is not None and "/" not in command  # a folder elsewhere is nobody else's
+            words = shlex.split(command)[2:]
+            assert run.folder.name.endswith(run_hash(experiment(*words)))
+        said = program(*words, f"outputs={run.folder.parents[2]}", cwd=tmp_path)
+        assert said.status == 0 and run.folder.name in said.output  # it is found there, and nothing trained
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_within_the_project_is_named_from_there(results: dict[str, Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = results["local"].settings[0].runs[0]
+    monkeypatch.setattr(commands, "PROJECT", run.folder.parents[3])
+    assert f"outputs={run.folder.parents[2].name}" in shlex.split(command_of(run) or "")
+    monkeypatch.setattr(commands, "OUTPUTS", run.folder.parents[2])
+    assert "outputs=" not in (command_of(run) or "")
 
 
 def test_a_run_whose_configuration_cannot_be_read_has_no_command(results: dict[str, Results], tmp_path: Path) -> None:
@@ -140,7 +159,7 @@ def no_errors(browser: Any) -> None:
 def test_every_section_and_view_shows_a_plot_in_375_pixels_too(browser: Any, page: Path) -> None:
     for section in SECTIONS:
         drawn = []
-        for view in ("curves", "final"):
+        for view in ("curves", "final", *(("sampling", "classes") if section == "skewed" else ())):
             for width in (1200, 375):
                 opened(browser, page, f"section={section}&view={view}", width)
                 assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
@@ -220,3 +239,74 @@ def test_enter_on_a_point_shows_its_command(browser: Any, page: Path, results: d
     assert shown == [command_of(run) for run in setting.runs]
     assert browser.execute_script("return document.activeElement.id") == "runs-title"
     no_errors(browser)
+
+
+def test_the_mouse_shows_values_and_leads_to_commands_that_are_copied(browser: Any, page: Path, results: dict[str, Results]) -> None:
+    chains = pytest.importorskip("selenium.webdriver").ActionChains
+    opened(browser, page, "section=local&view=final&x=J&y=test/acc")
+    time.sleep(0.5)
+    browser.execute_script("document.querySelector('.plot').scrollIntoView()")
+    setting = results["local"].settings[1]
+    found = setting.final(measure("test/acc", read_table()))
+    assert found is not None
+    where = browser.execute_script(
+        "const plot = document.querySelector('.plot'), box = plot.getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;"
+        "const point = [plot.data[0].x[1], plot.data[0].y[1]];"
+        "return [box.x + xaxis._offset + xaxis.d2p(point[0]), box.y + yaxis._offset + yaxis.d2p(point[1])].map(Math.round)"
+    )
+    mouse = chains(browser)
+    mouse.w3c_actions.pointer_action.move_to_location(*where)
+    mouse.perform()
+    time.sleep(0.5)
+    shown = browser.execute_script("return document.querySelector('.hoverlayer').textContent")
+    assert f"{found.mean:.2f}" in shown and "n=2" in shown
+    assert all(run.folder.name in shown for run in setting.runs)
+    chains(browser).click().perform()
+    codes = [element.text for element in browser.find_elements("css selector", "#runs code")]
+    assert codes == [command_of(run) for run in setting.runs]
+    browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    browser.find_element("css selector", "#runs button").click()
+    assert browser.execute_script("return [copied, document.getElementById('live').textContent]") == [codes[0], "Command copied"]
+    no_errors(browser)
+
+
+def test_what_an_accuracy_takes_is_what_the_figures_show(browser: Any, page: Path, results: dict[str, Results]) -> None:
+    costs = read_table()
+    accuracy, sent = measure("test/acc", costs), measure("bytes", costs)
+    settings = results["local"].drawn
+    opened(browser, page, "section=local&view=targets&x=bytes&y=test/acc")
+    usual = reachable(settings, accuracy)
+    assert float(browser.find_element("id", "target").get_property("value")) == usual
+    for target in (usual, 100):
+        opened(browser, page, f"section=local&view=targets&x=bytes&y=test/acc&target={target}")
+        for row, setting in zip(table(browser), settings, strict=True):
+            found = setting.reached(sent, target, accuracy)
+            wanted = ["never", ""] if found is None else [f"{found.mean:.2f}", f"{found.deviation:.2f}"]
+            assert [cell.replace(",", "") for cell in row[1:3]] == wanted
+    assert "never" in browser.execute_script("return document.querySelector('.plot').textContent")
+    no_errors(browser)
+
+
+def test_what_clients_hold_and_how_they_are_sampled_is_what_runs_wrote(browser: Any, page: Path, results: dict[str, Results]) -> None:
+    for choice, gamma in (("gamma=0.1", 0.1), ("gamma=10", 10.0)):
+        (run,) = next(each.runs for each in results["skewed"].settings if each.value("gamma") == gamma)
+        written = json.loads((run.folder / "clients.json").read_text())
+        opened(browser, page, "section=skewed&view=sampling&facet=gamma")
+        rows = [row for row in table(browser) if row[0] == choice]
+        assert [float(row[2]) for row in rows] == pytest.approx(sorted(written["probabilities"], reverse=True), abs=5e-5)
+        assert {(row[3], row[4]) for row in rows} == {("", "1")}
+        opened(browser, page, "section=skewed&view=classes&facet=gamma")
+        held = [row[3] for row in table(browser) if row[0] == choice]
+        for text, counts in zip(held, written["counts"], strict=True):
+            assert sorted(text.split(", ")) == sorted(f"{name}: {count}" for name, count in enumerate(counts) if count)
+    assert len(plots(browser)) == 2
+    no_errors(browser)
+
+
+def test_every_control_has_a_name(browser: Any, page: Path) -> None:
+    for view in ("curves", "final", "targets", "sampling", "classes"):
+        opened(browser, page, f"section=skewed&view={view}")
+        table(browser)
+        for element in browser.find_elements("css selector", "select, input, button, summary, [tabindex='0'], a"):
+            if element.is_displayed():
+                assert element.accessible_name.strip(), element.get_attribute("outerHTML")

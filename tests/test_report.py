@@ -20,7 +20,9 @@ from omegaconf import OmegaConf
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import KEYS
 from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
-from fl_hydra.runs.identity import describe, run_folder, run_hash
+from fl_hydra.runs.folder import RunFolder
+from fl_hydra.runs.identity import describe, hash_of, run_folder, run_hash
+from fl_hydra.runs.reading import read_run
 from tests.conftest import Program
 from tests.support.make import PROJECT, experiment
 
@@ -351,3 +353,154 @@ def test_every_run_is_listed_with_its_setting_even_if_damaged(
     listed = capsys.readouterr().out
     assert "LocalSGD K=2 J=8" in listed
     assert "damaged (metrics.jsonl" in listed.replace("\n", " ")
+
+
+def edited(path: Path, change: Callable[[Any], object]) -> None:
+    """Change what a JSON file holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def resealed(folder: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change the rows of a run, whose summary then says the same."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edited(folder / "summary.json", lambda summary: summary.update(metrics=rows[-1], metrics_sha256=digest))
+
+
+ODD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "metrics truncated": (
+        lambda folder: os.truncate(folder / "metrics.jsonl", 300),
+        "metrics.jsonl is not what summary.json was written for",
+    ),
+    "metrics binary": (lambda folder: (folder / "metrics.jsonl").write_bytes(bytes(range(256))), "metrics.jsonl is not what"),
+    "metrics empty": (lambda folder: (folder / "metrics.jsonl").write_text(""), "metrics.jsonl is not what"),
+    "no samples": (
+        lambda folder: resealed(folder, lambda rows: [row.pop("samples") for row in rows]),
+        "metrics.jsonl has a row without its samples",
+    ),
+    "NaN": (
+        lambda folder: resealed(folder, lambda rows: rows[0].update({"test/acc": float("nan")})),
+        "metrics.jsonl has a test/acc that is no number",
+    ),
+    "text": (
+        lambda folder: resealed(folder, lambda rows: rows[0].update({"val/acc": "0.5"})),
+        "metrics.jsonl has a val/acc that is no number",
+    ),
+    "newer": (
+        lambda folder: edited(folder / "summary.json", lambda summary: summary.update(format=99)),
+        "a newer version of this program wrote it; update this one",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_what_no_version_writes_is_damaged(how: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, *LOCAL)
+    assert read_run(folder).finished
+    spoil, why = ODD[how]
+    spoil(folder)
+    run = read_run(folder)
+    assert run.status == "damaged" and run.why.startswith(why) and not run.rows
+
+
+def test_a_run_of_a_version_with_other_keys_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, *LOCAL)
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["config"]["participation"]
+    summary["run"] = hash_of(summary["config"])
+    (folder / "summary.json").write_text(json.dumps(summary))
+    moved = folder.rename(folder.with_name(f"old-{summary['run']}"))
+    run = read_run(moved)
+    assert (run.status, run.config) == ("damaged", {}) and "another version" in run.why
+
+
+def test_a_run_that_is_being_trained_is_said_to_be(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, *LOCAL, status="unfinished")
+    with RunFolder(folder).owned(print):
+        assert read_run(folder).why == "it is being trained now"
+    assert read_run(folder).why == "it has not ended; the same command goes on with it"
+
+
+LINES = {"kind": "lines", "x": "J", "y": "test/acc"}
+BLOCKS: dict[str, tuple[Any, str]] = {
+    "no block": ([1], "report: [1]: keys and values are needed"),
+    "unknown key": ({"colour": "red"}, "report.colour: no such key"),
+    "unknown key of a figure": ({"figures": [{**LINES, "colour": "K"}]}, "report.figures.colour: no such key"),
+    "unknown kind": ({"figures": [{"kind": "pie"}]}, "report.figures: kind=pie: choose curves"),
+    "unknown measure": ({"figures": [{**LINES, "y": "accuracy"}]}, "accuracy: no such figure of a run; choose from"),
+    "unknown measure compared": ({"compare": [{"axis": "J", "measure": "x"}]}, "x: no such figure of a run; choose from"),
+    "no list": ({"figures": "lines"}, "report.figures: lines: a list is needed"),
+    "a list for a name": ({"figures": [{**LINES, "color": ["K"]}]}, "report.figures.color: ['K']: one name is needed"),
+    "a list for values": ({"figures": [{**LINES, "where": ["K"]}]}, "report.figures.where: ['K']: axes and values are needed"),
+    "a word for a number": ({"figures": [{"kind": "targets", "y": "bytes", "target": "high"}]}, "report.figures.target: high: a number"),
+    "a name that leads elsewhere": ({"figures": [{**LINES, "name": "../x"}]}, "report.figures: name=../x: it becomes a file's"),
+}
+
+
+@pytest.mark.parametrize("how", BLOCKS)
+def test_a_mistake_in_a_report_block_is_one_line_that_names_its_file(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block, said = BLOCKS[how]
+    write_run(tmp_path, *LOCAL)
+    path = tmp_path / "sections" / "mine.json"
+    path.write_text(json.dumps({"report": block}))
+    assert reported(tmp_path, monkeypatch, "mine") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: section=mine: {said}") and str(path) in line
+    assert not list((tmp_path / "report").glob("mine*"))
+
+
+def test_what_cannot_be_followed_is_said_and_the_rest_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A description that is damaged; axes that no run has; lines of a list that name no run."""
+    write_run(tmp_path, *LOCAL)
+    described, names = tmp_path / "sections" / "mine.json", tmp_path / "sections" / "mine.txt"
+    described.write_text('{"report":')
+    names.write_bytes(b"\xff\n../../etc\n" + names.read_bytes())
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"mine: {names} is damaged: 2 of its lines name no run",
+        f"mine: {described} is damaged; it is drawn as a grid without a report block",
+    ]
+    described.write_text(json.dumps({"report": {"figures": [{**LINES, "color": "optimzer"}]}}))
+    assert reported(tmp_path, monkeypatch, "mine") == 0
+    assert "mine: optimzer: named in its report block, but no key of its runs; left out" in capsys.readouterr().err
+    assert table(tmp_path, "mine")["LocalSGD K=2 J=8"]["test/acc n"] == "1"
+
+
+@pytest.mark.parametrize("where", ["report", "report/mine.csv"])
+def test_what_cannot_be_written_is_one_line(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, *LOCAL)
+    if where == "report":
+        (tmp_path / where).write_text("")
+    else:
+        (tmp_path / where).mkdir(parents=True)
+    assert reported(tmp_path, monkeypatch, "mine") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / where} cannot be written (") and line.endswith("mend that, or choose outputs=")
+
+
+GONE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no name": (lambda outputs: (outputs / "sections/mine.txt").write_text(""), "its list names no run; train some with it"),
+    "no folder": (lambda outputs: shutil.rmtree(outputs / "digits"), "the folders of all of its runs, of which there were 1, are gone"),
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+def test_a_section_of_which_nothing_is_left_is_a_mistake(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, *LOCAL)
+    spoil, why = GONE[how]
+    spoil(tmp_path)
+    assert reported(tmp_path, monkeypatch, "mine") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: section=mine: {why}")

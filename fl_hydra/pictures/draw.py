@@ -18,7 +18,7 @@ from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
 from fl_hydra.participation.schemes import log_dirichlet
 from fl_hydra.report.colors import BLUE, PALETTE
-from fl_hydra.report.figures.clients import TWICE, character, relative
+from fl_hydra.report.figures.clients import TWICE, character, of_characters, relative
 from fl_hydra.report.figures.fitting import DASHES
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
@@ -193,7 +193,7 @@ def _draw_characters(figure: Any, axis: Any, experiment: Experiment, shards: Sha
     shown = np.argsort(-everywhere, kind="stable")[:CHARACTERS]
     ratio = relative(counts.astype(float), everywhere.astype(float))[:, shown]
     image = axis.imshow(ratio.T, aspect="auto", cmap="RdBu_r", vmin=-TWICE, vmax=TWICE, interpolation="nearest")
-    figure.colorbar(image, ax=axis, label="times as frequent as in all text (log2)", extend="both")
+    of_characters(figure.colorbar(image, ax=axis, extend="both"))
     axis.set_yticks(range(len(shown)), [character(names[code]) for code in shown], fontsize=SMALL)
     axis.grid(False)
     axis.set(xlabel="client", ylabel="target character", title="characters by client")

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
+from fl_hydra.files import make_folder
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table
 from fl_hydra.report.figures import captions, draw_figures, draw_runs
 from fl_hydra.report.page import write_page
 from fl_hydra.report.paper import write_paper
-from fl_hydra.report.results import Results
-from fl_hydra.report.runs import not_in_means
+from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.runs import not_in_means, told_from
 from fl_hydra.report.sentences import write_sentences
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tables import write_tables
 from fl_hydra.report.tuned import section_studies
-from fl_hydra.runs.describing import read_description
+from fl_hydra.runs.describing import description_file, read_description
 from fl_hydra.runs.finding import find_run
-from fl_hydra.runs.folder import section_runs, sections
+from fl_hydra.runs.folder import section_file, section_runs, sections
 from fl_hydra.runs.listing import listed, print_runs
-from fl_hydra.runs.reading import read_run
+from fl_hydra.runs.reading import Run, read_run
 
 
 def main() -> None:
@@ -63,19 +66,30 @@ def _report() -> None:
         _report_runs(arguments.runs, outputs, table)
         return
     reported, mistakes = [], 0
-    for section in names or sections(outputs):
-        try:
-            results, spec, written = write_section(section, outputs, table)
-            reported.append((results, spec))
-            for path in written:
+    with _writing():
+        for section in names or sections(outputs):
+            try:
+                results, spec, written = write_section(section, outputs, table)
+                reported.append((results, spec))
+                for path in written:
+                    print(f"wrote {path}")
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                mistakes += 1
+        if reported and (not names or arguments.track):
+            for path in _write_whole(reported, table, outputs, arguments.track):
                 print(f"wrote {path}")
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            mistakes += 1
-    if reported and (not names or arguments.track):
-        for path in _write_whole(reported, table, outputs / "report", arguments.track):
-            print(f"wrote {path}")
     sys.exit(USAGE_ERROR if mistakes else 0)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What cannot be written is told in one line, whatever wrote it."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "the report"
+        raise UserError(f"{where} cannot be written ({error.strerror or error}); mend that, or choose outputs=") from error
 
 
 def _refuse(message: str) -> NoReturn:
@@ -88,27 +102,71 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
     Raises:
         UserError: none of its runs has ended.
     """
-    runs = [read_run(folder) for folder in section_runs(section, outputs)]
+    folders, strange = told_from(section_runs(section, outputs), outputs)
+    if strange:
+        print(f"{section}: {section_file(section, outputs)} is damaged: {strange} of its lines name no run", file=sys.stderr)
+    runs = [read_run(folder) for folder in folders]
     for line in not_in_means(runs):
         print(f"in no mean of {section}: {line}", file=sys.stderr)
-    require(any(run.rows for run in runs), f"section={section}: none of its {len(runs)} runs has ended; train them first")
+    require(any(run.rows for run in runs), f"section={section}: {_nothing(runs)}")
     target = outputs / "report"
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     results = Results.of(section, runs, read_description(section, outputs))
-    block = results.description.get("report")
-    spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
+    spec = _spec(results, section, outputs, table)
+    results = replace(results, studies=section_studies(results, outputs), others=_beside(section, spec, outputs))
     written = [
         *draw_figures(results, spec, table, target),
-        *write_tables(results, spec, table, section_studies(section, outputs), target),
+        *write_tables(results, spec, table, results.studies, target),
         *write_sentences(results, spec, table, target),
     ]
     return results, spec, written
 
 
-def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: Path, track: str | None) -> list[Path]:
+def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setting]]:
+    """Settings of the sections that figures show beside their own, of the same size, as far as they have been trained."""
+    size = next((ending for ending in ("-short", "-smoke") if section.endswith(ending)), "")
+    found = {}
+    for name in {figure.beside for figure in spec.figures if figure.beside}:
+        if name + size in sections(outputs):
+            found[name] = Results.of(name, [read_run(folder) for folder in section_runs(name + size, outputs)]).settings
+    return found
+
+
+def _nothing(runs: Sequence[Run]) -> str:
+    """Why there is nothing to report."""
+    if not runs:
+        return "its list names no run; train some with it"
+    if all(run.status == "deleted" for run in runs):
+        return f"the folders of all of its runs, of which there were {len(runs)}, are gone; train them again"
+    return f"none of its {len(runs)} runs has ended; train them first"
+
+
+def _spec(results: Results, section: str, outputs: Path, table: CostTable) -> Spec:
+    """How the section is shown, as its sweep noted; what that names and is not there is told.
+
+    Raises:
+        UserError: there is something in it that cannot be followed.
+    """
+    file = description_file(section, outputs)
+    block = results.description.get("report")
+    if not results.description and file.exists():
+        print(f"{section}: {file} is damaged; it is drawn as a grid without a report block", file=sys.stderr)
+    try:
+        spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
+        spec.check(table)
+    except UserError as error:
+        raise UserError(f"section={section}: {error}; mend {file}, or the sweep's own file and give its command again") from error
+    if unknown := spec.unknown_axes(results):
+        print(f"{section}: {', '.join(unknown)}: named in its report block, but no key of its runs; left out", file=sys.stderr)
+    return spec
+
+
+def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, outputs: Path, track: str | None) -> list[Path]:
     """The page and the paper of all these sections."""
+    target = outputs / "report"
     said = {f"{results.name}-{name}": text for results, spec in sections for name, text in captions(results, spec, table).items()}
-    return [write_page(sections, table, target), *write_paper(sections, table, target, track, said)]
+    studies = {results.name: results.studies for results, _ in sections}
+    return [write_page(sections, table, target), *write_paper(sections, table, target, track, said, studies)]
 
 
 def _report_runs(words: Sequence[str], outputs: Path, table: CostTable) -> None:
@@ -118,9 +176,10 @@ def _report_runs(words: Sequence[str], outputs: Path, table: CostTable) -> None:
         print(f"in no mean: {line}", file=sys.stderr)
     require(any(run.finished for run in runs), "--runs: none of these has finished; train one to its end")
     target = outputs / "report"
-    target.mkdir(parents=True, exist_ok=True)
-    for path in draw_runs(runs, table, target):
-        print(f"wrote {path}")
+    with _writing():
+        make_folder(target)
+        for path in draw_runs(runs, table, target):
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,11 @@ TITLES = {
     "lamb": "LAMB",
     "slowmo": "SlowMo",
     "nesterov": "Nesterov",
+    "digits": "Digits",
     "cifar100": "CIFAR-100",
     "shakespeare": "Shakespeare",
     "iid": "iid",
+    "post_local": "post-local",
 }
 """How the names of options are written in figures and tables; others as they are typed."""
 
@@ -85,10 +87,10 @@ AXES: Mapping[str, Axis] = {
         Axis("speeds", "speeds of the workers", _part("speeds")),
         Axis("local_steps", "rule for J", _part("local_steps")),
         Axis("algorithm.topology", "topology", _key("algorithm.topology")),
-        Axis("algorithm.momentum", "what becomes of momentum", _key("algorithm.momentum")),
+        Axis("algorithm.momentum", "momentum after averages", _key("algorithm.momentum")),
         Axis("K", "number of clients or workers K", _key("K"), log=True),
         Axis("J", "local steps J", _key("J"), log=True),
-        Axis("N_c", "classes of a client N_c", _key("N_c"), absent="iid", log=True),
+        Axis("N_c", "classes per client N_c", _key("N_c"), absent="iid", log=True),
         Axis("gamma", "concentration of participation γ", _key("gamma"), absent="uniform", log=True),
         Axis("batch_size", "batch size", _key("batch_size"), log=True),
         Axis("optimizer.lr", "learning rate", _key("optimizer.lr"), log=True),
@@ -99,9 +101,19 @@ AXES: Mapping[str, Axis] = {
 """Axes with titles of their own. Any other key of a configuration is an axis too."""
 
 
+def _division(config: Configuration) -> Value:
+    """Classes per client where they are given, nothing for iid, else the option's name."""
+    name = _part("sharding")(config)
+    return _key("N_c")(config) or (None if name == "iid" else name)
+
+
+DIVISION = Axis("N_c", "division of the data", _division, absent="iid")
+"""Of images and texts in one figure: N_c, as far as there is one, else how data was divided. It tells no more than two of :data:`AXES`."""
+
+
 def axis(name: str) -> Axis:
-    """An axis by its name: one of :data:`AXES`, or any key as it is typed."""
-    return AXES.get(name) or Axis(name, name, _key(name))
+    """An axis by its name: one of :data:`AXES`, `division`, or any key as it is typed."""
+    return DIVISION if name == "division" else AXES.get(name) or Axis(name, name, _key(name))
 
 
 def varying(configurations: Sequence[Configuration]) -> list[Axis]:

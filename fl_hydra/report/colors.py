@@ -38,6 +38,18 @@ METHODS = {
 
 OPTIMIZERS = {"sgd": SKY, "sgdm": BLUE, "adamw": VERMILION, "lars": GREEN, "lamb": ORANGE, "adam": PURPLE}
 
+SCHEDULERS = {"constant": GREY, "cosine": BLUE, "step": VERMILION, "linear": GREEN, "exponential": PURPLE, "polynomial": ORANGE}
+
+RULES = {
+    "fixed": BLUE, "linear": VERMILION, "doubling": GREEN, "post_local": ORANGE, "loss": PURPLE, "drift": SKY, "noise": WINE, "square": GREY
+}  # fmt: skip
+"""For the number of local steps; those that are methods too have the colours of these."""
+
+DIVISIONS = {"iid": GREY, "natural": BLUE, "classes": VERMILION, "dirichlet": GREEN, "dirichlet_classes": ORANGE, "quantity": PURPLE}
+
+FIXED = {"method": METHODS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "local_steps": RULES, "sharding": DIVISIONS}
+"""By axis: what has the same colour in every figure."""
+
 SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
 """Dark to light (viridis without its yellow), for numbers."""
 
@@ -45,7 +57,7 @@ SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#
 def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
     """A colour for each value of an axis, as #rrggbb: numbers from dark to light, what is absent grey, names from the palette."""
     ordered = in_order(axis, values)
-    fixed = {"method": METHODS, "optimizer": OPTIMIZERS}.get(axis.name, {})
+    fixed = FIXED.get(axis.name, {})
     numbers = [value for value in ordered if isinstance(value, int | float) and not isinstance(value, bool)]
     found: dict[Value, str] = {}
     for value in ordered:
@@ -59,6 +71,13 @@ def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
             free = [each for each in PALETTE if each not in taken] or list(PALETTE)
             found[value] = fixed.get(str(value)) or free[0]
     return found
+
+
+def ink(color: str) -> str:
+    """A colour as letters on white have it: a light one is darkened, so that it can be read."""
+    parts = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255
+    return color if light <= 0.45 else "#" + "".join(f"{round(part * 0.45 / light):02x}" for part in parts)
 
 
 def palette_of_one(methods: Sequence[str]) -> str:

@@ -41,11 +41,16 @@ def code(text: str) -> str:
 
 
 def _breakable(word: str) -> str:
-    """With leave to break where it was marked, and after every twelfth letter of a part that is longer."""
-    parts = [part[start : start + 12] for part in word.split("\1") for start in range(0, max(1, len(part)), 12)]
+    """With leave to break where it was marked, and after every 24th letter of a part that is longer."""
+    parts = [part[start : start + 24] for part in word.split("\1") for start in range(0, max(1, len(part)), 24)]
     return r"\allowbreak{}".join(escaped(part).replace("-", "{-}") for part in parts)
 
 
 def key(*words: str) -> str:
     """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test.acc/mean`."""
     return "/".join(re.sub(r"[^A-Za-z0-9=.:+ -]", ".", re.sub("[_,]", "", word)) for word in words)
+
+
+def label(name: str) -> str:
+    r"""A name in \label and \ref, of letters that LaTeX takes there."""
+    return re.sub(r"[^A-Za-z0-9.:_-]", ".", name)

@@ -79,7 +79,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),
         Measure("payload", "payload of each worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
-        Measure("bytes", "sent by each worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),
+        Measure("bytes", "data sent by each worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),
         Measure("seconds", "simulated time, s", _cost(lambda ledger: computing_seconds(ledger, device) + ledger.delay)),
         *map(on, table.networks),
     ]

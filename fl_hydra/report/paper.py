@@ -21,12 +21,13 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, write_atomically
 from fl_hydra.report.axes import AXES
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped
+from fl_hydra.report.latex import code, escaped, label
 from fl_hydra.report.results import Results
-from fl_hydra.report.sentences import as_macros, numbers, sentences
+from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
 from fl_hydra.report.spec import FigureSpec, Spec
-from fl_hydra.report.tables import Table, as_latex, costs_table, results_table
-from fl_hydra.report.tuned import chosen_of
+from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
+from fl_hydra.report.tuned import Search, how, searches
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, listed
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -39,15 +40,32 @@ FURTHER = {"a": ("hierarchical", "decentralized", "asynchronous", "local_steps",
 
 TITLES = {"a": "Distributed Learning", "b": "Federated Learning", None: "Distributed and Federated Learning"}
 
-CITED: Mapping[str | None, Sequence[int]] = {
-    "a": (11, *range(16, 24), 25, 26),
-    "b": (*range(1, 6), *range(7, 16), 24, *range(27, 33)),
-    None: (*range(1, 6), *range(7, 33)),
+BACKGROUND: Mapping[str, Mapping[str, Sequence[int]]] = {
+    "a": {
+        "large batches": (16, 17, 18),
+        "local SGD": (19, 20),
+        "outer optimizers": (21,),
+        "asynchronous and decentralized training": (22, 23, 25),
+        "rates and numbers of local steps": (26,),
+        "the model": (11,),
+    },
+    "b": {
+        "the federated setting": (2, 3, 10),
+        "surveys": (7, 8, 9),
+        "heterogeneity, by algorithms": (1, 4, 5),
+        "by architectures": (12, 13, 14),
+        "data and models": (11, 15),
+        "client selection": (24,),
+        "personalization": tuple(range(27, 33)),
+    },
 }
-"""The assignment's references of each track."""
+"""The assignment's references of each track, by what it recommends them for."""
 
 MOST_PAGES = 6
-"""Of the 8 that are allowed: the others are the authors'."""
+"""Of the 8 that are allowed, with marked room in place of the authors' words; the others are for these."""
+
+ALL_PAGES = 8
+"""That the assignment allows."""
 
 WIDE = 300.0
 """Points of width beyond which a figure goes over both columns, which are 252 points wide."""
@@ -64,22 +82,57 @@ WORDS = {
     "abstract": "What you asked, what you did, what came out.",
     "introduction": "Motivation, the literature, and what is yours in this report.",
     "contribution": "Your own contribution: the problem, what you do differently from existing approaches and why, and how it was tested.",
+    "costs": "Pros and cons of the alternatives, large batches and local methods among them, by what they cost.",
     "conclusion": "What the results say together, and what they do not.",
 }
 """Parts that are the authors' alone, and what belongs there."""
 
 
+YOURS = "Your reading of these results: why they may be so, and what the literature says."
+"""The same, of a section."""
+
+
 @dataclass(frozen=True)
 class _Size:
-    """How much is shown of a section."""
+    """How much is shown.
+
+    rows, figures: of a section that the track asks for. further_rows, further_figures: of another. cheapest: whether the table of costs
+    has what sends least of each method, too.
+    """
 
     rows: int
     figures: int
-    costs: bool
+    further_rows: int
+    further_figures: int
+    cheapest: bool
 
 
-SIZES = (_Size(12, 4, True), _Size(8, 3, True), _Size(6, 2, True), _Size(5, 1, True), _Size(4, 1, False), _Size(3, 0, False))
-"""From all that may be of use to what fits into few pages: the first that does is taken."""
+SIZES = (
+    _Size(12, 4, 8, 2, True),
+    _Size(8, 3, 6, 1, True),
+    _Size(6, 2, 5, 1, True),
+    _Size(5, 1, 4, 1, True),
+    _Size(6, 1, 4, 0, True),
+    _Size(4, 1, 3, 0, False),
+    _Size(4, 1, 0, 0, False),
+    _Size(3, 0, 0, 0, False),
+)
+"""From all that may be of use to what fits into few pages: the first that does is taken. Sentences and the table of costs are in all."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files. said: the
+    sentences of each section.
+    """
+
+    sections: Sequence[tuple[Results, Spec]]
+    table: CostTable
+    target: Path
+    track: str | None
+    captions: Mapping[str, str]
+    found: Mapping[str, Sequence[Search]]
+    said: Mapping[str, Sequence[Sequence[Sentence]]]
 
 
 def write_paper(
@@ -88,6 +141,7 @@ def write_paper(
     target: Path,
     track: str | None = None,
     captions: Mapping[str, str] | None = None,
+    studies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Path]:
     """Write report.tex with all that it needs, and report.pdf where LaTeX is installed; the files.
 
@@ -97,6 +151,7 @@ def write_paper(
         target: the folder, with the sections' figures as SECTION-NAME.pdf: those that are there are included.
         track: `a` or `b`; None: both.
         captions: of figures, by the stems of their files.
+        studies: of each section by its name, what its searches kept (:func:`fl_hydra.report.tuned.section_studies`).
 
     Raises:
         UserError: there is no such track; authors.yaml cannot be read; LaTeX refuses the text, or a line of it is too wide.
@@ -105,24 +160,41 @@ def write_paper(
     require(track in (None, *BASE), f"track={track}: choose {' or '.join(BASE)}")
     target.mkdir(parents=True, exist_ok=True)
     shown = [each for each in sections if _part(each[0].name, track)]
-    _write_once(target, [results.name for results, _ in shown])
+    found = {results.name: searches(results, (studies or {}).get(results.name, ())) for results, _ in shown}
+    said = {results.name: sentences(results, spec, table) for results, spec in shown}
+    content = _Content(shown, table, target, track, captions or {}, found, said)
+    own = _write_once(target, [label(results.name) for results, _ in shown])
     written = _put(target / "references.bib", read_file(REFERENCES).decode())
-    found = {name: text for results, spec in shown for name, text in numbers(results, spec, table).items()}
-    written += _put(target / "numbers.tex", _macros(found))
-    compiler = _compiler()
-    for size in SIZES if compiler else SIZES[2:3]:
-        paper = _paper(shown, table, target, track, captions or {}, size)
-        written_now = _put(target / "report.tex", paper)
-        if compiler is None:
-            print(f"{target / 'report.tex'} is there to read; no LaTeX (pdflatex, bibtex, IEEEtran) is installed to make a PDF of it")
-            return [*written, *written_now]
-        pages, overfull = _compile(target)
-        if pages <= MOST_PAGES or size is SIZES[-1]:
-            break
+    values = {name: text for results, spec in shown for name, text in numbers(results, said[results.name], table).items()}
+    values |= {name: text for results, _ in shown for name, text in tuned_numbers(results, found[results.name]).items()}
+    written += _put(target / "numbers.tex", _macros(values))
+    if not has_latex():
+        written += _put(target / "report.tex", _paper(content, SIZES[2]))
+        print(f"{target / 'report.tex'} is there to read; no LaTeX (pdflatex, bibtex, IEEEtran) is installed to make a PDF of it")
+        return written
+    pages, overfull = _fit(content, own)
     require(not overfull, f"{target / 'report.tex'}: {overfull[0] if overfull else ''}; report.pdf shows where; shorten what is there")
-    if pages > MOST_PAGES:
-        print(f"{target / 'report.pdf'} has {pages} pages: at most {MOST_PAGES} of the 8 are meant to be generated; name fewer sections")
-    return [*written, *written_now, target / "report.pdf"]
+    most = ALL_PAGES if own else MOST_PAGES
+    if pages > most:
+        why = f"at most {most} are meant to be{'' if own else ' generated, of the 8 that are allowed'}"
+        instead = "TRACK=a and TRACK=b make one for each track" if track is None else "leave sections out"
+        print(f"{target / 'report.pdf'} has {pages} pages: {why}; {'shorten your words, or ' if own else ''}{instead}")
+    return [*written, target / "report.tex", target / "report.pdf"]
+
+
+def _fit(content: _Content, own: bool) -> tuple[int, list[str]]:
+    """Write as much as fits into so many pages with room for words, then with the authors' own; pages and boxes that are too wide."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = _Latex(content.target, Path(folder))
+        for size in SIZES:
+            paper = _paper(content, size)
+            pages, overfull = compiled.pages(paper if not own else paper.replace(OWN_WORDS, ROOM_FOR_WORDS))
+            if pages <= MOST_PAGES:
+                break
+        _put(content.target / "report.tex", paper)
+        pages, overfull = compiled.pages(paper, last=True)
+        write_atomically(content.target / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
+        return pages, overfull
 
 
 def _part(section: str, track: str | None) -> str | None:
@@ -135,19 +207,20 @@ def _part(section: str, track: str | None) -> str | None:
     return None if of_another else "further"
 
 
-def _write_once(target: Path, names: Sequence[str]) -> None:
-    """What is the authors' to fill in, where it is not there yet."""
+def _write_once(target: Path, names: Sequence[str]) -> bool:
+    """What is the authors' to fill in, where it is not there yet; whether they have written anything of their own."""
     words = target / "words"
     words.mkdir(exist_ok=True)
-    files = {target / "authors.yaml": AUTHORS}
-    files |= {words / f"{name}.tex": f"\\room{{{hint}}}\n" for name, hint in WORDS.items()}
-    files |= {
-        words / f"{name}.tex": "\\room{Your reading of these results: why they may be so, and what the literature says.}\n"
-        for name in names
-    }
-    for path, text in files.items():
+    files = {words / f"{name}.tex": hint for name, hint in WORDS.items()} | {words / f"{name}.tex": YOURS for name in names}
+    own = False
+    for path, hint in files.items():
+        room = f"\\room{{{hint}}}\n".encode()
         if not path.exists():
-            write_atomically(path, text.encode())
+            write_atomically(path, room)
+        own |= read_file(path) != room
+    if not (target / "authors.yaml").exists():
+        write_atomically(target / "authors.yaml", AUTHORS.encode())
+    return own
 
 
 def _put(path: Path, text: str) -> list[Path]:
@@ -176,6 +249,7 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 \usepackage{amsmath,booktabs,graphicx,xcolor,cite}
 \input{numbers}
 \newcommand{\room}[1]{\par\noindent\colorbox{black!8}{\parbox{\dimexpr\columnwidth-2\fboxsep}{\footnotesize\itshape Authors: #1}}\par}
+\newcommand{\words}[1]{\input{words/#1}}
 \IEEEoverridecommandlockouts
 \emergencystretch=3em
 \hbadness=10000
@@ -183,41 +257,50 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 """
 
 
-def _paper(
-    sections: Sequence[tuple[Results, Spec]], table: CostTable, target: Path, track: str | None, captions: Mapping[str, str], size: _Size
-) -> str:
-    title, authors = _authors(target / "authors.yaml", track)
-    lines = [PREAMBLE, rf"\title{{{title}}}", rf"\author{{{authors}}}", r"\begin{document}", r"\maketitle"]
-    lines += [r"\begin{abstract}", r"\input{words/abstract}", r"\end{abstract}"]
-    lines += [r"\section{Introduction}", r"\input{words/introduction}", rf"Background: {_cited(track)}.", *_setup(sections)]
+OWN_WORDS = r"\newcommand{\words}[1]{\input{words/#1}}"
+ROOM_FOR_WORDS = rf"\newcommand{{\words}}[1]{{\room{{{YOURS}}}}}"
+
+
+def _paper(content: _Content, size: _Size) -> str:
+    track, sections = content.track, content.sections
+    title, authors = _authors(content.target / "authors.yaml", track)
+    lines = [PREAMBLE, rf"\title{{{title}}}", rf"\author{{{authors}}}", r"\begin{document}", r"\maketitle", r"\suppressfloats[t]"]
+    lines += [r"\begin{abstract}", r"\words{abstract}", r"\end{abstract}"]
+    lines += [r"\section{Introduction}", r"\words{introduction}", _background(track), *_setup(content, size)]
     order = [name for each in ([track] if track else BASE) for name in BASE[each]]
     base = [each for each in sections if _part(each[0].name, track) == "base"]
-    base.sort(key=lambda each: order.index(re.sub("-(smoke|short)$", "", each[0].name)))
-    trained = {re.sub("-(smoke|short)$", "", results.name) for results, _ in base}
+    base.sort(key=lambda each: order.index(_plain_name(each[0].name)))
+    further = [each for each in sections if _part(each[0].name, track) == "further"]
     for results, spec in base:
-        lines += _section(results, spec, table, target, captions, size)
-    missing = [name for name in order if name not in trained]
+        lines += _section(content, results, spec, size.rows, size.figures)
+    missing = [name for name in order if name not in {_plain_name(results.name) for results, _ in base}]
     if missing:
         lines.append(rf"\section{{Not trained yet}} {', '.join(code(f'make {name}') for name in missing)}.")
-    lines += [r"\section{Personal contribution}", r"\input{words/contribution}"]
-    for results, spec in sections:
-        if _part(results.name, track) == "further":
-            lines += _section(
-                results,
-                spec,
-                table,
-                target,
-                captions,
-                replace(size, rows=min(size.rows, 5), figures=min(size.figures, 1), costs=False),
-                sub=True,
-            )
-    lines += [r"\section{Conclusion}", r"\input{words/conclusion}"]
+    if any(results.drawn for results, _ in sections):
+        lines += [r"\section{Costs}\label{sec:costs}", r"Table~\ref{tab:costs} has what each method computes and sends."]
+        lines.append(as_latex(overview_table([*base, *further], content.table, size.cheapest), "costs", macros=True))
+        lines.append(r"\words{costs}")
+    lines += [r"\section{Personal contribution}", r"\words{contribution}"]
+    for results, spec in further:
+        lines += _section(content, results, spec, size.further_rows, size.further_figures, sub=True)
+    lines += [r"\section{Conclusion}", r"\words{conclusion}"]
     lines += [r"\bibliographystyle{IEEEtran}", r"\bibliography{references}", r"\end{document}"]
     return "\n".join(lines) + "\n"
 
 
-def _cited(track: str | None) -> str:
-    return rf"\cite{{{','.join(f'ref{number}' for number in CITED[track])}}}"
+def _plain_name(section: str) -> str:
+    """Of a section at whatever size."""
+    return re.sub("-(smoke|short)$", "", section)
+
+
+def _background(track: str | None) -> str:
+    """What the assignment recommends to read, by what it is about."""
+    about: dict[str, list[int]] = {}
+    for each in [track] if track else BASE:
+        for subject, found in BACKGROUND[each].items():
+            about.setdefault(subject, []).extend(found)
+    cited = [rf"{subject}~\cite{{{','.join(f'ref{number}' for number in found)}}}" for subject, found in about.items()]
+    return f"Background: {'; '.join(cited)}."
 
 
 def _authors(path: Path, track: str | None) -> tuple[str, str]:
@@ -236,86 +319,85 @@ def _authors(path: Path, track: str | None) -> tuple[str, str]:
     return escaped(title), r"\and ".join(blocks)
 
 
-def _setup(sections: Sequence[tuple[Results, Spec]]) -> list[str]:
+def _setup(content: _Content, size: _Size) -> list[str]:
     """How data were divided, how hyper-parameters were searched, how runs were repeated and tested."""
-    configurations = [run.config for results, _ in sections for setting in results.settings for run in setting.runs]
-    lines = [r"\section{Experimental setup}"]
+    configurations = [run.config for results, _ in content.sections for setting in results.settings for run in setting.runs]
+    lines = [r"\section{Experimental setup}\label{sec:setup}", r"\textbf{Data.}"]
     for name in dict.fromkeys(str(config["dataset"]["name"]) for config in configurations):
         of_it = [config for config in configurations if config["dataset"]["name"] == name]
-        parts = {f"{100 * config['dataset']['validation']:g}" for config in of_it if "validation" in config["dataset"]}
-        models = sorted({str(config["model"]["name"]) for config in of_it})
-        said = f"{AXES['dataset'].text(name)}, with the model {', '.join(models)}"
-        said += f": {' or '.join(sorted(parts))} % of the training set is kept for validation, stratified by label" if parts else ""
-        lines.append(escaped(f"{said}."))
+        parts = sorted({f"{100 * config['dataset']['validation']:g}" for config in of_it if "validation" in config["dataset"]})
+        models = dict.fromkeys(str(config["model"]["name"]) for config in of_it)
+        said = f"{DATA.get(name, name)} with {listed([MODELS.get(model, model) for model in models])}"
+        held_out = HELD_OUT.get(name, "drawn from each class alike")
+        said += f"; {' or '.join(parts)} % of the training set is kept for validation, {held_out}" if parts else ""
+        lines.append(escaped(f"{_first(said)}."))
+    divided = dict.fromkeys(str(config["sharding"]["name"]) for config in configurations if config["K"] > 1)
+    if divided:
+        told = "; ".join(DIVISIONS.get(name, name) for name in divided)
+        lines.append(escaped(f"The training set is divided among workers or clients: {told}."))
+    lines.append(r"\par\textbf{Figures.}")
     lines.append(
         escaped(
-            "Validation chooses and the test set reports; figures are those of the final models, as means ± sample standard deviations "
-            "over seeds. Seeds decide shards, initial weights, cohorts and batches. A difference is said to hold if Welch's t test over at "
-            "least three seeds of each side, adjusted by Holm over all that its section compares, has p < 0.05; all others are undecided. "
-            "The number of seeds that would decide one takes what was observed as true (power 0.8)."
+            "Validation chooses and the test set reports. Figures are those of the final models, as mean ± sample standard deviation "
+            "over n seeds, which decide initial weights, shards, cohorts and batches. A difference is said to hold if both sides have at "
+            "least three seeds and p < 0.05: of Welch's t statistic with the degrees of freedom of the smaller side, so that variances may "
+            "differ, adjusted by Holm over all that its section compares. All others are undecided; how many seeds would decide one (power "
+            "0.8) takes what was observed as true."
         )
     )
-    return [*lines, *sorted({_search(results) for results, _ in sections})]
+    lines.append(r"\par\textbf{Hyper-parameters.}")
+    tuned = [(results, spec, content.found[results.name]) for results, spec in content.sections if content.found[results.name]]
+    for _, spec, found in tuned:
+        lines.append(escaped(f"{spec.title}: {'; '.join(how(found))}."))
+    rest = "Those of all others" if tuned else "They"
+    lines.append(escaped(f"{rest} were not searched: they are the defaults of the program, or lie on the axes that a section compares."))
+    if tuned:
+        lines.append(as_latex(replace(tuned_table(tuned, size.rows), notes=[]), "tuned", starred=False, macros=True))
+    return lines
 
 
-def _search(results: Results) -> str:
-    """How the hyper-parameters of a section were found, in a sentence."""
-    found = [chosen for setting in results.settings for run in setting.runs if (chosen := chosen_of(run.folder))]
-    if not found:
-        return "Where a caption says so, hyper-parameters were not searched: they are the program's own or those on the axes."
-    keys = sorted({key for chosen in found for key in chosen["values"]})
-    trials = sorted({int(chosen["trials"]) for chosen in found})
-    seeds = sorted({seed for chosen in found for seed in chosen["seeds"]})
-    return escaped(
-        f"In {results.name}, {', '.join(keys)} were searched by {found[0]['objective']} in {trials[0]}"
-        f"{f' to {trials[-1]}' if len(trials) > 1 else ''} trials of seed {', '.join(map(str, seeds))}, which no result has."
-    )
-
-
-def facts(results: Results) -> str:
+def _facts(results: Results, found: Sequence[Search], seeds: bool = True) -> str:
     """What a caption says of a section: data and their division, seeds, and how hyper-parameters were searched."""
     if not results.settings:
         return "No run is known."
     configurations = [setting.config for setting in results.settings]
-    said = []
-    for name in ("dataset", "sharding"):
-        said.append(" and ".join(dict.fromkeys(AXES[name].text(AXES[name].of(config)) for config in configurations)))
-    numbers_ = sorted({len(setting.finished) for setting in results.drawn}) or [0]
-    seeds = f"{numbers_[0]}" if len(numbers_) == 1 else f"{numbers_[0]} to {numbers_[-1]}"
+    said = [listed([AXES["dataset"].text(name) for name in dict.fromkeys(str(config["dataset"]["name"]) for config in configurations)])]
+    divided = dict.fromkeys(AXES["sharding"].text(str(config["sharding"]["name"])) for config in configurations if config["K"] > 1)
+    names = {"classes": "by classes", "natural": "by role"}
+    said += [f"divided {' or '.join(names.get(name, name) for name in divided)}"] if divided else []
     budget = sorted({int(config["budget"]) for config in configurations})
-    budgets = f"{budget[0]:,}" if len(budget) == 1 else f"{budget[0]:,} to {budget[-1]:,}"
-    tuned = any(chosen_of(run.folder) for setting in results.settings for run in setting.runs)
-    words = "hyper-parameters searched" if tuned else "hyper-parameters not searched"
-    return f"{said[0]}, {said[1]} shards, {budgets} samples, n={seeds}, {words}."
+    said.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budget[0], budget[-1])))} training samples")
+    numbers_ = sorted({len(setting.finished) for setting in results.drawn}) or [0]
+    said += [f"n={' to '.join(str(each) for each in dict.fromkeys((numbers_[0], numbers_[-1])))}"] if seeds else []
+    said.append("hyper-parameters searched (Section II)" if found else "hyper-parameters not searched")
+    return f"{_first(', '.join(said))}."
 
 
-def _section(
-    results: Results, spec: Spec, table: CostTable, target: Path, captions: Mapping[str, str], size: _Size, sub: bool = False
-) -> list[str]:
+def _first(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _section(content: _Content, results: Results, spec: Spec, rows: int, figures: int, sub: bool = False) -> list[str]:
     level = "subsection" if sub else "section"
-    lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{results.name}}}"]
+    found = content.found[results.name]
+    lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{label(results.name)}}}"]
     lines += [rf"\emph{{{escaped(' '.join(spec.questions))}}}\par"] if spec.questions else []
-    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in sentences(results, spec, table)]
-    columns = ("val/acc", "test/acc", "test/loss", "round")
-    if results.drawn:
-        shown = results_table(results, spec, table, size.rows, columns)
-        lines.append(as_latex(_for_paper(shown, results), results.name, starred=len(shown.header) > 6))
-        costs = costs_table(results, spec, table, size.rows)
-        sends = any(run.rows[-1].get("messages") for setting in results.drawn for run in setting.finished)
-        tells = len(costs.rows) > 1 and len(costs.header) > 1 + len(results.axes)  # else all cost the same, or there is nothing to compare
-        if size.costs and sends and tells:
-            lines.append(as_latex(replace(_for_paper(costs, results), commands=(), hashes=()), f"{results.name}-cost"))
-    figures = [(figure, target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
-    for figure, path in [each for each in figures if each[1].exists()][: size.figures]:
-        caption = captions.get(path.stem) or _caption(figure, spec)
-        lines.append(_figure(path, f"{caption.rstrip('.')}. {facts(results)}"))
-    return [*lines, rf"\input{{words/{results.name}}}"]
-
-
-def _for_paper(table: Table, results: Results) -> Table:
-    """With the facts in its caption, and below it only what this table alone can say: all else is in its Markdown."""
-    said = [note for note in table.notes if note.startswith(("Bold", "In no mean", "In all rows", "The "))]
-    return replace(table, caption=f"{table.caption}. {facts(results)}", notes=said, commands=table.commands[-1:])
+    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in content.said[results.name]]
+    if results.drawn and rows:
+        shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
+        said = [
+            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The "))
+        ]  # the rest is in its Markdown
+        shown = replace(shown, caption=f"{shown.caption}. {_facts(results, found)}", notes=said, commands=shown.commands[-1:])
+        lines.append(as_latex(shown, label(results.name), starred=len(shown.header) > 6, macros=True))
+    drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
+    for figure, path in [each for each in drawn if each[1].exists()][:figures]:
+        caption = content.captions.get(path.stem) or _caption(figure, spec)
+        plain = path.with_name(label(path.name))
+        if plain != path:  # LaTeX would stop at the name of the file
+            write_atomically(plain, read_file(path))
+        lines.append(_figure(plain, f"{caption.rstrip('.')}. {_facts(results, found, seeds=False)}"))
+    return [*lines, rf"\words{{{label(results.name)}}}"]
 
 
 def _caption(figure: FigureSpec, spec: Spec) -> str:
@@ -328,7 +410,9 @@ def _figure(path: Path, caption: str) -> str:
     wide = _width(path) > WIDE
     kind, width = ("figure*", r"\textwidth") if wide else ("figure", r"\columnwidth")
     drawn = rf"\sbox0{{\includegraphics{{{path.name}}}}}\ifdim\wd0>{width}\includegraphics[width={width}]{{{path.name}}}\else\usebox0\fi"
-    return f"\\begin{{{kind}}}[tbp]\n\\centering\n{drawn}\n\\caption{{{escaped(caption)}}}\n\\label{{fig:{path.stem}}}\n\\end{{{kind}}}"
+    return (
+        f"\\begin{{{kind}}}[tbp]\n\\centering\n{drawn}\n\\caption{{{escaped(caption)}}}\n\\label{{fig:{label(path.stem)}}}\n\\end{{{kind}}}"
+    )
 
 
 def _width(path: Path) -> float:
@@ -337,28 +421,47 @@ def _width(path: Path) -> float:
     return float(box[2]) - float(box[1]) if box else 0.0
 
 
-def _compiler() -> str | None:
-    """pdflatex, if all that is needed is there."""
+def has_latex() -> bool:
+    """Whether all that is needed for a PDF is there."""
     if any(shutil.which(name) is None for name in ("pdflatex", "bibtex", "kpsewhich")):
-        return None
+        return False
     asked = subprocess.run(["kpsewhich", "IEEEtran.cls", "IEEEtran.bst", "booktabs.sty"], capture_output=True, text=True, check=False)
-    return shutil.which("pdflatex") if len(asked.stdout.split()) == 3 else None
+    return len(asked.stdout.split()) == 3
 
 
-def _compile(target: Path) -> tuple[int, list[str]]:
-    """Make report.pdf, in a folder of its own for all that LaTeX leaves; the number of pages, and a line for each box that is too wide.
+class _Latex:
+    """pdflatex in a folder of its own, which keeps what it knows of references from one version of the paper to the next."""
 
-    Raises:
-        UserError: LaTeX stopped.
-    """
-    environment: dict[str, Any] = {**os.environ, "max_print_line": "1000", "BIBINPUTS": f"{target.resolve()}:"}
-    with tempfile.TemporaryDirectory() as folder:
-        latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", f"-output-directory={folder}", "report.tex"]
-        for command, where in ((latex, target), (["bibtex", "report"], Path(folder)), (latex, target), (latex, target)):
-            subprocess.run(command, cwd=where, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-            log = (Path(folder) / "report.log").read_text(errors="replace") if (Path(folder) / "report.log").exists() else "! no log"
-            wrong = re.search(r"^! .*$(?:\n(?!l\.).*)*(?:\nl\.\d+.*)?", log, re.MULTILINE)
-            require(wrong is None, f"{target / 'report.tex'}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; mend that")
-        write_atomically(target / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
-    pages = re.search(r"Output written on .*?\((\d+) page", log)
-    return int(pages[1]) if pages else 0, re.findall(r"^Overfull \\[hv]box .*$", log, re.MULTILINE)
+    def __init__(self, target: Path, folder: Path) -> None:
+        self._target, self._folder, self._cited = target, folder, False
+
+    def pages(self, paper: str, last: bool = False) -> tuple[int, list[str]]:
+        """How many there are, and a line for each box that is too wide; report.pdf is in the folder, complete if `last`.
+
+        Raises:
+            UserError: LaTeX stopped.
+        """
+        (self._folder / "report.tex").write_text(paper)
+        if not self._cited:
+            self._run("pdflatex")
+            self._run("bibtex")
+            self._cited = True
+        log = self._run("pdflatex")
+        if last or "Rerun to get" in log or "undefined references" in log:
+            log = self._run("pdflatex")
+        pages = re.search(r"Output written on .*?\((\d+) page", log)
+        wide = [" ".join(each.split())[:300] for each in re.findall(r"^Overfull \\[hv]box .*\n.*$", log, re.MULTILINE)]
+        return int(pages[1]) if pages else 0, wide
+
+    def _run(self, program: str) -> str:
+        latex = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"]
+        there = f".:{self._target.resolve()}:"
+        environment = {**os.environ, "max_print_line": "1000", "TEXINPUTS": there, "BIBINPUTS": there}
+        command = [program, *(latex if program == "pdflatex" else ["report"])]
+        subprocess.run(command, cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        file = self._folder / "report.log"
+        log = file.read_text(errors="replace") if file.exists() else "! no log"
+        wrong = re.search(r"^! .*$(?:\n(?!l\.).*)*(?:\nl\.\d+.*)?", log, re.MULTILINE)
+        where = self._target / "report.tex"
+        require(wrong is None, f"{where}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; mend that")
+        return log

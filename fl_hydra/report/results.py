@@ -120,11 +120,17 @@ class Results:
     settings: Sequence[Setting]
     description: Mapping[str, Any] = field(default_factory=dict)
     """What the sweep wrote of the section: `command`, and `report`, the block of its file."""
+    studies: Sequence[Mapping[str, Any]] = ()
+    """What is kept of the searches with the section's name, as their `study.json` has it."""
+    others: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
+    """Settings of other sections, by their names, that a figure shows beside its own."""
 
     @classmethod
-    def of(cls, name: str, runs: Sequence[Run], description: Mapping[str, Any] | None = None) -> Results:
+    def of(
+        cls, name: str, runs: Sequence[Run], description: Mapping[str, Any] | None = None, studies: Sequence[Mapping[str, Any]] = ()
+    ) -> Results:
         """Group a section's runs."""
-        return cls(name, [Setting(label, group) for label, group in by_setting(runs)], dict(description or {}))
+        return cls(name, [Setting(label, group) for label, group in by_setting(runs)], dict(description or {}), studies)
 
     @property
     def drawn(self) -> list[Setting]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fl_hydra.runs.identity import by_key
@@ -18,6 +20,17 @@ __all__ = ["Run", "by_setting", "mean_and_deviation", "mean_in_digits", "not_in_
 def not_in_means(runs: Sequence[Run]) -> list[str]:
     """A line for each run whose figures are in no mean: its folder, and why."""
     return [f"{run.folder}: {run.status}{f' ({run.why})' if run.why else ''}" for run in runs if not run.finished]
+
+
+def told_from(folders: Sequence[Path], outputs: Path) -> tuple[list[Path], int]:
+    """Of what a section's list names, the folders that a run can have, and how many others there were."""
+    names = [folder.relative_to(outputs).parts if folder.is_relative_to(outputs) else () for folder in folders]
+    kept = [
+        folder
+        for folder, parts in zip(folders, names, strict=True)
+        if len(parts) == 3 and ".." not in parts and re.search(r"-[0-9a-f]{10}$", parts[2])
+    ]
+    return kept, len(folders) - len(kept)
 
 
 def state(runs: Sequence[Run]) -> str:

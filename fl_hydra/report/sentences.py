@@ -13,7 +13,8 @@ from fl_hydra.report.latex import escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
-from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences
+from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
+from fl_hydra.report.wording import DATA, MODELS, column, figure, listed, phrase, setting_name
 
 TARGET = 0.95
 """The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
@@ -72,11 +73,51 @@ def _there(results: Results) -> list[Sentence]:
         return [("No run of this section has finished, so that nothing can be said.",)]
     seeds = sorted({len(setting.finished) for setting in results.drawn})
     of = Number(key(results.name, "runs"), str(finished))
-    with_seeds = f" {seeds[0]} to {seeds[-1]} seeds for each" if len(seeds) > 1 else f" {_count(seeds[0], 'seed')} for each"
-    first: Sentence = (of, f" runs of {_count(len(results.drawn), 'setting')} have finished,", with_seeds, ".")
+    with_seeds = f"{seeds[0]} to {_count(seeds[-1], 'seed')}" if len(seeds) > 1 else _count(seeds[0], "seed")
+    each = " each" if len(results.drawn) > 1 else ""
+    have = " run has" if finished == 1 else " runs have"
+    first: Sentence = (of, f"{have} finished, of {_count(len(results.drawn), 'setting')} with {with_seeds}{each}.")
+    said = [first, *_shared(results)]
     if finished == len(runs):
-        return [first]
-    return [first, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]
+        return said
+    return [*said, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]
+
+
+SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
+"""What a reader wants to know of runs beside what they are compared by."""
+
+OWN = ("optimizer", "optimizer.lr", "optimizer.weight_decay")
+"""Of these it is told what methods or optimizers have of their own."""
+
+
+def _shared(results: Results) -> list[Sentence]:
+    """What was run, as far as settings have it in common, or in a few values that no axis of the section tells."""
+    configurations = [setting.config for setting in results.drawn]
+    alone = all(config["K"] == 1 for config in configurations)
+    axes = [each.name for each in results.axes]
+    told = []
+    for name in SHARED:
+        values = list(dict.fromkeys(axis(name).of(config) for config in configurations))
+        if name in axes or values == [None] or (alone and name in ("sharding", "K", "J")):
+            continue
+        if name in OWN and len(values) > 3:
+            told.append(f"{axis(name).title}s of their own")
+            continue
+        if len(values) > 1 and name not in OWN:
+            continue
+        words = {"dataset": DATA, "model": MODELS}.get(name, {})
+        phrases = [words.get(str(value)) or phrase(axis(name), value) for value in values]
+        others = [axis(name).text(value) for value in values[1:]]
+        told.append(" or ".join([", ".join([phrases[0], *others[:-1]]), *others[-1:]]))
+    budgets = sorted({int(config["budget"]) for config in configurations})
+    told.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budgets[0], budgets[-1])))} training samples")
+    shared = {config.get("data_parallel", 1) for config in configurations}
+    if len(shared) == 1 and (workers := shared.pop()) > 1:
+        told.append(f"each batch shared by {workers} workers")
+    cohorts = {(config["m"], config["K"]) for config in configurations}
+    if len(cohorts) == 1 and (cohort := cohorts.pop())[0] < cohort[1]:
+        told.append(f"{cohort[0]} of the {cohort[1]} clients in a round")
+    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)]
 
 
 def _ends(results: Results) -> str:
@@ -98,12 +139,18 @@ def _best(results: Results, table: CostTable) -> list[Sentence]:
         if len(ranked) < 2:
             for (setting, _), test in zip(ranked, tested, strict=True):
                 if test:
-                    said.append((f"{setting.label} ends at a test accuracy of ", *_figure(results, setting, known["test/acc"], test), "."))
+                    said.append(
+                        (
+                            _first(f"{setting_name(results, setting)} ends at a test accuracy of "),
+                            *_figure(results, setting, known["test/acc"], test),
+                            ".",
+                        )
+                    )
             continue
         top, final = max(ranked, key=lambda each: each[1].mean)
         test = top.final(known["test/acc"])
         where = f" on {data.text(value)}" if len({setting.value("dataset") for setting in results.drawn}) > 1 else ""
-        sentence: list[str | Number] = [f"Best by validation{where} is {top.label}, with a validation accuracy of "]
+        sentence: list[str | Number] = [f"Best by validation{where} is {setting_name(results, top)}, with a validation accuracy of "]
         sentence += _figure(results, top, known["val/acc"], final)
         if test:
             sentence += [" and a test accuracy of ", *_figure(results, top, known["test/acc"], test)]
@@ -125,71 +172,80 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     if not known:
         return []
     comparison, of = known[0].comparison, known[0].measure
-    compared = axis(comparison.axis)
     held = [each for each in known if each.holds]
-    within = f" at the same {' and '.join(axis(name).name.rpartition('.')[2] for name in comparison.within)}" if comparison.within else ""
     base = {each.other.value(comparison.axis) for each in known}
-    against = f" against {compared.label(base.pop())}" if len(base) == 1 and len(known) > 1 else ""
+    sides = {each.setting.value(comparison.axis) for each in known}
+    told = [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
+    only = comparison.only and len(sides) == 1
+    what = _first(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
+    same = [column(each) for each in results.axes if each.name in comparison.within]
+    told += [f"at the same {listed(same)}"] if same else []
     name = key(results.name, f"compare{number}")
-    said: list[Sentence] = [
-        (
-            f"{compared.title[0].upper()}{compared.title[1:]}{against}{within}: ",
-            Number(f"{name}/hold", str(len(held))),
-            " of ",
-            Number(f"{name}/differences", str(len(known))),
-            f" differences of {_bare(of)} {'holds' if len(held) == 1 else 'hold'} (Holm over ",
-            Number(key(results.name, "declared"), str(declared)),
-            " comparisons).",
-        )
-    ]
-    largest = max(known, key=lambda each: abs(each.size))
-    said.append(("The largest is ", *_difference(results, largest, f"{name}/largest")))
-    if held and largest not in held:
-        said.append(("The largest that holds is ", *_difference(results, max(held, key=lambda each: abs(each.size)), f"{name}/held")))
-    needed = [each.seeds for each in known if not each.holds and each is not largest and each.seeds is not None]
+    begun = f"{what}{', ' if told else ''}{', '.join(told)}: "
+    count, several = Number(f"{name}/differences", str(len(known))), len(known) > 1
+    figures = f" difference{'s' if several else ''} in {_bare(of)} "
+    first = known[int(largest([each.size for each in known]))]
+    if not first.size:
+        return [(begun, count, f" pair{'s do' if several else ' does'} not differ in mean {_bare(of)}.")]
+    said: list[Sentence]
+    if all(each.n < 2 for each in known):
+        many = "are undecided, and one seed does not tell how many would decide them."
+        said = [(begun, count, figures, many if several else "is undecided, and one seed does not tell how many would decide it.")]
+    else:
+        hold = Number(f"{name}/hold", str(len(held)))
+        all_declared = Number(key(results.name, "declared"), str(declared))
+        holds = "holds" if len(held) == 1 else "hold"
+        comparisons = f" comparison{'s' if declared > 1 else ''})."
+        said = [(begun, hold, " of ", count, f"{figures}{holds} (p adjusted over ", all_declared, comparisons)]
+    said.append((f"The {'largest' if len(known) > 1 else 'difference'} is ", *_difference(results, first, f"{name}/largest")))
+    if held and first not in held:
+        said.append(("The largest that holds is ", *_difference(results, held[int(largest([each.size for each in held]))], f"{name}/held")))
+    needed = [each.seeds for each in known if not each.holds and each is not first and each.seeds is not None]
     if needed:
         fewest = Number(f"{name}/fewest seeds", str(max(FEWEST, min(needed))))
         most = Number(f"{name}/most seeds", str(max(needed)))
         said.append(
             (
-                f"Of the others that are undecided, {len(needed)} would take between ",
-                fewest,
-                " and ",
-                most,
-                " seeds of each, if they are as they look.",
+                f"Of the others that are undecided, {len(needed)} would take ",
+                *((fewest, " to ", most) if fewest.text != most.text else (most,)),
+                " seeds of each side, if they are as they look.",
             )
         )
     return said
 
 
 def _difference(results: Results, each: Difference, name: str) -> Sentence:
+    """One side against the other, the size of the difference and both figures, and whether it holds; from one seed, what it cannot tell."""
     assert each.mine is not None and each.others is not None
     points = " points" if each.measure.unit == "%" else ""
-    sentence: list[str | Number] = [f"{each.setting.label} against {each.other.label}: "]
+    compared = axis(each.comparison.axis)
+    alone = all(of.of(each.setting.config) == of.of(each.other.config) for of in results.axes if of.name != compared.name)
+    other = phrase(compared, each.other.value(compared.name)) if alone else setting_name(results, each.other)
+    sentence: list[str | Number] = [f"{setting_name(results, each.setting)} against {other}: "]
     sentence += [Number(f"{name}/difference", f"{each.size:+.{each.measure.digits}f}"), f"{points} ("]
     sentence += [
         *_figure(results, each.setting, each.measure, each.mine),
-        " against ",
+        ", against ",
         *_figure(results, each.other, each.measure, each.others),
     ]
     if each.adjusted is not None:
         below = each.adjusted < 1e-4
-        sentence += [", adjusted p ", "below " if below else "= ", Number(f"{name}/p", "0.0001" if below else f"{each.adjusted:.4f}")]
+        sentence += ["; adjusted p ", "below " if below else "= ", Number(f"{name}/p", "0.0001" if below else f"{each.adjusted:.4f}")]
     sentence.append(")")
     if each.holds:
         return (*sentence, "; it holds.")
-    sentence.append("; it is undecided")
     if each.n < 2:
-        return (*sentence, ", and one seed does not tell how many would decide it.")
+        return (*sentence, ".")
+    sentence.append("; it is undecided")
     if each.p is None:
         return (*sentence, ": seeds do not differ at all, so that there is no test.")
     if each.seeds is None:
-        return (*sentence, f", and more than {MOST_SEEDS} seeds of each would be needed to decide it, if it is as it looks.")
+        return (*sentence, f", and would take more than {MOST_SEEDS} seeds of each side, if it is as it looks.")
     return (
         *sentence,
         ", and would take about ",
         Number(f"{name}/seeds", str(max(each.seeds, each.n + 1))),
-        " seeds of each, if it is as it looks.",
+        " seeds of each side, if it is as it looks.",
     )
 
 
@@ -210,69 +266,76 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
         for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            said += _to_reach(settings, x, accuracy, target, name, where if not place else None)
+            part = "" if named is not None and len(sets) == 1 else f" ({100 * TARGET:g} % of the best final one, rounded down)"
+            said += _to_reach(results, settings, x, accuracy, target, name, where + part if not place else None)
     return said
 
 
-def _to_reach(settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None) -> list[Sentence]:
+def _to_reach(
+    results: Results, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
+) -> list[Sentence]:
+    """What it took, of the setting that took least and of that which took most; where: said of the target, the first time."""
     reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
-    goal = Number(name, f"{target:g}")
-    counted: Sentence = (Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
-    unit = _unit(x)
-    sentence: list[str | Number] = ["To that, "]
+    said: list[str | Number] = []
     if where is not None:
-        sentence = ["A test accuracy of ", goal, f" %{where}, at an evaluation, was reached by all seeds of ", *counted, "; "]
-    sentence += [
-        f"{least[0].label} took {'least, ' if len(reached) > 1 else ''}",
-        Number(f"{name}/{key(x.name)}/least", _three(least[1])),
-        unit,
-    ]
+        said = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
+        counted: Sentence = (", by ", Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
+        said += [*(counted if len(settings) > 1 else ()), ". "]
+    what, unit, place = _unit(x, "client" if any(setting.config["m"] < setting.config["K"] for setting in settings) else "worker")
+    taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
     if len(reached) > 1 and most[1].mean > least[1].mean:
-        sentence += [f", and {most[0].label} most, ", Number(f"{name}/{key(x.name)}/most", _three(most[1])), unit]
-    return [(*sentence, ".")]
+        said += [f"{_first(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
+        said += [f", and {setting_name(results, most[0])} the most, "]
+        said += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit, "."]
+    else:
+        who = "All of these" if len(reached) > 1 else _first(setting_name(results, least[0]))
+        said += [f"{who} took ", taken, f"{unit}{place}."]
+    return [tuple(said)]
 
 
-def _unit(x: Measure) -> str:
+def _unit(x: Measure, sender: str) -> tuple[str, str, str]:
+    """What was taken, its unit, and where."""
     if x.name == "bytes":
-        return " MB sent by each worker"
-    return f" {x.name}s" if x.name == "epoch" else f" s on {x.name}, computing included"
+        return "communication", f" MB sent by each {sender}", ""
+    return ("training", " epochs", "") if x.name == "epoch" else ("time", " s", f" on the network {x.name}, computing included")
 
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:
     """`94.15 ± 1.18 %, n=3`, by the macros that every table's figures have."""
     name, unit = key(results.name, setting.label, of.name), f" {of.unit}" if of.unit else ""
-    said: list[str | Number] = [Number(f"{name}/mean", f"{statistic.mean:.{of.digits}f}")]
-    if statistic.deviation is not None:
-        said += [" ± ", Number(f"{name}/deviation", f"{statistic.deviation:.{of.digits}f}")]
+    mean, deviation = figure(statistic, of)
+    said: list[str | Number] = [Number(f"{name}/mean", mean)]
+    if deviation is not None:
+        said += [" ± ", Number(f"{name}/deviation", deviation)]
     return [*said, f"{unit}, n=", Number(f"{name}/n", str(statistic.n))]
 
 
-def numbers(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
-    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of its sentences."""
+def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said."""
     known, found = measures(table), {}
     for setting in results.drawn:
         for of in known.values():
             if statistic := setting.final(of):
                 name = key(results.name, setting.label, of.name)
-                found[f"{name}/mean"] = f"{statistic.mean:.{of.digits}f}"
-                if statistic.deviation is not None:
-                    found[f"{name}/deviation"] = f"{statistic.deviation:.{of.digits}f}"
+                mean, deviation = figure(statistic, of)
+                found[f"{name}/mean"] = mean
+                if deviation is not None:
+                    found[f"{name}/deviation"] = deviation
                 found[f"{name}/n"] = str(statistic.n)
-    for paragraph in sentences(results, spec, table):
+    for paragraph in said:
         found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
     return found
 
 
-def _three(statistic: Statistic) -> str:
-    mean = f"{statistic.mean:.3g}"
-    return mean if "e" not in mean else f"{statistic.mean:.0f}" if statistic.mean >= 1 else f"{statistic.mean:.6f}"
-
-
 def _bare(of: Measure) -> str:
     return of.title.rpartition(", ")[0] or of.title
+
+
+def _first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _count(number: int, word: str) -> str:

@@ -13,20 +13,26 @@ report:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
-from fl_hydra.report.axes import Axis
+from fl_hydra.report.axes import AXES, Axis
+from fl_hydra.report.cost import CostTable
+from fl_hydra.report.measures import measure
+from fl_hydra.report.results import Results
+from fl_hydra.runs.identity import by_key
 
 KINDS = {
     "curves": "figures of every evaluation against x; a panel for each of y, and for each value of facet",
     "lines": "figures of the final models against x, an axis of settings; a panel for each of y",
     "heat": "value of the final models over x and y, two axes of settings; a map for each value of facet",
     "targets": "what it takes to reach an accuracy: a bar for each setting, a panel for each of y",
-    "sampling": "how probable each client is in a round, and how often it came, for each value of color",
+    "sampling": "how probable each client is in a round, for each value of color",
     "classes": "what clients hold, a panel for each value of facet",
+    "search": "the searches of the section: how good each trial was over the first two keys that were searched, a map for each study",
 }
 """What a figure can be."""
 
@@ -38,7 +44,8 @@ class FigureSpec:
     kind: one of :data:`KINDS`. x: a measure of :mod:`fl_hydra.report.measures` for curves, else an axis of :mod:`fl_hydra.report.axes`.
     y: measures, one a panel; of a heat map, one axis. value: the measure that a heat map shows. color, dash, facet: axes. where: values of
     axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: what is marked: `reference`, the largest x within one
-    point of the best first one, or `best`, the maximum of each line by validation accuracy.
+    point of the best first one, or `best`, the maximum of each line by validation accuracy. under: the name of a figure before it, in whose
+    file it is drawn, below it. beside: another section, whose settings are shown too; no figure before it has been trained.
     """
 
     kind: str
@@ -52,8 +59,12 @@ class FigureSpec:
     name: str = ""
     mark: str = ""
     target: float | None = None
+    under: str = ""
+    beside: str = ""
 
     def __post_init__(self) -> None:
+        safe = re.fullmatch(r"[A-Za-z0-9_.-]*", self.name) is not None
+        require(safe, f"report.figures: name={self.name}: it becomes a file's; letters, digits, _, - and . are possible")
         require(self.kind in KINDS, f"report.figures: kind={self.kind}: choose {', '.join(KINDS)}")
         needed = {"curves": ("x", "y"), "lines": ("x", "y"), "heat": ("x", "y"), "targets": ("y",)}.get(self.kind, ())
         for field in needed:
@@ -65,13 +76,14 @@ class Comparison:
     """Differences that the section's sentences are about: between values of an axis, at each point of the axes `within`.
 
     against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
-    has: every two. measure: of the final models.
+    has: every two. only: the values that are compared with it, if not all. measure: of the final models.
     """
 
     axis: str
     within: tuple[str, ...] = ()
     against: Any = None
     measure: str = "test/acc"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,13 +102,40 @@ class Spec:
         Raises:
             UserError: there is something in it that is not known.
         """
+        keys = "title, questions, figures, compare"
+        require(isinstance(block, Mapping), f"report: {_short(block)}: keys and values are needed; choose from {keys}")
         block = dict(block)
-        figures = tuple(_typed(FigureSpec, each, "report.figures") for each in block.pop("figures", None) or ())
-        compare = tuple(_typed(Comparison, each, "report.compare") for each in block.pop("compare", None) or ())
-        questions = tuple(str(each) for each in block.pop("questions", None) or ())
+        figures = tuple(_typed(FigureSpec, each, "report.figures") for each in _listed(block.pop("figures", None), "report.figures"))
+        compare = tuple(_typed(Comparison, each, "report.compare") for each in _listed(block.pop("compare", None), "report.compare"))
+        questions = tuple(str(each) for each in _listed(block.pop("questions", None), "report.questions"))
         title = str(block.pop("title", None) or section)
-        require(not block, f"report.{next(iter(block), '')}: no such key; choose from title, questions, figures, compare")
+        require(not block, f"report.{next(iter(block), '')}: no such key; choose from {keys}")
         return cls(title, _named(figures), questions, compare)
+
+    def check(self, table: CostTable) -> None:
+        """See that all figures of runs that are named are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for figure in self.figures:
+            named = {"curves": (figure.x, *figure.y), "lines": figure.y, "heat": (figure.value,), "targets": (*figure.y, figure.value)}
+            for name in named.get(figure.kind, ()):
+                measure(name, table)
+        for each in self.compare:
+            measure(each.measure, table)
+
+    def unknown_axes(self, results: Results) -> list[str]:
+        """Axes that are named and are no key of any run, as one that is mistyped or not there any more."""
+        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES}
+        return [name for name in dict.fromkeys(self._axes()) if name not in keys]
+
+    def _axes(self) -> Iterator[str]:
+        for figure in self.figures:
+            own = {"lines": (figure.x,), "heat": (figure.x, *figure.y)}.get(figure.kind, ())
+            yield from (name for name in (*own, figure.color, figure.dash, figure.facet, *figure.where) if name)
+        for each in self.compare:
+            yield from (each.axis, *each.within)
 
     @classmethod
     def default(cls, section: str, axes: Sequence[Axis]) -> Spec:
@@ -104,11 +143,25 @@ class Spec:
         return cls(section, _named(tuple(_default_figures([each.name for each in axes]))), (), _default_comparisons(axes))
 
 
+def _short(given: Any) -> str:
+    text = str(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(given: Any, where: str) -> Sequence[Any]:
+    require(given is None or isinstance(given, list | tuple), f"{where}: {_short(given)}: a list is needed, [..., ...]")
+    return given or ()
+
+
 def _typed(cls: Any, given: Any, where: str) -> Any:
     names = {field.name: field for field in dataclasses.fields(cls)}
-    require(isinstance(given, Mapping), f"{where}: {given}: keys and values are needed, as {{{', '.join(names)}}}")
-    for key in given:
+    require(isinstance(given, Mapping), f"{where}: {_short(given)}: keys and values are needed, as {{{', '.join(names)}}}")
+    for key, value in given.items():
         require(key in names, f"{where}.{key}: no such key; choose from {', '.join(names)}")
+        kind = str(names[key].type)
+        if value is not None and kind in FITTING:
+            fits, needed = FITTING[kind]
+            require(fits(value), f"{where}.{key}: {_short(value)}: {needed}")
     values = {
         key: (tuple(value) if isinstance(value, list | tuple) else (value,)) if "tuple" in str(names[key].type) else value
         for key, value in given.items()
@@ -121,6 +174,20 @@ def _typed(cls: Any, given: Any, where: str) -> Any:
     return cls(**values)
 
 
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+FITTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_word, "one name is needed"),
+    "str | None": (_is_word, "one name is needed"),
+    "tuple[str, ...]": (lambda value: all(map(_is_word, value if isinstance(value, list | tuple) else [value])), "names are needed"),
+    "float | None": (lambda value: isinstance(value, int | float), "a number is needed"),
+    "Mapping[str, Any]": (lambda value: isinstance(value, Mapping), "axes and values are needed, as {K: 4}"),
+}
+"""By the type of a field: whether a value fits, and what is said if it does not."""
+
+
 def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
     """Every figure with a name of its own: its kind, and its number where several are of one."""
     named: list[FigureSpec] = []
@@ -128,6 +195,11 @@ def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
         name, number = figure.name or figure.kind, 2
         while name in [each.name for each in named]:
             name, number = f"{figure.name or figure.kind}-{number}", number + 1
+        before = ", ".join(each.name for each in named if not each.under)
+        require(
+            not figure.under or figure.under in before.split(", "),
+            f"report.figures: under={figure.under}: no such figure before it: {before}",
+        )
         named.append(dataclasses.replace(figure, name=name))
     return tuple(named)
 
@@ -147,7 +219,7 @@ def _default_figures(axes: list[str]) -> list[FigureSpec]:
     elif numbers:
         look = dict(zip(("color", "dash"), names[:2], strict=False))
         figures.append(FigureSpec("lines", numbers[0], ("test/acc",), **look))
-    return figures
+    return [*figures, FigureSpec("search")]
 
 
 def _default_comparisons(axes: Sequence[Axis]) -> tuple[Comparison, ...]:

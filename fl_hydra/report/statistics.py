@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from fl_hydra.arrays import Reals
 from fl_hydra.report.axes import Axis, Value, axis, in_order
@@ -33,9 +34,9 @@ MOST_SEEDS = 1000
 class Difference:
     """A setting against another on one axis, all else that is compared being the same.
 
-    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of Welch's test;
-    None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it; None where that
-    cannot be told.
+    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of
+    :func:`difference_p`; None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it;
+    None where that cannot be told.
     """
 
     comparison: Comparison
@@ -66,63 +67,98 @@ class Difference:
     @property
     def holds(self) -> bool:
         """Whether it may be claimed."""
-        return self.n >= FEWEST and self.adjusted is not None and self.adjusted < LEVEL
+        return self.adjusted is not None and bool(holding(self.adjusted, self.n))
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of Welch's t test (Biometrika 34, 1947); None where there is no test: a side of one seed, or no spread on either side.
+def difference_p(first: ArrayLike, second: ArrayLike) -> Reals:
+    """Two-sided p of Welch's statistic with the degrees of freedom of the smaller side, min(n) - 1; nan where there is no test.
+
+    The statistic is that of Welch (Biometrika 34, 1947), which lets variances differ. His degrees of freedom are estimated, and with
+    three seeds that fails far out in the tail, where an adjusted p lies: if one side varies ten times as much as the other, p < 0.05 / 76
+    comes up four times too often. With min(n) - 1 degrees of freedom the probability of p below any level is at most that level, for
+    normal figures of any two variances (Mickey and Brown, Ann. Math. Statist. 37, 1966). It is never smaller than Welch's own p, so that
+    what holds by it holds by Welch's test, too.
 
     Runs of the same seed begin with the same weights and shards, and could be taken as pairs. But their courses part within a few steps,
-    so that little is shared at the end, and pairs of three seeds leave 2 degrees of freedom where Welch has up to 4. Whatever pairs do
-    share makes this test more careful, not less; and it needs no seed that both sides have finished.
+    so that little is shared at the end; whatever pairs do share makes this test more careful, not less, and it needs no seed that both
+    sides have finished.
+
+    Args:
+        first, second: figures [..., seeds of a side]; sides may have different numbers of them.
+
+    Returns:
+        float64 [...]: nan where a side has one seed, or neither has any spread.
     """
     from scipy import stats
 
-    if min(len(first), len(second)) < 2 or not (_spread(first) or _spread(second)):
-        return None
-    described = [each for side in (first, second) for each in (np.mean(side), np.std(side, ddof=1), len(side))]
-    return float(stats.ttest_ind_from_stats(*described, equal_var=False).pvalue)  # which does not warn of a side without spread
+    sides = [np.asarray(side, np.float64) for side in (first, second)]
+    fewest = min(side.shape[-1] for side in sides)
+    spread = _spread(sides[0]) | _spread(sides[1])
+    if fewest < 2:
+        return np.full(spread.shape, np.nan)
+    variances = [side.var(-1, ddof=1) / side.shape[-1] for side in sides]
+    error = np.sqrt(np.where(spread, variances[0] + variances[1], 1.0))
+    p = 2 * stats.t.sf(np.abs(sides[0].mean(-1) - sides[1].mean(-1)) / error, fewest - 1)
+    return np.where(spread, p, np.nan)
 
 
-def _spread(values: Sequence[float]) -> bool:
+def _spread(values: Reals) -> NDArray[np.bool_]:
     """Whether they differ by more than rounding: of equal values the test would divide by next to nothing."""
-    return max(values) - min(values) > 1e-9 * max(1e-300, *(abs(value) for value in values))
+    wide: NDArray[np.bool_] = np.ptp(values, axis=-1) > 1e-9 * np.maximum(1e-300, np.abs(values).max(-1))
+    return wide
 
 
-def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p (Holm, Scandinavian Journal of Statistics 6, 1979): below a level with that probability for any of all, if none differs.
+def holm(ps: ArrayLike) -> Reals:
+    """Adjusted p (Holm, Scandinavian Journal of Statistics 6, 1979): below a level with that probability for any that does not differ.
 
     Comparisons without a test count among all, as they were asked, too.
+
+    Args:
+        ps: of the comparisons of a family, [..., comparisons]; nan where there is no test.
+
+    Returns:
+        float64 [..., comparisons]; nan where there is no test.
     """
-    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
-    adjusted: list[float | None] = [None] * len(ps)
-    largest = 0.0
-    for rank, (p, place) in enumerate(known):
-        largest = max(largest, min(1.0, (len(ps) - rank) * p))
-        adjusted[place] = largest
+    given = np.asarray(ps, np.float64)
+    order = np.argsort(given, axis=-1)  # nan last
+    factors = given.shape[-1] - np.arange(given.shape[-1])
+    steps = np.minimum(1.0, factors * np.take_along_axis(given, order, -1))
+    adjusted = np.empty_like(given)
+    np.put_along_axis(adjusted, order, np.maximum.accumulate(steps, axis=-1), -1)
     return adjusted
+
+
+def holding(adjusted: ArrayLike, seeds: ArrayLike) -> NDArray[np.bool_]:
+    """Which differences may be claimed: adjusted p below :data:`LEVEL`, and both sides of at least :data:`FEWEST` seeds."""
+    return (np.asarray(adjusted) < LEVEL) & (np.asarray(seeds) >= FEWEST)
+
+
+def largest(sizes: ArrayLike) -> NDArray[np.intp]:
+    """Which of a family's differences is told by name, [..., comparisons] to [...]: chosen of all, so that all must be in Holm's family."""
+    return np.asarray(np.argmax(np.abs(np.asarray(sizes, np.float64)), axis=-1))
 
 
 def seeds_needed(first: Sequence[float], second: Sequence[float], comparisons: int) -> int | None:
     """How many seeds of each side would decide a difference with :data:`POWER`; None where that cannot be told, or takes too many.
 
-    As if the difference and the deviations were those that were observed: Welch's test at level 0.05 / comparisons, Holm's strictest,
-    whose power is that of the noncentral t distribution with (n - 1) (a + b)^2 / (a^2 + b^2) degrees of freedom, a and b the variances.
-    What is observed of a few seeds is rough, and so is this number.
+    As if the difference and the deviations were those that were observed: the test at level 0.05 / comparisons, Holm's strictest, and n - 1
+    degrees of freedom. Its power is that of the noncentral t distribution with those that the variance has, at most 2 (n - 1) and here
+    taken as n - 1, too, which makes the number rather too large. What is observed of a few seeds is rough, and so is this number.
     """
-    if min(len(first), len(second)) < 2 or not (_spread(first) or _spread(second)):
+    sides = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if min(map(len, sides)) < 2 or not (_spread(sides[0]) or _spread(sides[1])):
         return None
-    difference = abs(float(np.mean(first) - np.mean(second)))
-    a, b = float(np.var(first, ddof=1)), float(np.var(second, ddof=1))
-    if difference <= 1e-12 * math.sqrt(a + b):
+    difference = abs(float(sides[0].mean() - sides[1].mean()))
+    variance = float(sides[0].var(ddof=1) + sides[1].var(ddof=1))
+    if difference <= 1e-12 * math.sqrt(variance):
         return None
     from scipy import stats
 
     n = np.arange(FEWEST, MOST_SEEDS + 1)
-    freedom = (n - 1) * (a + b) ** 2 / (a * a + b * b)
-    shift = difference / np.sqrt((a + b) / n)
-    critical = stats.t.ppf(1 - LEVEL / comparisons / 2, freedom)
-    power: Reals = np.nan_to_num(stats.nct.sf(critical, freedom, shift), nan=1.0)  # far out in the tail it is not computed, and is 1
+    critical = stats.t.ppf(1 - LEVEL / comparisons / 2, n - 1)
+    power: Reals = np.nan_to_num(
+        stats.nct.sf(critical, n - 1, difference / np.sqrt(variance / n)), nan=1.0
+    )  # far out it is not computed, and is 1
     enough = np.flatnonzero(power >= POWER)
     return int(n[enough[0]]) if len(enough) else None
 
@@ -139,7 +175,7 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
         for of in (measure(comparison.measure, table),)
         for one, other in pairs(results, comparison)
     ]
-    tested = [welch(each.mine.values, each.others.values) if each.mine and each.others else None for each in found]
+    ps = [float(difference_p(each.mine.values, each.others.values)) if each.mine and each.others else math.nan for each in found]
     return [
         Difference(
             each.comparison,
@@ -148,11 +184,11 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
             each.other,
             each.mine,
             each.others,
-            p,
-            adjusted,
+            None if math.isnan(p) else p,
+            None if math.isnan(p) else float(adjusted),
             seeds_needed(each.mine.values, each.others.values, len(found)) if each.mine and each.others else None,
         )
-        for each, p, adjusted in zip(found, tested, holm(tested), strict=True)
+        for each, p, adjusted in zip(found, ps, holm(ps), strict=True)
     ]
 
 
@@ -162,8 +198,8 @@ def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setti
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []
     for group in _groups(results.settings, within):
-        divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison.against)]
-        found += divided or _pairs(group, compared, comparison.against)
+        divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
+        found += divided or _pairs(group, compared, comparison)
     return found
 
 
@@ -174,12 +210,14 @@ def _groups(settings: Sequence[Setting], axes: Sequence[Axis]) -> list[list[Sett
     return list(groups.values())
 
 
-def _pairs(settings: Sequence[Setting], compared: Axis, against: object) -> list[tuple[Setting, Setting]]:
+def _pairs(settings: Sequence[Setting], compared: Axis, comparison: Comparison) -> list[tuple[Setting, Setting]]:
+    against, only = comparison.against, [str(each) for each in comparison.only]
     of: dict[Value, list[Setting]] = {}
     for setting in settings:
         of.setdefault(compared.of(setting.config), []).append(setting)
     values = in_order(compared, list(of))
     wanted = compared.text(against) if isinstance(against, int | float) else str(against)
     base = [value for value in values if against is not None and compared.text(value) == wanted]
-    chosen = [(value, base[0]) for value in values if value != base[0]] if base else list(itertools.combinations(values, 2))
+    mine = [value for value in values if not only or compared.text(value) in only]
+    chosen = [(value, base[0]) for value in mine if value != base[0]] if base else list(itertools.combinations(mine, 2))
     return [pair for one, other in chosen for pair in itertools.product(of[one], of[other])]

@@ -14,12 +14,13 @@ from typing import Any
 from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import AXES, Axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped
+from fl_hydra.report.latex import code, escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.spec import Spec
-from fl_hydra.report.tuned import tuned_values
+from fl_hydra.report.tuned import Search, how, searches, tuned_values
+from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
 
 RESULTS = ("val/acc", "test/acc", "test/loss", "round", "samples")
 COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "seconds")
@@ -38,10 +39,11 @@ MOST_HASHES = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """text: as Markdown shows it. bold: among the best."""
+    r"""text: as Markdown shows it. bold: among the best. macros: the names of the numbers in it, for \N{...} of report.tex."""
 
     text: str
     bold: bool = False
+    macros: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequen
         results: the section's.
         spec: how it is titled.
         table: of networks and devices.
-        studies: what `study.json` of the searches with this section's name hold.
+        studies: what `study.json` of its searches hold, and of those that its runs name.
         target: the folder, which is there.
 
     Raises:
@@ -75,16 +77,125 @@ def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequen
     written = _write(stem, results_csv(results, [known[name] for name in RESULTS]), results_table(results, spec, table))
     if any(setting.final(known["seconds"]) for setting in results.settings):
         written += _write(stem.with_name(f"{stem.name}-cost"), costs_csv(results, table), costs_table(results, spec, table))
-    values = tuned_values(results, studies)
+    found = searches(results, studies)
+    values = tuned_values(found)
     if values:
-        header = list(dataclasses.asdict(values[0]))
-        raw = [[dataclasses.asdict(each)[name] for name in header] for each in values]
-        rows = [[Cell(_plain(value)) for value in row] for row in raw]
-        header, rows, once = _without_constants([name.replace("_", " ") for name in header], rows, keep=("key", "value"))
-        notes = ["Chosen by the objective on seeds of their own, never by the test set.", *once]
-        tuned = Table(f"{spec.title}: tuned values", header, rows, notes, _commands(results))
+        raw = [list(dataclasses.asdict(each).values()) for each in values]
+        tuned = dataclasses.replace(tuned_table([(results, spec, found)]), commands=_commands(results))
         written += _write(stem.with_name(f"{stem.name}-tuned"), [list(dataclasses.asdict(values[0])), *raw], tuned)
     return written
+
+
+def tuned_table(tuned: Sequence[tuple[Results, Spec, Sequence[Search]]], most: int | None = None) -> Table:
+    """Values that were tuned, of one section or of several: where they apply, and how good validation found them; how is told below.
+
+    With `most`, so many rows of a section at most.
+    """
+    rows, notes, left = [], [], []
+    for results, spec, found in tuned:
+        mine = []
+        for each in found:
+            where = listed([AXES[name].label(value) if name in AXES else f"{spelled(name)} {value}" for name, value in each.where.items()])
+            for name, value in each.values.items():
+                macro = tuned_key(results, each, name)
+                reached = "" if each.reached is None else f"{each.reached:.4g}"
+                mine.append(
+                    [
+                        Cell(spec.title),
+                        Cell(where or "all"),
+                        Cell(spelled(name)),
+                        Cell(_plain(value), macros=(macro,)),
+                        Cell(reached, macros=(f"{macro}/reached",) if reached else ()),
+                    ]
+                )
+        rows += mine[:most]
+        left += [results.name] if most is not None and len(mine) > most else []
+        notes += [f"{spec.title if len(tuned) > 1 else 'How'}: {sentence}." for sentence in how(found)]
+    header = ["section", "where", "hyper-parameter", "value", "objective reached"]
+    kept = range(len(header)) if len(tuned) > 1 else range(1, len(header))
+    said = ["The objective is that of the best trial. No trial has a seed of a result, or saw the test set.", *notes]
+    said += [f"More rows are in {', '.join(f'{name}-tuned.csv' for name in left)}."] if left else []
+    title = tuned[0][1].title if len(tuned) == 1 else "Hyper-parameters"
+    return Table(f"{title}: tuned values", [header[place] for place in kept], [[row[place] for place in kept] for row in rows], said)
+
+
+def tuned_key(results: Results, search: Search, name: str) -> str:
+    """The macro of a value that was tuned."""
+    where = " ".join(f"{key}={value}" for key, value in search.where.items())
+    return key(results.name, "tuned", *([where] if where else []), name)
+
+
+def tuned_numbers(results: Results, found: Sequence[Search]) -> dict[str, str]:
+    """Values that were tuned, and what they reached, by the names of their macros."""
+    said = {}
+    for each in found:
+        for name, value in each.values.items():
+            said[tuned_key(results, each, name)] = _plain(value)
+            if each.reached is not None:
+                said[f"{tuned_key(results, each, name)}/reached"] = f"{each.reached:.4g}"
+    return said
+
+
+OVERVIEW = ("round", "flops", "bytes", "seconds")
+"""Costs of the table of all sections, before its networks."""
+
+
+def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, cheapest: bool = True) -> Table:
+    """Computation and communication of all sections, a row for each method or optimizer: its setting that is best by validation.
+
+    Args:
+        sections: in the order of the rows; a setting that an earlier one has is not shown again.
+        table: of networks; of more than three, the fastest, the slowest and the one between have columns. The first device counts.
+        cheapest: whether of each method the setting that sends least has a row, too, where that is another one.
+    """
+    known = measures(table)
+    count = len(table.networks)
+    networks = [table.networks[place] for place in sorted({0, count // 2, count - 1})] if count > 3 else list(table.networks)
+    shown = [known[name] for name in ("test/acc", *OVERVIEW, *(network.name for network in networks))]
+    rows, seen = [], []
+    for results, spec in sections:
+        mine = [each for each in _representatives(results, known, cheapest) if {**each.config, "seed": 0} not in seen]
+        seen += [{**each.config, "seed": 0} for each in mine]
+        for place, setting in enumerate(mine):
+            cells = [_cell(results, setting, each) for each in shown]
+            name = setting_name(results, setting, but=("K", "J"))
+            said = [Cell("" if place else spec.title), Cell(name[0].upper() + name[1:])]
+            workers = max(setting.config["K"], setting.config.get("data_parallel", 1))
+            said += [Cell(str(workers)), Cell("" if setting.value("J") is None else str(setting.value("J")))]
+            rows.append([*said, *cells, Cell(str(len(setting.finished)))])
+    titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB sent", "seconds": "computing, s"}
+    header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
+    header, rows, once = _without_constants(header, rows, keep=("setting", "acc., %"))
+    links = "; ".join(f"{each.name}: {each.latency * 1e3:g} ms, {each.bandwidth / 1e9:g} Gb/s" for each in networks)
+    devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
+    and_least = ", and the one that sends least" if cheapest else ""
+    notes = [
+        f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model. K counts the workers that "
+        f"share the steps of large batches, too. GFLOP of all workers; MB (10^6 bytes) sent by each worker, averages by "
+        f"{AVERAGES[table.collective]}; modelled seconds: computing alone{devices}, and with the messages on a network ({links}).",
+        *once,
+    ]
+    return Table("Computation and communication", header, rows, notes)
+
+
+AVERAGES = {"ring": "a ring", "tree": "a tree", "point_to_point": "a server", "fastest": "ring or tree, whichever is faster"}
+
+
+def _representatives(results: Results, known: Mapping[str, Measure], cheapest: bool) -> list[Setting]:
+    """Of each method (of each optimizer, where one method has several) and data set, the best by validation and what sends least."""
+    groups: dict[tuple[object, ...], list[Setting]] = {}
+    for setting in results.drawn:
+        groups.setdefault(tuple(setting.value(name) for name in ("dataset", "method", "optimizer")), []).append(setting)
+    found = []
+    for group in groups.values():
+        top = max(group, key=lambda each: _mean(each.final(known["val/acc"])))
+        sent = [(each, final.mean) for each in group if (final := each.final(known["bytes"]))]
+        found.append(top)
+        if cheapest and sent:
+            least, mean = min(sent, key=lambda each: each[1])
+            if mean < next((of_top for each, of_top in sent if each is top), 0.0):
+                found.append(least)
+    return found
 
 
 def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
@@ -99,7 +210,7 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     rows = [
         [
             *(Cell(name) for name in names[place]),
-            *(Cell(_text(setting.final(each), each), each.name == "test/acc" and setting in bold) for each in shown),
+            *(_cell(results, setting, each, each.name == "test/acc" and setting in bold) for each in shown),
             Cell(str(len(setting.finished))),
             Cell(setting.state),
         ]
@@ -131,7 +242,7 @@ def costs_table(results: Results, spec: Spec, table: CostTable, most: int | None
                 [
                     *(Cell(name) for name in names[place]),
                     *([Cell(device.name)] if several else []),
-                    *(Cell(_digits(setting.final(known[name]))) for name in columns),
+                    *(_cell(results, setting, known[name]) for name in columns),
                     Cell(str(len(setting.finished))),
                     Cell(setting.state if counted else "made before runs counted all of it"),
                 ]
@@ -189,10 +300,13 @@ def best(results: Results, by: Measure) -> list[Setting]:
 def common(results: Results) -> list[str]:
     """What all settings have in common, in a line."""
     told = []
+    alone = all(setting.config["K"] == 1 for setting in results.settings)
     for each in AXES.values():
+        if alone and each.name in ("sharding", "K", "J", "algorithm.momentum", "server", "server.lr"):
+            continue
         values = {each.of(setting.config) for setting in results.settings}
         if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
-            told.append(f"{each.title} {each.text(value)}")
+            told.append(f"{column(each)} {each.text(value)}")
     return [f"All: {', '.join(told)}."] if told else []
 
 
@@ -209,7 +323,7 @@ def show(results: Results, table: CostTable) -> None:
     known = measures(table)
     shown = Shown("setting", "n", "val acc %", "test acc %", "status", title=results.name, title_justify="left")
     for setting in results.settings:
-        accuracies = (_text(setting.final(known[name]), known[name]) for name in ("val/acc", "test/acc"))
+        accuracies = (_cell(results, setting, known[name]).text for name in ("val/acc", "test/acc"))
         shown.add_row(setting.label, str(len(setting.finished)), *accuracies, setting.state)
     Console(width=160).print(shown)
 
@@ -225,11 +339,14 @@ def as_markdown(table: Table) -> str:
     return text + (f"\nRuns: {' '.join(table.hashes)}\n" if table.hashes else "")
 
 
-def as_latex(table: Table, name: str, starred: bool = True) -> str:
-    """A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \\caption."""
+def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False) -> str:
+    r"""A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \caption.
+
+    macros: whether results are \N{...}, whose values numbers.tex holds, or written out.
+    """
     words = sum(any(not _numeric(row[column].text) for row in table.rows) for column in range(len(table.header)))
     columns = "".join("r" if all(_numeric(row[place].text) for row in table.rows) else "l" for place in range(len(table.header)))
-    rows = [" & ".join(rf"\textbf{{{escaped(cell.text)}}}" if cell.bold else escaped(cell.text) for cell in row) for row in table.rows]
+    rows = [" & ".join(_latex(cell, macros) for cell in row) for row in table.rows]
     kind, width = ("table*", r"\textwidth") if starred and words else ("table", r"\columnwidth")
     below = [escaped(" ".join(table.notes))]
     if table.commands:
@@ -256,6 +373,11 @@ def as_latex(table: Table, name: str, starred: bool = True) -> str:
     )
 
 
+def _latex(cell: Cell, macros: bool) -> str:
+    text = r" $\pm$ ".join(rf"\N{{{name}}}" for name in cell.macros) if macros and cell.macros else escaped(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
 def _write(stem: Path, raw: Sequence[Sequence[object]], table: Table) -> list[Path]:
     buffer = io.StringIO()
     csv.writer(buffer).writerows(["" if value is None else value for value in row] for row in raw)
@@ -272,7 +394,7 @@ def _names(results: Results, settings: Sequence[Setting]) -> tuple[list[str], li
     axes = results.axes
     named = [[each.text(each.of(setting.config)) for each in axes] for setting in settings]
     if 0 < len(axes) <= MOST_AXES and len({tuple(row) for row in named}) == len(settings):
-        return [each.title if each.title == each.name else each.name.rpartition(".")[2] for each in axes], named
+        return [column(each) for each in axes], named
     return ["setting"], [[setting.label] for setting in settings]
 
 
@@ -310,21 +432,16 @@ def _mean(statistic: Statistic | None) -> float:
     return -math.inf if statistic is None else statistic.mean
 
 
-def _text(statistic: Statistic | None, of: Measure) -> str:
+def _cell(results: Results, setting: Setting, of: Measure, bold: bool = False) -> Cell:
+    """A figure, `94.15 ± 1.18`; nothing where there is none."""
+    statistic = setting.final(of)
     if statistic is None:
-        return ""
-    mean = f"{statistic.mean:.{of.digits}f}"
-    return mean if not statistic.deviation else f"{mean} ± {statistic.deviation:.{of.digits}f}"
-
-
-def _digits(statistic: Statistic | None) -> str:
-    """With three digits, and the deviation if there is any."""
-    if statistic is None:
-        return ""
-    mean = statistic.mean
-    decimals = 0 if mean == int(mean) else max(0, 2 - math.floor(math.log10(abs(mean))))
-    deviation = statistic.deviation
-    return f"{mean:.{decimals}f}" + (f" ± {deviation:.{decimals}f}" if deviation and deviation > 1e-9 * abs(mean) else "")
+        return Cell("")
+    mean, deviation = figure(statistic, of)
+    name = key(results.name, setting.label, of.name)
+    if deviation is None:
+        return Cell(mean, bold, (f"{name}/mean",))
+    return Cell(f"{mean} ± {deviation}", bold, (f"{name}/mean", f"{name}/deviation"))
 
 
 def _columns(shown: Sequence[Measure]) -> list[str]:

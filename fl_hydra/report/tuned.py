@@ -1,4 +1,4 @@
-"""Tuned values as a table shows them: from what runs took up with `tuned=`, and from the searches of the section."""
+"""What was tuned, and how: from what runs took up with `tuned=`, and from the searches of the section."""
 
 from __future__ import annotations
 
@@ -9,76 +9,193 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.report.axes import AXES
 from fl_hydra.report.results import Results
+from fl_hydra.report.wording import listed, spelled
 from fl_hydra.tuning.kept import KEPT, read_kept
 
 
 @dataclass(frozen=True)
-class TunedValue:
-    """A key that was tuned. where: it applies. searched: its range or its choices. trials: all; pruned: of them given up early.
+class Search:
+    """A choice of values, and the search that it comes from.
 
+    where: it applies. values: of the keys that were chosen. spaces: of keys, their ranges or choices; empty where study.json is not at
+    hand. sampler, pruner: as Optuna's classes are called; empty where none is known, or there was none. rungs: parts of the budget after
+    which trials were given up. trials: all; pruned: of them given up early; None: not known. budget: training samples of a trial.
     objective, reached: what decided, and how good it was. seeds: that trials had. source: the study, or the section of a grid.
     """
+
+    where: Mapping[str, Any]
+    values: Mapping[str, Any]
+    spaces: Mapping[str, str]
+    sampler: str
+    pruner: str
+    rungs: tuple[float, ...]
+    trials: int
+    pruned: int | None
+    budget: int | None
+    objective: str
+    reached: float | None
+    seeds: tuple[int, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class TunedValue:
+    """A row of the table: a key that was tuned, as :class:`Search` says it."""
 
     where: str
     key: str
     value: Any
     searched: str
+    sampler: str
+    pruner: str
     trials: int
     pruned: int | None
+    budget: int | None
     objective: str
     reached: float | None
     seeds: str
     source: str
 
 
-def tuned_values(results: Results, studies: Sequence[Mapping[str, Any]]) -> list[TunedValue]:
-    """What runs took, each choice once, then what searches found best that no run took; of several objectives, the front's first."""
+def searches(results: Results, studies: Sequence[Mapping[str, Any]]) -> list[Search]:
+    """What runs took, each choice once, then what searches of the section found best that no run took; of a front, its first."""
     by_name = {str(study["study"]): study for study in studies}
-    found: dict[tuple[str, str, str], TunedValue] = {}
+    found: dict[tuple[str, str], Search] = {}
     for setting in results.settings:
         for run in setting.runs:
-            chosen = chosen_of(run.folder)
-            study = by_name.get(str(chosen.get("study", "")))
-            for key, value in chosen.get("values", {}).items():
-                where, source = _words(chosen.get("where", {})), str(chosen.get("study", ""))
-                found.setdefault(
-                    (source, where, key),
-                    TunedValue(
-                        where,
-                        key,
-                        value,
-                        _space(study, key),
-                        int(chosen.get("trials", 0)),
-                        _pruned(study),
-                        str(chosen.get("objective", "")),
-                        chosen.get("value"),
-                        _words(chosen.get("seeds", [])),
-                        source,
-                    ),
-                )
-    taken = {source for source, _, _ in found}
+            if chosen := chosen_of(run.folder):
+                source, where = str(chosen.get("study", "")), dict(chosen.get("where") or {})
+                told = dict(chosen.get("values") or {}), str(chosen.get("objective", "")), chosen.get("value")
+                seeds = tuple(chosen.get("seeds") or ())
+                made = _search(by_name.get(source), source, where, told[0], int(chosen.get("trials", 0)), told[1], told[2], seeds)
+                found.setdefault((source, _words(where)), made)
+    taken = {source for source, _ in found}
     for name, study in by_name.items():
-        if name in taken or not study["best"]:
+        if name in taken or study["section"] != results.name or not study["best"]:
             continue
         trial = next(each for each in study["trials"] if each["number"] == study["best"][0])
-        for key, value in trial["params"].items():
-            reached = trial["values"][0] if trial.get("values") else None
-            seeds = _words(study["question"].get("seeds", []))
-            where = _words(study["where"])
-            found[name, where, key] = TunedValue(
-                where, key, value, _space(study, key), len(study["trials"]), _pruned(study), study["objectives"][0], reached, seeds, name
-            )
+        reached = trial["values"][0] if trial.get("values") else None
+        objective, seeds = str(study["objectives"][0]), tuple(study["question"].get("seeds", ()))
+        found[name, ""] = _search(study, name, study["where"], trial["params"], len(study["trials"]), objective, reached, seeds)
     return list(found.values())
 
 
-def section_studies(section: str, outputs: Path) -> list[dict[str, Any]]:
-    """What is kept of the searches with a section's name; one that is damaged or of another version is left out."""
+def _search(
+    study: Mapping[str, Any] | None,
+    source: str,
+    where: Mapping[str, Any],
+    values: Mapping[str, Any],
+    trials: int,
+    objective: str,
+    reached: float | None,
+    seeds: tuple[int, ...],
+) -> Search:
+    question = study["question"] if study else {}
+    pruner = str((question.get("pruner") or {}).get("_target_", "")).rpartition(".")[2]
+    return Search(
+        where,
+        values,
+        {key: _space(question, key) for key in values if _space(question, key)},
+        str(study.get("sampler", "")) if study else "",
+        pruner,
+        tuple(question.get("rungs") or ()) if pruner else (),
+        trials,
+        None if study is None else sum(trial.get("state") == "pruned" for trial in study["trials"]),
+        (question.get("fixed") or {}).get("budget"),
+        objective,
+        reached,
+        seeds,
+        source,
+    )
+
+
+def tuned_values(found: Sequence[Search]) -> list[TunedValue]:
+    """A row for each key of each search."""
+    return [
+        TunedValue(
+            _words(each.where),
+            key,
+            value,
+            each.spaces.get(key, ""),
+            each.sampler,
+            each.pruner,
+            each.trials,
+            each.pruned,
+            each.budget,
+            each.objective,
+            each.reached,
+            _words(each.seeds),
+            each.source,
+        )
+        for each in found
+        for key, value in each.values.items()
+    ]
+
+
+def how(found: Sequence[Search]) -> list[str]:
+    """Sentences that say how values were searched; searches that differ in nothing but where they apply are one."""
+    alike: dict[tuple[Any, ...], list[Search]] = {}
+    for each in found:
+        spaces = tuple((key, each.spaces.get(key, "")) for key in each.values)
+        alike.setdefault((spaces, each.sampler, each.pruner, each.trials, each.budget, each.objective, each.seeds), []).append(each)
+    return [_how(group) for group in alike.values()]
+
+
+def _how(group: Sequence[Search]) -> str:
+    one = group[0]
+    keys = list(dict.fromkeys(key for each in group for key in each.where))
+    if len(group) > 1:
+        where = f"for each {listed([spelled(key) for key in keys])}" if keys else "for each study"
+    else:
+        where = f"for {listed([_place(key, value) for key, value in one.where.items()])}" if one.where else ""
+    what = listed([f"{spelled(key)}{f' ({one.spaces[key]})' if key in one.spaces else ''}" for key in one.values])
+    numbers = sorted({each.pruned for each in group if each.pruned is not None})
+    pruned = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}" if numbers else ""
+    early = ""
+    if one.pruner and pruned:
+        rungs = f" after {listed([_part(each) for each in one.rungs])} of the budget" if one.rungs else ""
+        early = f" ({pruned} given up{rungs} by {PRUNERS.get(one.pruner, one.pruner)})"
+    said = f"{where}{', ' if where else ''}{what} {'were' if len(one.values) > 1 else 'was'} searched in {one.trials} trials"
+    said += f" by {SAMPLERS.get(one.sampler, one.sampler)}" if one.sampler else ""
+    said += early + (f" of {'up to ' if early else ''}{one.budget:,} training samples" if one.budget else "")
+    said += f" with seed{'s' if len(one.seeds) > 1 else ''} {_words(one.seeds)}" if one.seeds else ""
+    return f"{said}; {objective(one.objective)} decided"
+
+
+SAMPLERS = {"TPESampler": "a tree-structured Parzen estimator", "RandomSampler": "random search", "GridSampler": "grid search"}
+PRUNERS = {"SuccessiveHalvingPruner": "successive halving", "MedianPruner": "the median rule"}
+"""How Optuna's classes are called in a sentence."""
+
+
+def objective(name: str) -> str:
+    """What decided, in words."""
+    parts = {"val": "validation", "train": "training"}
+    part, _, figure = name.partition("/")
+    if part in parts:
+        return f"the final model's {parts[part]} {'accuracy' if figure == 'acc' else figure}"
+    what, at, target = name.partition("@")
+    return f"the {what} that it takes to a validation accuracy of {target}" if at else name
+
+
+def _place(key: str, value: Any) -> str:
+    return AXES[key].label(value) if key in AXES else f"{spelled(key)} {value}"
+
+
+def _part(number: float) -> str:
+    whole = round(1 / number) if number else 0
+    return f"1/{whole}" if whole > 1 and abs(number - 1 / whole) < 1e-6 else f"{number:g}"
+
+
+def section_studies(results: Results, outputs: Path) -> list[dict[str, Any]]:
+    """What is kept of the searches with a section's name and of those that its runs name, but for what is damaged or of another version."""
+    named = {str(chosen["study"]) for setting in results.settings for run in setting.runs if (chosen := chosen_of(run.folder)).get("study")}
     found = []
     for path in sorted((outputs / "studies").glob(f"*/{KEPT}")):
         with suppress(OSError, CorruptFile):
             study = read_kept(path.parent)
-            if study["section"] == section:
+            if study["section"] == results.name or study["study"] in named:
                 found.append(study)
     return found
 
@@ -88,26 +205,24 @@ def chosen_of(folder: Path) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.load(read_file(folder / "config.yaml"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        chosen = content["config"].get("chosen") or {}
-        return dict(chosen)
+        text = read_file(folder / "config.yaml")
+        if b"chosen:" not in text:
+            return {}
+        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return dict(content["config"].get("chosen") or {})
     except (OSError, CorruptFile, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {}
 
 
-def _space(study: Mapping[str, Any] | None, key: str) -> str:
+def _space(question: Mapping[str, Any], key: str) -> str:
     """`0.001 to 1, log`, or `a, b`."""
-    distribution = (study or {}).get("question", {}).get("space", {}).get(key)
+    distribution = question.get("space", {}).get(key)
     if not distribution:
         return ""
     attributes = distribution["attributes"]
     if "choices" in attributes:
         return _words(attributes["choices"])
     return f"{attributes['low']:g} to {attributes['high']:g}{', log' if attributes.get('log') else ''}"
-
-
-def _pruned(study: Mapping[str, Any] | None) -> int | None:
-    return None if study is None else sum(trial.get("state") == "pruned" for trial in study["trials"])
 
 
 def _words(values: Any) -> str:

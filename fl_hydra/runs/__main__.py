@@ -33,7 +33,7 @@ def _main() -> None:
         ("status", (), "by section: done, running, failed, to do, time left"),
         ("list", (("filter", "*"),), "runs that all conditions take, as algorithm=localsgd 'optimizer.lr<0.1'"),
         ("show", (("run", 1),), "all that is known of a run"),
-        ("compare", (("run", 2),), "where two runs differ: keys and results"),
+        ("compare", (("run", 2),), "where two runs differ: keys and results; and their curves, drawn into OUTPUTS/report"),
         ("remove", (("run", "+"),), "delete runs, also from the lists of sections"),
         ("section", (("action", 1), ("name", "+")), "rename OLD NEW, or empty NAME: forget which runs a section has"),
     )
@@ -80,8 +80,27 @@ def _runs(what: str, words: Sequence[str], outputs: Path, yes: bool) -> None:
     elif what == "compare":
         require(len(folders) == 2, f"{words[0]} and {words[1]} are the same run; name two")
         compare(*folders)
+        _draw(folders)
     else:
         _remove(folders, yes)
+
+
+def _draw(folders: Sequence[Path]) -> None:
+    """Curves of runs, beside the report's figures."""
+    from fl_hydra.report.cost import TABLE, read_table
+    from fl_hydra.report.figures import draw_runs
+    from fl_hydra.runs.reading import read_run
+
+    runs = [read_run(folder) for folder in folders]
+    target = folders[0].parents[2] / "report"
+    try:
+        written = draw_runs(runs, read_table(TABLE), target, "-".join(["compare", *(folder.name.rpartition("-")[2] for folder in folders)]))
+    except OSError as error:
+        raise UserError(f"{target}: nothing can be written there ({error.strerror or error}), so no picture was drawn") from error
+    for path in written:
+        print(f"wrote {path}")
+    if not written:
+        print("no picture: " + ("their curves are the same" if all(run.finished for run in runs) else "one of them has not finished"))
 
 
 def _remove(folders: Sequence[Path], yes: bool) -> None:

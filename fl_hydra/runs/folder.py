@@ -34,6 +34,8 @@ from fl_hydra.runs.ownership import Ownership, locked, owned
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
 TIMINGS, ENVIRONMENT, CONFIG, CLIENTS = BESIDE = "timings.jsonl", "environment.json", "config.yaml", "clients.json"
 """For the reader alone; rebuilt from a checkpoint."""
+FORMAT = 2
+"""Of summary.json, as its `format`; the first had none."""
 SEAL = "summary_sha256"
 """The key of summary.json for the SHA-256 over all others."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
-from fl_hydra.runs.folder import read_ended
+from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended
 from fl_hydra.runs.identity import hash_of
+from fl_hydra.runs.standing import is_written
 
 
 @dataclass(frozen=True)
@@ -169,18 +172,77 @@ def read_run(folder: Path) -> Run:
     try:
         ended = read_ended(folder)
         if ended is None:
+            if is_written(folder):
+                return Run(folder, _begun(folder), [], "unfinished", "it is being trained now")
             failed = "it failed, as error.txt says" if (folder / "error.txt").exists() else "it has not ended"
             return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command goes on with it")
+        if _is_newer(folder):
+            raise CorruptFile("")
         config, run = ended.summary["config"], ended.summary["run"]
         if hash_of(config) != run:
             raise CorruptFile("summary.json is damaged")
         if not folder.name.endswith(run):
             raise CorruptFile(f"it holds run {run}, which the folder is not named after")
-        return Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
+        read = Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
+        _check_rows(read)
+        if not _is_known(config):
+            return Run(folder, {}, [], "damaged", OTHER_VERSION)
+        return read
     except CorruptFile as error:
-        return Run(folder, _begun(folder), [], "damaged", str(error))
+        why = "a newer version of this program wrote it; update this one" if _is_newer(folder) else str(error)
+        return Run(folder, _begun(folder), [], "damaged", why)
     except OSError as error:
         return Run(folder, _begun(folder), [], "damaged", f"it cannot be read ({error.strerror or error})")
+
+
+NEEDED = (
+    "seed",
+    "K",
+    "J",
+    "m",
+    "N_c",
+    "batch_size",
+    "algorithm",
+    "optimizer",
+    "scheduler",
+    "sharding",
+    "participation",
+    "dataset",
+    "model",
+)
+"""Keys of every configuration, without which a run cannot be put beside others."""
+
+OTHER_VERSION = "another version of this program wrote its configuration, which cannot be read here"
+
+
+def _is_known(config: dict[str, Any]) -> bool:
+    """Whether a configuration is of a shape that can be labelled."""
+    try:
+        return all(key in config for key in NEEDED) and bool(Run(Path(), config, [], "finished").label)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False
+
+
+def _check_rows(run: Run) -> None:
+    """Find rows that no version has written.
+
+    Raises:
+        CorruptFile: a figure is no number, or samples, against which all is drawn, are missing.
+    """
+    for row in run.rows:
+        if not isinstance(row.get("samples"), int | float):
+            raise CorruptFile(f"{METRICS} has a row without its samples")
+        for name, value in row.items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise CorruptFile(f"{METRICS} has a {name} that is no number")
+
+
+def _is_newer(folder: Path) -> bool:
+    """Whether summary.json has a format that is not known yet."""
+    try:
+        return int(json.loads(read_file(folder / SUMMARY))["format"]) > FORMAT
+    except (OSError, CorruptFile, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _begun(folder: Path) -> dict[str, Any]:
@@ -192,6 +254,6 @@ def _begun(folder: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.create(read_file(folder / "config.yaml").decode()))
         config = content["resolved"] if isinstance(content, dict) else {}
-        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) else {}
+        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) and _is_known(config) else {}
     except (OSError, CorruptFile, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
         return {}

@@ -20,6 +20,7 @@ from fl_hydra.runs.folder import (
     CLIENTS,
     CONFIG,
     ENVIRONMENT,
+    FORMAT,
     METRICS,
     SEAL,
     SUMMARY,
@@ -335,7 +336,7 @@ class Recording:
             "beside_sha256": {
                 name: hashlib.sha256(content).hexdigest() for name, content in {**self._beside, TIMINGS: self.timings.content}.items()
             },
-            "format": 2,
+            "format": FORMAT,
         }
         self.folder.write(SUMMARY, as_json({**summary, SEAL: seal(summary)}))
         self.checkpoints.forget_damaged()

@@ -365,6 +365,7 @@ def _summary(search: _Search, objectives: Sequence[Objective], study: Study, tol
         "section": search.config.section,
         "where": search.where,
         "question": search.question,
+        "sampler": study.sampler,
         "together": study.together,
         "objectives": [str(each) for each in objectives],
         "best": [each.trial.number for each in best],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fl_hydra.endings import framed
 from fl_hydra.errors import UserError
@@ -42,6 +43,9 @@ def _main() -> None:
     reported = [f"{section}-smoke" for section in named or tracks]
     if given.get("dry_run") != "true" and _status(report, ["report.py", *(reported if named else []), "--outputs", folder]):
         failed.append("the report")
+    page = Path(folder).expanduser() / "report" / "index.html"
+    if not named and "the report" not in failed and given.get("dry_run") != "true":
+        print(f"their report: {page}")
     ended = f"failed: {', '.join(failed)}" if failed else "all finished"
     print(f"{len(reported)} sections at smoke size in {time.monotonic() - began:.0f} s: {ended}")
     sys.exit(1 if failed else 0)

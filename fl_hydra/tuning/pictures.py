@@ -163,9 +163,19 @@ def _slice(axis: Any, trials: _Trials, values: Sequence[float], key: str, label:
 
 
 def _plane(axis: Any, trials: _Trials, values: Sequence[float], keys: Sequence[str], label: str, study: dict[str, Any]) -> None:
-    """Two keys, and the objective as colour: of each trial, as a search does not lie on a grid."""
-    x, y = ([params[key] for params in trials.params] for key in keys)
-    painted = axis.scatter(x, y, c=values, cmap="viridis", s=36, edgecolors="0.3", linewidths=0.5)
+    """Two keys, and the objective as colour of each complete trial; hollow where it was given up, at less than the full budget."""
+    x, y = ([params[key] for params, done in zip(trials.params, trials.complete, strict=True) if done] for key in keys)
+    painted = axis.scatter(
+        x,
+        y,
+        c=[value for value, done in zip(values, trials.complete, strict=True) if done],
+        cmap="viridis_r",
+        s=36,
+        edgecolors="0.3",
+        linewidths=0.5,
+    )
+    x, y = ([params[key] for params, done in zip(trials.params, trials.complete, strict=True) if not done] for key in keys)
+    axis.scatter(x, y, s=18, facecolors="none", edgecolors="0.3", linewidths=0.6)
     for key, which, scale in zip(keys, "xy", (axis.set_xscale, axis.set_yscale), strict=True):
         if _is_log(study, key):
             logarithmic(axis, which)

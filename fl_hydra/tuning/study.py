@@ -313,12 +313,16 @@ class Study:
             if Trial(number, asked.params).point not in tried:
                 return dict(asked.params), dict(scratch._storage.get_trial(asked._trial_id).system_attrs)
         if points is None:
-            kind = str(self._sampler.get("_target_", "")).rpartition(".")[2]
             raise UserError(
-                f"hydra/sweeper/sampler: {kind} asks for points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
+                f"hydra/sweeper/sampler: {self.sampler} asks for points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
             )
         fresh = [point for point in points if Trial(0, point).point not in tried]
         return fresh[int(self._random(number).integers(len(fresh)))], {}
+
+    @property
+    def sampler(self) -> str:
+        """Which of Optuna's samplers asks."""
+        return str(self._sampler.get("_target_", "")).rpartition(".")[2]
 
     def _made(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
         """The sampler for a trial, seeded for it."""

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 from fl_hydra.report.axes import Axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures import curves, heat, lines, targets
-from fl_hydra.report.figures.drawing import Planned, planned
+from fl_hydra.report.figures import curves, heat, lines, search, targets
+from fl_hydra.report.figures.drawing import Planned, planned, sheets
+from fl_hydra.report.figures.legends import pretty
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import Spec
 
 
 def captions(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
-    """Plain sentences for each figure that is drawn, by its name."""
-    return {each.name: caption(each, table) for each in planned(results, spec, table)}
+    """Plain sentences for each file of figures that is drawn, by its name; where it has several, with their letters."""
+    found = {}
+    for sheet in sheets(planned(results, spec, table)):
+        told = [caption(each, table) for each in sheet]
+        if len(told) > 1:
+            seeds = _seeds(sheet[-1].plan.settings, "bands and bars")  # what is said of all is said at the end
+            told = [*(words.removesuffix(seeds).rstrip() for words in told[:-1]), told[-1]]
+            told = [f"({letter}) {words}" for letter, words in zip("abcdefgh", told, strict=False)]
+        found[sheet[0].name] = " ".join(told)
+    return found
 
 
 def caption(one: Planned, table: CostTable) -> str:
     """What a figure shows, in sentences."""
     plan = one.plan
+    if isinstance(one.shown, search.Shown):
+        return search.caption(one.shown)
     words = [_what(one, table)]
     if plan.chosen:
         words.append(f"Shown for {_and(plan.chosen)}.")
     if one.repeated:
         others = [measure(name, table).title.rpartition(", ")[0] or measure(name, table).title for name in one.repeated]
-        words.append(f"Against {_and(others)} the curves look the same.")
+        words.append(f"The curves look the same against {_and(others)}.")
+    if plan.spec.beside:
+        words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.left_out:
-        words.append(f"{plan.left_out} further panels are left out.")
-    words.append(_seeds(plan.settings, isinstance(one.shown, heat.Shown)))
+        words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
+    if plan.spec.kind != "classes":  # of one seed
+        words.append(_seeds(plan.settings, "" if plan.spec.kind == "sampling" else "±" if plan.spec.kind == "heat" else "bands and bars"))
     return " ".join(word for word in words if word)
 
 
@@ -37,38 +51,43 @@ def _what(one: Planned, table: CostTable) -> str:
     if isinstance(shown, curves.Shown):
         ys = [each for row in shown.rows for each in row.measures]
         what = f"{_first(_and([_bare(each) for each in ys]))} against {_bare(shown.x)}{by}"
-        return f"{what}; axes show where they differ, and may leave out the beginning."
+        return f"{what}. The beginning of training may lie outside the axes."
     if isinstance(shown, lines.Shown):
         assert plan.x is not None
         marks = {
             "best": " Rings mark the maximum of each line by validation.",
-            "reference": " Rings mark the largest value within one percentage point of the best one at the smallest.",
+            "reference": f" Rings mark the largest {plan.x.title} of each line that loses at most one percentage point to the best "
+            f"result with {pretty(plan.x.label(shown.xs[0]))}.",
         }
         what = f"{_first(_and([_bare(each) for each in shown.measures]))} of the final models against {plan.x.title}{by}."
-        return what + marks.get(plan.spec.mark, "")
+        scaled = any(str(each).startswith("scaled ") for look in (plan.dash, plan.color) if look is not None for each in plan.values(look))
+        why = " Scaled: the rate grows with the batch size and warms up." if scaled else ""
+        return what + why + marks.get(plan.spec.mark, "")
     if isinstance(shown, heat.Shown):
         assert plan.x is not None and plan.y is not None
-        missing = any(place not in shown.cells for place in shown.asked)
+        missing = [heat.why(setting) for place, setting in shown.asked.items() if place not in shown.cells]
+        hatched = f" Hatched: no result{' (div.: diverged)' if 'div.' in missing else ''}." if missing else ""
         where = f"by {plan.y.title} and {plan.x.title}{by}"
+        unit = ", in %" if shown.value.unit == "%" else ""
         return (
-            f"{_first(shown.value.title)}, of the final models {where}; darker is better, and the frame is "
-            f"the best by validation.{' Hatched: no result.' if missing else ''}"
+            f"{_first(_bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
+            f"frame marks the best by validation.{hatched}"
         )
     if isinstance(shown, targets.Shown):
         what = _and([_bare(each) for each in shown.measures])
         never = any(statistic is None for _, _, found in shown.lines for statistic in found)
         return (
-            f"{_first(what)} until {_bare(shown.accuracy)} was first {shown.target:g} % at an evaluation."
-            f"{' Never: not with every seed.' if never else ''}"
+            f"{_first(what)} when an evaluation first found a {_bare(shown.accuracy)} of {shown.target:g} %."
+            f"{' Never: at least one seed did not reach it.' if never else ''}"
         )
     if plan.spec.kind == "sampling":
         return (
-            "Probability of each client in a round, sorted, as the mean over seeds; dotted: all alike. effective: 1 / Σp², the number of "
-            "equally probable clients that would be as concentrated."
+            "Probability that a client is drawn first in a round, clients sorted by it; the dotted line is uniform sampling. Effective "
+            "clients, 1 / Σp²: how many equally probable clients would be as concentrated."
         )
     if shown[0][1].kind == "characters":
-        return f"How frequent the most common characters are with each client, relative to all text{by} (one seed)."
-    return f"Classes of the samples of each client{by} (one seed)."
+        return f"How frequent the most common characters are in each client's text, relative to all text{by} (first seed)."
+    return f"Classes of each client's samples{by} (first seed)."
 
 
 def _bare(each: Measure) -> str:
@@ -90,11 +109,11 @@ def _and(words: list[str] | tuple[str, ...]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _seeds(settings: list[Setting], cells: bool) -> str:
+def _seeds(settings: list[Setting], deviations: str) -> str:
     numbers = sorted({len(setting.finished) for setting in settings if setting.finished})
     if not numbers:
         return ""
     if numbers == [1]:
-        return "One seed (n=1), so no deviations."
+        return "One seed (n=1), so no deviations." if deviations else "One seed (n=1)."
     count = f"n={numbers[0]}" if len(numbers) == 1 else f"n={numbers[0]} to {numbers[-1]}"
-    return f"Means over seeds ({count}); {'±' if cells else 'bands and bars'} {'is' if cells else 'are'} one standard deviation."
+    return f"Means over seeds ({count}){f'; {deviations}: one standard deviation' if deviations else ''}."

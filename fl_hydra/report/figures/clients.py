@@ -22,8 +22,8 @@ CLIENTS = 100
 CHARACTERS = 18
 """Characters that are drawn, at most: the most frequent ones."""
 
-TWICE = 2.0
-"""Characters that are more than 2^2 times as frequent with a client as in all text, or as rare, are drawn alike."""
+TWICE = 1.0
+"""Characters that are more than 2^1 times as frequent with a client as in all text, or as rare, are drawn alike: roles differ by less."""
 
 LEAST = 1e-6
 """A smaller probability is drawn as this one: such a client does not come in a run."""
@@ -31,11 +31,13 @@ LEAST = 1e-6
 
 @dataclass(frozen=True)
 class Holdings:
-    """Of a run's clients. counts: float64 [clients, names]. probabilities: float64 [clients]; None: all alike."""
+    """Of a run's clients. counts: float64 [clients, names]; None: not written, as they were too many. probabilities: float64 [clients];
+    None: all alike."""
 
     kind: str
     names: tuple[str, ...]
-    counts: Reals
+    counts: Reals | None
+    sizes: Reals
     probabilities: Reals | None
 
 
@@ -43,13 +45,14 @@ def read_clients(run: Run) -> Holdings | None:
     """What a run wrote of its clients; None where it wrote nothing that can be read."""
     try:
         content = json.loads(read_file(run.folder / "clients.json"))
-        counts = np.array(content["counts"], np.float64).reshape(len(content["sizes"]), -1)
-        probabilities = content["probabilities"]
+        sizes = np.array(content["sizes"], np.float64).reshape(-1)
+        counts, probabilities = content["counts"], content["probabilities"]
         return Holdings(
             content["kind"],
             tuple(map(str, content["names"])),
-            counts,
-            None if probabilities is None else np.array(probabilities, np.float64).reshape(len(counts)),
+            None if counts is None else np.array(counts, np.float64).reshape(len(sizes), -1),
+            sizes,
+            None if probabilities is None else np.array(probabilities, np.float64).reshape(len(sizes)),
         )
     except (OSError, CorruptFile, ValueError, KeyError, TypeError):
         return None
@@ -63,13 +66,15 @@ def _runs(panel: Panel) -> list[Run]:
 def read_probabilities(plan: Fitted) -> list[tuple[str, list[Reals], Any]] | None:
     """For each value of color: its name, the sorted probabilities of each seed, and its colour; None where nobody's differ."""
     found = []
+
+    def sorted_(held: Holdings) -> Reals:
+        alike = (held.sizes > 0) / max(1, int(np.count_nonzero(held.sizes)))
+        return np.sort(alike if held.probabilities is None else held.probabilities)[::-1]
+
     for panel in plan.panels:
         for series in panel.series:
-            mine = [each for run in _runs(Panel("", (series,))) if (each := read_clients(run)) is not None and len(each.counts) > 1]
-            lines = [
-                np.full(len(each.counts), 1 / len(each.counts)) if each.probabilities is None else np.sort(each.probabilities)[::-1]
-                for each in mine
-            ]
+            mine = [each for run in _runs(Panel("", (series,))) if (each := read_clients(run)) is not None and len(each.sizes) > 1]
+            lines = [sorted_(each) for each in mine]
             lines = [line for line in lines if len(line) == len(lines[0])]
             name = ", ".join(part for part in (plan.color.label(series.color) if plan.color else "", panel.title) if part)
             if lines:
@@ -98,7 +103,7 @@ def draw_probabilities(found: list[tuple[str, list[Reals], Any]], open_canvas: A
         axis.text(
             0.97,
             0.95,
-            f"effective: {effective:.{0 if effective >= 9.95 else 1}f}",
+            f"{effective:.{0 if effective >= 9.95 else 1}f} effective",
             transform=axis.transAxes,
             ha="right",
             va="top",
@@ -119,7 +124,7 @@ def read_classes(plan: Fitted) -> list[tuple[str, Holdings]] | None:
     found = []
     for panel in plan.panels:
         held = next((each for run in _runs(panel) if (each := read_clients(run)) is not None), None)
-        if held is not None and held.counts.size and len(held.counts) > 1:
+        if held is not None and held.counts is not None and held.counts.size and len(held.counts) > 1:
             found.append((panel.title, held))
     kinds = {held.kind for _, held in found}
     return [(title, held) for title, held in found if held.kind == found[0][1].kind] if kinds else None
@@ -139,6 +144,7 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
             axis.remove()
             continue
         title, held = found[index]
+        assert held.counts is not None
         counts = held.counts[:CLIENTS]
         if characters:
             everywhere = held.counts.sum(0)
@@ -160,19 +166,26 @@ def draw_classes(found: list[tuple[str, Holdings]], open_canvas: Any) -> Any:
         axis.grid(False)
         axis.set_title(pretty(title))
         if index + columns >= len(found):
-            axis.set_xlabel("client" if len(held.counts) <= CLIENTS else f"client, {CLIENTS} of {len(held.counts)}")
+            axis.set_xlabel("client" if len(held.counts) <= CLIENTS else f"client, the first {CLIENTS} of {len(held.counts)}")
         if index % columns == 0:
             axis.set_ylabel("next character" if characters else "class")
     if image is not None:
         left = [axis for axis in axes.flat if axis.figure is not None]
         bar = figure.colorbar(image, ax=left, pad=0.01, aspect=25, extend="both" if characters else "neither")
-        bar.set_label("times as frequent\nas in all text" if characters else "share of the client's\nsamples, %")
         if characters:
-            bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
+            of_characters(bar)
         else:
+            bar.set_label("share of the client's\nsamples, %")
             bar.set_ticks([1, 5, 20, 50, 100])
         bar.outline.set_linewidth(0.5)
     return figure
+
+
+def of_characters(bar: Any) -> None:
+    """What a colour bar says of :func:`relative`."""
+    bar.set_label("times as frequent\nas in all text")
+    factors = (0.5, 0.7, 1, 1.4, 2)
+    bar.set_ticks(np.log2(factors), labels=[f"{factor:g}" for factor in factors])
 
 
 def relative(counts: Reals, everywhere: Reals) -> Reals:

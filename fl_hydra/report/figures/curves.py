@@ -167,7 +167,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
             (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
             for series, _, curve in shown.lines[0, 0]
         ]
-        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
             return figure
     legend(figure, handles, names, width)
     return figure
@@ -237,19 +237,24 @@ def _share(panels: Mapping[int, Any], shown: Shown, row: int) -> None:
             axis.set_ylim(low, high)
 
 
+def _enters(line: Any, low: float, high: float) -> float | None:
+    """Where a curve is first between these heights or about to be; None for levels and where it never is."""
+    x, y = (np.asarray(values, np.float64) for values in line.get_data())
+    inside = np.flatnonzero((y >= low) & (y <= high) & (x > 0))
+    if not len(inside) or len(x) != len(y) or line.get_transform() != line.axes.transData:
+        return None
+    before = inside[0] - 1
+    return float(x[before] if before >= 0 and x[before] > 0 else x[inside[0]])
+
+
 def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool, apart: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shared = [axes[place] for place in used if axes[place].lines]
     low, high = min(axis.get_xlim()[0] for axis in shared), max(axis.get_xlim()[1] for axis in shared)
-    if logx:
-        positive = [
-            float(np.min(line.get_xdata()))
-            for axis in shared
-            for line in axis.lines
-            if len(line.get_xdata()) and np.min(line.get_xdata()) > 0
-        ]
-        low = max(low, min(positive) / 1.15) if low > 0 else min(positive) / 1.15
+    if logx:  # from where the first curve comes into view
+        begins = [first for axis in shared for line in axis.lines if (first := _enters(line, *axis.get_ylim())) is not None]
+        low, high = min(begins, default=low) / 1.15, max(float(np.max(line.get_xdata())) for axis in shared for line in axis.lines) * 1.15
     rows = axes.shape[0]
     for row, column in np.ndindex(axes.shape):
         axis = axes[row, column]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fl_hydra.report.axes import axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures import clients, curves, heat, lines, targets
-from fl_hydra.report.figures.fitting import Fitted, fitted
-from fl_hydra.report.figures.style import canvas, save
-from fl_hydra.report.results import Results
+from fl_hydra.report.figures import clients, curves, heat, lines, search, targets
+from fl_hydra.report.figures.fitting import MOST_SERIES, Fitted, fitted
+from fl_hydra.report.figures.style import COLUMN, WIDE, blank, canvas, save
+from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
 
@@ -30,27 +31,73 @@ class Planned:
 
 
 def draw_figures(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
-    """Write `SECTION-NAME.pdf` and `.png` of each figure that says something into the folder `target`; the files.
+    """Write `SECTION-NAME.pdf` and `.png` of each figure that says something into the folder `target`, and take others away; the files.
 
     Raises:
         UserError: a figure asks for a measure that is not there.
     """
     written = []
-    for each in planned(results, spec, table):
+    for sheet in sheets(planned(results, spec, table)):
         with ExitStack() as stack:
-            figure = each.draw(lambda *size, stack=stack, **share: stack.enter_context(_open(*size, **share)))
-            written += save(figure, target / f"{results.name}-{each.name}")
+            if len(sheet) == 1:
+                figure = sheet[0].draw(lambda *size, stack=stack, **share: stack.enter_context(_open(*size, **share)))
+            else:
+                figure = stack.enter_context(_compose(sheet))
+            written += save(figure, target / f"{results.name}-{sheet[0].name}")
+    for each in spec.figures:
+        for path in (target / f"{results.name}-{each.name}{suffix}" for suffix in (".pdf", ".png")):
+            if path not in written:
+                path.unlink(missing_ok=True)
     return written
+
+
+def sheets(figures: Sequence[Planned]) -> list[list[Planned]]:
+    """Figures by the file that they share: those `under` another are in its file, or, without it, in that of the first of them."""
+    found: dict[str, list[Planned]] = {}
+    for each in figures:
+        found.setdefault(each.plan.spec.under or each.name, []).append(each)
+    return list(found.values())
 
 
 def _open(rows: int, columns: int, size: tuple[float, float], **share: Any) -> AbstractContextManager[tuple[Any, Any]]:
     return canvas(rows, columns, size, **share)
 
 
+@contextmanager
+def _compose(sheet: Sequence[Planned]) -> Iterator[Any]:
+    """One figure of several, one below the other, with letters; those of a column's width are beside each other."""
+    sizes = []
+    for each in sheet:  # how large a figure is, it decides itself
+        with ExitStack() as stack:
+            figure = each.draw(lambda *size, stack=stack, **share: stack.enter_context(_open(*size, **share)))
+            sizes.append(figure.get_size_inches())
+    rows: list[list[int]] = []
+    for index, (width, _) in enumerate(sizes):
+        if rows and len(rows[-1]) == 1 and width <= COLUMN and sizes[rows[-1][0]][0] <= COLUMN:
+            rows[-1].append(index)
+        else:
+            rows.append([index])
+    heights = [max(float(sizes[index][1]) for index in row) for row in rows]
+    with blank((WIDE, sum(heights))) as whole:
+        below = whole.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)
+        for row, (part,) in zip(rows, below, strict=True):
+            for index, place in zip(row, part.subfigures(1, len(row), squeeze=False)[0], strict=True):
+                sheet[index].draw(lambda r, c, _, place=place, **share: (place, place.subplots(r, c, squeeze=False, **share)))
+                place.text(0.003, 0.995, "abcdefgh"[index], ha="left", va="top", fontweight="bold")
+        yield whole
+
+
 def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "runs") -> list[Path]:
-    """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`."""
+    """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`.
+
+    Runs that differ in nothing but the seed are each for themselves, if there are no others.
+    """
     results = Results.of(name, runs)
-    return draw_figures(results, Spec.default(name, results.axes), table, target)
+    axes = results.axes
+    if len(results.settings) == 1 and len(runs) <= MOST_SERIES:
+        results = Results(name, [Setting(run.label, [run]) for run in runs])
+        axes = [axis("seed")]
+    return draw_figures(results, Spec.default(name, axes), table, target)
 
 
 def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
@@ -58,7 +105,12 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
     found: list[Planned] = []
     seen: dict[Any, int] = {}
     for figure in spec.figures:
-        plan = fitted(figure, results)
+        if figure.kind == "search":
+            found += _searches(figure, results)
+            continue
+        if figure.beside and not results.others.get(figure.beside):
+            continue
+        plan = fitted(figure, replace(results, settings=[*results.others.get(figure.beside, ()), *results.settings]))
         if plan is None:
             continue
         one = _planned(figure, plan, table)
@@ -94,6 +146,11 @@ def _planned(figure: FigureSpec, plan: Fitted, table: CostTable) -> Planned | No
         return shown and Planned(figure.name, plan, shown, lambda opened: clients.draw_probabilities(shown, opened))
     shown = clients.read_classes(plan)
     return shown and Planned(figure.name, plan, shown, lambda opened: clients.draw_classes(shown, opened))
+
+
+def _searches(figure: FigureSpec, results: Results) -> list[Planned]:
+    shown = search.read(results.studies)
+    return [Planned(figure.name, Fitted(figure, (), None, None, ()), shown, lambda opened: search.draw(shown, opened))] if shown else []
 
 
 def _signature(one: Planned) -> Any:

@@ -100,8 +100,12 @@ def fitted(spec: FigureSpec, results: Results) -> Fitted | None:
     x = axis(spec.x) if spec.kind in ("lines", "heat") else None
     y = axis(spec.y[0]) if spec.kind == "heat" else None
 
+    apart = [axis(name) for name in (spec.color, spec.dash, spec.facet) if name]
+
     def varies(one: Axis) -> bool:
-        return len({one.of(setting.config) for setting in settings}) > 1
+        """An axis of which another tells the value, as the optimizer tells a rate that is its own, is none."""
+        told = one in (x, y) and _told(one, [each for each in apart if each not in (x, y)], settings)
+        return len({one.of(setting.config) for setting in settings}) > 1 and not told
 
     if x is not None and y is not None and not (varies(x) and varies(y)):  # a single row or column: a line says it better
         other = x if varies(x) else y
@@ -170,7 +174,9 @@ def _key(config: Mapping[str, Any]) -> str:
 
 def _told_apart(one: Axis, value: Value) -> str:
     """A facet's value; with the name of the key, where the value does not tell it."""
-    return f"{one.name.rpartition('.')[2]} {value}" if isinstance(value, str) and one.name.startswith("algorithm.") else one.label(value)
+    if isinstance(value, str) and (one.name.startswith("algorithm.") or one.name == "speeds"):
+        return f"{one.name.rpartition('.')[2]}: {one.text(value)}"
+    return one.label(value)
 
 
 def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, facets: Sequence[Axis]) -> Iterator[Panel]:

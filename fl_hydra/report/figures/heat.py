@@ -12,7 +12,7 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import plain
-from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
+from fl_hydra.report.figures.style import COLUMN, SHADES, SMALL, WIDE
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Setting, Statistic
 
@@ -72,8 +72,8 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other accuracies: each has its own shades
     sign = -1 if shown.value.better == "min" else 1
     low, high = min(sign * mean for mean in means), max(sign * mean for mean in means)
-    shades = LinearSegmentedColormap.from_list("shades", ["#f0f5fa", "#9ecae1", "#2171b5", "#08306b"])
-    digits = _digits(means)
+    shades = LinearSegmentedColormap.from_list("shades", SHADES)
+    decimals = digits(means)
     for index, axis in enumerate(axes.flat):
         if index >= panels:
             axis.remove()
@@ -92,14 +92,14 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
                 if cell is None:
                     asked = shown.asked.get((index, x, y))
                     axis.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.75", hatch="////", linewidth=0))
-                    word = _why(asked)
+                    word = why(asked)
                     axis.text(
                         column, row, word, ha="center", va="center", fontsize=SMALL, color="0.25", bbox={"color": "white", "pad": 0.6}
                     )
                     continue
                 share = (sign * cell.mean - low) / ((high - low) or 1.0)
                 axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
-                text = f"{cell.mean:.{digits}f}" + (f"\n±{cell.deviation:.{digits}f}" if cell.deviation is not None else "")
+                text = f"{cell.mean:.{decimals}f}" + (f"\n±{cell.deviation:.{decimals}f}" if cell.deviation is not None else "")
                 axis.text(
                     column, row, text, ha="center", va="center", fontsize=SMALL, color="white" if share > 0.5 else "black", linespacing=1.0
                 )
@@ -129,7 +129,7 @@ def _texts(axis: Axis, values: tuple[Value, ...]) -> list[str]:
     ]
 
 
-def _why(setting: Setting | None) -> str:
+def why(setting: Setting | None) -> str:
     """Why a cell is empty, in a word."""
     if setting is None:
         return "not run"
@@ -137,6 +137,7 @@ def _why(setting: Setting | None) -> str:
     return "div." if states == {"diverged"} else "none"
 
 
-def _digits(means: list[float]) -> int:
+def digits(means: list[float]) -> int:
+    """Decimals of numbers in cells."""
     largest = float(np.max(np.abs(means)))
     return 1 if largest >= 10 else 2 if largest >= 1 else 3

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from fl_hydra.report.colors import ink
 from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.style import SMALL
 from fl_hydra.report.results import Setting
 
 MOST_MOVED = 2.5
 """How many heights a name may be moved from the end of its line, at most."""
+
+
+WRITTEN = (
+    ("gamma=", "γ="),
+    (" N_c", ""),
+    ("N_c", "classes per client"),
+    ("batch_size=", "batch "),
+    ("post_local", "post-local"),
+    ("server.lr=", "outer rate "),
+    ("optimizer.lr", "learning rate"),
+    ("optimizer.weight_decay", "weight decay"),
+    ("weight_decay=", "weight decay "),
+    ("lr=", "rate "),
+    ("_", " "),
+)
+"""What is typed, and how a figure says it, in this order."""
 
 
 def entries(plan: Fitted, marked: bool = True, parts: Sequence[tuple[str, Any]] = ()) -> tuple[list[Any], list[str]]:
@@ -46,16 +64,18 @@ def legend(figure: Any, handles: Sequence[Any], names: Sequence[str], width: flo
 
 
 def pretty(words: str) -> str:
-    """Letters as they are written: γ=0.1, batch 64."""
-    for typed, written in (("gamma=", "γ="), ("N_c", "$N_c$"), ("batch_size=", "batch "), ("post_local", "post-local"), ("_", " ")):
-        words = words if typed == "_" and "$" in words else words.replace(typed, written)
+    """Keys as words, and letters as they are written: γ=0.1, batch 64. No subscripts, which would be too small to read."""
+    words = re.sub(r"\bN_c=([\d,]+)", lambda found: f"{found[1]} class{'' if found[1] == '1' else 'es'}", words)
+    for typed, written in WRITTEN:
+        words = words.replace(typed, written)
     return words
 
 
-def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
+def at_ends(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
     """Write names (x, height, name, colour) to the right of a panel, apart from each other; False, and nothing, where there is no room."""
-    figure.draw_without_rendering()
-    height = axis.get_window_extent().height / figure.dpi * 72  # points
+    whole = axis.get_figure(root=True)
+    whole.draw_without_rendering()
+    height = axis.get_window_extent().height / whole.dpi * 72  # points
     step = 1.2 * SMALL / height
     ordered = sorted(ends, key=lambda end: end[1])
     ends_at = [axis.transAxes.inverted().transform(axis.transData.transform(end[:2])) for end in ordered]
@@ -70,7 +90,15 @@ def at_ends(figure: Any, axis: Any, ends: Sequence[tuple[float, float, str, str]
     for place, (x, height, name, color) in zip(places, ordered, strict=True):
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         axis.annotate(
-            pretty(name), (x, height), (1.03, place), "data", "axes fraction", color=color, fontsize=SMALL, va="center", arrowprops=line
+            pretty(name),
+            (x, height),
+            (1.03, place),
+            "data",
+            "axes fraction",
+            color=ink(color),
+            fontsize=SMALL,
+            va="center",
+            arrowprops=line,
         )
     return True
 
@@ -103,4 +131,16 @@ def say_missing(axis: Any, names: Sequence[str]) -> None:
     """What has no result, in a panel."""
     if names:
         text = "no result: " + ", ".join(names) if len(names) < 4 else f"no result: {len(names)} settings"
-        axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=SMALL, color="0.35", style="italic")
+        axis.text(
+            0.98,
+            0.03,
+            text,
+            transform=axis.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=SMALL,
+            color="0.35",
+            style="italic",
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.8},
+            zorder=6,
+        )

@@ -20,9 +20,6 @@ from fl_hydra.report.results import Setting, Statistic
 ACROSS = 4
 """Panels beside each other, at most."""
 
-WORDS = {"best": "best by validation", "reference": "largest within 1 point of reference", "none": "no result"}
-"""What marks are."""
-
 POINT = 1.0
 """A result holds the reference's if it is at most so many percentage points below it."""
 
@@ -144,7 +141,7 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
     if panels == 1 and len(marks) == 1:  # what its rings or crosses are is said above it
         (mark,) = marks
         for place in places.values():
-            axes[place].set_title(f"{'×' if mark == 'none' else '○'} {WORDS[mark]}", fontsize=SMALL)
+            axes[place].set_title(f"{'×' if mark == 'none' else '○'} {_words(mark, plan, shown)}", fontsize=SMALL)
         marks = set()
     if numbers and panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not marks:
         last = shown.xs[-1]
@@ -153,11 +150,19 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
             for number, series in enumerate(plan.panels[0].series)
             if (found := shown.points.get((0, 0, number, last))) is not None
         ]
-        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(figure, axes[0, 0], ends):
+        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
             return figure
-    _explain(marks, handles, names)
+    _explain({mark: _words(mark, plan, shown) for mark in sorted(marks)}, handles, names)
     legend(figure, handles, names, width)
     return figure
+
+
+def _words(mark: str, plan: Fitted, shown: Shown) -> str:
+    """What a mark is."""
+    assert plan.x is not None
+    if mark == "reference":
+        return f"largest {plan.x.title} within {POINT:g} point of the best at {plan.x.text(shown.xs[0])}"
+    return {"best": "best by validation", "none": "no result"}[mark]
 
 
 def _dodge(number: int, of: int, numbers: bool) -> float:
@@ -222,12 +227,12 @@ def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[
     return holding[-1:] if holding else []
 
 
-def _explain(marks: set[str], handles: list[Any], names: list[str]) -> None:
+def _explain(marks: dict[str, str], handles: list[Any], names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    for mark in sorted(marks):
+    for mark, words in marks.items():
         shape: dict[str, Any] = (
             {"marker": "x", "markersize": 4} if mark == "none" else {"marker": "o", "markersize": 8, "fillstyle": "none"}
         )
         handles.append(Line2D([], [], color="0.3", linestyle="none", **shape))
-        names.append(WORDS[mark])
+        names.append(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MUCH = 3.0
@@ -57,8 +58,8 @@ def logarithmic(axis: Any, which: str, base: int = 10) -> None:
 
 
 def plain(value: float) -> str:
-    """A number on an axis: 0.01, 20, 10k, 5M."""
+    """A number on an axis: 1e-6, 0.01, 20, 10k, 5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
-    return f"{value:g}"
+    return re.sub(r"e([+-])0*", lambda found: f"e{found[1].replace('+', '')}", f"{value:g}")

@@ -16,6 +16,9 @@ COLUMN, WIDE = 3.3, 6.9
 SMALL = 7.0
 """The smallest text, in points."""
 
+SHADES = ["#f0f5fa", "#9ecae1", "#2171b5", "#08306b"]
+"""Of maps: darker is better."""
+
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -54,19 +57,26 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def canvas(rows: int, columns: int, size: tuple[float, float], **share: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure of so many inches and its axes [rows, columns], closed at the end."""
+def blank(size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of so many inches without axes, closed at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **share)
+        figure = pyplot.figure(figsize=size, layout="constrained")
         try:
-            yield figure, axes
+            yield figure
         finally:
             pyplot.close(figure)
+
+
+@contextmanager
+def canvas(rows: int, columns: int, size: tuple[float, float], **share: Any) -> Iterator[tuple[Any, Any]]:
+    """The same with its axes [rows, columns]."""
+    with blank(size) as figure:
+        yield figure, figure.subplots(rows, columns, squeeze=False, **share)
 
 
 def save(figure: Any, target: Path) -> list[Path]:

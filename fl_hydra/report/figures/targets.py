@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fl_hydra.report.colors import ink
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted, Series
 from fl_hydra.report.figures.legends import pretty, say_seeds
@@ -90,9 +91,11 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
             statistic = there[index]
             color, marker = plan.colors[series.color], plan.markers[series.color]
             if statistic is None:
-                axis.text(0.99, index, "never", transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=SMALL, color=color)
+                axis.text(
+                    0.99, index, "never", transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=SMALL, color=ink(color)
+                )
             elif log and statistic.mean <= 0:
-                axis.text(0.01, index, "0", transform=axis.get_yaxis_transform(), ha="left", va="center", fontsize=SMALL, color=color)
+                axis.text(0.01, index, "0", transform=axis.get_yaxis_transform(), ha="left", va="center", fontsize=SMALL, color=ink(color))
             else:
                 error = (
                     None

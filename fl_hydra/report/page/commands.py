@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fl_hydra.arguments import as_typed, groups
 from fl_hydra.config import REGISTRIES, Config
 from fl_hydra.files import CorruptFile, read_file
-from fl_hydra.paths import DATA, OUTPUTS
+from fl_hydra.paths import DATA, OUTPUTS, PROJECT
 from fl_hydra.runs.folder import CONFIG
 from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run
@@ -25,6 +26,7 @@ def command_of(run: Run) -> str | None:
     """`python train.py KEY=VALUE ...`, which finds or trains this very run; None where config.yaml does not say what the run is.
 
     It names the data and the method, the options that these would not choose by themselves, and every value that is not the options' own.
+    Folders are named where they lie in the project, as seen from there; others mean nothing to who reads the page elsewhere.
     """
     composed = _composed_in(run)
     if composed is None:
@@ -38,11 +40,13 @@ def command_of(run: Run) -> str | None:
     plain = _composition(tuple(chosen.items()))
     changed = {key: value for key, value in by_key(composed).items() if key.partition(".")[0] not in NOT_OF_THE_RUN}
     changed = {key: value for key, value in changed.items() if plain.get(key, value) != value}
-    if changed.get("data") == str(DATA):
-        del changed["data"]
-    outputs = run.folder.absolute().parents[2]  # where the run lies now, even if the folder was moved or typed as a relative one
-    if outputs != OUTPUTS:
-        changed["outputs"] = str(outputs)
+    changed |= {"data": changed.get("data") or str(DATA), "outputs": str(run.folder.resolve().parents[2])}  # where the run lies now
+    for key, own in (("data", DATA), ("outputs", OUTPUTS)):
+        folder = Path(changed.pop(key)).expanduser().resolve()
+        if folder != own and folder.is_relative_to(PROJECT):
+            changed[key] = folder.relative_to(PROJECT).as_posix()
+    within = f"{PROJECT}/"
+    changed = {key: value.removeprefix(within) if isinstance(value, str) else value for key, value in changed.items()}
     words = [f"{group}={name}" for group, name in chosen.items()] + [as_typed(f"{key}={_typed(value)}") for key, value in changed.items()]
     return " ".join(["python train.py", *words])
 

@@ -12,6 +12,7 @@ from fl_hydra.report.axes import AXES, Axis, axis, in_order
 from fl_hydra.report.colors import SEQUENCE, colors
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.measures import Measure, measures
+from fl_hydra.report.page.clients import Clients
 from fl_hydra.report.page.commands import command_of
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
@@ -20,7 +21,10 @@ from fl_hydra.runs.reading import Run
 DIGITS = 6
 """Significant digits of a figure: more than any screen shows."""
 
-VIEWS = {"curves": "curves", "lines": "final", "heat": "heat"}
+LEARNT = ("train/", "val/", "test/")
+"""How the names of losses and accuracies begin; the others are what was spent for them."""
+
+VIEWS = {"curves": "curves", "lines": "final", "heat": "heat", "targets": "targets", "sampling": "sampling", "classes": "classes"}
 """The kinds of figures that the page has a view for, and its name there."""
 
 
@@ -37,21 +41,27 @@ def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: 
 def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
     axes = _axes(results, spec)
     values = {each.name: in_order(each, [each.of(setting.config) for setting in results.settings]) for each in axes}
+    clients, pool = Clients(), dict[Column, int]()
+    settings = [
+        {
+            "label": setting.label,
+            "state": setting.state,
+            "at": {each.name: values[each.name].index(each.of(setting.config)) for each in axes},
+            "runs": _runs(setting, known, target, pool),
+            **clients.of(_by_seed(setting)),
+        }
+        for setting in results.settings
+    ]
     return {
         "name": results.name,
         "title": spec.title,
         "questions": spec.questions,
         "varying": [each.name for each in results.axes],
         "axes": {each.name: _axis(each, values[each.name]) for each in axes},
-        "settings": [
-            {
-                "label": setting.label,
-                "state": setting.state,
-                "at": {each.name: values[each.name].index(each.of(setting.config)) for each in axes},
-                "runs": [_run(run, known, target) for run in _by_seed(setting)],
-            }
-            for setting in results.settings
-        ],
+        "settings": settings,
+        "columns": list(pool),
+        "divisions": clients.divisions,
+        "distributions": clients.distributions if clients.skewed else [],
         "views": _views(spec.figures, known, [each.name for each in axes]),
     }
 
@@ -89,10 +99,16 @@ def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequen
     names = [each.name for each in known]
     views: dict[str, dict[str, Any]] = {}
     for figure in figures:
+        if figure.kind not in VIEWS:
+            continue  # trials of a search are no runs of the section
         y = next((name for name in ("test/acc", *figure.y) if name in figure.y), "")
+        chosen: dict[str, Any] = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
+        if figure.kind == "targets":  # one at a time, in rows; what is to be reached is y
+            chosen |= {"x": figure.y[0], "y": figure.value, "facet": "", "target": figure.target}
+        elif figure.kind == "sampling":
+            chosen |= {"facet": figure.color or ""}
         possible = {"curves": figure.x in names and y in names, "lines": figure.x in axes and y in names, "heat": y in axes}
-        if possible.get(figure.kind):
-            chosen = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
+        if possible.get(figure.kind, True):
             views.setdefault(VIEWS[figure.kind], chosen)
     return views
 
@@ -101,12 +117,37 @@ def _by_seed(setting: Setting) -> list[Run]:
     return sorted(setting.runs, key=lambda run: run.config["seed"])
 
 
-def _run(run: Run, known: Sequence[Measure], target: Path) -> dict[str, Any]:
-    columns: dict[str, list[float | None]] = {}
-    for each in known if run.finished else ():
-        column = [_short(each.of(row, run.config)) for row in run.rows]
+Column = tuple[float | None, ...]
+
+
+def _runs(setting: Setting, known: Sequence[Measure], target: Path, pool: dict[Column, int]) -> list[dict[str, Any]]:
+    """By seed. What seeds have spent is worked out once where it is the same."""
+    learnt = [each for each in known if each.name.startswith(LEARNT)]
+    others = [each for each in known if each not in learnt]
+    spent: dict[Any, dict[str, int]] = {}
+    found = []
+    for run in _by_seed(setting):
+        columns: dict[str, int] = {}
+        if run.finished:
+            key = tuple(tuple((name, value) for name, value in row.items() if not name.startswith(LEARNT)) for row in run.rows)
+            if key not in spent:
+                spent[key] = _columns(run, others, pool)
+            columns = {**_columns(run, learnt, pool), **spent[key]}
+        found.append(_run(run, columns, target))
+    return found
+
+
+def _columns(run: Run, wanted: Sequence[Measure], pool: dict[Column, int]) -> dict[str, int]:
+    """Places in a pool of columns: what is spent is mostly the same for other settings too."""
+    columns = {}
+    for each in wanted:
+        column = tuple(_short(each.of(row, run.config)) for row in run.rows)
         if any(value is not None for value in column):
-            columns[each.name] = column
+            columns[each.name] = pool.setdefault(column, len(pool))
+    return columns
+
+
+def _run(run: Run, columns: dict[str, int], target: Path) -> dict[str, Any]:
     return {
         "name": run.folder.name,
         "seed": str(run.config["seed"]),  # up to 2^63, of which JavaScript has no numbers

@@ -3,6 +3,10 @@
 
 const content = JSON.parse(document.getElementById("content").textContent);
 
+for (const section of content.sections) {
+  for (const { runs } of section.settings) for (const { columns } of runs) for (const name in columns) columns[name] = section.columns[columns[name]];
+}
+
 function statistic(values) {
   const n = values.length, mean = values.reduce((sum, value) => sum + value, 0) / n;
   const deviation = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
@@ -57,6 +61,11 @@ function series(section, settings, choice) {
       const points = curve(setting, choice.x, choice.y);
       return points ? [{ first: setting, points: points.map((point) => ({ setting, ...point })) }] : [];
     });
+  if (choice.view === "targets")
+    return settings.flatMap((setting) => {
+      const found = reached(setting, choice.x, choice.y, +choice.target);
+      return found ? [{ first: setting, points: [{ setting, ...found }] }] : [];
+    });
   const others = section.varying.filter((axis) => axis !== choice.x);
   return grouped(section, settings, section.axes[choice.x] ? others : section.varying).flatMap((group) => {
     const points = group.flatMap((setting) => {
@@ -79,13 +88,60 @@ function cells(section, settings, choice) {
   });
 }
 
+// What it took until a figure was first at least the target, over the seeds that finished; no mean where one of them never came to it.
+function reached(setting, x, y, target) {
+  const runs = finished(setting).filter((run) => run.columns[x] && run.columns[y]);
+  if (!runs.length || runs.length < finished(setting).length) return null;
+  const values = runs.map((run) => run.columns[x][run.columns[y].findIndex((value) => value !== null && value >= target)] ?? null);
+  const found = values.includes(null) ? { n: values.length, mean: null, deviation: null } : statistic(values);
+  return { ...found, seeds: runs.map((run, i) => [run.seed, values[i]]) };
+}
+
+// A round accuracy that three quarters of the settings reach with all seeds, as in the figures; nothing where there is nothing to reach.
+function reachable(settings, y) {
+  const peaks = settings.flatMap((setting) => {
+    const best = finished(setting).map((run) => (run.columns[y] ?? []).reduce((one, other) => Math.max(one, other ?? 0), 0));
+    return best.length ? [Math.min(...best)] : [];
+  });
+  if (!peaks.length) return null;
+  const level = peaks.sort((one, other) => other - one)[Math.max(0, Math.ceil(0.75 * peaks.length) - 1)];
+  const step = level >= 40 ? 5 : level >= 5 ? 1 : 0.1;
+  return +(Math.floor(level / step + 1e-9) * step).toFixed(1) || null;
+}
+
+// Settings by panel, as [the panel's label, settings, its colour].
+function panelled(section, settings, facet) {
+  if (!facet) return [["", settings, "#0072B2"]];
+  const group = (i) => settings.filter((setting) => setting.at[facet] === i);
+  return section.axes[facet].values.map((value, i) => [value.label, group(i), value.color]).filter(([, inside]) => inside.length);
+}
+
+// How probable the clients of these settings are, the most probable first: the mean over seeds; with how many would be as concentrated.
+function sampling(section, settings, label) {
+  const bySeed = new Map(settings.flatMap((setting) => setting.runs.map((run, i) => [run.seed, section.distributions[setting.distributions[i]]])).filter(([, each]) => each));
+  const clients = [...bySeed.values()][0]?.clients;
+  const lines = [...bySeed].filter(([, each]) => each.clients === clients).map(([seed, each]) => [seed, each.probabilities ?? Array(clients).fill(1 / clients)]);
+  if (!lines.length) return null;
+  const effective = statistic(lines.map(([, line]) => 1 / line.reduce((sum, p) => sum + p * p, 0))).mean;
+  const points = Array.from({ length: clients }, (_, i) => ({ setting: settings[0], group: settings, label, x: i + 1, ...statistic(lines.map(([, line]) => line[i])) }));
+  return { effective, clients, points };
+}
+
+// What the clients of these settings hold: of the first setting that tells it, in its first seed.
+function holdings(section, settings) {
+  return section.divisions[settings.find((setting) => setting.division !== null)?.division];
+}
+
+const formats = {};
+
 function number(value, name) {
   if (value === null || value === undefined) return "";
   const digits = content.measures[name]?.digits ?? 4;
   const small = value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits;
-  return small ? value.toPrecision(3) : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  formats[digits] ??= new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }); // which takes long to make
+  return small ? value.toPrecision(3) : formats[digits].format(value);
 }
 
 function withDeviation(point, name) {
-  return number(point.mean, name) + (point.deviation === null ? "" : ` ± ${number(point.deviation, name)}`);
+  return (point.mean === null ? "never" : number(point.mean, name)) + (point.deviation === null ? "" : ` ± ${number(point.deviation, name)}`);
 }

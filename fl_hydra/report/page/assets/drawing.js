@@ -67,7 +67,8 @@ function lines(section, settings, choice, whole) {
   const traces = [], points = [];
   const dashed = dashes(section, visible(section).filter((setting) => finished(setting).length), choice);
   const palette = section.axes[choice.color]?.values;
-  for (const each of series(section, settings, choice)) {
+  const all = series(section, settings, choice), crowded = all.reduce((sum, each) => sum + each.points.length, 0) > 900;
+  for (const each of all) {
     const color = legible(palette ? palette[each.first.at[choice.color]].color : "#0072B2");
     const x = each.points.map((point) => (axis ? place.at(point.x) : point.x));
     const where = (point) => axis ? `${axis.title}: ${axis.values[point.x].text}` : `${content.measures[choice.x].title}: ${number(point.x, choice.x)}`;
@@ -79,13 +80,90 @@ function lines(section, settings, choice, whole) {
     const bars = { type: "data", array: each.points.map((point) => point.deviation ?? 0), color, thickness: 1.2, width: 4, visible: each.points.some((point) => point.deviation !== null) };
     const many = each.points.length > 15;
     traces.push({
-      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
+      x, y: each.points.map((point) => point.mean), mode: crowded ? "lines" : "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
       error_y: choice.view === "final" ? bars : undefined, text: each.points.map((point) => hover(point, choice.y, where(point))), hovertemplate: "%{text}<extra></extra>",
     });
     points.push(each.points.map((point) => ({ ...point, said: `${point.setting.label}, ${where(point)}, ${withDeviation(point, choice.y)}, n=${point.n}` })));
   }
   const title = axis ? axis.title : content.measures[choice.x].title;
   return { traces, points, x: axisLayout(title, { ...place?.layout, ...(whole.x && !axis && { range: whole.x }) }), y: axisLayout(content.measures[choice.y].title, whole.y && { range: whole.y }) };
+}
+
+// What a setting differs in from the others, in short.
+function brief(section, setting) {
+  const words = section.varying.map((axis) => section.axes[axis].values[setting.at[axis]].label).join(", ");
+  return words || setting.label;
+}
+
+function folded(text, width) {
+  const lines = [""];
+  for (const word of text.split(" ")) (lines.at(-1) + word).length > width && lines.at(-1) ? lines.push(word) : lines.push(`${lines.pop()} ${word}`.trim());
+  return lines.map(escaped).join("<br>");
+}
+
+// A dot for each setting where it reached the target; those that never did are said to.
+function targets(section, settings, choice, whole) {
+  const rows = series(section, settings, choice).map((each) => each.points[0]);
+  const palette = section.axes[choice.color]?.values, title = content.measures[choice.x].title, aim = `${content.measures[choice.y].title.replace(/, %$/, "")} is ${choice.target} %`;
+  const traces = [], points = [];
+  rows.forEach((point, row) => {
+    const color = legible(palette ? palette[point.setting.at[choice.color]].color : "#0072B2");
+    const never = point.mean === null, lost = never || (whole.log && point.mean <= 0);
+    const said = `${point.setting.label}: ${never ? `never, ${aim}` : `${title} until ${aim}: ${withDeviation(point, choice.x)}`}, n=${point.n}`;
+    const shape = lost ? { mode: "text", text: [never ? "never" : "0"], textposition: never ? "middle left" : "middle right", textfont: { color } } : { mode: "markers", marker: { color, size: 9 } };
+    const bars = { type: "data", array: [point.deviation ?? 0], color, thickness: 1.2, width: 4, visible: !lost && point.deviation !== null };
+    const at = never ? whole.end : lost ? whole.start : point.mean;
+    traces.push({ x: [at], y: [row], ...shape, error_x: bars, hovertext: [hover(point, choice.x, `${title} until ${aim}`)], hovertemplate: "%{hovertext}<extra></extra>" });
+    points.push([{ ...point, said }]);
+  });
+  const narrow = innerWidth <= 640, names = rows.map((point) => folded(brief(section, point.setting), narrow ? 18 : 44));
+  const y = axisLayout("", { tickmode: "array", tickvals: rows.map((_, i) => i), ticktext: names, range: [rows.length - 0.4, -0.6], showgrid: false });
+  const decades = whole.log ? Array.from({ length: 40 }, (_, i) => [1, 2, 5].map((digit) => +`${digit}e${i - 20}`)).flat().filter((tick) => tick >= whole.start && tick <= whole.end) : [];
+  const every = Math.ceil(decades.length / (narrow ? 4 : 9)), ticks = decades.filter((_, i) => i % every === 0);
+  const marked = ticks.length > 1 ? { tickmode: "array", tickvals: ticks, ticktext: ticks.map((tick) => tick.toLocaleString("en", { maximumSignificantDigits: 3 })) } : {};
+  const range = whole.log ? [Math.log10(whole.start), Math.log10(whole.end)] : [whole.start, whole.end];
+  return { traces, points, x: axisLayout(folded(title, narrow ? 18 : 60), { type: whole.log ? "log" : "linear", range, ...marked }), y, height: 100 + rows.length * (narrow ? 34 : 25) };
+}
+
+// How probable each client is in a round, as a step for each; dotted: all alike.
+function distribution(section, [label, settings, color], whole) {
+  const found = sampling(section, settings, label), shade = legible(color), floor = (p) => Math.max(p, 1e-6);
+  const hovered = found.points.map((point) => `<b>${escaped(label)}</b><br>client ${point.x} of ${found.clients} by probability<br>${probability(point)} (n=${point.n})`);
+  const line = {
+    x: found.points.map((point) => point.x), y: found.points.map((point) => floor(point.mean)), mode: "lines", fill: "tozeroy", fillcolor: shade + "40",
+    line: { color: shade, width: 2, shape: "hvh" }, text: hovered, hovertemplate: "%{text}<extra></extra>",
+  };
+  const even = { x: [1, found.clients], y: [1 / found.clients, 1 / found.clients], mode: "lines", line: { color: paint("--ink"), width: 1, dash: "dot" }, hoverinfo: "skip" };
+  const note = { text: `effective: ${found.effective.toFixed(found.effective >= 9.95 ? 0 : 1)}`, xref: "paper", yref: "paper", x: 0.98, y: 0.97, showarrow: false, xanchor: "right", yanchor: "top" };
+  const points = [found.points.map((point) => ({ ...point, said: `${label}: client ${point.x} of ${found.clients} by probability, ${probability(point)}, n=${point.n}` })), []];
+  return { traces: [line, even], points, x: axisLayout("client, by probability"), y: axisLayout("probability", { type: "log", range: whole.y, exponentformat: "power" }), annotations: [note] };
+}
+
+const probability = (point) => withDeviation(point, "");
+const RED_BLUE = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"];
+
+// What clients hold, a column for each: the share of a class among its samples; or how frequent characters are, relative to all text.
+function division(section, [label, settings]) {
+  const held = holdings(section, settings), classes = held.kind !== "characters", power = 0.4;
+  const share = (client, name) => (held.sizes[client] ? (100 * held.values[client][name]) / held.sizes[client] : 0);
+  const z = held.names.map((_, name) => held.values.map((_, client) => (classes ? (share(client, name) ? share(client, name) ** power : null) : held.values[client][name])));
+  const what = (client, name) => classes ? `${held.values[client][name].toLocaleString("en")} of ${held.sizes[client].toLocaleString("en")} samples (${share(client, name).toFixed(1)} %)` : `${(2 ** held.values[client][name]).toFixed(2)} times as frequent as in all text`;
+  const points = held.names.map((name, i) => held.values.map((_, client) => ({ setting: settings[0], group: settings, said: `${label}: client ${client + 1}, ${name}: ${what(client, i)}` })));
+  const ticks = classes ? [1, 5, 20, 50, 100] : [-2, -1, 0, 1, 2];
+  const narrow = innerWidth <= 640, place = narrow ? { orientation: "h", y: 1.02, yanchor: "bottom" } : {};
+  const scale = classes ? "share of the client's samples, %" : "times as frequent as in all text";
+  const bar = { title: { text: scale, side: narrow ? "top" : "right" }, tickmode: "array", thickness: 12, outlinewidth: 0, ...place };
+  const trace = {
+    type: "heatmap", z, x: held.values.map((_, client) => client + 1), hovertext: points.map((row) => row.map((point) => escaped(point.said))), hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false,
+    ...(classes ? { colorscale: "Viridis", reversescale: true, zmin: 0, zmax: 100 ** power } : { colorscale: RED_BLUE.map((color, i) => [i / (RED_BLUE.length - 1), color]), zmin: -2, zmax: 2 }),
+    colorbar: { ...bar, tickvals: classes ? ticks.map((tick) => tick ** power) : ticks, ticktext: classes ? ticks.map(String) : ["1/4", "1/2", "1", "2", "4"] },
+  };
+  const every = Math.ceil(held.names.length / 20), shown = held.names.map((_, i) => i).filter((i) => i % every === 0);
+  const title = held.clients > held.values.length ? `client, ${held.values.length} of ${held.clients}` : "client";
+  return {
+    traces: [trace], points, x: axisLayout(title, { showgrid: false }), height: narrow ? 400 : undefined,
+    y: axisLayout(classes ? "class" : "next character", { showgrid: false, tickmode: "array", tickvals: shown, ticktext: shown.map((i) => escaped(held.names[i])), ...(!classes && { autorange: "reversed" }) }),
+  };
 }
 
 function map(section, settings, choice, whole) {
@@ -116,7 +194,18 @@ function shared(section, settings, choice) {
     const values = settings.map((setting) => final(setting, choice.value)?.mean).filter((value) => value !== undefined);
     return { z: [Math.min(...values), Math.max(...values)] };
   }
+  if (choice.view === "classes") return {};
+  if (choice.view === "sampling") {
+    const every = panelled(section, settings, choice.facet).flatMap(([, group]) => sampling(section, group)?.points ?? []).map((point) => point.mean);
+    const least = Math.min(...every.filter((p) => p > 0));
+    return { y: [Math.log10(Math.max(1e-6, least / 2)), Math.log10(Math.min(1.5, 6 * Math.max(...every)))] };
+  }
   const points = series(section, settings, choice).flatMap((each) => each.points);
+  if (choice.view === "targets") {
+    const values = points.map((point) => point.mean).filter((mean) => mean !== null), positive = values.filter((mean) => mean > 0);
+    const most = Math.max(0, ...points.map((point) => (point.mean ?? 0) + (point.deviation ?? 0))) || 1, log = positive.length > 0 && Math.max(...positive) > 3 * Math.min(...positive);
+    return { log, start: log ? Math.min(...positive) / 1.6 : 0, end: most * (log ? 2.6 : 1.25) };
+  }
   const padded = (low, high) => [low - ((high - low) || Math.abs(high) || 1) * 0.05, high + ((high - low) || Math.abs(high) || 1) * 0.05];
   const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity), most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
   if (!points.length) return {};
@@ -126,11 +215,13 @@ function shared(section, settings, choice) {
   };
 }
 
-async function draw(element, section, settings, choice, whole, { chosen, said }) {
-  const drawn = (choice.view === "heat" ? map : lines)(section, settings, choice, whole);
+async function draw(element, section, panel, choice, whole, { chosen, said }) {
+  const [, settings] = panel;
+  const drawn = { sampling: () => distribution(section, panel, whole), classes: () => division(section, panel), targets: () => targets(section, settings, choice, whole), heat: () => map(section, settings, choice, whole) }[choice.view]?.() ?? lines(section, settings, choice, whole);
   const narrow = innerWidth <= 640;
-  await Plotly.newPlot(element, drawn.traces, layout(drawn.x, drawn.y, narrow), { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" });
-  const heat = choice.view === "heat";
+  if (drawn.height) element.style.height = `${drawn.height}px`;
+  await Plotly.newPlot(element, drawn.traces, { ...layout(drawn.x, drawn.y, narrow), annotations: drawn.annotations ?? [] }, { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" });
+  const heat = drawn.traces[0]?.type === "heatmap";
   element.on("plotly_click", ({ points: [at] }) => {
     const point = heat ? drawn.points[at.pointNumber[0]][at.pointNumber[1]] : drawn.points[at.curveNumber][at.pointNumber];
     if (point) chosen(point);
