@@ -1,7 +1,8 @@
 """`python -m fl_hydra.make train ...`, and `report`, `best`, `runs` or `smoke` in its place: what the Makefile runs.
 
-Keys can be given to make as variables, `make localsgd K=2 seed=0`: they are added to what the Makefile gives. A report is drawn from the
-`outputs=` that was trained into.
+Keys can be given to make as variables, `make localsgd K=2 seed=0`: they are added to what the Makefile gives. SIZE counts from the
+environment too, `SIZE=short make localsgd`, which would else train for days without a word. A report is drawn from the `outputs=` that was
+trained into.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 
 OWN = frozenset(
     {"ARGS", "PYTHON", "VENV", "RUN", "TRAIN", "REPORT", "BEST", "ASK", "SMOKE", "DEMO", "TRACK_A", "TRACK_B", "SEARCHES", "SHELL"}
@@ -33,10 +35,18 @@ def typed_variables(flags: str) -> list[str]:
     return [f"{key}={value}" for key, value in typed.items()]
 
 
+def asked_for(environment: Mapping[str, str]) -> list[str]:
+    """`KEY=VALUE` for what was asked of make: on its command line, or, of the size, in the environment."""
+    typed = typed_variables(environment.get("MAKEFLAGS", ""))
+    if (size := environment.get("SIZE")) and not any(word.startswith("size=") for word in typed):
+        typed.append(f"size={size}")
+    return typed
+
+
 def main() -> None:
     """Run train.py or another program with what was typed to make."""
     program, *given = sys.argv[1:]
-    typed = typed_variables(os.environ.get("MAKEFLAGS", ""))
+    typed = asked_for(os.environ)
     if program in ("report", "best") and "dry_run=true" in (*given, *typed):
         return  # nothing was trained
     if program == "train":

@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from fl_hydra.arguments import as_text, groups, prepare, texts
 from fl_hydra.config import LARGEST, MOST, REGISTRIES, Config, cohort, notes
 from fl_hydra.errors import UserError
-from fl_hydra.make import typed_variables
+from fl_hydra.make import asked_for, typed_variables
 from fl_hydra.paths import CONF, DATA, OUTPUTS
 from fl_hydra.registry import Registry
 from fl_hydra.runs import progress
@@ -344,6 +344,8 @@ def test_variables_that_were_typed_to_make_are_told_as_they_were_typed() -> None
     flags = r"rR -j2 --jobserver-auth=3,4 -- K=2 outputs=a\ b\\c=$$d ARGS=seed=1\ J=2 optimizer.lr=0.1 PYTHON=python3 K=4"
     assert typed_variables(flags) == ["K=4", "outputs=a b\\c=$d", "optimizer.lr=0.1"]
     assert typed_variables("") == typed_variables("s") == typed_variables(" -- ARGS=x") == []
+    assert asked_for({"MAKEFLAGS": " -- K=2", "SIZE": "short"}) == ["K=2", "size=short"]
+    assert asked_for({"MAKEFLAGS": " -- SIZE=smoke", "SIZE": "short"}) == asked_for({"MAKEFLAGS": " -- SIZE=smoke"}) == ["size=smoke"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")

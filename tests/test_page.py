@@ -14,11 +14,12 @@ from urllib.parse import unquote
 
 import pytest
 
+from fl_hydra.report import commands
+from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import read_table
 from fl_hydra.report.figures.targets import reachable
 from fl_hydra.report.measures import measure
-from fl_hydra.report.page import commands, write_page
-from fl_hydra.report.page.commands import command_of
+from fl_hydra.report.page import write_page
 from fl_hydra.report.page.writing import as_script
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import FigureSpec, Spec

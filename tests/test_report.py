@@ -18,6 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fl_hydra.report.__main__ import main
+from fl_hydra.report.commands import portable
 from fl_hydra.report.cost import KEYS
 from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
 from fl_hydra.runs.folder import RunFolder
@@ -292,7 +293,7 @@ def test_runs_of_which_nothing_can_be_told_are_named(
     (bare / "config.yaml").write_text("not: [a, configuration")
     assert reported(tmp_path, monkeypatch, "mine") == 0
     first, second, third = capsys.readouterr().err.splitlines()
-    assert first == f"in no mean of mine: {gone}: deleted (the folder is gone)"
+    assert first == f"in no mean of mine: {gone}: missing (it has not begun, or its folder was removed)"
     run = run_hash(experiment(*LOCAL, "seed=0"))
     assert second == f"in no mean of mine: {other}: damaged (it holds run {run}, which the folder is not named after)"
     assert third.startswith(f"in no mean of mine: {bare}: unfinished")
@@ -491,7 +492,7 @@ def test_what_cannot_be_written_is_one_line(
 
 GONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no name": (lambda outputs: (outputs / "sections/mine.txt").write_text(""), "its list names no run; train some with it"),
-    "no folder": (lambda outputs: shutil.rmtree(outputs / "digits"), "the folders of all of its runs, of which there were 1, are gone"),
+    "no folder": (lambda outputs: shutil.rmtree(outputs / "digits"), "none of its 1 runs has begun, or their folders were removed"),
 }
 
 
@@ -504,3 +505,15 @@ def test_a_section_of_which_nothing_is_left_is_a_mistake(
     spoil(tmp_path)
     assert reported(tmp_path, monkeypatch, "mine") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: section=mine: {why}")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("python train.py -m K=2,4 outputs=/a/b seed=1", "python train.py -m K=2,4 seed=1"),
+        ("python train.py -m 'outputs=/a b/c' K=2 data=~/d", "python train.py -m K=2"),
+        ("python train.py -m outputs=outputs/mine dataset.text=/x/y.txt", "python train.py -m outputs=outputs/mine"),
+    ],
+)
+def test_commands_name_no_folder_of_the_machine(command: str, told: str) -> None:
+    assert portable(command) == told

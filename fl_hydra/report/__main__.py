@@ -136,8 +136,8 @@ def _nothing(runs: Sequence[Run]) -> str:
     """Why there is nothing to report."""
     if not runs:
         return "its list names no run; train some with it"
-    if all(run.status == "deleted" for run in runs):
-        return f"the folders of all of its runs, of which there were {len(runs)}, are gone; train them again"
+    if all(run.status == "missing" for run in runs):
+        return f"none of its {len(runs)} runs has begun, or their folders were removed; train them"
     return f"none of its {len(runs)} runs has ended; train them first"
 
 

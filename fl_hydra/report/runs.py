@@ -40,7 +40,7 @@ def state(runs: Sequence[Run]) -> str:
         return "finished"
     ended = numbers["finished"] + numbers["diverged"]
     first = f"{numbers['finished']} of {len(runs)} finished" if ended else f"0 of {len(runs)} ended"
-    others = [f"{numbers[status]} {status}" for status in ("diverged", "unfinished", "damaged", "deleted") if numbers[status]]
+    others = [f"{numbers[status]} {status}" for status in ("diverged", "unfinished", "damaged", "missing") if numbers[status]]
     return ", ".join([first, *others])
 
 

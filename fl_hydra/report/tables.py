@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import AXES, Axis
+from fl_hydra.report.commands import portable
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import code, escaped, key
 from fl_hydra.report.measures import Measure, measures
@@ -425,7 +426,7 @@ def _missing(results: Results) -> list[str]:
 
 
 def _commands(results: Results) -> list[str]:
-    return [str(command) for command in results.description.get("commands", [])]
+    return list(dict.fromkeys(portable(str(command)) for command in results.description.get("commands", [])))
 
 
 def _mean(statistic: Statistic | None) -> float:

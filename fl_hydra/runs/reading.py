@@ -60,7 +60,7 @@ class Run:
     """A run that was asked for.
 
     config: the resolved configuration; empty where no file tells it. rows: of metrics.jsonl, at least one if the run has ended, else none.
-    status: `finished` or `diverged`; `unfinished`, `damaged` or `deleted` if there is no result to report. why: it is not finished.
+    status: `finished` or `diverged`; `unfinished`, `damaged` or `missing` if there is no result to report. why: it is not finished.
     """
 
     folder: Path
@@ -168,7 +168,7 @@ def outer_optimizer(server: dict[str, Any]) -> str:
 def read_run(folder: Path) -> Run:
     """A run from its folder, as far as it can be read; a result is one only if all that can be verified of it holds."""
     if not folder.is_dir():
-        return Run(folder, {}, [], "deleted", "the folder is gone")
+        return Run(folder, {}, [], "missing", "it has not begun, or its folder was removed")
     try:
         ended = read_ended(folder)
         if ended is None:

@@ -72,7 +72,7 @@ def standing(name: str, folders: Iterable[Path]) -> Standing:
 
 def _part(run: Run, found: Standing) -> float | None:
     """The part of its budget that an unfinished run has done, after it was counted; None if it has not begun."""
-    if run.status == "deleted":
+    if run.status == "missing":
         found.to_do += 1
         return None
     if is_written(run.folder):

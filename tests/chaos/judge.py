@@ -95,9 +95,9 @@ def side_files(reference: Reference, outputs: Path, said: Sequence[str]) -> list
     try:
         listed = Counter(read(outputs / "sections" / "chaos.txt").decode().splitlines())
         more = listed - Counter(reference.section)
-        # The report says of a run that is listed and not there that it was deleted.
-        deleted = [name for name in more if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+-[0-9a-f]{10}", name) and not (outputs / name).exists()]
-        if Counter(reference.section) - listed or set(more) - set(deleted):
+        # The report says of a run that is listed and not there that it is missing.
+        missing = [name for name in more if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+-[0-9a-f]{10}", name) and not (outputs / name).exists()]
+        if Counter(reference.section) - listed or set(more) - set(missing):
             wrong.append("sections/chaos.txt: other runs")
     except (OSError, ValueError) as error:
         wrong.append(f"sections/chaos.txt: {error}")
@@ -161,7 +161,7 @@ def printed(reference: Reference, ended: Ended) -> str:
 
 def reports_why(ended: Ended) -> bool:
     """Whether the report says that something is not as it should be."""
-    words = "not finished|unfinished|not ended|deleted|left out|note:|error:|warning|damaged|unreadable|cannot|missing"
+    words = "not finished|unfinished|not ended|left out|note:|error:|warning|damaged|unreadable|cannot|missing"
     return re.search(words, ended.output, re.IGNORECASE) is not None
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from fl_hydra.report.axes import AXES, Axis, axis, in_order
 from fl_hydra.report.colors import SEQUENCE, colors
+from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.page.clients import Clients
-from fl_hydra.report.page.commands import command_of
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run

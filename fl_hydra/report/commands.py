@@ -1,7 +1,8 @@
-"""The command that trains a run, from what its folder says of its configuration."""
+"""Commands that lead to results: of a run, from what its folder says of its configuration; of a sweep, as its section notes it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +50,11 @@ def command_of(run: Run) -> str | None:
     changed = {key: value.removeprefix(within) if isinstance(value, str) else value for key, value in changed.items()}
     words = [f"{group}={name}" for group, name in chosen.items()] + [as_typed(f"{key}={_typed(value)}") for key, value in changed.items()]
     return " ".join(["python train.py", *words])
+
+
+def portable(command: str) -> str:
+    """A command without folders of the machine that it was given on, which mean nothing to who reads it elsewhere."""
+    return re.sub(r"\s(?:'(?:outputs|data|dataset\.\w+)=[/~][^']*'|(?:outputs|data|dataset\.\w+)=[/~]\S*)", "", command)
 
 
 def _typed(value: Any) -> str:
