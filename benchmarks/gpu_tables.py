@@ -24,11 +24,12 @@ from omegaconf import open_dict
 
 from benchmarks.bench import machine, synchronize
 from benchmarks.workloads import DEVICE
-from fl_hydra.config import Config, resolve
+from fl_hydra.config import Config
 from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import UserError
 from fl_hydra.files import write_atomically
 from fl_hydra.report.runs import mean_and_deviation
+from fl_hydra.resolving import resolve
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.evaluation import Metrics

@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from fl_hydra.arguments import groups, sections
-from fl_hydra.config import resolve
 from fl_hydra.data.dataset import Card
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.paths import CONF, DATA
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.experiment import Experiment

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_hydra.config import REGISTRIES, Config, Evaluation, Tune, resolve
+from fl_hydra.config import REGISTRIES, Config, Evaluation, Tune
 from fl_hydra.config import Checkpoint as CheckpointConfig
 from fl_hydra.errors import UserError, require
 from fl_hydra.files import CorruptFile, read_file, read_verified
 from fl_hydra.paths import CONF, DATA, OUTPUTS
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.checkpoint import Checkpoint
 from fl_hydra.runs.folder import CONFIG, METRICS, read_ended, rows_of
 from fl_hydra.runs.identity import run_hash

@@ -53,8 +53,9 @@ def _task(composed: DictConfig) -> Outcome:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from fl_hydra.config import check_device, notes, resolve
+    from fl_hydra.config import check_device
     from fl_hydra.errors import UserError, require
+    from fl_hydra.resolving import notes, resolve
     from fl_hydra.runs.execution import execute
     from fl_hydra.runs.interruption import Interruption
     from fl_hydra.runs.progress import ConsoleReporter

@@ -22,11 +22,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fl_hydra.arguments import as_text, groups, prepare, texts
-from fl_hydra.config import LARGEST, MOST, REGISTRIES, Config, cohort, notes
+from fl_hydra.config import LARGEST, MOST, REGISTRIES, Config
 from fl_hydra.errors import UserError
 from fl_hydra.make import asked_for, typed_variables
 from fl_hydra.paths import CONF, DATA, OUTPUTS
 from fl_hydra.registry import Registry
+from fl_hydra.resolving import cohort, notes
 from fl_hydra.runs import progress
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.schema import register_schema
@@ -298,7 +299,7 @@ MOMENTS = {
     "arguments": ("fl_hydra.arguments", "prepare", 1),
     "composing a run": ("fl_hydra.schema", "typed", 1),
     "composing points": ("fl_hydra.schema", "typed", 2),
-    "checking": ("fl_hydra.config", "resolve", 1),
+    "checking": ("fl_hydra.resolving", "resolve", 1),
     "between points": ("fl_hydra.app", "_task", 2),
 }
 

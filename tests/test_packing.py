@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
-from fl_hydra.config import resolve
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program

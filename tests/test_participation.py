@@ -18,15 +18,14 @@ from torch.func import functional_call
 
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.config import resolve
 from fl_hydra.errors import UserError
-from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.participation.availability import Cyclic, Diurnal
 from fl_hydra.participation.base import Cohort, Participation, Round, gumbel_top, participations
 from fl_hydra.participation.by_loss import ActiveFL, Oort, PowerOfChoice
 from fl_hydra.participation.fedcor import FedCor, embedding, greedy
 from fl_hydra.participation.importance import Importance, inclusion, systematic
 from fl_hydra.participation.schemes import Everyone, Skewed, Uniform, log_dirichlet
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.identity import run_folder
 from fl_hydra.runs.packing import shape
 from fl_hydra.sharding.base import Sharding, Shards
@@ -796,8 +795,6 @@ def test_unequal_work_of_clients_spends_the_budget() -> None:
 
 
 def test_methods_that_use_more_than_the_mean_refuse_weights_of_importance() -> None:
-    from fl_hydra.config import _check_participation
-
     @dataclass
     class More(FedAvg):
         needs_ends: ClassVar[bool] = True
@@ -805,9 +802,12 @@ def test_methods_that_use_more_than_the_mean_refuse_weights_of_importance() -> N
         def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
             state.model.copy_(clients.mean(ends))
 
+    made = config(*SMALL, "participation=importance")
+    made.algorithm = More()
     with pytest.raises(UserError, match="uses more of a round"):
-        _check_participation(Importance(), More(), LocalSteps.measures)
-    _check_participation(PowerOfChoice(), More(), LocalSteps.measures)
+        resolve(made)
+    made.participation = PowerOfChoice()
+    resolve(made)
 
 
 def test_clients_without_samples_cannot_fill_a_cohort() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_hydra.config import resolve
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
+from fl_hydra.resolving import resolve
 from tests.conftest import Program
 from tests.support.make import PROJECT, config
 

@@ -29,10 +29,10 @@ def _draw() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from fl_hydra.arguments import prepare
-    from fl_hydra.config import notes, resolve
     from fl_hydra.errors import UserError, require
     from fl_hydra.paths import CONF
     from fl_hydra.pictures.draw import PANELS, draw_beside
+    from fl_hydra.resolving import notes, resolve
     from fl_hydra.runs.identity import run_folder
     from fl_hydra.schema import explain, register_schema, typed
     from fl_hydra.training.experiment import Experiment

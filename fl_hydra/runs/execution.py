@@ -9,8 +9,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fl_hydra.config import Config, resolve
+from fl_hydra.config import Config
 from fl_hydra.errors import UserError
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.conditions import Conditions, Wish
 from fl_hydra.runs.interruption import Interrupted, Interruption
 from fl_hydra.runs.outcome import Outcome, explain

@@ -143,8 +143,9 @@ class GridSweeper(BasicSweeper):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from fl_hydra.config import check_device, notes, resolve
+        from fl_hydra.config import check_device
         from fl_hydra.errors import UserError
+        from fl_hydra.resolving import notes, resolve
         from fl_hydra.runs.progress import ConsoleReporter, patience
         from fl_hydra.schema import explain
 

@@ -39,7 +39,7 @@ class PackedLauncher(Launcher):
         Raises:
             RunEnded: a signal asked to stop.
         """
-        from fl_hydra.config import resolve
+        from fl_hydra.resolving import resolve
         from fl_hydra.runs.execution import Outcome, execute_together
         from fl_hydra.runs.packing import packs, shape
         from fl_hydra.runs.progress import ConsoleReporter

@@ -157,7 +157,7 @@ class SearchSweeper(GridSweeper):
 
     def _say(self, search: _Search, told: int, active: Sequence[Trial], pruning: Pruning) -> None:
         """Tell those who report on runs how far the search is."""
-        from fl_hydra.config import resolve
+        from fl_hydra.resolving import resolve
 
         at, studies = self._searches.index(search), len(self._searches)
         of_study = f" of study {at + 1} of {studies}" if studies > 1 else ""

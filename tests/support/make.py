@@ -16,7 +16,8 @@ from omegaconf import DictConfig, open_dict
 
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.arguments import groups, keys
-from fl_hydra.config import Config, resolve
+from fl_hydra.config import Config
+from fl_hydra.resolving import resolve
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer

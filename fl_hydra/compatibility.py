@@ -1,0 +1,163 @@
+"""What cannot be chosen together: one table, in the order in which it is looked at.
+
+Here belongs what two or more groups have to say of each other. What one option can tell by itself is checked by that option, and what a
+key can tell by :class:`fl_hydra.config.Config`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.config import Config
+from fl_hydra.errors import UserError
+from fl_hydra.local_steps.base import LocalSteps
+from fl_hydra.participation.base import Participation
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration with its sizes worked out: K clients or workers, of which a fraction C, that is m, are in a round of J steps."""
+
+    config: Config
+    K: int
+    C: float
+    m: int
+    J: int | None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The method."""
+        return self.config.algorithm
+
+    @property
+    def local_steps(self) -> LocalSteps:
+        """The rule for J."""
+        return self.config.local_steps
+
+    @property
+    def participation(self) -> Participation:
+        """The scheme that draws cohorts."""
+        return self.config.participation
+
+    @property
+    def measures_noise(self) -> bool:
+        """Whether the gradient noise scale is measured."""
+        return self.config.noise_scale or "noise" in self.local_steps.measures
+
+    @property
+    def equal_steps(self) -> bool:
+        """Whether every row takes the same number of steps in every round."""
+        return self.local_steps.steady and not self.local_steps.spread
+
+    @property
+    def unequal(self) -> str:
+        """What makes numbers of steps differ, as it is typed."""
+        rule = self.local_steps
+        return f"local_steps.spread={rule.spread}" if rule.steady else f"local_steps={rule.name}"
+
+    @property
+    def without(self) -> str:
+        """How to do without it."""
+        return f"leave {self.unequal.partition('=')[0]} out"
+
+    @property
+    def no_comparison(self) -> str:
+        """Why workers cannot be compared, as measuring their noise or drift does."""
+        lone = f"{self.m} worker in a round has no other: take more"
+        return lone if self.algorithm.synchronous else f"algorithm={self.algorithm.name} has no such rounds"
+
+    @property
+    def comparing(self) -> str:
+        """What compares workers, as it is typed."""
+        return "noise_scale=true" if self.config.noise_scale else f"local_steps={self.local_steps.name}"
+
+    @property
+    def difference_of_speeds(self) -> str:
+        """What makes speeds differ, as it is typed."""
+        how = self.config.speeds.differ_by
+        return f"speeds.{how}={getattr(self.config.speeds, how, None)}"
+
+    @property
+    def slowness(self) -> float:
+        """How many times as slow as the fastest the slowest worker is."""
+        speeds = self.config.speeds.draw(self.K, self.config.seed)
+        return float(speeds.max() / speeds.min())
+
+
+Rule = tuple[Callable[[Choice], bool], str]
+"""Whether a choice can be run, and, formatted with it as `c`, one line that says what is wrong, what is allowed and what to do."""
+
+RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.config.data_parallel == 1 or (c.K == 1 and not c.algorithm.federated and c.algorithm.synchronous),
+        "data_parallel={c.config.data_parallel}: shares the steps of centralized training among workers; workers of "
+        "algorithm={c.algorithm.name} step by themselves: leave it out, or choose algorithm=centralized",
+    ),
+    (
+        lambda c: c.config.data_parallel <= c.config.batch_size,
+        "data_parallel={c.config.data_parallel}: each worker needs a sample of a batch; choose 1 to batch_size={c.config.batch_size}",
+    ),
+    (
+        lambda c: c.algorithm.ends_with_mean or c.config.server.averages,
+        "algorithm={c.algorithm.name} ends a round without a mean, from which an outer optimizer could step; leave server out",
+    ),
+    (
+        lambda c: not (c.measures_noise or "drift" in c.local_steps.measures) or (c.m > 1 and c.algorithm.synchronous),
+        "{c.comparing}: compares workers that begin a round with equal models and end it with their mean; {c.no_comparison}",
+    ),
+    (
+        lambda c: "drift" not in c.local_steps.measures or not c.algorithm.coupled,
+        "local_steps={c.local_steps.name}: workers of algorithm={c.algorithm.name} exchange models within a round, which hides how far "
+        "they drift apart; choose another rule",
+    ),
+    (
+        lambda c: c.J is not None or c.equal_steps,
+        "{c.unequal}: algorithm={c.algorithm.name} has no J to choose; {c.without}",
+    ),
+    (
+        lambda c: not c.local_steps.spread or not c.algorithm.lockstep,
+        "local_steps.spread={c.local_steps.spread}: workers of algorithm={c.algorithm.name} take all J steps of a period, to be averaged "
+        "after it; leave local_steps.spread out",
+    ),
+    (
+        lambda c: not c.participation.dropout or c.algorithm.federated,
+        "participation.dropout={c.participation.dropout}: clients of federated algorithms drop out, and algorithm={c.algorithm.name} has "
+        "workers; leave it out",
+    ),
+    (
+        lambda c: not c.participation.dropout or "drift" not in c.local_steps.measures,
+        "participation.dropout={c.participation.dropout}: a rule that measures drift needs all ends of a round; choose other local_steps",
+    ),
+    (
+        lambda c: not c.participation.weighs or not c.algorithm.needs_ends,
+        "participation={c.participation.name}: weighs updates by how likely they were, and algorithm={c.algorithm.name} uses more of a "
+        "round than a weighted sum; choose another scheme",
+    ),
+    (
+        lambda c: c.m == c.K or c.participation.name != "all",
+        "C={c.C}: participation=all takes every client; choose participation=uniform or leave C out",
+    ),
+    (
+        lambda c: not c.algorithm.event_driven or c.equal_steps,
+        "{c.unequal}: in algorithm={c.algorithm.name} workers differ by speeds=; {c.without}",
+    ),
+    (
+        lambda c: c.algorithm.slowest == math.inf or c.slowness <= c.algorithm.slowest,
+        "{c.difference_of_speeds}: the slowest of K={c.K} workers is {c.slowness:.3g} times as slow as the fastest; with "
+        "algorithm={c.algorithm.name} at most {c.algorithm.slowest:,} times is allowed: choose speeds that differ less",
+    ),
+)
+
+
+def check_compatibility(choice: Choice) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UserError: what the first rule says that does not hold.
+    """
+    for holds, otherwise in RULES:
+        if not holds(choice):
+            raise UserError(otherwise.format(c=choice))

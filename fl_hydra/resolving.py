@@ -1,0 +1,142 @@
+"""From a configuration to an :class:`Experiment`: every number worked out, and every combination checked, before anything is trained.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.compatibility import Choice, check_compatibility
+from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.data.population import Census
+from fl_hydra.errors import UserError, require
+from fl_hydra.training.experiment import Experiment
+
+DISTRIBUTED_EPOCHS = 150
+FEDERATED_SAMPLES = 5_120_000
+
+
+def resolve(config: Config) -> Experiment:
+    """Check the combination and work out every number; reads no more of the dataset than its card.
+
+    Raises:
+        UserError: one line that says what was wrong, what is allowed and what to do.
+    """
+    algorithm = config.algorithm
+    J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
+    require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
+    card = config.dataset.card(Path(config.data))
+    census = config.dataset.census(card, config.split_seed)
+    K: int = _counted("K", config.K, _clients(config, census), 1, algorithm)
+    C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
+    algorithm.check(K, C)
+    config.model.check(card)
+    _check_samples(config, census.total)
+    N_c = config.N_c if "N_c" in config.sharding.uses else None
+    gamma = config.gamma if "gamma" in config.participation.uses else None
+    config.sharding.check(census, K, N_c, config.seed)
+    config.scheduler.check(config.batch_size)
+    m = cohort(C, K)
+    config.participation.check(K, m, gamma)
+    choice = Choice(config, K, C, m, J)
+    check_compatibility(choice)
+    experiment = Experiment(
+        dataset=config.dataset,
+        card=card,
+        model=config.model,
+        optimizer=config.optimizer,
+        server=config.server,
+        scheduler=config.scheduler,
+        algorithm=algorithm,
+        local_steps=config.local_steps,
+        sharding=config.sharding,
+        participation=config.participation,
+        speeds=config.speeds,
+        K=K,
+        m=m,
+        J=J,
+        N_c=N_c,
+        gamma=gamma,
+        batch_size=config.batch_size,
+        data_parallel=config.data_parallel,
+        budget=1,
+        points=config.evaluation.points,
+        final=config.evaluation.final,
+        test=config.evaluation.test,
+        noise_scale=choice.measures_noise,
+        precision=config.precision,
+        seed=config.seed,
+        split_seed=config.split_seed,
+        data=Path(config.data),
+    )
+    budget = _budget(config, experiment, census.total)
+    if J is not None:
+        config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
+    return dataclasses.replace(experiment, budget=budget)
+
+
+def _check_samples(config: Config, total: int) -> None:
+    require(total > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")
+    require(config.batch_size <= total, f"batch_size={config.batch_size}: there are {total} training samples; choose 1 to {total}")
+
+
+def _budget(config: Config, experiment: Experiment, total: int) -> int:
+    """Samples of the whole run. total: training samples.
+
+    Raises:
+        UserError: it is given in rounds, which differ in length.
+    """
+    if config.samples is not None:
+        return config.samples
+    if config.epochs is not None:
+        return max(1, round(config.epochs * total))
+    if config.rounds is None:
+        return FEDERATED_SAMPLES if experiment.algorithm.federated else DISTRIBUTED_EPOCHS * total
+    whole = experiment.round_samples
+    if whole is None:
+        why = "local_steps.spread" if config.local_steps.steady else f"local_steps={config.local_steps.name}"
+        raise UserError(f"rounds={config.rounds}: with {why} rounds differ in length, so their number is no budget; give epochs or samples")
+    return config.rounds * whole
+
+
+def _clients(config: Config, census: Census) -> int | None:
+    """The number of clients or workers where none was given; None where the algorithm has no K."""
+    return config.algorithm.K if census.users is None or not config.algorithm.federated else len(census.users)
+
+
+def _counted(key: str, given: Any, default: Any, without: Any, algorithm: Algorithm) -> Any:
+    """A top-level number: what was given, else the algorithm's default; refused where it means nothing to the algorithm."""
+    if default is None:
+        require(given is None, f"{key}={given}: algorithm={algorithm.name} has no {key}; leave it out")
+        return without
+    return default if given is None else given
+
+
+def notes(config: Config) -> list[str]:
+    """What the user should know of a configuration that can be run: what was given without effect, and what was rounded."""
+    used = frozenset[str]().union(*(part.uses for part in config.parts.values()))
+    told = []
+    for key in ("N_c", "gamma"):
+        value = getattr(config, key)
+        if value is not None and key not in used:
+            readers = [f"{registry.group}={name}" for registry in REGISTRIES for name, part in registry.items() if key in part.uses]
+            instead = f"; it is read by {' or '.join(readers)}" if readers else ""
+            told.append(f"{key}={value} has no effect here{instead}")
+    C = config.C if config.C is not None else config.algorithm.C
+    if C is not None and config.algorithm.K is not None:
+        K = config.K or _clients(config, config.dataset.census(config.dataset.card(Path(config.data)), config.split_seed)) or 1
+        if K >= 1 and 0 < C <= 1 and not math.isclose(C * K, m := cohort(C, K)):
+            told.append(
+                f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (the nearest whole number, of two the even one)"
+            )
+    return told
+
+
+def cohort(C: float, K: int) -> int:
+    """How many of K clients take part in a round: C K to the nearest whole number, a half to the even one, and at least 1."""
+    return max(1, round(C * K))
