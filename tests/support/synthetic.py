@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from fl_hydra.config import resolve
 from fl_hydra.data.cifar100 import CIFAR100
 from fl_hydra.data.dataset import Card
 from fl_hydra.data.shakespeare import Shakespeare
@@ -24,7 +25,7 @@ from fl_hydra.report.spec import Spec
 from fl_hydra.runs.folder import as_json
 from fl_hydra.runs.identity import describe, hash_of
 from fl_hydra.runs.reading import Run
-from tests.support.make import experiment
+from tests.support.make import config
 
 SECTIONS = {path.stem: path for path in sorted((SWEEPS / "sweep").glob("*/*.yaml"))}
 
@@ -40,6 +41,9 @@ CARDS = {
 RULES = {"linear": 4, "doubling": 2, "post_local": 3, "loss": 2, "drift": 5, "noise": 6}
 """How many times as often as with a fixed J workers average."""
 
+ALONE = {"scheduler", "speeds", "local_steps", "participation", "sharding"}
+"""Groups that nothing else depends on: Hydra need not compose each of their options with all others, which takes most of the time."""
+
 COUNTS = ("averages", "served", "block_averages", "exchanges", "exchanged")
 
 
@@ -53,9 +57,12 @@ def configs(section: str) -> list[dict[str, Any]]:
         for dataset, card in CARDS.items():
             patch.setattr(dataset, "card", lambda self, root, card=card: card)
         for values in itertools.product(*grid.values()):
-            chosen = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-            config = describe(experiment(*begun, *chosen))
-            found[json.dumps(config, sort_keys=True)] = config
+            chosen = {key: f"{key}={value}" for key, value in zip(grid, values, strict=True)}
+            point = config(*begun, *(word for key, word in chosen.items() if key not in ALONE))
+            for key in ALONE & chosen.keys():
+                setattr(point, key, getattr(config(chosen[key]), key))
+            described = describe(resolve(point))
+            found[json.dumps(described, sort_keys=True)] = described
     return list(found.values())
 
 
@@ -63,11 +70,11 @@ def section(name: str, seeds: Sequence[int] = (1, 2, 3), points: int = 6, client
     """A section as if all of its full grid had been trained. clients: a folder for what clients hold, if that is wanted."""
     report: Any = OmegaConf.to_container(OmegaConf.load(SECTIONS[name]).hydra.sweeper.report)
     runs = []
-    for place, config in enumerate(configs(name)):
+    for place, point in enumerate(configs(name)):
         folder = (clients or Path("nowhere")) / f"{name}-{place}"
         if clients is not None:
-            write_clients(config, folder)
-        runs += [Run(folder, own, list(rows(own, points)), "finished") for seed in seeds for own in [{**config, "seed": seed}]]
+            write_clients(point, folder)
+        runs += [Run(folder, own, list(rows(own, points)), "finished") for seed in seeds for own in [{**point, "seed": seed}]]
     return Results.of(name, runs), Spec.of(report, name)
 
 
