@@ -41,7 +41,7 @@ CARDS = {
 RULES = {"linear": 4, "doubling": 2, "post_local": 3, "loss": 2, "drift": 5, "noise": 6}
 """How many times as often as with a fixed J workers average."""
 
-ALONE = {"scheduler", "speeds", "local_steps", "participation", "sharding"}
+ALONE = {"scheduler", "speeds"}
 """Groups that nothing else depends on: Hydra need not compose each of their options with all others, which takes most of the time."""
 
 COUNTS = ("averages", "served", "block_averages", "exchanges", "exchanged")
