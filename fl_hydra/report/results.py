@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ class Results:
         """The settings of which a seed has finished."""
         return [setting for setting in self.settings if setting.finished]
 
-    @property
+    @cached_property
     def axes(self) -> list[Axis]:
         """The axes on which the settings differ."""
         return varying([setting.config for setting in self.settings])
