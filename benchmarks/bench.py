@@ -24,7 +24,18 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from benchmarks.workloads import DEVICE, MadeUpText, ManyClients, ReluBeforePool, bare_passes, plain_characters, plain_loop, trainer
+from benchmarks.workloads import (
+    DEVICE,
+    MadeUpText,
+    ManyClients,
+    ReluBeforePool,
+    Size,
+    bare_passes,
+    plain_characters,
+    plain_loop,
+    shrink,
+    trainer,
+)
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.models.lstm import CharacterLSTM
@@ -33,6 +44,7 @@ from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
+BENCH = (sys.executable, "-m", "benchmarks.bench")
 PEERS = PROJECT / ".venv-peers" / "bin" / "python"
 Name = TypeVar("Name", str, int)
 
@@ -42,15 +54,20 @@ class Scale:
     """How much is measured: in full, or only that everything runs."""
 
     repeats: int = 9
+    overheads: int = 90
     batch_size: int = 64
     clients: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000)
     cohorts: tuple[int, ...] = (1, 2, 5, 10, 50, 200)
     packs: tuple[int, ...] = (1, 3, 9, 15)
     steps: int = 16
     evaluated: int = 10_000
+    compared: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    """Precisions in which engines are compared; fp16 on a GPU alone."""
 
 
-SHORT = Scale(repeats=1, batch_size=2, clients=(10, 100), cohorts=(1, 2), packs=(1, 3), steps=2, evaluated=100)
+SHORT = Scale(
+    repeats=1, overheads=1, batch_size=2, clients=(10, 100), cohorts=(1, 2), packs=(1, 3), steps=2, evaluated=100, compared=("fp32",)
+)
 
 
 @dataclass
@@ -111,7 +128,7 @@ class Elsewhere:
 
     def __init__(self, contender: str, J: int, batch_size: int, *, threads: int | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bench", "--contender", contender, str(J), str(batch_size)],
+            [*BENCH, *(["--short"] if Size.part < 1 else []), "--contender", contender, str(J), str(batch_size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -185,7 +202,7 @@ def rounds(scale: Scale) -> Figures:
         figures.add(name, value, images)
     for precision in ("fp32", "bf16"):
         figures.ratios[f"FedAvg round, {precision}: plain loop / ours"] = seconds["plain loop"] / seconds[f"ours, {precision}"]
-    for precision in ("fp32", "bf16", "fp16") if DEVICE == "cuda" else ("fp32", "bf16"):
+    for precision in [each for each in scale.compared if DEVICE == "cuda" or each != "fp16"]:
         each = {name: trainer(engine=name, batch_size=scale.batch_size, precision=precision).run_round for name in engines()}
         for name, value in interleaved(each, max(1, scale.repeats // 3)).items():
             figures.add(f"engine={name}, {precision}", value, images)
@@ -224,7 +241,7 @@ def overhead(scale: Scale) -> Figures:
         "plain loop": plain_loop(1, 1).run_round,
         "ours": trainer(J=1, batch_size=1).run_round,
     }
-    seconds = interleaved(contenders | each, 10 * scale.repeats)
+    seconds = interleaved(contenders | each, scale.overheads)
     for name, value in seconds.items():
         figures.add(name, value, 10)
     figures.ratios["overhead round: ours / ten bare passes"] = seconds["ours"] / seconds["ten bare passes"]
@@ -476,9 +493,8 @@ SECTIONS: dict[str, Callable[[Scale], Figures]] = {
 
 def _peak_with_clients(K: int) -> float:
     """Peak memory in MB of five rounds with K clients, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench", "--peak-with-clients", str(K)], capture_output=True, text=True, check=True, cwd=PROJECT
-    )
+    command = [*BENCH, *(["--short"] if Size.part < 1 else []), "--peak-with-clients", str(K)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
     return float(done.stdout)
 
 
@@ -541,6 +557,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=Scale.repeats)
     parser.add_argument("--json", type=Path, default=PROJECT / "outputs" / "bench.json")
     arguments = parser.parse_args()
+    if arguments.short:
+        shrink()
     if arguments.peak_with_clients is not None:
         run = many_clients(arguments.peak_with_clients)
         for _ in range(5):
@@ -551,7 +569,7 @@ def main() -> None:
         contender, J, batch_size = arguments.contender
         Elsewhere.serve(contender, int(J), int(batch_size))
         return
-    scale = SHORT if arguments.short else Scale(repeats=arguments.repeats)
+    scale = SHORT if arguments.short else Scale(repeats=arguments.repeats, overheads=10 * arguments.repeats)
     found: dict[str, Any] = {"machine": machine(), "short": arguments.short, "sections": {}}
     print("{processor}, {cores} cores, GPU: {gpu}, torch {torch}, commit {commit}".format(**found["machine"]))
     for name in arguments.only:

@@ -28,7 +28,6 @@ from fl_hydra.config import Config
 from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import UserError
 from fl_hydra.files import write_atomically
-from fl_hydra.report.runs import mean_and_deviation
 from fl_hydra.resolving import resolve
 from fl_hydra.schema import register_schema, typed
 from fl_hydra.training.engine_selection import ENGINES
@@ -334,6 +333,13 @@ def run_all(chosen: list[Figure], data: Path, out: Path, *, seconds: float, engi
             flush=True,
         )
     return failed
+
+
+def mean_and_deviation(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
+    """Over seeds."""
+    scaled = [value * scale for value in values]
+    deviation = f" ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
+    return f"{statistics.fmean(scaled):.{digits}f}{deviation}"
 
 
 def _machine() -> dict[str, Any]:

@@ -33,6 +33,17 @@ from fl_hydra.training.trainer import Trainer
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Size:
+    """What part of the images is made up."""
+
+    part = 1.0
+
+
+def shrink() -> None:
+    """Make up a fiftieth of the images from now on: to see that everything runs."""
+    Size.part = 0.02
+
+
 @datasets.register
 @dataclass
 class MadeUp(ImageDataset):
@@ -96,8 +107,9 @@ class ReluBeforePool(LeNet):
 def made_up(count: int, side: int, channels: int) -> Arrays:
     """Random images and labels; 10,000 of the images are the test set."""
     rng = np.random.default_rng(0)
+    count, tested = int(count * Size.part), int(10_000 * Size.part)
     images = rng.integers(0, 256, (count, side, side, channels), np.uint8)
-    return Arrays(images, np.arange(count) % 100, images[:10_000], np.arange(10_000) % 100)
+    return Arrays(images, np.arange(count) % 100, images[:tested], np.arange(tested) % 100)
 
 
 @lru_cache(maxsize=1)

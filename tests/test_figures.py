@@ -20,9 +20,8 @@ from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run
-from tests.support.grids import SECTIONS
-from tests.support.grids import results as full
 from tests.support.make import experiment
+from tests.support.synthetic import section
 
 COSTS = read_table(TABLE)
 KxJ = [(K, J) for K in (2, 4, 8) for J in (4, 8, 16, 32, 64)]
@@ -129,6 +128,8 @@ BLOCK: dict[str, Any] = {
     ]
 }
 
+FIRST: dict[str, Any] = {"figures": BLOCK["figures"][:3]}
+
 
 def draw(runs: list[Run], target: Path, block: dict[str, Any] = BLOCK) -> list[str]:
     paths = draw_figures(Results.of("mine", runs), Spec.of(block, "mine"), COSTS, target)
@@ -147,23 +148,23 @@ def test_figures_of_a_full_grid_are_legible_in_a_column(tmp_path: Path, seen: li
     assert "50.0" not in seen[0].texts and all("±1.0" in text for text in seen[0].texts)
 
 
-ALIKE = {"slowmo": "localsgd", "hierarchical": "decentralized", "fedavg": "participation"}
-"""Sections with the figures of others."""
+PRINTED = ("asynchronous", "centralized", "decentralized", "large_batch", "learning_rate", "participation", "schedules", "shakespeare")
+"""Sections whose figures are of all kinds; those of the others are like theirs, or like :data:`BLOCK`."""
 
 
-@pytest.mark.parametrize("path", [path for path in SECTIONS if path.stem not in ALIKE], ids=lambda path: path.stem)
-def test_every_figure_of_every_full_section_can_be_read_in_print(path: Path, tmp_path: Path, seen: list[Facts]) -> None:
+@pytest.mark.parametrize("name", PRINTED)
+def test_every_figure_of_a_full_section_can_be_read_in_print(name: str, tmp_path: Path, seen: list[Facts]) -> None:
     """As wide as a column or a page, letters of at least 7 points, at most eight series a panel, nothing over another or cut off."""
-    results, spec = full(path, tmp_path, seeds=(1, 2), points=12)
-    results = dataclasses.replace(results, studies=[study("sgdm", 30), study("adamw", 30, pruned=False)])
-    names = [drawn.stem.removeprefix(f"{path.stem}-") for drawn in draw_figures(results, spec, COSTS, tmp_path)[::2]]
+    results, spec = section(name, seeds=(1, 2), points=12, clients=tmp_path)
+    searched = name == "large_batch"
+    results = dataclasses.replace(results, studies=[study("sgdm", 30), study("adamw", 30, pruned=False)] if searched else [])
+    names = [drawn.stem.removeprefix(f"{name}-") for drawn in draw_figures(results, spec, COSTS, tmp_path)[::2]]
     told = captions(results, spec, COSTS)
     assert names == list(told) and all(
         raw not in words for words in told.values() for raw in ("test/acc", "_lr", "optimizer.lr", "optimizer.w", "e+0")
     )
-    asked = [each.name for each in spec.figures if not each.under]
-    # No grid of rates; the same curves as by rounds; no images to compare with.
-    missing = {"centralized": ["heat"], "outer": ["communication"], "shakespeare": ["images"]}.get(path.stem, [])
+    asked = [each.name for each in spec.figures if not each.under and (searched or each.kind != "search")]
+    missing = {"centralized": ["heat"], "shakespeare": ["images"]}.get(name, [])  # no grid of rates; no images to compare with
     assert names == [each for each in asked if each not in missing]
     assert len(seen) >= len(names)
     for each in seen:
@@ -263,18 +264,18 @@ def test_more_than_eight_series_get_panels_of_their_own(tmp_path: Path, seen: li
 
 
 def test_one_seed_has_no_band_and_is_said(tmp_path: Path, seen: list[Facts]) -> None:
-    draw(grid(seeds=[1]), tmp_path)
+    draw(grid(seeds=[1]), tmp_path, FIRST)
     assert all(each.bands == 0 for each in seen[:3])
     assert not any("±" in text for each in seen for text in each.texts)
     assert all("n=1" in each.titles for each in seen)
-    assert all("n=1" in text for text in captions(Results.of("mine", grid(seeds=[1])), Spec.of(BLOCK, "mine"), COSTS).values())
+    assert all("n=1" in text for text in captions(Results.of("mine", grid(seeds=[1])), Spec.of(FIRST, "mine"), COSTS).values())
 
 
 def test_what_is_missing_is_said_and_not_drawn_as_a_number(tmp_path: Path, seen: list[Facts]) -> None:
     runs = [r for r in grid(seeds=[1]) if (r.config["K"], r.config["J"]) not in ((2, 4), (8, 64))]
     runs += [run("algorithm=localsgd", "K=2", "J=4", "seed=1", status="unfinished")]
-    draw(runs, tmp_path)
-    heat, lines, curves = seen[:3]
+    draw(runs, tmp_path, FIRST)
+    heat, lines, curves = seen
     assert sorted(text for text in heat.texts if not text[0].isdigit()) == ["none", "not run"]
     assert len(heat.texts) == 15 and "0.0" not in heat.texts
     assert any("no result" in title for title in lines.titles)
@@ -310,7 +311,7 @@ def test_a_narrowed_grid_is_drawn_without_what_does_not_vary(tmp_path: Path, see
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     runs = grid(seeds=[1, 2], points=[(2, 4), (2, 8), (4, 4), (4, 8)])
     for name in ("one", "two"):
-        draw(runs, tmp_path / name, {"figures": [*BLOCK["figures"][:2], {**BLOCK["figures"][1], "under": "heat"}]})
+        draw(runs, tmp_path / name, {"figures": [BLOCK["figures"][0], {**BLOCK["figures"][1], "under": "heat"}]})
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 

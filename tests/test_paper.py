@@ -23,7 +23,7 @@ from fl_hydra.report.spec import Spec
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run, read_run
 from tests.support.make import experiment
-from tests.support.synthetic import grid, rows, write_run, write_section
+from tests.support.synthetic import rows, section, write_run, write_section
 
 REPORT = {"title": "Mine", "compare": [{"axis": "J", "within": ["K"]}]}
 
@@ -245,9 +245,8 @@ def test_the_paper_of_all_sections_at_full_size_has_at_most_six_pages(tmp_path: 
     narrow, wide = (matplotlib.figure.Figure(figsize=(width, 2.6)) for width in (3.3, 6.9))
     sections = []
     for name in (*BASE["a"], *FURTHER["a"]):
-        configurations, block = grid("a", name, (1, 2, 3))
-        spec = Spec.of(block, name)
-        sections.append((results(name, configurations), spec))
+        full, spec = section(name)
+        sections.append((full, spec))
         for figure in spec.figures:
             (wide if figure.facet else narrow).savefig(tmp_path / f"{name}-{figure.name}.pdf")
     write_paper(sections, read_table(), tmp_path, "a")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_hydra.pictures.__main__ import main
 from fl_hydra.pictures.draw import draw_clients
 from fl_hydra.report.figures.clients import relative
 from fl_hydra.sharding.base import Shards
@@ -48,23 +49,28 @@ def test_a_character_that_a_client_never_uses_is_drawn_as_rare() -> None:
     assert drawn[0].tolist() == [-1, 1, -1] and drawn[1].tolist() == [0, 0, 0]
 
 
-def test_the_command_says_where_it_wrote_and_mistakes_are_one_line(tmp_path: Path) -> None:
-    def command(*argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fl_hydra.pictures", *argv, f"outputs={tmp_path}"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    done = command("algorithm=fedavg", "K=10", "C=0.2")
+def test_the_command_says_where_it_wrote_and_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first as a process of its own; the others need not import all of it again."""
+    words = ["algorithm=fedavg", "K=10", "C=0.2"]
+    command = [sys.executable, "-m", "fl_hydra.pictures", *words, f"outputs={tmp_path}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     (path,) = (tmp_path / "pictures").iterdir()
     assert done.returncode == 0 and str(path) in done.stdout and not done.stderr
-    done = command("-m", "algorithm=fedavg", "K=10", "C=0.2", "sharding=classes", "N_c=2,5", "panel=classes")
-    assert done.returncode == 0 and len(list((tmp_path / "pictures").glob("*-classes.png"))) == 1
-    for word in ("panel=nothing", "panel=probabilities"):
-        wrong = command("algorithm=fedavg", "K=10", word)
-        assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith(f"error: {word}: ")
-    wrong = command("algorithm=fedavg", "K=10", "sharding=classes", "N_c=11")
-    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: N_c=11")
+
+    def status(*argv: str) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["pictures", *argv, f"outputs={tmp_path}"])
+        try:
+            main()
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    assert status("-m", *words, "sharding=classes", "N_c=2,5", "panel=classes") == 0
+    assert len(list((tmp_path / "pictures").glob("*-classes.png"))) == 1
+    for mistake in (["panel=nothing"], ["panel=probabilities"], ["sharding=classes", "N_c=11"]):
+        capsys.readouterr()
+        assert status(*words, *mistake) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {mistake[-1]}")

@@ -19,8 +19,11 @@ from omegaconf import OmegaConf
 
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.commands import portable
-from fl_hydra.report.cost import KEYS
-from fl_hydra.report.runs import Run, by_setting, mean_and_deviation, mean_in_digits
+from fl_hydra.report.cost import KEYS, read_table
+from fl_hydra.report.measures import measures
+from fl_hydra.report.results import Statistic
+from fl_hydra.report.runs import Run, by_setting
+from fl_hydra.report.wording import figure
 from fl_hydra.runs.folder import RunFolder
 from fl_hydra.runs.identity import describe, hash_of, run_folder, run_hash
 from fl_hydra.runs.reading import read_run
@@ -86,14 +89,14 @@ def test_unknown_section_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_mean_and_deviation() -> None:
-    assert mean_and_deviation([0.5], 100) == "50.00"
-    assert mean_and_deviation([0.4, 0.6], 100) == "50.00 ± 14.14"
-    assert mean_and_deviation([0.4, None]) == ""
-    assert mean_in_digits([3.0, 3.0]) == "3"
-    assert mean_in_digits([0.012345]) == "0.0123"
-    assert mean_in_digits([0.1 + 0.2, 0.3]) == "0.300"
-    assert mean_in_digits([100.4, 101.2]) == "101 ± 1"
+def test_figures_have_the_digits_of_their_measure_and_costs_three() -> None:
+    known = measures(read_table())
+    assert figure(Statistic((50.0,)), known["test/acc"]) == ("50.00", None)
+    assert figure(Statistic((40.0, 60.0)), known["test/acc"]) == ("50.00", "14.14")
+    assert figure(Statistic((3.0, 3.0)), known["bytes"]) == ("3", None)
+    assert figure(Statistic((0.012345,)), known["bytes"]) == ("0.0123", None)
+    assert figure(Statistic((0.1 + 0.2, 0.3)), known["bytes"]) == ("0.300", None)
+    assert figure(Statistic((100.4, 101.2)), known["bytes"]) == ("101", "1")
 
 
 def of(*overrides: str) -> Run:

@@ -113,3 +113,22 @@ def test_nothing_is_claimed_of_fewer_than_three_seeds_or_without_the_test() -> N
     assert far.holds and not near.holds and near.seeds is not None and near.seeds > 3
     text = " ".join(as_text(sentence) for paragraph in sentences(three, SPEC, read_table()) for sentence in paragraph)
     assert "1 of 2 differences" in text and "it holds" in text and "significant" not in text
+
+
+def test_a_comparison_is_narrowed_and_says_to_what() -> None:
+    found = [
+        Run(Path(f"run-{J}{name}{seed}"), config, [{"round": 1, "samples": 64, "test/acc": acc + seed / 100}], "finished")
+        for J, acc in ((4, 0.3), (8, 0.5))
+        for name in ("constant", "cosine")
+        for seed in (1, 2, 3)
+        for config in [describe(experiment("algorithm=localsgd", "K=2", f"J={J}", f"scheduler={name}", f"seed={seed}"))]
+    ]
+    mine = Results.of("mine", found)
+    for where, schedules in (({}, ["constant", "cosine"]), ({"scheduler": "cosine"}, ["cosine"]), ({"scheduler": "gone"}, ["constant"])):
+        spec = Spec.of({"compare": [{"axis": "J", "against": 4, "within": ["scheduler"], "where": where}]}, "mine")
+        told = differences(mine, spec.compare, read_table())
+        assert [each.setting.value("scheduler") for each in told] == schedules
+        assert {(each.setting.value("J"), each.other.value("J")) for each in told} == {(8, 4)}
+        text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
+        assert ("with the cosine schedule: " in text) == (where == {"scheduler": "cosine"})
+    assert Spec.of({"compare": [{"axis": "J", "where": {"schedular": "x"}}]}, "mine").unknown_axes(mine) == ["schedular"]

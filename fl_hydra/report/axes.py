@@ -145,7 +145,7 @@ def _needed(axes: list[Axis], configurations: Sequence[Configuration]) -> list[A
     return left
 
 
-def in_order(axis: Axis, values: Sequence[Value]) -> list[Value]:
+def in_order(values: Sequence[Value]) -> list[Value]:
     """Different values of an axis: numbers by size and what is absent last, names as they came."""
     different = list(dict.fromkeys(values))
     numbers = sorted(value for value in different if isinstance(value, int | float))

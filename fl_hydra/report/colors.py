@@ -56,7 +56,7 @@ SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#
 
 def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
     """A colour for each value of an axis, as #rrggbb: numbers from dark to light, what is absent grey, names from the palette."""
-    ordered = in_order(axis, values)
+    ordered = in_order(values)
     fixed = FIXED.get(axis.name, {})
     numbers = [value for value in ordered if isinstance(value, int | float) and not isinstance(value, bool)]
     found: dict[Value, str] = {}

@@ -56,7 +56,9 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
 
 
 def measures(table: CostTable) -> dict[str, Measure]:
-    """By name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, by worker."""
+    """By name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
+    by the workers or clients, so that one to a server and one from it both count, and one between two workers counts once.
+    """
     device = table.devices[0]
     parts = {"train": "training", "val": "validation", "test": "test"}
     losses = [Measure(f"{part}/loss", f"{word} loss", _column(f"{part}/loss"), "min", 4) for part, word in parts.items()]
@@ -78,8 +80,8 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("noise_scale", "gradient noise scale, samples", _column("noise_scale"), digits=0),
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),
-        Measure("payload", "payload of each worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
-        Measure("bytes", "data sent by each worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),
+        Measure("payload", "payload per worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
+        Measure("bytes", "communication per worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),
         Measure("seconds", "simulated time, s", _cost(lambda ledger: computing_seconds(ledger, device) + ledger.delay)),
         *map(on, table.networks),
     ]

@@ -27,7 +27,7 @@ from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, listed
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -97,7 +97,7 @@ class _Size:
     """How much is shown.
 
     rows, figures: of a section that the track asks for. further_rows, further_figures: of another. cheapest: whether the table of costs
-    has what sends least of each method, too.
+    has what communicates least of each method, too.
     """
 
     rows: int
@@ -277,7 +277,7 @@ def _paper(content: _Content, size: _Size) -> str:
     if missing:
         lines.append(rf"\section{{Not trained yet}} {', '.join(code(f'make {name}') for name in missing)}.")
     if any(results.drawn for results, _ in sections):
-        lines += [r"\section{Costs}\label{sec:costs}", r"Table~\ref{tab:costs} has what each method computes and sends."]
+        lines += [r"\section{Costs}\label{sec:costs}", r"Table~\ref{tab:costs} has what each method computes and communicates."]
         lines.append(as_latex(overview_table([*base, *further], content.table, size.cheapest), "costs", macros=True))
         lines.append(r"\words{costs}")
     lines += [r"\section{Personal contribution}", r"\words{contribution}"]
@@ -330,7 +330,7 @@ def _setup(content: _Content, size: _Size) -> list[str]:
         said = f"{DATA.get(name, name)} with {listed([MODELS.get(model, model) for model in models])}"
         held_out = HELD_OUT.get(name, "drawn from each class alike")
         said += f"; {' or '.join(parts)} % of the training set is kept for validation, {held_out}" if parts else ""
-        lines.append(escaped(f"{_first(said)}."))
+        lines.append(escaped(f"{capital(said)}."))
     divided = dict.fromkeys(str(config["sharding"]["name"]) for config in configurations if config["K"] > 1)
     if divided:
         told = "; ".join(DIVISIONS.get(name, name) for name in divided)
@@ -370,11 +370,7 @@ def _facts(results: Results, found: Sequence[Search], seeds: bool = True) -> str
     numbers_ = sorted({len(setting.finished) for setting in results.drawn}) or [0]
     said += [f"n={' to '.join(str(each) for each in dict.fromkeys((numbers_[0], numbers_[-1])))}"] if seeds else []
     said.append("hyper-parameters searched (Section II)" if found else "hyper-parameters not searched")
-    return f"{_first(', '.join(said))}."
-
-
-def _first(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return f"{capital(', '.join(said))}."
 
 
 def _section(content: _Content, results: Results, spec: Spec, rows: int, figures: int, sub: bool = False) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fl_hydra.arrays import Reals
-from fl_hydra.report.axes import Axis, Value, axis, varying
+from fl_hydra.report.axes import Axis, Value, axis, in_order, varying
 from fl_hydra.report.measures import Measure
 from fl_hydra.report.runs import by_setting, state
 from fl_hydra.runs.reading import Run, method_of
@@ -137,7 +138,21 @@ class Results:
         """The settings of which a seed has finished."""
         return [setting for setting in self.settings if setting.finished]
 
-    @property
+    @cached_property
     def axes(self) -> list[Axis]:
         """The axes on which the settings differ."""
         return varying([setting.config for setting in self.settings])
+
+
+def narrowed(settings: Sequence[Setting], where: Mapping[str, Value]) -> list[Setting]:
+    """Settings at these values of axes, given as they are or as :meth:`fl_hydra.report.axes.Axis.text` writes them.
+
+    Where no setting has such a value, at the first that there is.
+    """
+    kept = list(settings)
+    for name, wanted in where.items():
+        which = axis(name)
+        there = in_order([which.of(setting.config) for setting in kept])
+        accepted = [value for value in there if value == wanted or which.text(value) == str(wanted)] or there[:1]
+        kept = [setting for setting in kept if which.of(setting.config) in accepted]
+    return kept

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run, read_run
 
-__all__ = ["Run", "by_setting", "mean_and_deviation", "mean_in_digits", "not_in_means", "read_run", "state"]
+__all__ = ["Run", "by_setting", "not_in_means", "read_run", "state"]
 
 
 def not_in_means(runs: Sequence[Run]) -> list[str]:
@@ -72,22 +70,3 @@ def _differences(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str
         if key != "seed" and any(other.get(key) != value for other in comparable):
             differences.append(f"{part if field == 'name' else key}={value}")
     return differences
-
-
-def mean_and_deviation(values: Sequence[float | None], scale: float = 1.0, digits: int = 2) -> str:
-    """`mean ± standard deviation` over seeds; the figure alone for one seed; nothing where a value is missing."""
-    present = [value * scale for value in values if value is not None]
-    if not present or len(present) < len(values):
-        return ""
-    mean = f"{statistics.fmean(present):.{digits}f}"
-    return mean if len(present) == 1 else f"{mean} ± {statistics.stdev(present):.{digits}f}"
-
-
-def mean_in_digits(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± standard deviation` over seeds in so many digits, without exponents; the figure alone where all seeds have the same."""
-    mean = statistics.fmean(values)
-    if all(value == int(mean) for value in values):
-        return str(int(mean))
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(mean)))) if mean else 0
-    alike = all(math.isclose(value, values[0], rel_tol=1e-9) for value in values)
-    return f"{mean:.{decimals}f}" if alike else f"{mean:.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"

@@ -14,7 +14,7 @@ from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
-from fl_hydra.report.wording import DATA, MODELS, column, figure, listed, phrase, setting_name
+from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, setting_name
 
 TARGET = 0.95
 """The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
@@ -141,7 +141,7 @@ def _best(results: Results, table: CostTable) -> list[Sentence]:
                 if test:
                     said.append(
                         (
-                            _first(f"{setting_name(results, setting)} ends at a test accuracy of "),
+                            capital(f"{setting_name(results, setting)} ends at a test accuracy of "),
                             *_figure(results, setting, known["test/acc"], test),
                             ".",
                         )
@@ -177,16 +177,18 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     sides = {each.setting.value(comparison.axis) for each in known}
     told = [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
     only = comparison.only and len(sides) == 1
-    what = _first(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
+    what = capital(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
     same = [column(each) for each in results.axes if each.name in comparison.within]
+    where = [each.name for each in results.axes if each.name in comparison.where]
     told += [f"at the same {listed(same)}"] if same else []
+    told += [f"with {listed([phrase(axis(each), known[0].setting.value(each)) for each in where])}"] if where else []
     name = key(results.name, f"compare{number}")
     begun = f"{what}{', ' if told else ''}{', '.join(told)}: "
     count, several = Number(f"{name}/differences", str(len(known))), len(known) > 1
-    figures = f" difference{'s' if several else ''} in {_bare(of)} "
+    figures = f" difference{'s' if several else ''} in {bare(of)} "
     first = known[int(largest([each.size for each in known]))]
     if not first.size:
-        return [(begun, count, f" pair{'s do' if several else ' does'} not differ in mean {_bare(of)}.")]
+        return [(begun, count, f" pair{'s do' if several else ' does'} not differ in mean {bare(of)}.")]
     said: list[Sentence]
     if all(each.n < 2 for each in known):
         many = "are undecided, and one seed does not tell how many would decide them."
@@ -287,19 +289,19 @@ def _to_reach(
     what, unit, place = _unit(x, "client" if any(setting.config["m"] < setting.config["K"] for setting in settings) else "worker")
     taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
     if len(reached) > 1 and most[1].mean > least[1].mean:
-        said += [f"{_first(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
+        said += [f"{capital(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
         said += [f", and {setting_name(results, most[0])} the most, "]
         said += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit, "."]
     else:
-        who = "All of these" if len(reached) > 1 else _first(setting_name(results, least[0]))
+        who = "All of these" if len(reached) > 1 else capital(setting_name(results, least[0]))
         said += [f"{who} took ", taken, f"{unit}{place}."]
     return [tuple(said)]
 
 
-def _unit(x: Measure, sender: str) -> tuple[str, str, str]:
+def _unit(x: Measure, who: str) -> tuple[str, str, str]:
     """What was taken, its unit, and where."""
     if x.name == "bytes":
-        return "communication", f" MB sent by each {sender}", ""
+        return "communication", f" MB per {who}", ""
     return ("training", " epochs", "") if x.name == "epoch" else ("time", " s", f" on the network {x.name}, computing included")
 
 
@@ -328,14 +330,6 @@ def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTab
     for paragraph in said:
         found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
     return found
-
-
-def _bare(of: Measure) -> str:
-    return of.title.rpartition(", ")[0] or of.title
-
-
-def _first(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _count(number: int, word: str) -> str:

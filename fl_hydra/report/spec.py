@@ -76,7 +76,8 @@ class Comparison:
     """Differences that the section's sentences are about: between values of an axis, at each point of the axes `within`.
 
     against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
-    has: every two. only: the values that are compared with it, if not all. measure: of the final models.
+    has: every two. only: the values that are compared with it, if not all. where: values of axes to which it is narrowed, as a figure is.
+    measure: of the final models.
     """
 
     axis: str
@@ -84,6 +85,7 @@ class Comparison:
     against: Any = None
     measure: str = "test/acc"
     only: tuple[str, ...] = ()
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Spec:
             own = {"lines": (figure.x,), "heat": (figure.x, *figure.y)}.get(figure.kind, ())
             yield from (name for name in (*own, figure.color, figure.dash, figure.facet, *figure.where) if name)
         for each in self.compare:
-            yield from (each.axis, *each.within)
+            yield from (each.axis, *each.within, *each.where)
 
     @classmethod
     def default(cls, section: str, axes: Sequence[Axis]) -> Spec:

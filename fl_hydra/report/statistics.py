@@ -14,7 +14,7 @@ from fl_hydra.arrays import Reals
 from fl_hydra.report.axes import Axis, Value, axis, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.measures import Measure, measure
-from fl_hydra.report.results import Results, Setting, Statistic
+from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import Comparison
 
 LEVEL = 0.05
@@ -193,11 +193,11 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
 
 
 def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setting]]:
-    """What is compared: settings alike on the axes `within`, and on all others on which some differ, if that pairs any."""
+    """What is compared: settings of `where`, alike on the axes `within`, and on all others on which some differ, if that pairs any."""
     compared, within = axis(comparison.axis), [axis(name) for name in comparison.within]
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []
-    for group in _groups(results.settings, within):
+    for group in _groups(narrowed(results.settings, comparison.where), within):
         divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
         found += divided or _pairs(group, compared, comparison)
     return found
@@ -215,7 +215,7 @@ def _pairs(settings: Sequence[Setting], compared: Axis, comparison: Comparison) 
     of: dict[Value, list[Setting]] = {}
     for setting in settings:
         of.setdefault(compared.of(setting.config), []).append(setting)
-    values = in_order(compared, list(of))
+    values = in_order(list(of))
     wanted = compared.text(against) if isinstance(against, int | float) else str(against)
     base = [value for value in values if against is not None and compared.text(value) == wanted]
     mine = [value for value in values if not only or compared.text(value) in only]

@@ -147,7 +147,7 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
     Args:
         sections: in the order of the rows; a setting that an earlier one has is not shown again.
         table: of networks; of more than three, the fastest, the slowest and the one between have columns. The first device counts.
-        cheapest: whether of each method the setting that sends least has a row, too, where that is another one.
+        cheapest: whether of each method the setting that communicates least has a row, too, where that is another one.
     """
     known = measures(table)
     count = len(table.networks)
@@ -164,15 +164,15 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
             workers = max(setting.config["K"], setting.config.get("data_parallel", 1))
             said += [Cell(str(workers)), Cell("" if setting.value("J") is None else str(setting.value("J")))]
             rows.append([*said, *cells, Cell(str(len(setting.finished)))])
-    titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB sent", "seconds": "computing, s"}
+    titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB per worker", "seconds": "computing, s"}
     header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
     header, rows, once = _without_constants(header, rows, keep=("setting", "acc., %"))
     links = "; ".join(f"{each.name}: {each.latency * 1e3:g} ms, {each.bandwidth / 1e9:g} Gb/s" for each in networks)
     devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
-    and_least = ", and the one that sends least" if cheapest else ""
+    and_least = ", and the one that communicates least" if cheapest else ""
     notes = [
         f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model. K counts the workers that "
-        f"share the steps of large batches, too. GFLOP of all workers; MB (10^6 bytes) sent by each worker, averages by "
+        f"share the steps of large batches, too. GFLOP of all workers; MB (10^6 bytes): all messages, divided by the workers, averages by "
         f"{AVERAGES[table.collective]}; modelled seconds: computing alone{devices}, and with the messages on a network ({links}).",
         *once,
     ]
@@ -183,7 +183,7 @@ AVERAGES = {"ring": "a ring", "tree": "a tree", "point_to_point": "a server", "f
 
 
 def _representatives(results: Results, known: Mapping[str, Measure], cheapest: bool) -> list[Setting]:
-    """Of each method (of each optimizer, where one method has several) and data set, the best by validation and what sends least."""
+    """Of each method (of each optimizer, where one method has several) and data set, the best by validation and what communicates least."""
     groups: dict[tuple[object, ...], list[Setting]] = {}
     for setting in results.drawn:
         groups.setdefault(tuple(setting.value(name) for name in ("dataset", "method", "optimizer")), []).append(setting)
@@ -225,12 +225,10 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
 
 
-def costs_table(results: Results, spec: Spec, table: CostTable, most: int | None = None) -> Table:
+def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
     """What every setting computed and sent, and how long it takes on each network; a row for each device, where there are several."""
     several = len(table.devices) > 1
-    ranked = sorted(results.settings, key=lambda setting: -_mean(setting.final(measures(table)["val/acc"])))
-    kept = ranked[:most] if most is not None else ranked
-    settings = [setting for setting in results.settings if setting in kept]
+    settings = results.settings
     head, names = _names(results, settings)
     columns = [*COSTS, *(network.name for network in table.networks)]
     header = [*head, *(["device"] if several else []), *(measures(table)[name].title for name in columns), "n", "status"]
@@ -252,8 +250,8 @@ def costs_table(results: Results, spec: Spec, table: CostTable, most: int | None
     links = ", ".join(f"{n.name} {n.latency * 1e3:g} ms + {n.bandwidth / 1e9:g} Gb/s" for n in table.networks)
     notes = [
         *_seeds(results),
-        "payload: what workers and server sent; sent: with every message of the collective; MB: 10^6 bytes. Simulated time is without a "
-        f"network. Averages of workers: {table.collective}. Networks: {links}.",
+        "payload: what workers and server sent; communication: with every message of the collective; MB: 10^6 bytes. Simulated time is "
+        f"without a network. Averages of workers: {table.collective}. Networks: {links}.",
         *once,
         *common(results),
         *_missing(results),

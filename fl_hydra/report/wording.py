@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fl_hydra.report.axes import AXES, Axis, Value
 from fl_hydra.report.measures import Measure
@@ -127,9 +126,14 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def data_of(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The different data sets, in words."""
-    return list(dict.fromkeys(DATA.get(name, name) for config in configurations for name in [str(config["dataset"]["name"])]))
+def capital(text: str) -> str:
+    """With a capital letter, as a sentence begins."""
+    return text[:1].upper() + text[1:]
+
+
+def bare(of: Measure) -> str:
+    """A measure's title without its unit."""
+    return of.title.rpartition(", ")[0] or of.title
 
 
 def figure(statistic: Statistic, of: Measure) -> tuple[str, str | None]:

@@ -7,9 +7,10 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures import curves, heat, lines, search, targets
 from fl_hydra.report.figures.drawing import Planned, planned, sheets
 from fl_hydra.report.figures.legends import pretty
-from fl_hydra.report.measures import Measure, measure
+from fl_hydra.report.measures import measure
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import Spec
+from fl_hydra.report.wording import bare, capital, listed
 
 
 def captions(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
@@ -30,12 +31,12 @@ def caption(one: Planned, table: CostTable) -> str:
     plan = one.plan
     if isinstance(one.shown, search.Shown):
         return search.caption(one.shown)
-    words = [_what(one, table)]
+    words = [_what(one)]
     if plan.chosen:
-        words.append(f"Shown for {_and(plan.chosen)}.")
+        words.append(f"Shown for {listed(plan.chosen)}.")
     if one.repeated:
-        others = [measure(name, table).title.rpartition(", ")[0] or measure(name, table).title for name in one.repeated]
-        words.append(f"The curves look the same against {_and(others)}.")
+        others = [bare(measure(name, table)) for name in one.repeated]
+        words.append(f"The curves look the same against {listed(others)}.")
     if plan.spec.beside:
         words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.left_out:
@@ -45,12 +46,12 @@ def caption(one: Planned, table: CostTable) -> str:
     return " ".join(word for word in words if word)
 
 
-def _what(one: Planned, table: CostTable) -> str:
+def _what(one: Planned) -> str:
     plan, shown = one.plan, one.shown
     by = _by([plan.color, plan.dash], plan.facets)
     if isinstance(shown, curves.Shown):
         ys = [each for row in shown.rows for each in row.measures]
-        what = f"{_first(_and([_bare(each) for each in ys]))} against {_bare(shown.x)}{by}"
+        what = f"{capital(listed([bare(each) for each in ys]))} against {bare(shown.x)}{by}"
         return f"{what}. The beginning of training may lie outside the axes."
     if isinstance(shown, lines.Shown):
         assert plan.x is not None
@@ -59,7 +60,7 @@ def _what(one: Planned, table: CostTable) -> str:
             "reference": f" Rings mark the largest {plan.x.title} of each line that loses at most one percentage point to the best "
             f"result with {pretty(plan.x.label(shown.xs[0]))}.",
         }
-        what = f"{_first(_and([_bare(each) for each in shown.measures]))} of the final models against {plan.x.title}{by}."
+        what = f"{capital(listed([bare(each) for each in shown.measures]))} of the final models against {plan.x.title}{by}."
         scaled = any(str(each).startswith("scaled ") for look in (plan.dash, plan.color) if look is not None for each in plan.values(look))
         why = " Scaled: the rate grows with the batch size and warms up." if scaled else ""
         return what + why + marks.get(plan.spec.mark, "")
@@ -70,14 +71,14 @@ def _what(one: Planned, table: CostTable) -> str:
         where = f"by {plan.y.title} and {plan.x.title}{by}"
         unit = ", in %" if shown.value.unit == "%" else ""
         return (
-            f"{_first(_bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
+            f"{capital(bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
             f"frame marks the best by validation.{hatched}"
         )
     if isinstance(shown, targets.Shown):
-        what = _and([_bare(each) for each in shown.measures])
+        what = listed([bare(each) for each in shown.measures])
         never = any(statistic is None for _, _, found in shown.lines for statistic in found)
         return (
-            f"{_first(what)} when an evaluation first found a {_bare(shown.accuracy)} of {shown.target:g} %."
+            f"{capital(what)} when an evaluation first found a {bare(shown.accuracy)} of {shown.target:g} %."
             f"{' Never: at least one seed did not reach it.' if never else ''}"
         )
     if plan.spec.kind == "sampling":
@@ -90,23 +91,9 @@ def _what(one: Planned, table: CostTable) -> str:
     return f"Classes of each client's samples{by} (first seed)."
 
 
-def _bare(each: Measure) -> str:
-    """A title without its unit."""
-    return each.title.removesuffix(f", {each.unit}") if each.unit else each.title
-
-
 def _by(looks: list[Axis | None], facets: tuple[Axis, ...]) -> str:
     names = list(dict.fromkeys(each.title for each in (*looks, *facets) if each is not None))
-    return f", by {_and(names)}" if names else ""
-
-
-def _first(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
-def _and(words: list[str] | tuple[str, ...]) -> str:
-    words = list(words)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return f", by {listed(names)}" if names else ""
 
 
 def _seeds(settings: list[Setting], deviations: str) -> str:

@@ -161,7 +161,7 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
         from matplotlib.lines import Line2D
 
         handles.append(Line2D([], [], color="0.3", linestyle=(0, (1, 3))))
-        names.append("sends nothing")
+        names.append("no communication")
     if panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not parts:
         ends = [
             (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])

@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_hydra.report.axes import Axis, Value, axis, in_order, varying
 from fl_hydra.report.colors import colors, palette_of_one
-from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.results import Results, Setting, narrowed
 from fl_hydra.report.spec import FigureSpec
 
 MOST_SERIES = 8
@@ -70,7 +70,7 @@ class Fitted:
 
     def values(self, which: Axis) -> list[Value]:
         """Of an axis, in order."""
-        return in_order(which, [which.of(setting.config) for setting in self.settings])
+        return in_order([which.of(setting.config) for setting in self.settings])
 
     @property
     def colors(self) -> dict[Value, str]:
@@ -144,17 +144,14 @@ def fitted(spec: FigureSpec, results: Results) -> Fitted | None:
 
 
 def _narrowed(spec: FigureSpec, settings: list[Setting]) -> tuple[list[Setting], list[str]]:
-    """Settings at the values that a figure is narrowed to; where none has one, at the first that there is."""
+    """Settings of a figure, and what it was narrowed to, in words."""
+    kept = narrowed(settings, spec.where)
     chosen = []
-    for name, wanted in spec.where.items():
-        which = axis(name)
-        there = in_order(which, [which.of(setting.config) for setting in settings])
-        if len(there) < 2:
-            continue
-        accepted = [value for value in there if value == wanted or which.text(value) == str(wanted)] or there[:1]
-        settings = [setting for setting in settings if which.of(setting.config) in accepted]
-        chosen.append(f"{which.title} {which.text(accepted[0])}" if isinstance(accepted[0], str) else which.label(accepted[0]))
-    return settings, chosen
+    for which in map(axis, spec.where):
+        if len({which.of(setting.config) for setting in settings}) > 1:
+            value = which.of(kept[0].config)
+            chosen.append(f"{which.title} {which.text(value)}" if isinstance(value, str) else which.label(value))
+    return kept, chosen
 
 
 def _told(one: Axis, used: Sequence[Axis], settings: Sequence[Setting]) -> bool:
@@ -181,7 +178,7 @@ def _told_apart(one: Axis, value: Value) -> str:
 
 def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, facets: Sequence[Axis]) -> Iterator[Panel]:
     def places(axes: Sequence[Axis], among: Sequence[Setting]) -> list[tuple[Value, ...]]:
-        ranks = [in_order(each, [each.of(setting.config) for setting in among]) for each in axes]
+        ranks = [in_order([each.of(setting.config) for setting in among]) for each in axes]
         different = {tuple(each.of(setting.config) for each in axes) for setting in among}
         return sorted(different, key=lambda place: [rank.index(value) for rank, value in zip(ranks, place, strict=True)])
 

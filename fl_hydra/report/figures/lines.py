@@ -79,7 +79,7 @@ def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
         for number, series in enumerate(plan.panels[panel].series):
             points = {value: shown.points.get((row, panel, number, value)) for value in shown.xs}
             asked = {plan.x.of(setting.config) for setting in series.settings}
-            _line(plan, axis, series, points, at, scale, numbers, _dodge(number, len(plan.panels[panel].series), numbers))
+            _line(plan, axis, series, points, at, scale, _dodge(number, len(plan.panels[panel].series), numbers))
             marks |= _missing(plan, axis, series, [at[value] for value in shown.xs if value in asked and points[value] is None])
             for setting in _marked(plan, series, shown.measures[row], table):
                 value = plan.x.of(setting.config)
@@ -177,7 +177,6 @@ def _line(
     points: dict[Value, Statistic | None],
     at: dict[Value, float],
     scale: float,
-    numbers: bool,
     dodge: float,
 ) -> None:
     """A line with a band over numbers, with gaps where there is nothing; over names, or beside what is absent, dots with error bars."""
@@ -221,7 +220,7 @@ def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[
         judged = [(value.mean, setting) for setting, _ in done if (value := setting.final(chooser)) is not None]
         pick = min if chooser.better == "min" else max
         return [pick(judged, key=lambda each: each[0])[1]] if judged else []
-    xs = in_order(plan.x, [plan.x.of(setting.config) for setting in plan.settings])
+    xs = in_order([plan.x.of(setting.config) for setting in plan.settings])
     first = [value.mean for setting in plan.settings if setting.value(plan.x.name) == xs[0] and (value := setting.final(y)) is not None]
     holding = [setting for setting, value in done if first and value.mean >= max(first) - POINT]
     return holding[-1:] if holding else []

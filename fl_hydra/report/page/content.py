@@ -40,7 +40,7 @@ def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: 
 
 def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
     axes = _axes(results, spec)
-    values = {each.name: in_order(each, [each.of(setting.config) for setting in results.settings]) for each in axes}
+    values = {each.name: in_order([each.of(setting.config) for setting in results.settings]) for each in axes}
     clients, pool = Clients(), dict[Column, int]()
     settings = [
         {
