@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fl_hydra.config import resolve
 from fl_hydra.data.cifar100 import CIFAR100
 from fl_hydra.data.dataset import Card
 from fl_hydra.data.shakespeare import Shakespeare
 from fl_hydra.paths import SWEEPS
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
+from fl_hydra.resolving import resolve
 from fl_hydra.runs.folder import as_json
 from fl_hydra.runs.identity import describe, hash_of
 from fl_hydra.runs.reading import Run
