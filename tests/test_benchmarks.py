@@ -28,7 +28,7 @@ def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
     assert all(row["ms"] >= 0 for section in found["sections"].values() for row in section["rows"])
     assert found["sections"]["packed"]["ratios"].keys() == {
         "packed 1: together / one after the other",
-        "packed 3: together / one after the other",
+        "packed 2: together / one after the other",
     }
 
 
