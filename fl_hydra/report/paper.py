@@ -21,7 +21,7 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, write_atomically
 from fl_hydra.report.axes import AXES
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped, label
+from fl_hydra.report.latex import code, escaped, join, label
 from fl_hydra.report.results import Results
 from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
 from fl_hydra.report.spec import FigureSpec, Spec
@@ -154,7 +154,7 @@ def write_paper(
         studies: of each section by its name, what its searches kept (:func:`fl_hydra.report.tuned.section_studies`).
 
     Raises:
-        UserError: there is no such track; authors.yaml cannot be read; LaTeX refuses the text, or a line of it is too wide.
+        UserError: there is no such track; two numbers have the same name; authors.yaml cannot be read; LaTeX refuses the text, or a line of it is too wide.
         OSError: a file cannot be written.
     """
     require(track in (None, *BASE), f"track={track}: choose {' or '.join(BASE)}")
@@ -165,8 +165,10 @@ def write_paper(
     content = _Content(shown, table, target, track, captions or {}, found, said)
     own = _write_once(target, [label(results.name) for results, _ in shown])
     written = _put(target / "references.bib", read_file(REFERENCES).decode())
-    values = {name: text for results, spec in shown for name, text in numbers(results, said[results.name], table).items()}
-    values |= {name: text for results, _ in shown for name, text in tuned_numbers(results, found[results.name]).items()}
+    values: dict[str, str] = {}
+    for results, _ in shown:
+        join(values, numbers(results, said[results.name], table))
+        join(values, tuned_numbers(results, found[results.name]))
     written += _put(target / "numbers.tex", _macros(values))
     if not has_latex():
         written += _put(target / "report.tex", _paper(content, SIZES[2]))

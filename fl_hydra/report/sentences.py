@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import escaped, key
+from fl_hydra.report.latex import escaped, join, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
@@ -316,19 +317,20 @@ def _figure(results: Results, setting: Setting, of: Measure, statistic: Statisti
 
 
 def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
-    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said."""
-    known, found = measures(table), {}
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said.
+
+    Raises:
+        UserError: two settings have the same name and not the same figures.
+    """
+    found: dict[str, str] = {}
     for setting in results.drawn:
-        for of in known.values():
+        for of in measures(table).values():
             if statistic := setting.final(of):
-                name = key(results.name, setting.label, of.name)
-                mean, deviation = figure(statistic, of)
-                found[f"{name}/mean"] = mean
-                if deviation is not None:
-                    found[f"{name}/deviation"] = deviation
-                found[f"{name}/n"] = str(statistic.n)
-    for paragraph in said:
-        found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
+                join(found, {part.name: part.text for part in _figure(results, setting, of, statistic) if isinstance(part, Number)})
+    for sentence in itertools.chain.from_iterable(said):
+        for part in sentence:
+            if isinstance(part, Number):
+                join(found, {part.name: part.text})
     return found
 
 
