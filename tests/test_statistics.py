@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from fl_hydra.report.results import Results
 from fl_hydra.report.sentences import as_text, sentences
 from fl_hydra.report.spec import Comparison, Spec
 from fl_hydra.report.statistics import FEWEST, LEVEL, difference_p, differences, holding, holm, largest, seeds_needed
-from fl_hydra.runs.identity import describe
+from fl_hydra.report.tables import results_table
+from fl_hydra.runs.describing import describe_section, planned_runs, read_description
+from fl_hydra.runs.identity import describe, hash_of
 from fl_hydra.runs.reading import Run
 from tests.support.make import experiment
 
@@ -132,3 +135,29 @@ def test_a_comparison_is_narrowed_and_says_to_what() -> None:
         text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
         assert ("with the cosine schedule: " in text) == (where == {"scheduler": "cosine"})
     assert Spec.of({"compare": [{"axis": "J", "where": {"schedular": "x"}}]}, "mine").unknown_axes(mine) == ["schedular"]
+
+
+def test_what_was_asked_for_and_has_not_begun_counts_among_all_comparisons(tmp_path: Path) -> None:
+    """Of 11 values of J 6 have runs: p of the 5 comparisons that are there is adjusted over 10, not 5."""
+    there = runs({J: [0.1 + J / 90, 0.11 + J / 80, 0.125 + J / 70] for J in range(1, 7)})
+    asked = [run.config for run in runs({J: [0.0] * 3 for J in range(1, 12)})]
+    names = {f"mine-s{config['seed']}-{hash_of(config)}": config for config in asked}
+    there = [replace(run, folder=Path(name)) for run in there for name, config in names.items() if config == run.config]
+    absent = [Run(Path(name), {}, [], "missing") for name, config in names.items() if config["J"] > 6]
+    half = dict(list(names.items())[:15])
+    for planned in (half, names):  # several commands add up
+        describe_section("mine", tmp_path, "python train.py -m", {}, planned)
+    assert planned_runs(read_description("mine", tmp_path)) == names
+    planned = Results.of("mine", [*there, *absent], read_description("mine", tmp_path))
+    assert len(planned.settings) == 11 and len(planned.drawn) == 6 and planned.settings[-1].state == "0 of 3 ended, 3 missing"
+    found = differences(planned, SPEC.compare, read_table())
+    assert len(found) == 10 and sum(each.known for each in found) == 5
+    ps = [each.p for each in found if each.p is not None]
+    assert [each.adjusted for each in found if each.known] == pytest.approx(holm([*ps, *[np.nan] * 5])[:5])
+    assert min(each.adjusted or 1 for each in found) == pytest.approx(10 * min(ps))
+    older = Results.of("mine", [*there, *absent])
+    text = " ".join(as_text(sentence) for paragraph in sentences(older, SPEC, read_table()) for sentence in paragraph)
+    assert len(differences(older, SPEC.compare, read_table())) == 5 and "15 further runs" in text and older.unknown == 15
+    table = results_table(planned, SPEC, read_table())
+    assert [row[0].text for row in table.rows] == [str(J) for J in range(1, 12)]
+    assert [cell.text for cell in table.rows[-1]][-2:] == ["0", "0 of 3 ended, 3 missing"]

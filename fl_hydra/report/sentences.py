@@ -70,15 +70,20 @@ def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sente
 def _there(results: Results) -> list[Sentence]:
     runs = [run for setting in results.settings for run in setting.runs]
     finished = sum(run.finished for run in runs)
+    unknown: list[Sentence] = []
+    if results.unknown:
+        unknown = [
+            (f"Of {_count(results.unknown, 'further run')} nothing is known but the name: what these would be compared with is in no count.",)
+        ]
     if not finished:
-        return [("No run of this section has finished, so that nothing can be said.",)]
+        return [("No run of this section has finished, so that nothing can be said.",), *unknown]
     seeds = sorted({len(setting.finished) for setting in results.drawn})
     of = Number(key(results.name, "runs"), str(finished))
     with_seeds = f"{seeds[0]} to {_count(seeds[-1], 'seed')}" if len(seeds) > 1 else _count(seeds[0], "seed")
     each = " each" if len(results.drawn) > 1 else ""
     have = " run has" if finished == 1 else " runs have"
     first: Sentence = (of, f"{have} finished, of {_count(len(results.drawn), 'setting')} with {with_seeds}{each}.")
-    said = [first, *_shared(results)]
+    said = [first, *_shared(results), *unknown]
     if finished == len(runs):
         return said
     return [*said, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]

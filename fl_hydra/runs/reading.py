@@ -185,7 +185,7 @@ def read_run(folder: Path) -> Run:
             raise CorruptFile(f"it holds run {run}, which the folder is not named after")
         read = Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
         _check_rows(read)
-        if not _is_known(config):
+        if not is_known(config):
             return Run(folder, {}, [], "damaged", OTHER_VERSION)
         return read
     except CorruptFile as error:
@@ -215,7 +215,7 @@ NEEDED = (
 OTHER_VERSION = "another version of this program wrote its configuration, which cannot be read here"
 
 
-def _is_known(config: dict[str, Any]) -> bool:
+def is_known(config: dict[str, Any]) -> bool:
     """Whether a configuration is of a shape that can be labelled."""
     try:
         return all(key in config for key in NEEDED) and bool(Run(Path(), config, [], "finished").label)
@@ -254,6 +254,6 @@ def _begun(folder: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.create(read_file(folder / "config.yaml").decode()))
         config = content["resolved"] if isinstance(content, dict) else {}
-        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) and _is_known(config) else {}
+        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) and is_known(config) else {}
     except (OSError, CorruptFile, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
         return {}
