@@ -19,8 +19,10 @@ from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import read_table
 from fl_hydra.report.latex import join, key
 from fl_hydra.report.paper import BASE, FURTHER, MOST_PAGES, has_latex, write_paper
-from fl_hydra.report.results import Results
+from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.sentences import as_text, sentences
 from fl_hydra.report.spec import Spec
+from fl_hydra.report.tables import results_table
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run, read_run
 from tests.support.make import experiment
@@ -272,3 +274,16 @@ def test_every_number_has_a_macro_of_its_own() -> None:
     join(found, {"mine/x": "1", "mine/y": "2"})
     with pytest.raises(UserError, match="1 and 2: two numbers have the same name"):
         join(found, {"mine/x": "2"})
+
+
+def test_what_is_said_of_runs_and_settings_is_so(tmp_path: Path) -> None:
+    """A reason with a folder in it is told as it is, a learning rate of each optimizer's own is not common, and an axis is known."""
+    configurations = [config("K=2", "J=4", f"optimizer={name}", f"seed={seed}") for name in ("sgdm", "adamw") for seed in (1, 2)]
+    mine = results("mine", configurations)
+    failed = Run(Path("a/b/run-1234567890"), config("K=2", "J=4"), [], "unfinished", "it failed, as /tmp/x/error.txt says")
+    table = results_table(Results("mine", [*mine.settings, Setting("mine", [failed])]), Spec("Mine", ()), read_table())
+    assert "In no mean: run-1234567890: unfinished (it failed, as /tmp/x/error.txt says)." in table.notes
+    (told,) = [as_text(each) for each in sentences(mine, Spec("Mine", ()), read_table())[0] if as_text(each).startswith("Common")]
+    assert "K=2" in told and "batch size 64" in told and not re.search("SGDM|AdamW|learning rate| or ", told)
+    lines = {"kind": "lines", "x": "J", "y": "test/acc", "color": "division"}
+    assert Spec.of({"figures": [lines]}, "mine").unknown_axes(mine) == []

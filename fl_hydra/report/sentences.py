@@ -92,38 +92,26 @@ def _there(results: Results) -> list[Sentence]:
 SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
 """What a reader wants to know of runs beside what they are compared by."""
 
-OWN = ("optimizer", "optimizer.lr", "optimizer.weight_decay")
-"""Of these it is told what methods or optimizers have of their own."""
-
 
 def _shared(results: Results) -> list[Sentence]:
-    """What was run, as far as settings have it in common, or in a few values that no axis of the section tells."""
+    """What was run, as far as all settings have it in common: what differs is on the axes."""
     configurations = [setting.config for setting in results.drawn]
     alone = all(config["K"] == 1 for config in configurations)
-    axes = [each.name for each in results.axes]
     told = []
     for name in SHARED:
-        values = list(dict.fromkeys(axis(name).of(config) for config in configurations))
-        if name in axes or values == [None] or (alone and name in ("sharding", "K", "J")):
-            continue
-        if name in OWN and len(values) > 3:
-            told.append(f"{axis(name).title}s of their own")
-            continue
-        if len(values) > 1 and name not in OWN:
-            continue
-        words = {"dataset": DATA, "model": MODELS}.get(name, {})
-        phrases = [words.get(str(value)) or phrase(axis(name), value) for value in values]
-        others = [axis(name).text(value) for value in values[1:]]
-        told.append(" or ".join([", ".join([phrases[0], *others[:-1]]), *others[-1:]]))
-    budgets = sorted({int(config["budget"]) for config in configurations})
-    told.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budgets[0], budgets[-1])))} training samples")
+        value, *others = dict.fromkeys(axis(name).of(config) for config in configurations)
+        if not others and value is not None and not (alone and name in ("sharding", "K", "J")):
+            words = {"dataset": DATA, "model": MODELS}.get(name, {})
+            told.append(words.get(str(value)) or phrase(axis(name), value))
+    budget, *others = {int(config["budget"]) for config in configurations}
+    told += [] if others else [f"{budget:,} training samples"]
     shared = {config.get("data_parallel", 1) for config in configurations}
     if len(shared) == 1 and (workers := shared.pop()) > 1:
         told.append(f"each batch shared by {workers} workers")
     cohorts = {(config["m"], config["K"]) for config in configurations}
     if len(cohorts) == 1 and (cohort := cohorts.pop())[0] < cohort[1]:
         told.append(f"{cohort[0]} of the {cohort[1]} clients in a round")
-    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)]
+    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)] if told else []
 
 
 def _ends(results: Results) -> str:

@@ -129,7 +129,7 @@ class Spec:
 
     def unknown_axes(self, results: Results) -> list[str]:
         """Axes that are named and are no key of any run, as one that is mistyped or not there any more."""
-        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES}
+        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES, "division"}
         return [name for name in dict.fromkeys(self._axes()) if name not in keys]
 
     def _axes(self) -> Iterator[str]:

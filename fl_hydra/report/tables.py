@@ -18,7 +18,6 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import code, escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
-from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import Search, how, searches, tuned_values
 from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
@@ -418,7 +417,7 @@ def _seeds(results: Results) -> list[str]:
 
 def _missing(results: Results) -> list[str]:
     runs = [run for setting in results.settings for run in setting.runs]
-    lines = [line.rpartition("/")[2] for line in not_in_means(runs)]
+    lines = [f"{run.folder.name}: {run.status}{f' ({run.why})' if run.why else ''}" for run in runs if not run.finished]
     more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
     return [f"In no mean: {'; '.join([*lines[:6], *more])}."] if lines else []
 
