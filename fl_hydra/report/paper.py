@@ -21,9 +21,9 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, write_atomically
 from fl_hydra.report.axes import AXES
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped, join, label
+from fl_hydra.report.latex import escaped, join, label
 from fl_hydra.report.results import Results
-from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
+from fl_hydra.report.sentences import Sentence, answers, as_macros, numbers
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
@@ -123,7 +123,7 @@ SIZES = (
 @dataclass(frozen=True)
 class _Content:
     """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files. said: the
-    sentences of each section.
+    paragraphs of each section, with the numbers of its questions that they answer.
     """
 
     sections: Sequence[tuple[Results, Spec]]
@@ -132,7 +132,7 @@ class _Content:
     track: str | None
     captions: Mapping[str, str]
     found: Mapping[str, Sequence[Search]]
-    said: Mapping[str, Sequence[Sequence[Sentence]]]
+    said: Mapping[str, Sequence[tuple[int, Sequence[Sentence]]]]
 
 
 def write_paper(
@@ -161,15 +161,17 @@ def write_paper(
     target.mkdir(parents=True, exist_ok=True)
     shown = [each for each in sections if _part(each[0].name, track)]
     found = {results.name: searches(results, (studies or {}).get(results.name, ())) for results, _ in shown}
-    said = {results.name: sentences(results, spec, table) for results, spec in shown}
+    said = {results.name: answers(results, spec, table) for results, spec in shown}
     content = _Content(shown, table, target, track, captions or {}, found, said)
     own = _write_once(target, [label(results.name) for results, _ in shown])
     written = _put(target / "references.bib", read_file(REFERENCES).decode())
     values: dict[str, str] = {}
     for results, _ in shown:
-        join(values, numbers(results, said[results.name], table))
+        join(values, numbers(results, [paragraph for _, paragraph in said[results.name]], table))
         join(values, tuned_numbers(results, found[results.name]))
     written += _put(target / "numbers.tex", _macros(values))
+    for line in _untrained(content):
+        print(f"{target / 'report.tex'}: {line}")
     if not has_latex():
         written += _put(target / "report.tex", _paper(content, SIZES[2]))
         print(f"{target / 'report.tex'} is there to read; no LaTeX (pdflatex, bibtex, IEEEtran) is installed to make a PDF of it")
@@ -275,9 +277,7 @@ def _paper(content: _Content, size: _Size) -> str:
     further = [each for each in sections if _part(each[0].name, track) == "further"]
     for results, spec in base:
         lines += _section(content, results, spec, size.rows, size.figures)
-    missing = [name for name in order if name not in {_plain_name(results.name) for results, _ in base}]
-    if missing:
-        lines.append(rf"\section{{Not trained yet}} {', '.join(code(f'make {name}') for name in missing)}.")
+    lines += [f"% {line}" for line in _untrained(content)]
     if any(results.drawn for results, _ in sections):
         lines += [r"\section{Costs}\label{sec:costs}", r"Table~\ref{tab:costs} has what each method computes and communicates."]
         lines.append(as_latex(overview_table([*base, *further], content.table, size.cheapest), "costs", macros=True))
@@ -288,6 +288,13 @@ def _paper(content: _Content, size: _Size) -> str:
     lines += [r"\section{Conclusion}", r"\words{conclusion}"]
     lines += [r"\bibliographystyle{IEEEtran}", r"\bibliography{references}", r"\end{document}"]
     return "\n".join(lines) + "\n"
+
+
+def _untrained(content: _Content) -> list[str]:
+    """A line that says which sections of the assignment are not there."""
+    there = {_plain_name(results.name) for results, _ in content.sections}
+    missing = [name for each in ([content.track] if content.track else BASE) for name in BASE[each] if name not in there]
+    return [f"Not trained yet: {', '.join(f'make {name}' for name in missing)}."] if missing else []
 
 
 def _plain_name(section: str) -> str:
@@ -379,8 +386,9 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     level = "subsection" if sub else "section"
     found = content.found[results.name]
     lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{label(results.name)}}}"]
-    lines += [rf"\emph{{{escaped(' '.join(spec.questions))}}}\par"] if spec.questions else []
-    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in content.said[results.name]]
+    for number, question in enumerate(["", *spec.questions]):
+        lines += [rf"\sub{level}{{{escaped(question)}}}"] if question else []
+        lines += [" ".join(map(as_macros, paragraph)) + "\n" for asked, paragraph in content.said[results.name] if asked == number]
     if results.drawn and rows:
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
         said = [

@@ -33,15 +33,18 @@ Sentence = tuple[str | Number, ...]
 
 
 def write_sentences(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
-    """SECTION-text.md: the section's questions, and below them what was computed.
+    """SECTION-text.md: the section's questions, each with what was computed for it.
 
     Raises:
         OSError: it cannot be written.
     """
-    questions = "".join(f"- {question}\n" for question in spec.questions)
-    paragraphs = [" ".join(map(as_text, paragraph)) for paragraph in sentences(results, spec, table) if paragraph]
+    found = answers(results, spec, table)
+    parts = [f"# {spec.title}"]
+    for number, question in enumerate(["", *spec.questions]):
+        parts += [f"## {question}"] if question else []
+        parts += [" ".join(map(as_text, paragraph)) for asked, paragraph in found if asked == number]
     path = target / f"{results.name}-text.md"
-    write_atomically(path, (f"# {spec.title}\n\n{questions}\n" + "\n\n".join(paragraphs) + "\n").encode())
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
     return [path]
 
 
@@ -56,15 +59,24 @@ def as_macros(sentence: Sentence) -> str:
 
 
 def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sentence]]:
-    """Paragraphs: what is there, what is best by validation, a paragraph for each comparison, and what it took to reach an accuracy."""
-    said = [[*_there(results), *_best(results, table)]]
+    """All paragraphs of :func:`answers`."""
+    return [paragraph for _, paragraph in answers(results, spec, table)]
+
+
+def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, list[Sentence]]]:
+    """Paragraphs, each with the number of the question that it answers; 0: none, where the section has no questions or it is of all.
+
+    What is there, what is best by validation, a paragraph for each comparison, and what it took to reach an accuracy.
+    """
+    said = [(0, _there(results)), (1, _best(results, table))]
     if results.drawn:
         found = differences(results, spec.compare, table)
         for number, comparison in enumerate(spec.compare, 1):
             mine = [each for each in found if each.comparison is comparison]
-            said.append(_comparison(results, mine, len(found), number))
-        said.append(_reached(results, spec, table))
-    return [paragraph for paragraph in said if paragraph]
+            said.append((comparison.question, _comparison(results, mine, len(found), number)))
+        asked = spec.reaching or (spec.compare[-1].question if spec.compare else 1)
+        said.append((asked, _reached(results, spec, table)))
+    return [(number if spec.questions else 0, paragraph) for number, paragraph in said if paragraph]
 
 
 def _there(results: Results) -> list[Sentence]:
