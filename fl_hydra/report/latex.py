@@ -64,7 +64,9 @@ def join(found: dict[str, str], more: Mapping[str, str]) -> None:
         UserError: another number has the same name.
     """
     for name, text in more.items():
-        require(found.setdefault(name, text) == text, f"\\N{{{name}}}: {found[name]} and {text}: two numbers have the same name; rename one")
+        require(
+            found.setdefault(name, text) == text, f"\\N{{{name}}}: {found[name]} and {text}: two numbers have the same name; rename one"
+        )
 
 
 def label(name: str) -> str:

@@ -154,7 +154,8 @@ def write_paper(
         studies: of each section by its name, what its searches kept (:func:`fl_hydra.report.tuned.section_studies`).
 
     Raises:
-        UserError: there is no such track; two numbers have the same name; authors.yaml cannot be read; LaTeX refuses the text, or a line of it is too wide.
+        UserError: there is no such track; two numbers have the same name; authors.yaml cannot be read; LaTeX refuses the text, or a
+            line of it is too wide.
         OSError: a file cannot be written.
     """
     require(track in (None, *BASE), f"track={track}: choose {' or '.join(BASE)}")
@@ -250,7 +251,7 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 \documentclass[conference]{IEEEtran}
 \usepackage[utf8]{inputenc}
 \usepackage[T1]{fontenc}
-\usepackage{amsmath,booktabs,graphicx,xcolor,cite}
+\usepackage{amsmath,array,booktabs,graphicx,xcolor,cite}
 \input{numbers}
 \newcommand{\room}[1]{\par\noindent\colorbox{black!8}{\parbox{\dimexpr\columnwidth-2\fboxsep}{\footnotesize\itshape Authors: #1}}\par}
 \newcommand{\words}[1]{\input{words/#1}}
@@ -392,10 +393,10 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     if results.drawn and rows:
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
         said = [
-            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The "))
+            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The best", "Of each"))
         ]  # the rest is in its Markdown
         shown = replace(shown, caption=f"{shown.caption}. {_facts(results, found)}", notes=said, commands=shown.commands[-1:])
-        lines.append(as_latex(shown, label(results.name), starred=len(shown.header) > 6, macros=True))
+        lines.append(as_latex(shown, label(results.name), macros=True))
     drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in drawn if each[1].exists()][:figures]:
         caption = content.captions.get(path.stem) or _caption(figure, spec)

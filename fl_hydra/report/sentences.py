@@ -85,7 +85,7 @@ def _there(results: Results) -> list[Sentence]:
     unknown: list[Sentence] = []
     if results.unknown:
         unknown = [
-            (f"Of {_count(results.unknown, 'further run')} nothing is known but the name: what these would be compared with is in no count.",)
+            (f"Of {_count(results.unknown, 'further run')} nothing is known but the name: no count has what these are compared with.",)
         ]
     if not finished:
         return [("No run of this section has finished, so that nothing can be said.",), *unknown]

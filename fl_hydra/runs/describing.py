@@ -71,7 +71,8 @@ def _folded(planned: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         "common": {key: next(iter(known.values())) for key, known in values.items() if key not in varying},
         "values": {key: list(values[key].values()) for key in places},
         "runs": {
-            name: [known[json.dumps(config[key])] if key in config else -1 for key, known in places.items()] for name, config in planned.items()
+            name: [known[json.dumps(config[key])] if key in config else -1 for key, known in places.items()]
+            for name, config in planned.items()
         },
     }
     return {key: json.dumps(each, separators=(",", ":")) for key, each in content.items()}

@@ -75,7 +75,7 @@ class GridSweeper(BasicSweeper):
         raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
     def _describe(self, checked: Iterable[tuple[Config, Experiment]]) -> None:
-        """Note the command, how results are shown and all that is to be trained, for the report of each section that the sweep belongs to."""
+        """Note the command, how results are shown and all that is planned, for the report of each section that the sweep belongs to."""
         import shlex
         import sys
 
