@@ -161,3 +161,37 @@ def test_what_was_asked_for_and_has_not_begun_counts_among_all_comparisons(tmp_p
     table = results_table(planned, SPEC, read_table())
     assert [row[0].text for row in table.rows] == [str(J) for J in range(1, 12)]
     assert [cell.text for cell in table.rows[-1]][-2:] == ["0", "0 of 3 ended, 3 missing"]
+
+
+def test_a_section_is_compared_with_another_at_equal_axes() -> None:
+    """Each of two values of J with the one setting of the other section that has it; what is not there is not compared."""
+
+    def made(method: str, finals: dict[int, float]) -> Results:
+        found = []
+        for J, accuracy in finals.items():
+            for seed in (1, 2, 3):
+                config = describe(experiment(f"algorithm={method}", "K=2", f"J={J}", f"seed={seed}"))
+                row = {"round": 1, "samples": 64, "val/acc": accuracy, "test/acc": accuracy + seed / 1000, "test/loss": 1.0}
+                found.append(Run(Path(f"{method}-{J}{seed}"), config, [row], "finished"))
+        return Results.of(method, found)
+
+    spec = Spec("Mine", (), (), (Comparison("method", ("K", "J"), "LocalSGD", beside="localsgd"),))
+    mine = made("slowmo", {4: 0.5, 8: 0.4})
+    assert differences(mine, spec.compare, read_table()) == []
+    with_other = replace(mine, others={"localsgd": made("localsgd", {2: 0.9, 4: 0.1, 8: 0.2}).settings})
+    found = differences(with_other, spec.compare, read_table())
+    assert [(each.setting.method, each.other.method, each.setting.value("J"), each.other.value("J")) for each in found] == [
+        ("SlowMo", "LocalSGD", J, J) for J in (4, 8)
+    ]
+    assert [round(each.size) for each in found] == [40, 20] and all(each.holds for each in found)
+
+
+def test_the_largest_batch_that_holds_is_told_as_it_is_ringed() -> None:
+    mine = Results.of("mine", runs({1: [0.9, 0.9], 2: [0.895, 0.895], 4: [0.8, 0.8]}))
+    for mark, told in (
+        ("reference", "Largest local steps J whose mean test accuracy is within 1 point of the best one at 1"),
+        ("best", "1"),
+    ):
+        spec = Spec.of({"figures": [{"kind": "lines", "x": "J", "y": "test/acc", "mark": mark}]}, "mine")
+        text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
+        assert told in text and (": 2 for LocalSGD." if mark == "reference" else "by validation: 1 for LocalSGD.") in text

@@ -123,12 +123,13 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
 
 
 def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setting]]:
-    """Settings of the sections that figures show beside their own, of the same size, as far as they have been trained."""
+    """Settings of the sections that figures and comparisons have beside their own, of the same size, as far as they have been trained."""
     size = next((ending for ending in ("-short", "-smoke") if section.endswith(ending)), "")
     found = {}
-    for name in {figure.beside for figure in spec.figures if figure.beside}:
+    for name in {each.beside for each in (*spec.figures, *spec.compare) if each.beside}:
         if name + size in sections(outputs):
-            found[name] = Results.of(name, [read_run(folder) for folder in section_runs(name + size, outputs)]).settings
+            runs = [read_run(folder) for folder in section_runs(name + size, outputs)]
+            found[name] = Results.of(name, runs, read_description(name + size, outputs)).settings
     return found
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_hydra.files import write_atomically
-from fl_hydra.report.axes import axis
+from fl_hydra.report.axes import axis, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import escaped, join, key
-from fl_hydra.report.measures import Measure, measures
-from fl_hydra.report.results import Results, Setting, Statistic
-from fl_hydra.report.spec import Spec
+from fl_hydra.report.marks import POINT, best_of, furthest, lines, reference
+from fl_hydra.report.measures import Measure, measure, measures
+from fl_hydra.report.results import Results, Setting, Statistic, narrowed
+from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
 from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, setting_name
 
@@ -66,7 +67,7 @@ def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sente
 def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, list[Sentence]]]:
     """Paragraphs, each with the number of the question that it answers; 0: none, where the section has no questions or it is of all.
 
-    What is there, what is best by validation, a paragraph for each comparison, and what it took to reach an accuracy.
+    What is there, what is best by validation, a paragraph for each comparison, what figures mark, and what it took to reach an accuracy.
     """
     said = [(0, _there(results)), (1, _best(results, table))]
     if results.drawn:
@@ -74,6 +75,9 @@ def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, l
         for number, comparison in enumerate(spec.compare, 1):
             mine = [each for each in found if each.comparison is comparison]
             said.append((comparison.question, _comparison(results, mine, len(found), number)))
+        said += [
+            (_asked(spec, figure), _marked(results, figure, table)) for figure in spec.figures if figure.kind == "lines" and figure.mark
+        ]
         asked = spec.reaching or (spec.compare[-1].question if spec.compare else 1)
         said.append((asked, _reached(results, spec, table)))
     return [(number if spec.questions else 0, paragraph) for number, paragraph in said if paragraph]
@@ -172,6 +176,48 @@ def _best(results: Results, table: CostTable) -> list[Sentence]:
     return said
 
 
+def _asked(spec: Spec, figure: FigureSpec) -> int:
+    """The question of the comparison along the figure's axis."""
+    return next((each.question for each in spec.compare if each.axis == figure.x), 1)
+
+
+def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
+    """What a figure marks on its lines: how far each holds the reference, or where each is best by validation."""
+    look, found = lines(results, figure)
+    x, of = axis(figure.x), measure(figure.y[0], table)
+    if not found:
+        return []
+    name = key(results.name, figure.name)
+    others = [each.name for each in results.axes if each not in look]
+    named = [setting_name(results, line[0], but=others) for line in found]
+    if figure.mark == "best":
+        by = measure("val/loss" if of.name.endswith("loss") else "val/acc", table)
+        marked = [best_of(line, by) for line in found]
+        begun, none = f"Best {x.title} by validation: ", "nothing"
+    else:
+        settings = narrowed(results.drawn, figure.where)
+        known = reference(settings, x, of)
+        if known is None:
+            return []
+        marked = [furthest(line, settings, x, of) for line in found]
+        first = x.text(known[0].value(x.name))
+        begun = (
+            f"Largest {x.title} whose mean {bare(of)} is within {POINT:g} point of the best one at {first} "
+            f"({setting_name(results, known[0])}): "
+        )
+        none = f"not even {first}"
+    held: dict[str, list[str]] = {}
+    for line, setting in zip(named, marked, strict=True):
+        held.setdefault(none if setting is None else x.text(setting.value(x.name)), []).append(line)
+    parts: list[str | Number] = []
+    order = [x.text(value) for value in in_order([setting.value(x.name) for setting in results.settings])]
+    for place, (value, who) in enumerate(sorted(held.items(), key=lambda each: order.index(each[0]) if each[0] in order else len(order))):
+        told: str | Number = value if value == none else Number(f"{name}/{key(who[0])}", value)
+        everyone = len(held) == 1 and len(who) > 1
+        parts += ["; " if place else "", told, " for all" if everyone else f" for {', '.join(who)}"]
+    return [(begun, *parts, ".")]
+
+
 def _comparison(results: Results, mine: Sequence[Difference], declared: int, number: int) -> list[Sentence]:
     """How many differences hold, the largest of all, the largest that holds if it is another, and what would decide others."""
     known = [each for each in mine if each.known]
@@ -181,7 +227,8 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     held = [each for each in known if each.holds]
     base = {each.other.value(comparison.axis) for each in known}
     sides = {each.setting.value(comparison.axis) for each in known}
-    told = [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
+    told = [f"with section {comparison.beside}"] if comparison.beside else []
+    told += [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
     only = comparison.only and len(sides) == 1
     what = capital(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
     same = [column(each) for each in results.axes if each.name in comparison.within]
@@ -313,12 +360,17 @@ def _unit(x: Measure, who: str) -> tuple[str, str, str]:
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:
     """`94.15 ± 1.18 %, n=3`, by the macros that every table's figures have."""
-    name, unit = key(results.name, setting.label, of.name), f" {of.unit}" if of.unit else ""
+    name, unit = key(_home(results, setting), setting.label, of.name), f" {of.unit}" if of.unit else ""
     mean, deviation = figure(statistic, of)
     said: list[str | Number] = [Number(f"{name}/mean", mean)]
     if deviation is not None:
         said += [" ± ", Number(f"{name}/deviation", deviation)]
     return [*said, f"{unit}, n=", Number(f"{name}/n", str(statistic.n))]
+
+
+def _home(results: Results, setting: Setting) -> str:
+    """The section that a setting is of."""
+    return next((name for name, theirs in results.others.items() if any(each is setting for each in theirs)), results.name)
 
 
 def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:

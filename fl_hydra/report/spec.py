@@ -77,7 +77,8 @@ class Comparison:
 
     against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
     has: every two. only: the values that are compared with it, if not all. where: values of axes to which it is narrowed, as a figure is.
-    measure: of the final models. question: the section's that it answers, from 1.
+    measure: of the final models. question: the section's that it answers, from 1. beside: another section, whose settings are compared with
+    its own, where it has been trained.
     """
 
     axis: str
@@ -87,6 +88,7 @@ class Comparison:
     only: tuple[str, ...] = ()
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     question: int = 1
+    beside: str = ""
 
 
 @dataclass(frozen=True)

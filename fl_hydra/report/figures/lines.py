@@ -8,20 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from fl_hydra.report.axes import Value, in_order
+from fl_hydra.report.axes import Value
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted, Series
 from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_seeds, seeds
 from fl_hydra.report.figures.scales import logarithmic, plain, suited
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
+from fl_hydra.report.marks import POINT, best_of, furthest
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Setting, Statistic
 
 ACROSS = 4
 """Panels beside each other, at most."""
-
-POINT = 1.0
-"""A result holds the reference's if it is at most so many percentage points below it."""
 
 
 @dataclass(frozen=True)
@@ -212,18 +210,15 @@ def _missing(plan: Fitted, axis: Any, series: Series, xs: Sequence[float]) -> se
 def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[Setting]:
     """The settings of a line that are marked."""
     assert plan.x is not None
-    done = [(setting, statistic) for setting in series.settings if (statistic := setting.final(y)) is not None]
+    done = [setting for setting in series.settings if setting.final(y) is not None]
     if len(done) < 2 or not plan.spec.mark:
         return []
     if plan.spec.mark == "best":
         chooser = measure("val/loss" if y.name.endswith("loss") else "val/acc", table)
-        judged = [(value.mean, setting) for setting, _ in done if (value := setting.final(chooser)) is not None]
-        pick = min if chooser.better == "min" else max
-        return [pick(judged, key=lambda each: each[0])[1]] if judged else []
-    xs = in_order([plan.x.of(setting.config) for setting in plan.settings])
-    first = [value.mean for setting in plan.settings if setting.value(plan.x.name) == xs[0] and (value := setting.final(y)) is not None]
-    holding = [setting for setting, value in done if first and value.mean >= max(first) - POINT]
-    return holding[-1:] if holding else []
+        marked = best_of(done, chooser)
+    else:
+        marked = furthest(done, plan.settings, plan.x, y)
+    return [marked] if marked else []
 
 
 def _explain(marks: dict[str, str], handles: list[Any], names: list[str]) -> None:
