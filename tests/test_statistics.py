@@ -12,6 +12,9 @@ import pytest
 from scipy import stats
 
 from fl_hydra.report.cost import read_table
+from fl_hydra.report.figures.drawing import planned
+from fl_hydra.report.marks import reachable
+from fl_hydra.report.measures import measure
 from fl_hydra.report.results import Results
 from fl_hydra.report.sentences import as_text, sentences
 from fl_hydra.report.spec import Comparison, Spec
@@ -21,6 +24,7 @@ from fl_hydra.runs.describing import describe_section, planned_runs, read_descri
 from fl_hydra.runs.identity import describe, hash_of
 from fl_hydra.runs.reading import Run
 from tests.support.make import experiment
+from tests.support.synthetic import rows
 
 
 def runs(finals: dict[int, list[float]]) -> list[Run]:
@@ -195,3 +199,17 @@ def test_the_largest_batch_that_holds_is_told_as_it_is_ringed() -> None:
         spec = Spec.of({"figures": [{"kind": "lines", "x": "J", "y": "test/acc", "mark": mark}]}, "mine")
         text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
         assert told in text and (": 2 for LocalSGD." if mark == "reference" else "by validation: 1 for LocalSGD.") in text
+
+
+def test_one_accuracy_is_told_and_drawn_and_a_grid_is_compared_by_each_axis(tmp_path: Path) -> None:
+    grid = [(J, K, seed) for J in (4, 8) for K in (2, 4) for seed in (1, 2, 3)]
+    configs = [describe(experiment("algorithm=localsgd", f"K={K}", f"J={J}", f"seed={seed}")) for J, K, seed in grid]
+    mine = Results.of("mine", [Run(tmp_path / str(place), each, list(rows(each)), "finished") for place, each in enumerate(configs)])
+    default = Spec.default("mine", mine.axes)
+    assert [(each.axis, each.within) for each in default.compare] == [("K", ("J",)), ("J", ("K",))]
+    assert len(differences(mine, default.compare, read_table())) == 4
+    spec = Spec.of({"figures": [{"kind": "targets", "y": "bytes", "color": "J", "facet": "K"}]}, "mine")
+    (target,) = [each.shown.target for each in planned(mine, spec, read_table())]
+    assert target == reachable(mine.settings, measure("test/acc", read_table()))
+    text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
+    assert f"A test accuracy of {target:g} % was reached" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fl_hydra.report.axes import Axis, axis, in_order
@@ -11,6 +12,23 @@ from fl_hydra.report.spec import FigureSpec
 
 POINT = 1.0
 """A result holds the reference's if it is at most so many percentage points below it."""
+
+MOST = 0.75
+"""The part of the settings that reach the accuracy which is taken where none is named."""
+
+
+def reachable(settings: Sequence[Setting], accuracy: Measure) -> float | None:
+    """A round accuracy, in %, that most settings reach with all seeds; None where there is nothing to reach."""
+    peaks = []
+    for setting in settings:
+        if setting.finished:
+            found = [[accuracy.of(row, run.config) for row in run.rows] for run in setting.finished]
+            peaks.append(min(max((value for value in values if value is not None), default=0.0) for values in found))
+    if not peaks:
+        return None
+    level = sorted(peaks, reverse=True)[max(0, math.ceil(MOST * len(peaks)) - 1)]
+    step = 5.0 if level >= 40 else 1.0 if level >= 5 else 0.1
+    return math.floor(level / step + 1e-9) * step or None
 
 
 def reference(settings: Sequence[Setting], x: Axis, of: Measure) -> tuple[Setting, Statistic] | None:

@@ -11,15 +11,12 @@ from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import axis, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import escaped, join, key
-from fl_hydra.report.marks import POINT, best_of, furthest, lines, reference
+from fl_hydra.report.marks import POINT, best_of, furthest, lines, reachable, reference
 from fl_hydra.report.measures import Measure, measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
 from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, setting_name
-
-TARGET = 0.95
-"""The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
 
 
 @dataclass(frozen=True)
@@ -312,17 +309,15 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
     named = next((figure.target for figure in spec.figures if figure.target is not None), None)
     for value in sets:
         settings = [setting for setting in results.drawn if setting.value("dataset") == value]
-        finals = [final.mean for setting in settings if (final := setting.final(accuracy))]
-        target = named if named is not None and len(sets) == 1 else float(int(TARGET * max(finals, default=0.0)))
-        if target <= 0:
+        target = named if named is not None and len(sets) == 1 else reachable(settings, accuracy)
+        if target is None:
             continue
         name = key(results.name, *([str(value)] if len(sets) > 1 else []), "target")
         where = f" on {axis('dataset').text(value)}" if len(sets) > 1 else ""
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
         for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            part = "" if named is not None and len(sets) == 1 else f" ({100 * TARGET:g} % of the best final one, rounded down)"
-            said += _to_reach(results, settings, x, accuracy, target, name, where + part if not place else None)
+            said += _to_reach(results, settings, x, accuracy, target, name, where if not place else None)
     return said
 
 

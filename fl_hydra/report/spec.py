@@ -238,4 +238,4 @@ def _default_figures(axes: list[str]) -> list[FigureSpec]:
 
 def _default_comparisons(axes: Sequence[Axis]) -> tuple[Comparison, ...]:
     names = [each.name for each in axes]
-    return tuple(Comparison(name, tuple(other for other in names if other != name)) for name in names[:1])
+    return tuple(Comparison(name, tuple(other for other in names if other != name)) for name in names)

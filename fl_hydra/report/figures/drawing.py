@@ -13,6 +13,8 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures import clients, curves, heat, lines, search, targets
 from fl_hydra.report.figures.fitting import MOST_SERIES, Fitted, fitted
 from fl_hydra.report.figures.style import COLUMN, WIDE, blank, canvas, save
+from fl_hydra.report.marks import reachable
+from fl_hydra.report.measures import measure
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
@@ -110,6 +112,8 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
             continue
         if figure.beside and not results.others.get(figure.beside):
             continue
+        if figure.kind == "targets" and figure.target is None:  # the same for all that is told of the section
+            figure = replace(figure, target=reachable(results.settings, measure(figure.value, table)))
         plan = fitted(figure, replace(results, settings=[*results.others.get(figure.beside, ()), *results.settings]))
         if plan is None:
             continue

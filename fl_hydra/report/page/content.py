@@ -12,6 +12,7 @@ from fl_hydra.report.axes import AXES, Axis, axis, in_order
 from fl_hydra.report.colors import SEQUENCE, colors
 from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import CostTable
+from fl_hydra.report.marks import reachable
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.page.clients import Clients
 from fl_hydra.report.results import Results, Setting
@@ -62,7 +63,7 @@ def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Pat
         "columns": list(pool),
         "divisions": clients.divisions,
         "distributions": clients.distributions if clients.skewed else [],
-        "views": _views(spec.figures, known, [each.name for each in axes]),
+        "views": _views(spec.figures, results.settings, known, [each.name for each in axes]),
     }
 
 
@@ -94,7 +95,9 @@ def _axis(each: Axis, values: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _views(
+    figures: Sequence[FigureSpec], settings: Sequence[Setting], known: Sequence[Measure], axes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """How the section's own figures choose, by view: the first of each kind that the page can draw."""
     names = [each.name for each in known]
     views: dict[str, dict[str, Any]] = {}
@@ -105,6 +108,8 @@ def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequen
         chosen: dict[str, Any] = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
         if figure.kind == "targets":  # one at a time, in rows; what is to be reached is y
             chosen |= {"x": figure.y[0], "y": figure.value, "facet": "", "target": figure.target}
+            if figure.target is None:
+                chosen["target"] = reachable(settings, next(each for each in known if each.name == figure.value))
         elif figure.kind == "sampling":
             chosen |= {"facet": figure.color or ""}
         possible = {"curves": figure.x in names and y in names, "lines": figure.x in axes and y in names, "heat": y in axes}
