@@ -149,8 +149,8 @@ def test_what_was_asked_for_and_has_not_begun_counts_among_all_comparisons(tmp_p
     there = [replace(run, folder=Path(name)) for run in there for name, config in names.items() if config == run.config]
     absent = [Run(Path(name), {}, [], "missing") for name, config in names.items() if config["J"] > 6]
     half = dict(list(names.items())[:15])
-    for planned in (half, names):  # several commands add up
-        describe_section("mine", tmp_path, "python train.py -m", {}, planned)
+    for asked_for in (half, names):  # several commands add up
+        describe_section("mine", tmp_path, "python train.py -m", {}, asked_for)
     assert planned_runs(read_description("mine", tmp_path)) == names
     planned = Results.of("mine", [*there, *absent], read_description("mine", tmp_path))
     assert len(planned.settings) == 11 and len(planned.drawn) == 6 and planned.settings[-1].state == "0 of 3 ended, 3 missing"
@@ -213,3 +213,18 @@ def test_one_accuracy_is_told_and_drawn_and_a_grid_is_compared_by_each_axis(tmp_
     assert target == reachable(mine.settings, measure("test/acc", read_table()))
     text = " ".join(as_text(sentence) for paragraph in sentences(mine, spec, read_table()) for sentence in paragraph)
     assert f"A test accuracy of {target:g} % was reached" in text
+
+
+def test_ties_are_no_winners_and_counts_are_read_as_they_are() -> None:
+    def told(finals: dict[int, list[float]]) -> str:
+        return " ".join(as_text(each) for part in sentences(Results.of("mine", runs(finals)), SPEC, read_table()) for each in part)
+
+    assert "By validation all 3 settings are level; the first is" in told({1: [0.5], 2: [0.5], 4: [0.5]})
+    assert "are 2 settings that are level; the first is LocalSGD with J=2" in told({1: [0.4], 2: [0.5], 4: [0.5]})
+    assert "; 1 more is within one deviation of it" in told({1: [0.5, 0.6], 2: [0.5, 0.61]})
+    assert "; 1 of the other 2 is within one deviation" in told({1: [0.5, 0.6], 2: [0.5, 0.61], 4: [0.1, 0.1]})
+    unfinished = replace(runs({8: [0.1]})[0], rows=[], status="unfinished")
+    one = Results.of("mine", [*runs({1: [0.5], 2: [0.4]}), unfinished])
+    text = " ".join(as_text(each) for part in sentences(one, SPEC, read_table()) for each in part)
+    assert "One more run is in no figure: 1 unfinished." in text
+    assert "Bold: the test accuracy of what is best by validation." in results_table(one, SPEC, read_table()).notes

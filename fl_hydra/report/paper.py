@@ -27,7 +27,7 @@ from fl_hydra.report.sentences import Sentence, answers, as_macros, numbers
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed, plain_name
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -204,7 +204,7 @@ def _fit(content: _Content, own: bool) -> tuple[int, list[str]]:
 
 def _part(section: str, track: str | None) -> str | None:
     """`base` or `further`; None: of another track."""
-    name = re.sub("-(smoke|short)$", "", section)
+    name = plain_name(section)
     tracks = [track] if track else list(BASE)
     if any(name in BASE[each] for each in tracks):
         return "base"
@@ -255,6 +255,7 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 \input{numbers}
 \newcommand{\room}[1]{\par\noindent\colorbox{black!8}{\parbox{\dimexpr\columnwidth-2\fboxsep}{\footnotesize\itshape Authors: #1}}\par}
 \newcommand{\words}[1]{\input{words/#1}}
+\newcommand{\question}[1]{\par\addvspace{0.5\baselineskip}\noindent{\itshape #1\par}\nobreak}
 \IEEEoverridecommandlockouts
 \emergencystretch=3em
 \hbadness=10000
@@ -274,7 +275,7 @@ def _paper(content: _Content, size: _Size) -> str:
     lines += [r"\section{Introduction}", r"\words{introduction}", _background(track), *_setup(content, size)]
     order = [name for each in ([track] if track else BASE) for name in BASE[each]]
     base = [each for each in sections if _part(each[0].name, track) == "base"]
-    base.sort(key=lambda each: order.index(_plain_name(each[0].name)))
+    base.sort(key=lambda each: order.index(plain_name(each[0].name)))
     further = [each for each in sections if _part(each[0].name, track) == "further"]
     for results, spec in base:
         lines += _section(content, results, spec, size.rows, size.figures)
@@ -293,14 +294,9 @@ def _paper(content: _Content, size: _Size) -> str:
 
 def _untrained(content: _Content) -> list[str]:
     """A line that says which sections of the assignment are not there."""
-    there = {_plain_name(results.name) for results, _ in content.sections}
+    there = {plain_name(results.name) for results, _ in content.sections}
     missing = [name for each in ([content.track] if content.track else BASE) for name in BASE[each] if name not in there]
     return [f"Not trained yet: {', '.join(f'make {name}' for name in missing)}."] if missing else []
-
-
-def _plain_name(section: str) -> str:
-    """Of a section at whatever size."""
-    return re.sub("-(smoke|short)$", "", section)
 
 
 def _background(track: str | None) -> str:
@@ -388,7 +384,7 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     found = content.found[results.name]
     lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{label(results.name)}}}"]
     for number, question in enumerate(["", *spec.questions]):
-        lines += [rf"\sub{level}{{{escaped(question)}}}"] if question else []
+        lines += [rf"\{'question' if sub else 'subsection'}{{{escaped(question)}}}"] if question else []
         lines += [" ".join(map(as_macros, paragraph)) + "\n" for asked, paragraph in content.said[results.name] if asked == number]
     if results.drawn and rows:
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))

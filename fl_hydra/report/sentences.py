@@ -99,7 +99,9 @@ def _there(results: Results) -> list[Sentence]:
     said = [first, *_shared(results), *unknown]
     if finished == len(runs):
         return said
-    return [*said, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]
+    rest = len(runs) - finished
+    begun = f"The other {rest} of {len(runs)} runs are" if rest > 1 else "One more run is"
+    return [*said, (f"{begun} in no figure: ", _ends(results), ".")]
 
 
 SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
@@ -155,20 +157,23 @@ def _best(results: Results, table: CostTable) -> list[Sentence]:
                     )
             continue
         top, final = max(ranked, key=lambda each: each[1].mean)
+        level = sum(each.mean == final.mean for _, each in ranked)
         test = top.final(known["test/acc"])
         where = f" on {data.text(value)}" if len({setting.value("dataset") for setting in results.drawn}) > 1 else ""
-        sentence: list[str | Number] = [f"Best by validation{where} is {setting_name(results, top)}, with a validation accuracy of "]
+        begun = f"Best by validation{where} is "
+        if level == len(ranked):
+            begun = f"By validation{where} all {level} settings are level; the first is "
+        elif level > 1:
+            begun = f"Best by validation{where} are {level} settings that are level; the first is "
+        sentence: list[str | Number] = [f"{begun}{setting_name(results, top)}, with a validation accuracy of "]
         sentence += _figure(results, top, known["val/acc"], final)
         if test:
             sentence += [" and a test accuracy of ", *_figure(results, top, known["test/acc"], test)]
-        near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - 1
+        near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - level
         if near:
-            what = "within one deviation of it" if final.deviation else "level with it"
-            sentence += [
-                "; ",
-                Number(key(results.name, *([str(value)] if where else []), "near best"), str(near)),
-                f" of the other {len(ranked) - 1} {'are' if near > 1 else 'is'} {what}",
-            ]
+            of = f" of the other {len(ranked) - level}" if near < len(ranked) - level else " more"
+            macro = Number(key(results.name, *([str(value)] if where else []), "near best"), str(near))
+            sentence += ["; ", macro, f"{of} {'are' if near > 1 else 'is'} within one deviation of it"]
         said.append((*sentence, "."))
     return said
 

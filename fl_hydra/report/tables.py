@@ -29,6 +29,7 @@ MEANS = (
     "Figures are means ± sample standard deviations over the n seeds that finished; those of others, also of diverged runs, are in none."
 )
 ONE_SEED = "One seed (n=1): there is no deviation."
+BEST = "Bold: the test accuracy of what is best by validation."
 BOLD = "Bold: the test accuracies of settings whose validation accuracy is within one deviation of the best one."
 MOST_AXES = 4
 """Columns for axes; where more differ, a setting's label has one column."""
@@ -219,10 +220,17 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     header = [*header, *(each.title for each in shown), "n", "status"]
     header, rows, once = _without_constants(header, rows, keep=[each.title for each in shown if each.name.endswith("acc")])
     left = len(results.settings) - len(settings)
-    notes = [*_seeds(results), *([BOLD] if len(bold) > 0 and len(settings) > 1 else []), *once, *common(results)]
+    notes = [*_seeds(results), *_bold(bold, settings), *once, *common(results)]
     each = f"Of each {column(subject)} the best by validation, then the best of the others" if subject else "The best by validation"
     notes += [f"{each}: {len(settings)} of {len(results.settings)}; all are in {results.name}.csv."] if left else []
     return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
+
+
+def _bold(bold: Sequence[Setting], settings: Sequence[Setting]) -> list[str]:
+    """What bold figures are; of one seed there is no deviation to be within."""
+    if not bold or len(settings) < 2:
+        return []
+    return [BOLD if any(len(setting.finished) > 1 for setting in bold) else BEST]
 
 
 def _subject(results: Results, spec: Spec) -> Axis | None:
