@@ -152,9 +152,9 @@ def test_what_was_asked_for_and_has_not_begun_counts_among_all_comparisons(tmp_p
     for asked_for in (half, names):  # several commands add up
         describe_section("mine", tmp_path, "python train.py -m", {}, asked_for)
     assert planned_runs(read_description("mine", tmp_path)) == names
-    planned = Results.of("mine", [*there, *absent], read_description("mine", tmp_path))
-    assert len(planned.settings) == 11 and len(planned.drawn) == 6 and planned.settings[-1].state == "0 of 3 ended, 3 missing"
-    found = differences(planned, SPEC.compare, read_table())
+    complete = Results.of("mine", [*there, *absent], read_description("mine", tmp_path))
+    assert len(complete.settings) == 11 and len(complete.drawn) == 6 and complete.settings[-1].state == "0 of 3 ended, 3 missing"
+    found = differences(complete, SPEC.compare, read_table())
     assert len(found) == 10 and sum(each.known for each in found) == 5
     ps = [each.p for each in found if each.p is not None]
     assert [each.adjusted for each in found if each.known] == pytest.approx(holm([*ps, *[np.nan] * 5])[:5])
@@ -162,7 +162,7 @@ def test_what_was_asked_for_and_has_not_begun_counts_among_all_comparisons(tmp_p
     older = Results.of("mine", [*there, *absent])
     text = " ".join(as_text(sentence) for paragraph in sentences(older, SPEC, read_table()) for sentence in paragraph)
     assert len(differences(older, SPEC.compare, read_table())) == 5 and "15 further runs" in text and older.unknown == 15
-    table = results_table(planned, SPEC, read_table())
+    table = results_table(complete, SPEC, read_table())
     assert [row[0].text for row in table.rows] == [str(J) for J in range(1, 12)]
     assert [cell.text for cell in table.rows[-1]][-2:] == ["0", "0 of 3 ended, 3 missing"]
 

@@ -127,7 +127,8 @@ def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setti
     """Settings of the sections that figures and comparisons have beside their own, of the same size, as far as they have been trained."""
     size = section.removeprefix(plain_name(section))
     found = {}
-    for name in {each.beside for each in (*spec.figures, *spec.compare) if each.beside}:
+    named = {figure.beside for figure in spec.figures} | {comparison.beside for comparison in spec.compare}
+    for name in sorted(named - {""}):
         if name + size in sections(outputs):
             runs = [read_run(folder) for folder in section_runs(name + size, outputs)]
             found[name] = Results.of(name, runs, read_description(name + size, outputs)).settings

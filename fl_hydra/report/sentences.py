@@ -118,8 +118,8 @@ def _shared(results: Results) -> list[Sentence]:
         if not others and value is not None and not (alone and name in ("sharding", "K", "J")):
             words = {"dataset": DATA, "model": MODELS}.get(name, {})
             told.append(words.get(str(value)) or phrase(axis(name), value))
-    budget, *others = {int(config["budget"]) for config in configurations}
-    told += [] if others else [f"{budget:,} training samples"]
+    budgets = {int(config["budget"]) for config in configurations}
+    told += [f"{budget:,} training samples" for budget in budgets if len(budgets) == 1]
     shared = {config.get("data_parallel", 1) for config in configurations}
     if len(shared) == 1 and (workers := shared.pop()) > 1:
         told.append(f"each batch shared by {workers} workers")
