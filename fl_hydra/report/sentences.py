@@ -16,7 +16,7 @@ from fl_hydra.report.measures import Measure, measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
-from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, setting_name
+from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, plain_name, setting_name
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, l
         said += [
             (_asked(spec, figure), _marked(results, figure, table)) for figure in spec.figures if figure.kind == "lines" and figure.mark
         ]
+        last = len(spec.questions)
+        said += [(last, _beside(results, figure, table)) for figure in spec.figures if figure.kind == "lines" and figure.beside]
         asked = spec.reaching or (spec.compare[-1].question if spec.compare else 1)
         said.append((asked, _reached(results, spec, table)))
     return [(number if spec.questions else 0, paragraph) for number, paragraph in said if paragraph]
@@ -218,6 +220,26 @@ def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sent
         everyone = len(held) == 1 and len(who) > 1
         parts += ["; " if place else "", told, " for all" if everyone else f" for {', '.join(who)}"]
     return [(begun, *parts, ".")]
+
+
+def _beside(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
+    """Between what figures the settings lie, and those of another section: of other data there is no test."""
+    of = measure(figure.y[0], table)
+    told: list[str | Number] = []
+    for section, settings in (("", results.drawn), (figure.beside, results.others.get(figure.beside, ()))):
+        known = [(setting, final) for setting in settings if (final := setting.final(of))]
+        if not known:
+            return []
+        low, high = (choose(known, key=lambda each: each[1].mean) for choose in (min, max))
+        data = listed([axis("dataset").text(name) for name in dict.fromkeys(setting.value("dataset") for setting, _ in known)])
+        told += [f"; on {data}, in section {section}, from " if section else f"{capital(bare(of))} on {data} goes from "]
+        told += [
+            *_figure(results, low[0], of, low[1]),
+            f" ({low[0].label}) to ",
+            *_figure(results, high[0], of, high[1]),
+            f" ({high[0].label})",
+        ]
+    return [(*told, ".")]
 
 
 def _comparison(results: Results, mine: Sequence[Difference], declared: int, number: int) -> list[Sentence]:
@@ -369,8 +391,9 @@ def _figure(results: Results, setting: Setting, of: Measure, statistic: Statisti
 
 
 def _home(results: Results, setting: Setting) -> str:
-    """The section that a setting is of."""
-    return next((name for name, theirs in results.others.items() if any(each is setting for each in theirs)), results.name)
+    """The section that a setting is of; another one is of the same size."""
+    size = results.name.removeprefix(plain_name(results.name))
+    return next((name + size for name, theirs in results.others.items() if any(each is setting for each in theirs)), results.name)
 
 
 def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
