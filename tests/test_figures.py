@@ -86,7 +86,7 @@ def facts(figure: Any) -> Facts:
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
     inches, drawn = figure.get_size_inches(), figure.get_tightbbox()
     written = [text for axis in figure.axes for text in axis.texts]
-    boxes = [text.get_window_extent() for text in written]
+    boxes = [Text.get_window_extent(text) for text in written]  # of the letters, without what leads to them
     overlaps = sum(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
     page = figure.bbox
     outside = sum(box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1 for box in boxes)
@@ -279,7 +279,27 @@ def test_what_is_missing_is_said_and_not_drawn_as_a_number(tmp_path: Path, seen:
     assert sorted(text for text in heat.texts if not text[0].isdigit()) == ["none", "not run"]
     assert len(heat.texts) == 15 and "0.0" not in heat.texts
     assert any("no result" in title for title in lines.titles)
-    assert curves.texts.count("no result: J=4") == 2
+    assert not curves.texts and len(curves.lines) == 6
+    told = captions(Results.of("mine", runs), Spec.of(FIRST, "mine"), COSTS)["curves"]
+    assert "No result: J=4 (K=2)." in told
+
+
+def test_panels_without_results_are_left_out_and_do_not_touch_the_others_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[Any] = []
+    monkeypatch.setattr(drawing, "save", lambda figure, target: limits.append([axis.get_ylim() for axis in figure.axes]) or [])
+    done = [r for r in grid(seeds=[1]) if r.config["K"] != 8]
+    for runs in (done, done + [run("algorithm=localsgd", "K=8", f"J={J}", "seed=1", status="unfinished") for J in (4, 8)]):
+        draw(runs, tmp_path, {"figures": BLOCK["figures"][2:3]})
+    assert limits[0] == limits[1] and len(limits[0]) == 4
+    assert "No result yet, so no panel: K=8." in captions(Results.of("mine", runs), Spec.of(FIRST, "mine"), COSTS)["curves"]
+
+
+def test_local_steps_are_drawn_as_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[list[str]] = []
+    monkeypatch.setattr(drawing, "save", lambda figure, _: looks.append([a.lines[0].get_drawstyle() for a in figure.axes]) or [])
+    runs = [run("algorithm=localsgd", f"J={J}", acc=0.1 * J) for J in (2, 4)]
+    draw(runs, tmp_path, {"figures": [{"kind": "curves", "x": "samples", "y": ["J", "test/acc"], "color": "J"}]})
+    assert looks == [["steps-post", "default"]]
 
 
 SILENT: dict[str, Callable[[], list[Run]]] = {
