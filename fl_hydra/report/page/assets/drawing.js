@@ -52,6 +52,10 @@ function positions(axis) {
   return { at: (i) => places[i], layout: { type: log ? "log" : "linear", minor: { ticks: "" }, ...ticks } };
 }
 
+// Marks of the figures, in their order: curves of one figure differ by them, too.
+const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star"];
+const SIGNS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"];
+
 // The axis that dashes tell apart: the first that neither colour, panels nor x tell, if dashes are enough for its values.
 function dashes(section, settings, choice) {
   for (const axis of section.varying) {
@@ -78,9 +82,14 @@ function lines(section, settings, choice, whole) {
       points.push([]);
     }
     const bars = { type: "data", array: each.points.map((point) => point.deviation ?? 0), color, thickness: 1.2, width: 4, visible: each.points.some((point) => point.deviation !== null) };
-    const many = each.points.length > 15;
+    const many = each.points.length > 15, every = crowded ? Math.ceil(each.points.length / 6) : 1;
+    const symbol = palette ? SYMBOLS[each.first.at[choice.color] % SYMBOLS.length] : "circle";
+    const first = Math.min(each.first.at[choice.color] ?? 0, every - 1) % every; // of many points few have a mark, not all at the same
+    const sizes = each.points.map((_, i) => (i % every === first ? (many && !crowded ? 5 : 8) : 0));
+    const shape = choice.y === "J" && choice.view === "curves" ? "hv" : "linear"; // J holds until it is chosen anew
     traces.push({
-      x, y: each.points.map((point) => point.mean), mode: crowded ? "lines" : "lines+markers", line: { color, width: 2, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" }, marker: { color, size: many ? 4 : 7 },
+      x, y: each.points.map((point) => point.mean), mode: "lines+markers", line: { color, width: 2, shape, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" },
+      marker: { color, symbol, size: sizes },
       error_y: choice.view === "final" ? bars : undefined, text: each.points.map((point) => hover(point, choice.y, where(point))), hovertemplate: "%{text}<extra></extra>",
     });
     points.push(each.points.map((point) => ({ ...point, said: `${point.setting.label}, ${where(point)}, ${withDeviation(point, choice.y)}, n=${point.n}` })));
@@ -179,13 +188,32 @@ function map(section, settings, choice, whole) {
     hovered[row][column] = cell.several.length > 1 ? `mean of ${cell.several.length} settings<br>` + cell.several.slice(0, 8).map((each) => `${escaped(each.setting.label)}: ${withDeviation(each, choice.value)} (n=${each.n})`).join("<br>") : hover(cell, choice.value, where);
     points[row][column] = { ...cell, said: `${where}, ${withDeviation(cell, choice.value)}, ` + (cell.several.length > 1 ? `mean of ${cell.several.length} settings` : `n=${cell.n}`) };
   }
-  const scale = content.sequence.map((color, i) => [i / (content.sequence.length - 1), color]);
+  const least = content.measures[choice.value].better === "min"; // darker is better, as in the figures
+  const shades = least ? content.shades.toReversed() : content.shades;
+  const scale = shades.map((color, i) => [i / (shades.length - 1), color]);
   const trace = {
     type: "heatmap", z, text, texttemplate: "%{text}", hovertext: hovered, hovertemplate: "%{hovertext}<extra></extra>", colorscale: scale, xgap: 2, ygap: 2, hoverongaps: false,
     zmin: whole.z[0], zmax: whole.z[1], colorbar: { title: { text: content.measures[choice.value].title, side: "right" }, thickness: 12, outlinewidth: 0 }, showscale: innerWidth > 640,
   };
-  const even = (axis) => axisLayout(axis.title, { tickmode: "array", tickvals: axis.values.map((_, i) => i), ticktext: axis.values.map((value) => escaped(value.text)), showgrid: false });
-  return { traces: [trace], points, x: even(columns), y: even(rows) };
+  const even = (axis, extra) => axisLayout(axis.title, {
+    tickmode: "array", tickvals: axis.values.map((_, i) => i), ticktext: axis.values.map((value) => escaped(value.text)),
+    showgrid: false, ...extra,
+  });
+  const frames = best(found, choice.value).map((cell) => {
+    const column = cell.setting.at[choice.x], row = cell.setting.at[choice.y];
+    const line = { color: content.frame, width: 3 };
+    return { type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line };
+  });
+  return { traces: [trace], points, x: even(columns), y: even(rows, { range: [rows.values.length - 0.5, -0.5] }), shapes: frames };
+}
+
+// The cells that are best by validation, all of them where they are equal, as in the figures; of cells that several settings share, none.
+function best(found, value) {
+  const judge = value.endsWith("loss") ? "val/loss" : "val/acc", sign = content.measures[judge].better === "min" ? -1 : 1;
+  const judged = found.map((cell) => [cell, final(cell.setting, judge)]).filter(([, by]) => by);
+  if (judged.length < 2 || found.some((cell) => cell.several.length > 1)) return [];
+  const top = Math.max(...judged.map(([, by]) => sign * by.mean));
+  return judged.filter(([, by]) => Math.abs(sign * by.mean - top) <= 1e-12 * Math.abs(top)).map(([cell]) => cell);
 }
 
 // The ranges that all panels share, so that they can be compared.
@@ -220,7 +248,7 @@ async function draw(element, section, panel, choice, whole, { chosen, said }) {
   const drawn = { sampling: () => distribution(section, panel, whole), classes: () => division(section, panel), targets: () => targets(section, settings, choice, whole), heat: () => map(section, settings, choice, whole) }[choice.view]?.() ?? lines(section, settings, choice, whole);
   const narrow = innerWidth <= 640;
   if (drawn.height) element.style.height = `${drawn.height}px`;
-  await Plotly.newPlot(element, drawn.traces, { ...layout(drawn.x, drawn.y, narrow), annotations: drawn.annotations ?? [] }, { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" });
+  await Plotly.newPlot(element, drawn.traces, { ...layout(drawn.x, drawn.y, narrow), annotations: drawn.annotations ?? [], shapes: drawn.shapes ?? [] }, { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" });
   const heat = drawn.traces[0]?.type === "heatmap";
   element.on("plotly_click", ({ points: [at] }) => {
     const point = heat ? drawn.points[at.pointNumber[0]][at.pointNumber[1]] : drawn.points[at.curveNumber][at.pointNumber];

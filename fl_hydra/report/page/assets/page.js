@@ -206,14 +206,17 @@ function notes(settings, ended, rows) {
 function legend(section, settings, heat) {
   const axis = section.axes[choice.color];
   const present = axis && !heat ? axis.values.filter((_, i) => settings.some((setting) => setting.at[choice.color] === i)) : [];
-  const sample = (color, dash, label) => {
-    const swatch = make("i");
+  const sample = (color, dash, label, sign = "") => {
+    const swatch = make("i", { textContent: sign, ariaHidden: "true" });
+    swatch.style.color = color;
     swatch.style.borderTop = `3px ${{ solid: "solid", dash: "dashed", dot: "dotted" }[dash]} ${color}`;
     return make("li", {}, swatch, label);
   };
+  const marked = ["curves", "final"].includes(choice.view);
+  const sign = (value) => (marked ? SIGNS[axis.values.indexOf(value) % SIGNS.length] : "");
   const dashed = heat || choice.view === "targets" ? null : dashes(section, settings, choice);
   const dashing = dashed ? dashed.present.map((i) => sample(paint("--ink"), dashed.of(i), section.axes[dashed.axis].values[i].label)) : [];
-  $("legend").replaceChildren(...present.map((value) => sample(legible(value.color), "solid", value.label)), ...dashing);
+  $("legend").replaceChildren(...present.map((value) => sample(legible(value.color), "solid", value.label, sign(value))), ...dashing);
 }
 
 function tabulated(section, settings) {
