@@ -130,14 +130,14 @@ function lines(section, settings, choice, whole) {
       every = crowded ? Math.ceil(each.points.length / 6) : 1;
     const symbol = palette ? SYMBOLS[each.first.at[choice.color] % SYMBOLS.length] : "circle";
     const first = Math.min(each.first.at[choice.color] ?? 0, every - 1) % every; // of many points few have a mark, not all at the same
-    const sizes = each.points.map((_, i) => (i % every === first ? (many && !crowded ? 5 : 8) : 0));
+    const sizes = each.points.map((_, i) => (i % every === first ? (many && !crowded ? 7 : 9) : 0));
     const shape = choice.y === "J" && choice.view === "curves" ? "hv" : "linear"; // J holds until it is chosen anew
     traces.push({
       x,
       y: each.points.map((point) => point.mean),
       mode: "lines+markers",
       line: { color, width: 2, shape, dash: dashed ? dashed.of(each.first.at[dashed.axis]) : "solid" },
-      marker: { color, symbol, size: sizes },
+      marker: { color, symbol, size: sizes, opacity: 1, line: { width: 0 } },
       error_y: choice.view === "final" ? bars : undefined,
       text: each.points.map((point) => hover(point, choice.y, where(point))),
       hovertemplate: "%{text}<extra></extra>",
