@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
-from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended
+from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended, rows_of
 from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.standing import is_written
 
@@ -193,6 +193,19 @@ def read_run(folder: Path) -> Run:
         return Run(folder, _begun(folder), [], "damaged", why)
     except OSError as error:
         return Run(folder, _begun(folder), [], "damaged", f"it cannot be read ({error.strerror or error})")
+
+
+def with_rows(run: Run) -> Run:
+    """A run that has not ended, with the rows that it has written so far, as far as they can be read; others as they are."""
+    if run.status != "unfinished" or not run.config:
+        return run
+    try:
+        content = read_file(run.folder / METRICS)
+        begun = replace(run, rows=rows_of(content[: content.rfind(b"\n") + 1]))  # the last one may be half written
+        _check_rows(begun)
+    except (OSError, CorruptFile):
+        return run
+    return begun
 
 
 NEEDED = (

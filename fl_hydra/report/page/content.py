@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.report.axes import AXES, Axis, axis, in_order
-from fl_hydra.report.colors import SEQUENCE, colors
+from fl_hydra.report.colors import VERMILION, colors
 from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import CostTable
+from fl_hydra.report.figures.style import SHADES
 from fl_hydra.report.marks import reachable
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.page.clients import Clients
+from fl_hydra.report.paper import BASE, FURTHER
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
@@ -33,10 +35,19 @@ def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: 
     """All that the page draws, with links relative to `target`."""
     known = list(measures(table).values())
     return {
-        "measures": {each.name: {"title": each.title, "digits": each.digits} for each in known},
-        "sequence": SEQUENCE,
-        "sections": [_section(results, spec, known, target) for results, spec in sections],
+        "measures": {each.name: {"title": each.title, "digits": each.digits, "better": each.better} for each in known},
+        "shades": SHADES,
+        "frame": VERMILION,
+        "sections": [_section(results, spec, known, target) for results, spec in sorted(sections, key=_place)],
     }
+
+
+def _place(section: tuple[Results, Spec]) -> tuple[int, str]:
+    """Where a section of any size comes: in the order of the assignment, each track's own after its base; others last."""
+    name = section[0].name
+    order = [each for track in BASE for each in (*BASE[track], *FURTHER[track])]
+    found = [index for index, each in enumerate(order) if name == each or name.startswith(f"{each}-")]
+    return (found[0] if found else len(order), name)
 
 
 def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
