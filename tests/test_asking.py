@@ -281,6 +281,20 @@ def test_comparing_shows_what_differs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ask(monkeypatch, tmp_path, "compare", one.name, one.name) == 2
 
 
+def test_what_there_is_of_unfinished_runs_is_drawn_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_run(tmp_path, "algorithm=localsgd", "K=2", "rounds=2", acc=0.5)
+    other = write_run(tmp_path, "algorithm=localsgd", "K=2", "rounds=2", "optimizer.lr=0.5", acc=0.75)
+    (other / "summary.json").unlink()
+    with (other / "metrics.jsonl").open("a") as file:
+        file.write('{"samples": 12')  # a row that is being written
+    assert ask(monkeypatch, tmp_path, "compare", one.name, other.name) == 0
+    shown = capsys.readouterr().out
+    assert "no picture" not in shown and f"{other.name}: unfinished; its curve ends there" in shown
+    assert all(Path(line.removeprefix("wrote ")).is_file() for line in shown.splitlines() if line.startswith("wrote "))
+
+
 # Taking away
 
 

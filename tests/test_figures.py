@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_hydra.report.colors import METHODS
 from fl_hydra.report.cost import TABLE, read_table
 from fl_hydra.report.figures import captions, draw_figures, draw_runs, drawing, search
 from fl_hydra.report.figures.legends import apart
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
+from fl_hydra.runs import reading
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run
 from tests.support.make import experiment
@@ -67,6 +69,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return looks
 
 
+def looking(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], Any]) -> list[Any]:
+    """What `look` returns for each figure that is drawn from now on; none is written."""
+    looks: list[Any] = []
+
+    def save(figure: Any, _: Path) -> list[Path]:
+        looks.append(look(figure))
+        return []
+
+    monkeypatch.setattr(drawing, "save", save)
+    return looks
+
+
 @dataclasses.dataclass
 class Facts:
     width: float
@@ -86,7 +100,7 @@ def facts(figure: Any) -> Facts:
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
     inches, drawn = figure.get_size_inches(), figure.get_tightbbox()
     written = [text for axis in figure.axes for text in axis.texts]
-    boxes = [text.get_window_extent() for text in written]
+    boxes = [Text.get_window_extent(text) for text in written]  # of the letters, without what leads to them
     overlaps = sum(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
     page = figure.bbox
     outside = sum(box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1 for box in boxes)
@@ -279,7 +293,36 @@ def test_what_is_missing_is_said_and_not_drawn_as_a_number(tmp_path: Path, seen:
     assert sorted(text for text in heat.texts if not text[0].isdigit()) == ["none", "not run"]
     assert len(heat.texts) == 15 and "0.0" not in heat.texts
     assert any("no result" in title for title in lines.titles)
-    assert curves.texts.count("no result: J=4") == 2
+    assert not curves.texts and len(curves.lines) == 6
+    told = captions(Results.of("mine", runs), Spec.of(FIRST, "mine"), COSTS)["curves"]
+    assert "No result: J=4 (K=2)." in told
+
+
+def test_panels_without_results_are_left_out_and_do_not_touch_the_others_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = looking(monkeypatch, lambda figure: [axis.get_ylim() for axis in figure.axes])
+    done = [r for r in grid(seeds=[1]) if r.config["K"] != 8]
+    for runs in (done, done + [run("algorithm=localsgd", "K=8", f"J={J}", "seed=1", status="unfinished") for J in (4, 8)]):
+        draw(runs, tmp_path, {"figures": BLOCK["figures"][2:3]})
+    assert limits[0] == limits[1] and len(limits[0]) == 4
+    assert "No result yet, so no panel: K=8." in captions(Results.of("mine", runs), Spec.of(FIRST, "mine"), COSTS)["curves"]
+
+
+def test_each_method_has_a_colour_of_its_own() -> None:
+    assert {method.title for method in reading.METHODS.values()} == METHODS.keys()
+    assert len(set(METHODS.values())) == len(METHODS)
+
+
+def test_all_that_are_equally_good_by_validation_are_framed() -> None:
+    runs = [run("algorithm=localsgd", f"K={K}", f"J={J}", acc=0.5 if J == 4 else 0.4) for K in (2, 4) for J in (4, 8)]
+    (one,) = drawing.planned(Results.of("mine", runs), Spec.of({"figures": BLOCK["figures"][:1]}, "mine"), COSTS)
+    assert one.shown.best == {0: [(4, 2), (4, 4)]}
+
+
+def test_local_steps_are_drawn_as_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = looking(monkeypatch, lambda figure: [axis.lines[0].get_drawstyle() for axis in figure.axes])
+    runs = [run("algorithm=localsgd", f"J={J}", acc=0.1 * J) for J in (2, 4)]
+    draw(runs, tmp_path, {"figures": [{"kind": "curves", "x": "samples", "y": ["J", "test/acc"], "color": "J"}]})
+    assert looks == [["steps-post", "default"]]
 
 
 SILENT: dict[str, Callable[[], list[Run]]] = {

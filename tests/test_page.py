@@ -17,7 +17,7 @@ import pytest
 from fl_hydra.report import commands
 from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import read_table
-from fl_hydra.report.figures.targets import reachable
+from fl_hydra.report.marks import reachable
 from fl_hydra.report.measures import measure
 from fl_hydra.report.page import write_page
 from fl_hydra.report.page.writing import as_script

@@ -17,9 +17,12 @@ import pytest
 from fl_hydra.errors import UserError
 from fl_hydra.report.__main__ import main
 from fl_hydra.report.cost import read_table
+from fl_hydra.report.latex import join, key
 from fl_hydra.report.paper import BASE, FURTHER, MOST_PAGES, has_latex, write_paper
-from fl_hydra.report.results import Results
+from fl_hydra.report.results import Results, Setting
+from fl_hydra.report.sentences import as_text, sentences
 from fl_hydra.report.spec import Spec
+from fl_hydra.report.tables import results_table
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run, read_run
 from tests.support.make import experiment
@@ -105,7 +108,7 @@ def test_numbers_in_all_files_are_those_of_metrics_jsonl(tmp_path: Path, monkeyp
             mean, deviation = of(point, figure, scale)
             assert float(table[point][f"{figure} mean"]) == pytest.approx(mean)
             assert float(table[point][f"{figure} deviation"]) == pytest.approx(deviation)
-            assert table[point][f"{figure} n"] == values[f"{name}/{figure.replace('/', '.')}/n"] == "3"
+            assert table[point][f"{figure} n"] == values[f"{name}/{figure.replace('/', ':')}/n"] == "3"
         for column, figure in (("bytes", "bytes"), ("WAN", "WAN"), ("flops", "GFLOP"), ("round", "round")):
             mean, _ = of(point, figure)
             assert float(costs[point][f"{column} mean"]) == pytest.approx(mean)
@@ -157,7 +160,7 @@ def test_what_is_missing_is_said_and_in_no_number(
     assert table[8]["test/acc deviation"] == "" and table[8]["test/acc n"] == "1"
     assert table[16]["test/acc mean"] == "" and table[16]["test/acc n"] == "0"
     values = macros(report / "numbers.tex")
-    assert "mine/LocalSGD K=2 J=8/test.acc/deviation" not in values and not any("J=16" in name for name in values)
+    assert "mine/LocalSGD K=2 J=8/test:acc/deviation" not in values and not any("J=16" in name for name in values)
     text = (report / "mine-text.md").read_text()
     assert "The other 3 of 6 runs are in no figure: 1 damaged, 2 unfinished." in text
     assert "± nan" not in text and "it holds" not in text
@@ -261,3 +264,26 @@ def test_a_finished_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     """What tests make up is what the program reads."""
     folder = write_run(config("K=2", "J=4"), tmp_path)
     assert read_run(folder).finished and read_run(write_run(config("K=2", "J=8"), tmp_path, "unfinished")).status == "unfinished"
+
+
+def test_every_number_has_a_macro_of_its_own() -> None:
+    names = ["mygrid", "my_grid", "my grid", "my  grid", "my,grid", "my.grid", "my%grid", "my!25!grid", "my/grid", "my:grid", "mýgrid"]
+    assert len({key(name, "x") for name in names} | {key("my", "grid", "x")}) == len(names) + 1
+    assert all(re.fullmatch(r"[A-Za-z0-9_=.,+:!/ -]*", key(name)) and "  " not in key(name) for name in names)
+    found = {"mine/x": "1"}
+    join(found, {"mine/x": "1", "mine/y": "2"})
+    with pytest.raises(UserError, match="1 and 2: two numbers have the same name"):
+        join(found, {"mine/x": "2"})
+
+
+def test_what_is_said_of_runs_and_settings_is_so(tmp_path: Path) -> None:
+    """A reason with a folder in it is told as it is, a learning rate of each optimizer's own is not common, and an axis is known."""
+    configurations = [config("K=2", "J=4", f"optimizer={name}", f"seed={seed}") for name in ("sgdm", "adamw") for seed in (1, 2)]
+    mine = results("mine", configurations)
+    failed = Run(Path("a/b/run-1234567890"), config("K=2", "J=4"), [], "unfinished", "it failed, as /tmp/x/error.txt says")
+    table = results_table(Results("mine", [*mine.settings, Setting("mine", [failed])]), Spec("Mine", ()), read_table())
+    assert "In no mean: run-1234567890: unfinished (it failed, as /tmp/x/error.txt says)." in table.notes
+    (told,) = [as_text(each) for each in sentences(mine, Spec("Mine", ()), read_table())[0] if as_text(each).startswith("Common")]
+    assert "K=2" in told and "batch size 64" in told and not re.search("SGDM|AdamW|learning rate| or ", told)
+    lines = {"kind": "lines", "x": "J", "y": "test/acc", "color": "division"}
+    assert Spec.of({"figures": [lines]}, "mine").unknown_axes(mine) == []

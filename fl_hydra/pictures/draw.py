@@ -17,11 +17,13 @@ from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
 from fl_hydra.participation.schemes import log_dirichlet
-from fl_hydra.report.colors import BLUE, PALETTE
+from fl_hydra.report.axes import varying
+from fl_hydra.report.colors import BLUE, PALETTE, colors
 from fl_hydra.report.figures.clients import TWICE, character, of_characters, relative
 from fl_hydra.report.figures.fitting import DASHES
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
+from fl_hydra.runs.identity import describe
 from fl_hydra.sharding.base import Shards
 from fl_hydra.sharding.holdings import character_counts, class_counts
 from fl_hydra.training.experiment import Experiment
@@ -72,8 +74,8 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
     """
     require(len(experiments) <= len(PALETTE), f"{len(experiments)} configurations: at most {len(PALETTE)} can be told apart in a picture")
     found: dict[str, list[tuple[Look, Any, Panel]]] = {}
-    for index, (name, experiment) in enumerate(experiments):
-        look = Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) if len(experiments) > 1 else Look()
+    looks = _looks(experiments)
+    for look, (_, experiment) in zip(looks, experiments, strict=True):
         for kind, held, draw in _panels_of(experiment, panel):
             found.setdefault(kind, []).append((look, held, draw))
     if panel is not None:
@@ -89,12 +91,25 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
     alone: list[list[Callable[[Any, Any], None]]] = [
         [_titled(look, draw)] for kind in ("classes", "characters", "cohorts") for look, _, draw in found.get(kind, [])
     ]
-    looks = [Look(PALETTE[index], DASHES[index % len(DASHES)], pretty(name)) for index, (name, _) in enumerate(experiments)]
     _write(
         [*alone, *shared],
         path,
         looks if any(len(found[kind]) > 1 for kind in found if kind in ("distinct", "sizes", "probabilities", "visits")) else [],
     )
+
+
+def _looks(experiments: Sequence[tuple[str, Experiment]]) -> list[Look]:
+    """The colours that a report has for the values, where the experiments differ on one axis; else any."""
+    if len(experiments) == 1:
+        return [Look()]
+    configs = [describe(experiment) for _, experiment in experiments]
+    differ = varying(configs)
+    tones = list(PALETTE)
+    if len(differ) == 1:
+        values = [differ[0].of(config) for config in configs]
+        paint = colors(differ[0], values)
+        tones = [paint[value] for value in values]
+    return [Look(tones[index], DASHES[index % len(DASHES)], pretty(name)) for index, (name, _) in enumerate(experiments)]
 
 
 def _kinds(experiments: Sequence[tuple[str, Experiment]]) -> list[str]:

@@ -24,6 +24,7 @@ from fl_hydra.report.sentences import write_sentences
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tables import write_tables
 from fl_hydra.report.tuned import section_studies
+from fl_hydra.report.wording import plain_name
 from fl_hydra.runs.describing import description_file, read_description
 from fl_hydra.runs.finding import find_run
 from fl_hydra.runs.folder import section_file, section_runs, sections
@@ -123,12 +124,14 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
 
 
 def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setting]]:
-    """Settings of the sections that figures show beside their own, of the same size, as far as they have been trained."""
-    size = next((ending for ending in ("-short", "-smoke") if section.endswith(ending)), "")
+    """Settings of the sections that figures and comparisons have beside their own, of the same size, as far as they have been trained."""
+    size = section.removeprefix(plain_name(section))
     found = {}
-    for name in {figure.beside for figure in spec.figures if figure.beside}:
+    named = {figure.beside for figure in spec.figures} | {comparison.beside for comparison in spec.compare}
+    for name in sorted(named - {""}):
         if name + size in sections(outputs):
-            found[name] = Results.of(name, [read_run(folder) for folder in section_runs(name + size, outputs)]).settings
+            runs = [read_run(folder) for folder in section_runs(name + size, outputs)]
+            found[name] = Results.of(name, runs, read_description(name + size, outputs)).settings
     return found
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from fl_hydra.errors import require
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -47,8 +50,23 @@ def _breakable(word: str) -> str:
 
 
 def key(*words: str) -> str:
-    """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test.acc/mean`."""
-    return "/".join(re.sub(r"[^A-Za-z0-9=.:+ -]", ".", re.sub("[_,]", "", word)) for word in words)
+    """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test:acc/mean`.
+
+    Different words have different names: a `/` in a word is written `:`, and what LaTeX does not take by its code point, as `!25!`.
+    """
+    return "/".join(re.sub(r"[^A-Za-z0-9_=.,+ /-]|(?<= ) ", lambda found: f"!{ord(found[0]):x}!", word).replace("/", ":") for word in words)
+
+
+def join(found: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add numbers by the names of their macros.
+
+    Raises:
+        UserError: another number has the same name.
+    """
+    for name, text in more.items():
+        require(
+            found.setdefault(name, text) == text, f"\\N{{{name}}}: {found[name]} and {text}: two numbers have the same name; rename one"
+        )
 
 
 def label(name: str) -> str:

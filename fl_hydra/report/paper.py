@@ -21,13 +21,13 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, write_atomically
 from fl_hydra.report.axes import AXES
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import code, escaped, label
+from fl_hydra.report.latex import escaped, join, label
 from fl_hydra.report.results import Results
-from fl_hydra.report.sentences import Sentence, as_macros, numbers, sentences
+from fl_hydra.report.sentences import Sentence, answers, as_macros, numbers
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed, plain_name
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -123,7 +123,7 @@ SIZES = (
 @dataclass(frozen=True)
 class _Content:
     """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files. said: the
-    sentences of each section.
+    paragraphs of each section, with the numbers of its questions that they answer.
     """
 
     sections: Sequence[tuple[Results, Spec]]
@@ -132,7 +132,7 @@ class _Content:
     track: str | None
     captions: Mapping[str, str]
     found: Mapping[str, Sequence[Search]]
-    said: Mapping[str, Sequence[Sequence[Sentence]]]
+    said: Mapping[str, Sequence[tuple[int, Sequence[Sentence]]]]
 
 
 def write_paper(
@@ -154,20 +154,25 @@ def write_paper(
         studies: of each section by its name, what its searches kept (:func:`fl_hydra.report.tuned.section_studies`).
 
     Raises:
-        UserError: there is no such track; authors.yaml cannot be read; LaTeX refuses the text, or a line of it is too wide.
+        UserError: there is no such track; two numbers have the same name; authors.yaml cannot be read; LaTeX refuses the text, or a
+            line of it is too wide.
         OSError: a file cannot be written.
     """
     require(track in (None, *BASE), f"track={track}: choose {' or '.join(BASE)}")
     target.mkdir(parents=True, exist_ok=True)
     shown = [each for each in sections if _part(each[0].name, track)]
     found = {results.name: searches(results, (studies or {}).get(results.name, ())) for results, _ in shown}
-    said = {results.name: sentences(results, spec, table) for results, spec in shown}
+    said = {results.name: answers(results, spec, table) for results, spec in shown}
     content = _Content(shown, table, target, track, captions or {}, found, said)
     own = _write_once(target, [label(results.name) for results, _ in shown])
     written = _put(target / "references.bib", read_file(REFERENCES).decode())
-    values = {name: text for results, spec in shown for name, text in numbers(results, said[results.name], table).items()}
-    values |= {name: text for results, _ in shown for name, text in tuned_numbers(results, found[results.name]).items()}
+    values: dict[str, str] = {}
+    for results, _ in shown:
+        join(values, numbers(results, [paragraph for _, paragraph in said[results.name]], table))
+        join(values, tuned_numbers(results, found[results.name]))
     written += _put(target / "numbers.tex", _macros(values))
+    for line in _untrained(content):
+        print(f"{target / 'report.tex'}: {line}")
     if not has_latex():
         written += _put(target / "report.tex", _paper(content, SIZES[2]))
         print(f"{target / 'report.tex'} is there to read; no LaTeX (pdflatex, bibtex, IEEEtran) is installed to make a PDF of it")
@@ -199,7 +204,7 @@ def _fit(content: _Content, own: bool) -> tuple[int, list[str]]:
 
 def _part(section: str, track: str | None) -> str | None:
     """`base` or `further`; None: of another track."""
-    name = re.sub("-(smoke|short)$", "", section)
+    name = plain_name(section)
     tracks = [track] if track else list(BASE)
     if any(name in BASE[each] for each in tracks):
         return "base"
@@ -246,10 +251,11 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 \documentclass[conference]{IEEEtran}
 \usepackage[utf8]{inputenc}
 \usepackage[T1]{fontenc}
-\usepackage{amsmath,booktabs,graphicx,xcolor,cite}
+\usepackage{amsmath,array,booktabs,graphicx,xcolor,cite}
 \input{numbers}
 \newcommand{\room}[1]{\par\noindent\colorbox{black!8}{\parbox{\dimexpr\columnwidth-2\fboxsep}{\footnotesize\itshape Authors: #1}}\par}
 \newcommand{\words}[1]{\input{words/#1}}
+\newcommand{\question}[1]{\par\addvspace{0.5\baselineskip}\noindent{\itshape #1\par}\nobreak}
 \IEEEoverridecommandlockouts
 \emergencystretch=3em
 \hbadness=10000
@@ -269,13 +275,11 @@ def _paper(content: _Content, size: _Size) -> str:
     lines += [r"\section{Introduction}", r"\words{introduction}", _background(track), *_setup(content, size)]
     order = [name for each in ([track] if track else BASE) for name in BASE[each]]
     base = [each for each in sections if _part(each[0].name, track) == "base"]
-    base.sort(key=lambda each: order.index(_plain_name(each[0].name)))
+    base.sort(key=lambda each: order.index(plain_name(each[0].name)))
     further = [each for each in sections if _part(each[0].name, track) == "further"]
     for results, spec in base:
         lines += _section(content, results, spec, size.rows, size.figures)
-    missing = [name for name in order if name not in {_plain_name(results.name) for results, _ in base}]
-    if missing:
-        lines.append(rf"\section{{Not trained yet}} {', '.join(code(f'make {name}') for name in missing)}.")
+    lines += [f"% {line}" for line in _untrained(content)]
     if any(results.drawn for results, _ in sections):
         lines += [r"\section{Costs}\label{sec:costs}", r"Table~\ref{tab:costs} has what each method computes and communicates."]
         lines.append(as_latex(overview_table([*base, *further], content.table, size.cheapest), "costs", macros=True))
@@ -288,9 +292,11 @@ def _paper(content: _Content, size: _Size) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plain_name(section: str) -> str:
-    """Of a section at whatever size."""
-    return re.sub("-(smoke|short)$", "", section)
+def _untrained(content: _Content) -> list[str]:
+    """A line that says which sections of the assignment are not there."""
+    there = {plain_name(results.name) for results, _ in content.sections}
+    missing = [name for each in ([content.track] if content.track else BASE) for name in BASE[each] if name not in there]
+    return [f"Not trained yet: {', '.join(f'make {name}' for name in missing)}."] if missing else []
 
 
 def _background(track: str | None) -> str:
@@ -377,15 +383,16 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
     level = "subsection" if sub else "section"
     found = content.found[results.name]
     lines = [rf"\{level}{{{escaped(spec.title)}}}\label{{sec:{label(results.name)}}}"]
-    lines += [rf"\emph{{{escaped(' '.join(spec.questions))}}}\par"] if spec.questions else []
-    lines += [" ".join(map(as_macros, paragraph)) + "\n" for paragraph in content.said[results.name]]
+    for number, question in enumerate(["", *spec.questions]):
+        lines += [rf"\{'question' if sub else 'subsection'}{{{escaped(question)}}}"] if question else []
+        lines += [" ".join(map(as_macros, paragraph)) + "\n" for asked, paragraph in content.said[results.name] if asked == number]
     if results.drawn and rows:
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
         said = [
-            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The "))
+            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The best", "Of each"))
         ]  # the rest is in its Markdown
         shown = replace(shown, caption=f"{shown.caption}. {_facts(results, found)}", notes=said, commands=shown.commands[-1:])
-        lines.append(as_latex(shown, label(results.name), starred=len(shown.header) > 6, macros=True))
+        lines.append(as_latex(shown, label(results.name), macros=True))
     drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in drawn if each[1].exists()][:figures]:
         caption = content.captions.get(path.stem) or _caption(figure, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,8 @@ from fl_hydra.arrays import Reals
 from fl_hydra.report.axes import Axis, Value, axis, in_order, varying
 from fl_hydra.report.measures import Measure
 from fl_hydra.report.runs import by_setting, state
-from fl_hydra.runs.reading import Run, method_of
+from fl_hydra.runs.describing import planned_runs
+from fl_hydra.runs.reading import Run, is_known, method_of
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Results:
     """What the sweep wrote of the section: `command`, and `report`, the block of its file."""
     studies: Sequence[Mapping[str, Any]] = ()
     """What is kept of the searches with the section's name, as their `study.json` has it."""
+    unknown: int = 0
+    """Runs that were asked for and of which no configuration is known: what was asked of them is in no comparison."""
     others: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     """Settings of other sections, by their names, that a figure shows beside its own."""
 
@@ -130,8 +133,11 @@ class Results:
     def of(
         cls, name: str, runs: Sequence[Run], description: Mapping[str, Any] | None = None, studies: Sequence[Mapping[str, Any]] = ()
     ) -> Results:
-        """Group a section's runs."""
-        return cls(name, [Setting(label, group) for label, group in by_setting(runs)], dict(description or {}), studies)
+        """Group a section's runs. Those that have not begun are of the setting that their sweep noted."""
+        planned = {name: config for name, config in planned_runs(description or {}).items() if is_known(config)}
+        known = [run if run.config else replace(run, config=planned.get(run.folder.name, {})) for run in runs]
+        settings = [Setting(label, group) for label, group in by_setting(known)]
+        return cls(name, settings, dict(description or {}), studies, sum(not run.config for run in known))
 
     @property
     def drawn(self) -> list[Setting]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_hydra.files import write_atomically
-from fl_hydra.report.axes import axis
+from fl_hydra.report.axes import axis, in_order
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.latex import escaped, key
-from fl_hydra.report.measures import Measure, measures
-from fl_hydra.report.results import Results, Setting, Statistic
-from fl_hydra.report.spec import Spec
+from fl_hydra.report.latex import escaped, join, key
+from fl_hydra.report.marks import POINT, best_of, furthest, lines, reachable, reference
+from fl_hydra.report.measures import Measure, measure, measures
+from fl_hydra.report.results import Results, Setting, Statistic, narrowed
+from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
-from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, setting_name
-
-TARGET = 0.95
-"""The part of the best final test accuracy that costs are told for, where no figure of the section names a target."""
+from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, plain_name, setting_name
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,18 @@ Sentence = tuple[str | Number, ...]
 
 
 def write_sentences(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
-    """SECTION-text.md: the section's questions, and below them what was computed.
+    """SECTION-text.md: the section's questions, each with what was computed for it.
 
     Raises:
         OSError: it cannot be written.
     """
-    questions = "".join(f"- {question}\n" for question in spec.questions)
-    paragraphs = [" ".join(map(as_text, paragraph)) for paragraph in sentences(results, spec, table) if paragraph]
+    found = answers(results, spec, table)
+    parts = [f"# {spec.title}"]
+    for number, question in enumerate(["", *spec.questions]):
+        parts += [f"## {question}"] if question else []
+        parts += [" ".join(map(as_text, paragraph)) for asked, paragraph in found if asked == number]
     path = target / f"{results.name}-text.md"
-    write_atomically(path, (f"# {spec.title}\n\n{questions}\n" + "\n\n".join(paragraphs) + "\n").encode())
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
     return [path]
 
 
@@ -55,69 +57,78 @@ def as_macros(sentence: Sentence) -> str:
 
 
 def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sentence]]:
-    """Paragraphs: what is there, what is best by validation, a paragraph for each comparison, and what it took to reach an accuracy."""
-    said = [[*_there(results), *_best(results, table)]]
+    """All paragraphs of :func:`answers`."""
+    return [paragraph for _, paragraph in answers(results, spec, table)]
+
+
+def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, list[Sentence]]]:
+    """Paragraphs, each with the number of the question that it answers; 0: none, where the section has no questions or it is of all.
+
+    What is there, what is best by validation, a paragraph for each comparison, what figures mark, and what it took to reach an accuracy.
+    """
+    said = [(0, _there(results)), (1, _best(results, table))]
     if results.drawn:
         found = differences(results, spec.compare, table)
         for number, comparison in enumerate(spec.compare, 1):
             mine = [each for each in found if each.comparison is comparison]
-            said.append(_comparison(results, mine, len(found), number))
-        said.append(_reached(results, spec, table))
-    return [paragraph for paragraph in said if paragraph]
+            said.append((comparison.question, _comparison(results, mine, len(found), number)))
+        said += [
+            (_asked(spec, figure), _marked(results, figure, table)) for figure in spec.figures if figure.kind == "lines" and figure.mark
+        ]
+        last = len(spec.questions)
+        said += [(last, _beside(results, figure, table)) for figure in spec.figures if figure.kind == "lines" and figure.beside]
+        asked = spec.reaching or (spec.compare[-1].question if spec.compare else 1)
+        said.append((asked, _reached(results, spec, table)))
+    return [(number if spec.questions else 0, paragraph) for number, paragraph in said if paragraph]
 
 
 def _there(results: Results) -> list[Sentence]:
     runs = [run for setting in results.settings for run in setting.runs]
     finished = sum(run.finished for run in runs)
+    unknown: list[Sentence] = []
+    if results.unknown:
+        unknown = [
+            (f"Of {_count(results.unknown, 'further run')} nothing is known but the name: no count has what these are compared with.",)
+        ]
     if not finished:
-        return [("No run of this section has finished, so that nothing can be said.",)]
+        return [("No run of this section has finished, so that nothing can be said.",), *unknown]
     seeds = sorted({len(setting.finished) for setting in results.drawn})
     of = Number(key(results.name, "runs"), str(finished))
     with_seeds = f"{seeds[0]} to {_count(seeds[-1], 'seed')}" if len(seeds) > 1 else _count(seeds[0], "seed")
     each = " each" if len(results.drawn) > 1 else ""
     have = " run has" if finished == 1 else " runs have"
     first: Sentence = (of, f"{have} finished, of {_count(len(results.drawn), 'setting')} with {with_seeds}{each}.")
-    said = [first, *_shared(results)]
+    said = [first, *_shared(results), *unknown]
     if finished == len(runs):
         return said
-    return [*said, (f"The other {len(runs) - finished} of {len(runs)} runs are in no figure: ", _ends(results), ".")]
+    rest = len(runs) - finished
+    begun = f"The other {rest} of {len(runs)} runs are" if rest > 1 else "One more run is"
+    return [*said, (f"{begun} in no figure: ", _ends(results), ".")]
 
 
 SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
 """What a reader wants to know of runs beside what they are compared by."""
 
-OWN = ("optimizer", "optimizer.lr", "optimizer.weight_decay")
-"""Of these it is told what methods or optimizers have of their own."""
-
 
 def _shared(results: Results) -> list[Sentence]:
-    """What was run, as far as settings have it in common, or in a few values that no axis of the section tells."""
+    """What was run, as far as all settings have it in common: what differs is on the axes."""
     configurations = [setting.config for setting in results.drawn]
     alone = all(config["K"] == 1 for config in configurations)
-    axes = [each.name for each in results.axes]
     told = []
     for name in SHARED:
-        values = list(dict.fromkeys(axis(name).of(config) for config in configurations))
-        if name in axes or values == [None] or (alone and name in ("sharding", "K", "J")):
-            continue
-        if name in OWN and len(values) > 3:
-            told.append(f"{axis(name).title}s of their own")
-            continue
-        if len(values) > 1 and name not in OWN:
-            continue
-        words = {"dataset": DATA, "model": MODELS}.get(name, {})
-        phrases = [words.get(str(value)) or phrase(axis(name), value) for value in values]
-        others = [axis(name).text(value) for value in values[1:]]
-        told.append(" or ".join([", ".join([phrases[0], *others[:-1]]), *others[-1:]]))
-    budgets = sorted({int(config["budget"]) for config in configurations})
-    told.append(f"{' to '.join(f'{each:,}' for each in dict.fromkeys((budgets[0], budgets[-1])))} training samples")
+        value, *others = dict.fromkeys(axis(name).of(config) for config in configurations)
+        if not others and value is not None and not (alone and name in ("sharding", "K", "J")):
+            words = {"dataset": DATA, "model": MODELS}.get(name, {})
+            told.append(words.get(str(value)) or phrase(axis(name), value))
+    budgets = {int(config["budget"]) for config in configurations}
+    told += [f"{budget:,} training samples" for budget in budgets if len(budgets) == 1]
     shared = {config.get("data_parallel", 1) for config in configurations}
     if len(shared) == 1 and (workers := shared.pop()) > 1:
         told.append(f"each batch shared by {workers} workers")
     cohorts = {(config["m"], config["K"]) for config in configurations}
     if len(cohorts) == 1 and (cohort := cohorts.pop())[0] < cohort[1]:
         told.append(f"{cohort[0]} of the {cohort[1]} clients in a round")
-    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)]
+    return [(f"{'It has' if len(configurations) == 1 else 'Common to all'}: {', '.join(told)}.",)] if told else []
 
 
 def _ends(results: Results) -> str:
@@ -148,22 +159,87 @@ def _best(results: Results, table: CostTable) -> list[Sentence]:
                     )
             continue
         top, final = max(ranked, key=lambda each: each[1].mean)
+        level = sum(each.mean == final.mean for _, each in ranked)
         test = top.final(known["test/acc"])
         where = f" on {data.text(value)}" if len({setting.value("dataset") for setting in results.drawn}) > 1 else ""
-        sentence: list[str | Number] = [f"Best by validation{where} is {setting_name(results, top)}, with a validation accuracy of "]
+        begun = f"Best by validation{where} is "
+        if level == len(ranked):
+            begun = f"By validation{where} all {level} settings are level; the first is "
+        elif level > 1:
+            begun = f"Best by validation{where} are {level} settings that are level; the first is "
+        sentence: list[str | Number] = [f"{begun}{setting_name(results, top)}, with a validation accuracy of "]
         sentence += _figure(results, top, known["val/acc"], final)
         if test:
             sentence += [" and a test accuracy of ", *_figure(results, top, known["test/acc"], test)]
-        near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - 1
+        near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - level
         if near:
-            what = "within one deviation of it" if final.deviation else "level with it"
-            sentence += [
-                "; ",
-                Number(key(results.name, *([str(value)] if where else []), "near best"), str(near)),
-                f" of the other {len(ranked) - 1} {'are' if near > 1 else 'is'} {what}",
-            ]
+            of = f" of the other {len(ranked) - level}" if near < len(ranked) - level else " more"
+            macro = Number(key(results.name, *([str(value)] if where else []), "near best"), str(near))
+            sentence += ["; ", macro, f"{of} {'are' if near > 1 else 'is'} within one deviation of it"]
         said.append((*sentence, "."))
     return said
+
+
+def _asked(spec: Spec, figure: FigureSpec) -> int:
+    """The question of the comparison along the figure's axis."""
+    return next((each.question for each in spec.compare if each.axis == figure.x), 1)
+
+
+def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
+    """What a figure marks on its lines: how far each holds the reference, or where each is best by validation."""
+    look, found = lines(results, figure)
+    x, of = axis(figure.x), measure(figure.y[0], table)
+    if not found:
+        return []
+    name = key(results.name, figure.name)
+    others = [each.name for each in results.axes if each not in look]
+    named = [setting_name(results, line[0], but=others) for line in found]
+    if figure.mark == "best":
+        by = measure("val/loss" if of.name.endswith("loss") else "val/acc", table)
+        marked = [best_of(line, by) for line in found]
+        begun, none = f"Best {x.title} by validation: ", "nothing"
+    else:
+        settings = narrowed(results.drawn, figure.where)
+        known = reference(settings, x, of)
+        if known is None:
+            return []
+        marked = [furthest(line, settings, x, of) for line in found]
+        first = x.text(known[0].value(x.name))
+        begun = (
+            f"Largest {x.title} whose mean {bare(of)} is within {POINT:g} point of the best one at {first} "
+            f"({setting_name(results, known[0])}): "
+        )
+        none = f"not even {first}"
+    held: dict[str, list[str]] = {}
+    for line, setting in zip(named, marked, strict=True):
+        held.setdefault(none if setting is None else x.text(setting.value(x.name)), []).append(line)
+    parts: list[str | Number] = []
+    order = [x.text(value) for value in in_order([setting.value(x.name) for setting in results.settings])]
+    for place, (value, who) in enumerate(sorted(held.items(), key=lambda each: order.index(each[0]) if each[0] in order else len(order))):
+        told: str | Number = value if value == none else Number(f"{name}/{key(who[0])}", value)
+        everyone = len(held) == 1 and len(who) > 1
+        parts += ["; " if place else "", told, " for all" if everyone else f" for {', '.join(who)}"]
+    return [(begun, *parts, ".")]
+
+
+def _beside(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
+    """Between what figures the settings lie, and those of another section: of other data there is no test."""
+    of = measure(figure.y[0], table)
+    told: list[str | Number] = []
+    for section, settings in (("", results.drawn), (figure.beside, results.others.get(figure.beside, ()))):
+        known = [(setting, final) for setting in settings if (final := setting.final(of))]
+        if not known:
+            return []
+        low, high = (choose(known, key=lambda each: each[1].mean) for choose in (min, max))
+        data = listed([axis("dataset").text(name) for name in dict.fromkeys(setting.value("dataset") for setting, _ in known)])
+        told += [f"; on {data}, in section {section}, from " if section else f"{capital(bare(of))} on {data} goes from "]
+        told += [
+            *_figure(results, low[0], of, low[1]),
+            f" ({low[0].label}) to ",
+            *_figure(results, high[0], of, high[1]),
+            f" ({high[0].label})",
+        ]
+    return [(*told, ".")]
 
 
 def _comparison(results: Results, mine: Sequence[Difference], declared: int, number: int) -> list[Sentence]:
@@ -175,7 +251,8 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
     held = [each for each in known if each.holds]
     base = {each.other.value(comparison.axis) for each in known}
     sides = {each.setting.value(comparison.axis) for each in known}
-    told = [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
+    told = [f"with section {comparison.beside}"] if comparison.beside else []
+    told += [f"against {phrase(axis(comparison.axis), base.pop())}"] if len(base) == 1 and len(known) > 1 else []
     only = comparison.only and len(sides) == 1
     what = capital(phrase(axis(comparison.axis), sides.pop())) if only else f"Compared by {column(axis(comparison.axis))}"
     same = [column(each) for each in results.axes if each.name in comparison.within]
@@ -259,17 +336,15 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
     named = next((figure.target for figure in spec.figures if figure.target is not None), None)
     for value in sets:
         settings = [setting for setting in results.drawn if setting.value("dataset") == value]
-        finals = [final.mean for setting in settings if (final := setting.final(accuracy))]
-        target = named if named is not None and len(sets) == 1 else float(int(TARGET * max(finals, default=0.0)))
-        if target <= 0:
+        target = named if named is not None and len(sets) == 1 else reachable(settings, accuracy)
+        if target is None:
             continue
         name = key(results.name, *([str(value)] if len(sets) > 1 else []), "target")
         where = f" on {axis('dataset').text(value)}" if len(sets) > 1 else ""
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
         for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            part = "" if named is not None and len(sets) == 1 else f" ({100 * TARGET:g} % of the best final one, rounded down)"
-            said += _to_reach(results, settings, x, accuracy, target, name, where + part if not place else None)
+            said += _to_reach(results, settings, x, accuracy, target, name, where if not place else None)
     return said
 
 
@@ -307,7 +382,7 @@ def _unit(x: Measure, who: str) -> tuple[str, str, str]:
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:
     """`94.15 ± 1.18 %, n=3`, by the macros that every table's figures have."""
-    name, unit = key(results.name, setting.label, of.name), f" {of.unit}" if of.unit else ""
+    name, unit = key(_home(results, setting), setting.label, of.name), f" {of.unit}" if of.unit else ""
     mean, deviation = figure(statistic, of)
     said: list[str | Number] = [Number(f"{name}/mean", mean)]
     if deviation is not None:
@@ -315,20 +390,27 @@ def _figure(results: Results, setting: Setting, of: Measure, statistic: Statisti
     return [*said, f"{unit}, n=", Number(f"{name}/n", str(statistic.n))]
 
 
+def _home(results: Results, setting: Setting) -> str:
+    """The section that a setting is of; another one is of the same size."""
+    size = results.name.removeprefix(plain_name(results.name))
+    return next((name + size for name, theirs in results.others.items() if any(each is setting for each in theirs)), results.name)
+
+
 def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
-    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said."""
-    known, found = measures(table), {}
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said.
+
+    Raises:
+        UserError: two settings have the same name and not the same figures.
+    """
+    found: dict[str, str] = {}
     for setting in results.drawn:
-        for of in known.values():
+        for of in measures(table).values():
             if statistic := setting.final(of):
-                name = key(results.name, setting.label, of.name)
-                mean, deviation = figure(statistic, of)
-                found[f"{name}/mean"] = mean
-                if deviation is not None:
-                    found[f"{name}/deviation"] = deviation
-                found[f"{name}/n"] = str(statistic.n)
-    for paragraph in said:
-        found |= {part.name: part.text for sentence in paragraph for part in sentence if isinstance(part, Number)}
+                join(found, {part.name: part.text for part in _figure(results, setting, of, statistic) if isinstance(part, Number)})
+    for sentence in itertools.chain.from_iterable(said):
+        for part in sentence:
+            if isinstance(part, Number):
+                join(found, {part.name: part.text})
     return found
 
 

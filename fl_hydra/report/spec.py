@@ -77,7 +77,8 @@ class Comparison:
 
     against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
     has: every two. only: the values that are compared with it, if not all. where: values of axes to which it is narrowed, as a figure is.
-    measure: of the final models.
+    measure: of the final models. question: the section's that it answers, from 1. beside: another section, whose settings are compared with
+    its own, where it has been trained.
     """
 
     axis: str
@@ -86,16 +87,23 @@ class Comparison:
     measure: str = "test/acc"
     only: tuple[str, ...] = ()
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    question: int = 1
+    beside: str = ""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A section's report. title: its heading. questions: those of the assignment that it answers."""
+    """A section's report.
+
+    title: its heading. questions: those of the assignment that it answers. reaching: which of them, from 1, is answered by what it took to
+    reach an accuracy; None: that of the last comparison.
+    """
 
     title: str
     figures: tuple[FigureSpec, ...]
     questions: tuple[str, ...] = ()
     compare: tuple[Comparison, ...] = ()
+    reaching: int | None = None
 
     @classmethod
     def of(cls, block: Mapping[str, Any], section: str) -> Spec:
@@ -104,15 +112,19 @@ class Spec:
         Raises:
             UserError: there is something in it that is not known.
         """
-        keys = "title, questions, figures, compare"
+        keys = "title, questions, figures, compare, reaching"
         require(isinstance(block, Mapping), f"report: {_short(block)}: keys and values are needed; choose from {keys}")
         block = dict(block)
         figures = tuple(_typed(FigureSpec, each, "report.figures") for each in _listed(block.pop("figures", None), "report.figures"))
         compare = tuple(_typed(Comparison, each, "report.compare") for each in _listed(block.pop("compare", None), "report.compare"))
         questions = tuple(str(each) for each in _listed(block.pop("questions", None), "report.questions"))
         title = str(block.pop("title", None) or section)
+        reaching = block.pop("reaching", None)
         require(not block, f"report.{next(iter(block), '')}: no such key; choose from {keys}")
-        return cls(title, _named(figures), questions, compare)
+        for where, asked in [*(("compare.question", each.question) for each in compare), ("reaching", 1 if reaching is None else reaching)]:
+            fits = isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= max(1, len(questions))
+            require(fits, f"report.{where}: {_short(asked)}: the number of one of the {max(1, len(questions))} questions is needed, from 1")
+        return cls(title, _named(figures), questions, compare, reaching)
 
     def check(self, table: CostTable) -> None:
         """See that all figures of runs that are named are there.
@@ -129,7 +141,7 @@ class Spec:
 
     def unknown_axes(self, results: Results) -> list[str]:
         """Axes that are named and are no key of any run, as one that is mistyped or not there any more."""
-        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES}
+        keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES, "division"}
         return [name for name in dict.fromkeys(self._axes()) if name not in keys]
 
     def _axes(self) -> Iterator[str]:
@@ -226,4 +238,4 @@ def _default_figures(axes: list[str]) -> list[FigureSpec]:
 
 def _default_comparisons(axes: Sequence[Axis]) -> tuple[Comparison, ...]:
     names = [each.name for each in axes]
-    return tuple(Comparison(name, tuple(other for other in names if other != name)) for name in names[:1])
+    return tuple(Comparison(name, tuple(other for other in names if other != name)) for name in names)

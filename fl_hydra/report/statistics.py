@@ -197,10 +197,15 @@ def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setti
     compared, within = axis(comparison.axis), [axis(name) for name in comparison.within]
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []
-    for group in _groups(narrowed(results.settings, comparison.where), within):
-        divided = [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
+    theirs = results.others.get(comparison.beside, ())
+    if comparison.beside and not theirs:
+        return []
+    within += [axis("dataset")] if comparison.beside else []
+    for group in _groups(narrowed([*results.settings, *theirs], comparison.where), within):
+        divided = [] if theirs else [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
         found += divided or _pairs(group, compared, comparison)
-    return found
+    foreign = {id(each) for each in theirs}
+    return [pair for pair in found if id(pair[0]) not in foreign]
 
 
 def _groups(settings: Sequence[Setting], axes: Sequence[Axis]) -> list[list[Setting]]:

@@ -18,7 +18,6 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import code, escaped, key
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.results import Results, Setting, Statistic
-from fl_hydra.report.runs import not_in_means
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import Search, how, searches, tuned_values
 from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
@@ -30,6 +29,7 @@ MEANS = (
     "Figures are means ± sample standard deviations over the n seeds that finished; those of others, also of diverged runs, are in none."
 )
 ONE_SEED = "One seed (n=1): there is no deviation."
+BEST = "Bold: the test accuracy of what is best by validation."
 BOLD = "Bold: the test accuracies of settings whose validation accuracy is within one deviation of the best one."
 MOST_AXES = 4
 """Columns for axes; where more differ, a setting's label has one column."""
@@ -200,11 +200,11 @@ def _representatives(results: Results, known: Mapping[str, Measure], cheapest: b
 
 
 def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
-    """The final models of every setting; with `most`, of those alone that are best by validation, in the section's order."""
+    """The final models of every setting; with `most`, of so many alone (:func:`_foremost`), in the section's order."""
     known = measures(table)
     shown = [known[name] for name in columns]
-    ranked = sorted(results.settings, key=lambda setting: -_mean(setting.final(known["val/acc"])))
-    kept = ranked[:most] if most is not None else ranked
+    subject = _subject(results, spec)
+    kept = results.settings if most is None else _foremost(results, subject, known["val/acc"])[:most]
     settings = [setting for setting in results.settings if setting in kept]
     bold = best(results, known["val/acc"])
     header, names = _names(results, settings)
@@ -220,9 +220,32 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     header = [*header, *(each.title for each in shown), "n", "status"]
     header, rows, once = _without_constants(header, rows, keep=[each.title for each in shown if each.name.endswith("acc")])
     left = len(results.settings) - len(settings)
-    notes = [*_seeds(results), *([BOLD] if len(bold) > 0 and len(settings) > 1 else []), *once, *common(results)]
-    notes += [f"The {len(settings)} best of {len(results.settings)} by validation; all are in {results.name}.csv."] if left else []
+    notes = [*_seeds(results), *_bold(bold, settings), *once, *common(results)]
+    each = f"Of each {column(subject)} the best by validation, then the best of the others" if subject else "The best by validation"
+    notes += [f"{each}: {len(settings)} of {len(results.settings)}; all are in {results.name}.csv."] if left else []
     return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
+
+
+def _bold(bold: Sequence[Setting], settings: Sequence[Setting]) -> list[str]:
+    """What bold figures are; of one seed there is no deviation to be within."""
+    if not bold or len(settings) < 2:
+        return []
+    return [BOLD if any(len(setting.finished) > 1 for setting in bold) else BEST]
+
+
+def _subject(results: Results, spec: Spec) -> Axis | None:
+    """What the section is about: its methods, where it has several, else what it compares first."""
+    axes = {each.name: each for each in results.axes}
+    return next((axes[name] for name in ("method", *(each.axis for each in spec.compare)) if name in axes), None)
+
+
+def _foremost(results: Results, subject: Axis | None, by: Measure) -> list[Setting]:
+    """Settings that have finished, by validation, but first the best one for each value of the subject (and each data set)."""
+    ranked = sorted(results.drawn, key=lambda setting: -_mean(setting.final(by)))
+    first: dict[object, Setting] = {}
+    for setting in ranked if subject else ():
+        first.setdefault((setting.value("dataset"), setting.value(subject.name)), setting)  # type: ignore[union-attr]
+    return [*first.values(), *(setting for setting in ranked if setting not in first.values())]
 
 
 def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
@@ -339,15 +362,17 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False) -> str:
-    r"""A float with booktabs; over both columns if it is `starred`. It needs booktabs and graphicx, and a class that has \caption.
+    r"""A float with booktabs; over both columns if it is `starred`. It needs booktabs and array, and a class that has \caption.
 
     macros: whether results are \N{...}, whose values numbers.tex holds, or written out.
     """
-    words = sum(any(not _numeric(row[column].text) for row in table.rows) for column in range(len(table.header)))
-    columns = "".join("r" if all(_numeric(row[place].text) for row in table.rows) else "l" for place in range(len(table.header)))
-    rows = [" & ".join(_latex(cell, macros) for cell in row) for row in table.rows]
-    kind, width = ("table*", r"\textwidth") if starred and words else ("table", r"\columnwidth")
-    below = [escaped(" ".join(table.notes))]
+    wide = starred and _least(table) > COLUMN
+    kept, columns, size = _fitted(table, PAGE if wide else COLUMN)
+    left = [title for place, title in enumerate(table.header) if place not in kept]
+    rows = [" & ".join(_latex(row[place], macros) for place in kept) for row in table.rows]
+    kind, width = ("table*", r"\textwidth") if wide else ("table", r"\columnwidth")
+    notes = [*table.notes, *([f"No room for: {', '.join(left)}."] if left else [])]
+    below = [escaped(" ".join(notes))]
     if table.commands:
         below.append("Made by " + "; ".join(code(command) for command in table.commands[-2:]) + ".")
     if table.hashes:
@@ -356,20 +381,94 @@ def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False
         below.append(rf"Runs \texttt{{{short}}}" + (f" and {rest} more, in the Markdown of this table." if rest > 0 else "."))
     body = "\n".join(
         [
-            rf"\begin{{tabular}}{{{columns}}}",
+            rf"\begin{{tabular}}{{@{{}}{''.join(columns)}@{{}}}}",
             r"\toprule",
-            " & ".join(escaped(title) for title in table.header) + r" \\",
+            " & ".join(_head(table.header[place], columns[at]) for at, place in enumerate(kept)) + r" \\",
             r"\midrule",
             *(row + r" \\" for row in rows),
             r"\bottomrule",
             r"\end{tabular}",
         ]
     )
-    fitted = rf"\sbox0{{%{chr(10)}{body}}}\ifdim\wd0>{width}\resizebox{{{width}}}{{!}}{{\usebox0}}\else\usebox0\fi"
     return (
-        f"\\begin{{{kind}}}[tbp]\n\\centering\n\\caption{{{escaped(table.caption)}}}\n\\label{{tab:{name}}}\n\\footnotesize\n{fitted}\n\\par\\vspace{{2pt}}\n"
+        f"\\begin{{{kind}}}[tbp]\n\\centering\n\\caption{{{escaped(table.caption)}}}\n\\label{{tab:{name}}}\n"
+        f"\\{size}\\setlength{{\\tabcolsep}}{{{GAP / 2:g}pt}}\n{body}\n\\par\\vspace{{2pt}}\n"
         f"\\begin{{minipage}}{{{width}}}\\scriptsize\\raggedright\n" + "\n".join(below) + f"\n\\end{{minipage}}\n\\end{{{kind}}}\n"
     )
+
+
+COLUMN, PAGE = 252.0, 516.0
+"""Points of width of a column and of a page of two, in IEEE's style."""
+
+SIZES = {"footnotesize": 8.0, "scriptsize": 7.0}
+"""In points. Nothing smaller is read in print: a table that is too wide has narrower columns of words, and then fewer columns."""
+
+GAP = 7.0
+"""Points between columns."""
+
+NARROWEST = 55.0
+"""Points of a column of words that is broken into lines."""
+
+
+def _fitted(table: Table, width: float) -> tuple[list[int], list[str], str]:
+    """The columns that fit, how they are set, and the size of the type."""
+    kept = list(range(len(table.header)))
+    while True:
+        for size, points in SIZES.items():
+            columns = {place: _points(table, place, points) for place in kept}
+            words = [place for place in kept if not _is_numeric(table, place)]
+            if _sum(columns) <= width:
+                return kept, ["l" if place in words else "r" for place in kept], size
+        narrow = dict(columns)
+        while _sum(narrow) > width and any(narrow[place] > NARROWEST for place in words):
+            widest = max(words, key=lambda place: narrow[place])
+            narrow[widest] = max(NARROWEST, narrow[widest] - 5)
+        figures = [place for place in kept if any(row[place].macros for row in table.rows)]
+        if _sum(narrow) <= width or len(figures) < 2:
+            return kept, [_set(place in words, narrow[place], columns[place]) for place in kept], size
+        kept.remove(figures[-1])
+
+
+def _set(words: bool, given: float, wanted: float) -> str:
+    return "r" if not words else "l" if given >= wanted else rf">{{\raggedright\arraybackslash}}p{{{given:g}pt}}"
+
+
+def _sum(columns: Mapping[int, float]) -> float:
+    return sum(columns.values()) + GAP * (len(columns) - 1)
+
+
+def _least(table: Table) -> float:
+    """How wide it is in the smallest type, with all columns and no word broken."""
+    return _sum({place: _points(table, place, SIZES["scriptsize"]) for place in range(len(table.header))})
+
+
+def _is_numeric(table: Table, place: int) -> bool:
+    return all(_numeric(row[place].text) for row in table.rows)
+
+
+def _points(table: Table, place: int, size: float) -> float:
+    """How wide a column is, in Times of this size: rather too wide by a little."""
+    heads = _lines(table.header[place])
+    return max(_ems(text) for text in (*heads, *(row[place].text for row in table.rows))) * size * 1.04 + 0.5
+
+
+def _ems(text: str) -> float:
+    """In units of the size: what letters of Times have, bold ones, roughly."""
+    return sum(1.35 if each == "±" else 0.28 if each in " .,;:'|il" else 0.5 if each.isdigit() or each.islower() else 0.72 for each in text)
+
+
+def _lines(title: str) -> list[str]:
+    """The head of a column in two lines of about the same length, if it has several words."""
+    words = title.split(" ")
+    cuts = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]
+    return list(min(cuts, key=lambda cut: max(map(len, cut)))) if cuts else [title]
+
+
+def _head(title: str, set_as: str) -> str:
+    if "p{" in set_as:
+        return escaped(title)
+    lines = r"\\".join(map(escaped, _lines(title)))
+    return rf"\shortstack[{set_as}]{{{lines}}}" if " " in title else lines
 
 
 def _latex(cell: Cell, macros: bool) -> str:
@@ -418,7 +517,7 @@ def _seeds(results: Results) -> list[str]:
 
 def _missing(results: Results) -> list[str]:
     runs = [run for setting in results.settings for run in setting.runs]
-    lines = [line.rpartition("/")[2] for line in not_in_means(runs)]
+    lines = [f"{run.folder.name}: {run.status}{f' ({run.why})' if run.why else ''}" for run in runs if not run.finished]
     more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
     return [f"In no mean: {'; '.join([*lines[:6], *more])}."] if lines else []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fl_hydra.report.axes import AXES, Axis, Value
@@ -119,6 +120,11 @@ def setting_name(results: Results, setting: Setting, but: Sequence[str] = ()) ->
     told = [each for each in axes if each.name not in ("dataset", *but) and (each.name != "local_steps" or head == "LocalSGD")]
     rest = [said for each in told if (said := phrase(each, each.of(setting.config))) != head]
     return head + data + (f" with {listed(rest)}" if rest else "")
+
+
+def plain_name(section: str) -> str:
+    """The name of a section without its size."""
+    return re.sub("-(smoke|short)$", "", section)
 
 
 def listed(words: Sequence[str]) -> str:

@@ -89,18 +89,22 @@ def _draw(folders: Sequence[Path]) -> None:
     """Curves of runs, beside the report's figures."""
     from fl_hydra.report.cost import TABLE, read_table
     from fl_hydra.report.figures import draw_runs
-    from fl_hydra.runs.reading import read_run
+    from fl_hydra.runs.reading import read_run, with_rows
 
-    runs = [read_run(folder) for folder in folders]
+    runs = [with_rows(read_run(folder)) for folder in folders]
     target = folders[0].parents[2] / "report"
     try:
-        written = draw_runs(runs, read_table(TABLE), target, "-".join(["compare", *(folder.name.rpartition("-")[2] for folder in folders)]))
+        name = "-".join(["compare", *(folder.name.rpartition("-")[2] for folder in folders)])
+        written = draw_runs(runs, read_table(TABLE), target, name, begun=True)
     except OSError as error:
         raise UserError(f"{target}: nothing can be written there ({error.strerror or error}), so no picture was drawn") from error
     for path in written:
         print(f"wrote {path}")
     if not written:
-        print("no picture: " + ("their curves are the same" if all(run.finished for run in runs) else "one of them has not finished"))
+        print("no picture: " + ("their curves are the same" if all(run.rows for run in runs) else "no figures of them differ yet"))
+    for run in runs:
+        if written and not run.finished:
+            print(f"{run.folder.name}: {run.status}; {'its curve ends there' if run.rows else 'it has no figures yet'}")
 
 
 def _remove(folders: Sequence[Path], yes: bool) -> None:

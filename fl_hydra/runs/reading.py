@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
-from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended
+from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended, rows_of
 from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.standing import is_written
 
@@ -185,7 +185,7 @@ def read_run(folder: Path) -> Run:
             raise CorruptFile(f"it holds run {run}, which the folder is not named after")
         read = Run(folder, config, ended.rows, ended.summary["status"], str(ended.summary.get("reason", "")))
         _check_rows(read)
-        if not _is_known(config):
+        if not is_known(config):
             return Run(folder, {}, [], "damaged", OTHER_VERSION)
         return read
     except CorruptFile as error:
@@ -193,6 +193,19 @@ def read_run(folder: Path) -> Run:
         return Run(folder, _begun(folder), [], "damaged", why)
     except OSError as error:
         return Run(folder, _begun(folder), [], "damaged", f"it cannot be read ({error.strerror or error})")
+
+
+def with_rows(run: Run) -> Run:
+    """A run that has not ended, with the rows that it has written so far, as far as they can be read; others as they are."""
+    if run.status != "unfinished" or not run.config:
+        return run
+    try:
+        content = read_file(run.folder / METRICS)
+        begun = replace(run, rows=rows_of(content[: content.rfind(b"\n") + 1]))  # the last one may be half written
+        _check_rows(begun)
+    except (OSError, CorruptFile):
+        return run
+    return begun
 
 
 NEEDED = (
@@ -215,7 +228,7 @@ NEEDED = (
 OTHER_VERSION = "another version of this program wrote its configuration, which cannot be read here"
 
 
-def _is_known(config: dict[str, Any]) -> bool:
+def is_known(config: dict[str, Any]) -> bool:
     """Whether a configuration is of a shape that can be labelled."""
     try:
         return all(key in config for key in NEEDED) and bool(Run(Path(), config, [], "finished").label)
@@ -254,6 +267,6 @@ def _begun(folder: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.create(read_file(folder / "config.yaml").decode()))
         config = content["resolved"] if isinstance(content, dict) else {}
-        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) and _is_known(config) else {}
+        return config if isinstance(config, dict) and folder.name.endswith(hash_of(config)) and is_known(config) else {}
     except (OSError, CorruptFile, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
         return {}

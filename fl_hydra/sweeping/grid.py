@@ -74,20 +74,25 @@ class GridSweeper(BasicSweeper):
         print_outcomes(labels, outcomes)
         raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
-    def _describe(self, configs: Iterable[Config]) -> None:
-        """Note the command, and how results are shown, for the report of each section that the sweep belongs to."""
+    def _describe(self, checked: Iterable[tuple[Config, Experiment]]) -> None:
+        """Note the command, how results are shown and all that is planned, for the report of each section that the sweep belongs to."""
         import shlex
         import sys
 
         from fl_hydra.arguments import as_typed
         from fl_hydra.runs.describing import describe_section
+        from fl_hydra.runs.identity import describe, run_folder
 
         command = " ".join(
             ["python", "train.py", *(shlex.quote(word) if word.startswith("-") else as_typed(word) for word in sys.argv[1:])]
         )
-        for section, outputs in dict.fromkeys((config.section, config.outputs) for config in configs):
-            if section is not None:
-                describe_section(section, Path(outputs), command, self._report)
+        planned: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for config, experiment in checked:
+            if config.section is not None:
+                folder = run_folder(experiment, Path(config.outputs))
+                planned.setdefault((config.section, config.outputs), {})[folder.name] = describe(experiment)
+        for (section, outputs), runs in planned.items():
+            describe_section(section, Path(outputs), command, self._report, runs)
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         """What the section and the command line say, the latter in place of the former."""
@@ -206,7 +211,7 @@ class GridSweeper(BasicSweeper):
                 asked.setdefault(folder, (label, experiment.budget * max(0.0, part)))
                 experiments.append(experiment)
         _check_models(experiments)
-        self._describe(config for config, _ in checked)
+        self._describe(checked)
         here = course.current() or course.Course(len(set(folders)), len(outcomes))
         here.ask(asked)
         with course.on(here):

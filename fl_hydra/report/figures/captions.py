@@ -41,6 +41,10 @@ def caption(one: Planned, table: CostTable) -> str:
         words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.left_out:
         words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
+    if plan.empty:
+        words.append(f"No result yet, so no panel: {pretty('; '.join(plan.empty))}.")
+    if plan.spec.kind == "curves" and plan.missing:
+        words.append(f"No result: {pretty('; '.join(plan.missing))}.")
     if plan.spec.kind != "classes":  # of one seed
         words.append(_seeds(plan.settings, "" if plan.spec.kind == "sampling" else "±" if plan.spec.kind == "heat" else "bands and bars"))
     return " ".join(word for word in words if word)
@@ -63,16 +67,24 @@ def _what(one: Planned) -> str:
         what = f"{capital(listed([bare(each) for each in shown.measures]))} of the final models against {plan.x.title}{by}."
         scaled = any(str(each).startswith("scaled ") for look in (plan.dash, plan.color) if look is not None for each in plan.values(look))
         why = " Scaled: the rate grows with the batch size and warms up." if scaled else ""
-        return what + why + marks.get(plan.spec.mark, "")
+        lost = any(
+            lines.lacking(plan, shown, row, index, number)
+            for row in range(len(shown.measures))
+            for index, panel in enumerate(plan.panels)
+            for number in range(len(panel.series))
+        )
+        crosses = " Crosses below the axis, in the colours of the lines: no result there (unfinished or diverged)." if lost else ""
+        return what + why + marks.get(plan.spec.mark, "") + crosses
     if isinstance(shown, heat.Shown):
         assert plan.x is not None and plan.y is not None
         missing = [heat.why(setting) for place, setting in shown.asked.items() if place not in shown.cells]
         hatched = f" Hatched: no result{' (div.: diverged)' if 'div.' in missing else ''}." if missing else ""
         where = f"by {plan.y.title} and {plan.x.title}{by}"
+        tied = any(len(places) > 1 for places in shown.best.values())
         unit = ", in %" if shown.value.unit == "%" else ""
         return (
             f"{capital(bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
-            f"frame marks the best by validation.{hatched}"
+            f"frame marks the best by validation{', all of them where they are equal' if tied else ''}.{hatched}"
         )
     if isinstance(shown, targets.Shown):
         what = listed([bare(each) for each in shown.measures])

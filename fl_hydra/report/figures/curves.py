@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures.fitting import DASHES, Fitted, Panel, Series
-from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_missing, say_seeds, seeds
-from fl_hydra.report.figures.scales import MUCH, logarithmic, plain, suited
+from fl_hydra.report.figures.fitting import DASHES, Fitted, Series
+from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_seeds, seeds
+from fl_hydra.report.figures.scales import COUNTED, MUCH, logarithmic, plain, suited, whole
 from fl_hydra.report.figures.style import COLUMN, WIDE
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Curve
@@ -37,7 +37,8 @@ class Shown:
     x: Measure
     rows: tuple[Row, ...]
     lines: dict[tuple[int, int], list[tuple[Series, Measure, Curve]]]
-    missing: dict[int, list[str]]
+    stopped: tuple[tuple[Series, str], ...] = ()
+    """Series whose runs have not finished, and what became of these."""
 
 
 def read(plan: Fitted, table: CostTable) -> Shown | None:
@@ -58,17 +59,10 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
         if says([curve for of_panel in found.values() for _, _, curve in of_panel]):
             lines |= {(len(rows), index): of_panel for index, of_panel in found.items()}
             rows.append(row)
-    return Shown(x, tuple(rows), lines, {index: missing(plan, panel) for index, panel in enumerate(plan.panels)}) if rows else None
-
-
-def missing(plan: Fitted, panel: Panel) -> list[str]:
-    """The series of a panel of which no run has finished, by name."""
-    looks = [(each, which) for each, which in (("color", plan.color), ("dash", plan.dash)) if which is not None]
-    return [
-        ", ".join(which.label(getattr(series, each)) for each, which in looks) or "all"
-        for series in panel.series
-        if not any(setting.finished for setting in series.settings)
-    ]
+    stopped = tuple(
+        (each, state) for panel in plan.panels for each in panel.series if any(each.settings[0].finished) and (state := _stopped(each))
+    )
+    return Shown(x, tuple(rows), lines, stopped) if rows else None
 
 
 def says(curves: Sequence[Curve]) -> bool:
@@ -112,65 +106,96 @@ def _rows(plan: Fitted, table: CostTable) -> list[Row]:
 
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     """The figure; `open_canvas(rows, columns, size)` is :func:`fl_hydra.report.figures.style.canvas`, entered."""
-    panels, rows = len(plan.panels), len(shown.rows)
-    if panels == 1:
-        columns = 1 if rows <= 2 else min(ACROSS, rows)
-        places = {(row, 0): divmod(row, columns) for row in range(rows)}
-    else:
-        columns = min(ACROSS, panels)
-        places = {
-            (row, panel): (row * -(-panels // columns) + panel // columns, panel % columns)
-            for row in range(rows)
-            for panel in range(panels)
-        }
+    places, columns = _places(len(plan.panels), len(shown.rows))
     height = max(row for row, _ in places.values()) + 1
     width = COLUMN if columns == 1 else WIDE
-    marked = any(len(panel.series) > 1 for panel in plan.panels)
-    parts = _parts(shown)
     # Of several panels, one above the other or beside each other, the legend is above them.
     each = 1.75 if columns > 1 else 1.6 if height > 1 else 2.1
     figure, axes = open_canvas(height, columns, (width, each * height + 0.3))
-    largest = max((float(curve.x.max()) for of_panel in shown.lines.values() for _, _, curve in of_panel), default=0.0)
-    title, scale = suited(shown.x.title, largest)
-    lasts = [float(curve.x[-1]) for of_panel in shown.lines.values() for _, _, curve in of_panel if curve.x[-1] > 0]
+    curves = [curve for of_panel in shown.lines.values() for _, _, curve in of_panel]
+    title, scale = suited(shown.x.title, max((float(curve.x.max()) for curve in curves), default=0.0))
+    lasts = [float(curve.x[-1]) for curve in curves if curve.x[-1] > 0]
     logx = bool(lasts) and max(lasts) > MUCH * min(lasts)
+    marked, parts = any(len(panel.series) > 1 for panel in plan.panels), _parts(shown)
     silent = False
+    for (row, panel), place in places.items():
+        for series, one, curve in shown.lines[row, panel]:
+            look = _look(plan, series, shown.rows[row].measures.index(one), marked, bool(parts))
+            silent |= _line(axes[place], look, one, curve, scale, logx)
+    _say(plan, shown, axes, places, columns)
+    _share_rows(plan, shown, axes, places)
+    _finish(axes, set(places.values()), title, shown.x.name in COUNTED, logx, plan.apart)
+    alone = len(plan.panels) == 1 and plan.color is not None and plan.dash is None and not (parts or silent or shown.stopped)
+    if alone and _name_ends(plan, shown, axes, places, scale):
+        return figure
+    handles, names = entries(plan, marked, parts)
+    _explain(plan, shown, silent, handles, names)
+    legend(figure, handles, names, width)
+    return figure
+
+
+Places = Mapping[tuple[int, int], tuple[int, int]]
+"""Where the panels of each row of measures are, as (row, column) of the figure by (row of measures, panel)."""
+
+
+def _places(panels: int, rows: int) -> tuple[Places, int]:
+    """Where panels are, and in how many columns: a lone panel's measures beside each other, else the panels."""
+    if panels == 1:
+        columns = 1 if rows <= 2 else min(ACROSS, rows)
+        return {(row, 0): divmod(row, columns) for row in range(rows)}, columns
+    columns = min(ACROSS, panels)
+    below = -(-panels // columns)
+    return {(row, panel): (row * below + panel // columns, panel % columns) for row in range(rows) for panel in range(panels)}, columns
+
+
+def _say(plan: Fitted, shown: Shown, axes: Any, places: Places, columns: int) -> None:
+    """Titles of panels, how many seeds they show, and what is on their y axes."""
+    panels = len(plan.panels)
     alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and panels % columns == 0
-    apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other losses, other numbers of epochs
     for (row, panel), place in places.items():
         axis = axes[place]
-        for series, one, curve in shown.lines[row, panel]:
-            silent |= _line(plan, axis, series, shown.rows[row].measures.index(one), curve, scale, logx, marked, bool(parts))
-        if plan.panels[panel].title and (row == 0 or (rows > 1 and -(-panels // columns) > 1)):
+        if plan.panels[panel].title and (row == 0 or panels > columns):
             axis.set_title(pretty(plan.panels[panel].title))
         if row == 0 and (place[1] == columns - 1 or not alike):
             say_seeds(axis, plan.panels[panel].settings)
-        say_missing(axis, shown.missing[panel])
         if place[1] == 0 or panels == 1:
             axis.set_ylabel(shown.rows[row].title)
-    for row in range(rows):
-        mine = {panel: axes[place] for (at, panel), place in places.items() if at == row}
-        for group in [{panel: axis} for panel, axis in mine.items()] if apart else [mine]:
+
+
+def _share_rows(plan: Fitted, shown: Shown, axes: Any, places: Places) -> None:
+    """The same y axis for the panels of a row that show something, unless they are of other data or models."""
+    for row in range(len(shown.rows)):
+        mine = {panel: axes[place] for (at, panel), place in places.items() if at == row and shown.lines[row, panel]}
+        for group in [{panel: axis} for panel, axis in mine.items()] if plan.apart else [mine]:
             _share(group, shown, row)
         for (at, _), place in places.items():
-            if at == row and place[1] and panels > 1 and not apart:
+            if at == row and place[1] and len(plan.panels) > 1 and not plan.apart:
                 axes[place].tick_params(labelleft=False)
-    _finish(axes, set(places.values()), title, logx, apart)
-    handles, names = entries(plan, marked, parts)
-    if silent:
-        from matplotlib.lines import Line2D
 
+
+def _name_ends(plan: Fitted, shown: Shown, axes: Any, places: Places, scale: float) -> bool:
+    """Names at the ends of lines in place of a legend; whether there is room in all panels."""
+    assert plan.color is not None
+    ends = {
+        axes[place]: [
+            (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
+            for series, _, curve in shown.lines[row, 0]
+        ]
+        for (row, _), place in places.items()
+    }
+    return at_ends(ends)
+
+
+def _explain(plan: Fitted, shown: Shown, silent: bool, handles: list[Any], names: list[str]) -> None:
+    """Entries of a legend for what is no line of a setting alone."""
+    from matplotlib.lines import Line2D
+
+    if silent:
         handles.append(Line2D([], [], color="0.3", linestyle=(0, (1, 3))))
         names.append("no communication")
-    if panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not parts:
-        ends = [
-            (float(curve.x[-1]) * scale, float(curve.mean[-1]), plan.color.label(series.color), plan.colors[series.color])
-            for series, _, curve in shown.lines[0, 0]
-        ]
-        if max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
-            return figure
-    legend(figure, handles, names, width)
-    return figure
+    for series, state in shown.stopped:
+        handles.append(Line2D([], [], color=plan.colors[series.color], linestyle="none", marker="x", markersize=6, markeredgewidth=1.4))
+        names.append(f"{state} here")
 
 
 def _parts(shown: Shown) -> list[tuple[str, Any]]:
@@ -180,32 +205,58 @@ def _parts(shown: Shown) -> list[tuple[str, Any]]:
     return [(PARTS[each.name.partition("/")[0]], DASHES[index]) for index, each in enumerate(most)]
 
 
-def _line(plan: Fitted, axis: Any, series: Series, part: int, curve: Curve, scale: float, logx: bool, marked: bool, parts: bool) -> bool:
-    """Draw one; whether it is a level for who sends nothing."""
-    color = plan.colors[series.color]
+@dataclass(frozen=True)
+class Look:
+    """How a line is drawn. first: which of every how many points has the first marker. stopped: it ends where its run was broken off."""
+
+    color: str
+    style: Any
+    marker: str | None
+    first: int
+    alone: str
+    stopped: bool
+
+
+def _look(plan: Fitted, series: Series, part: int, marked: bool, parts: bool) -> Look:
+    marker = plan.markers[series.color]
+    style = DASHES[part] if parts else plan.dashes[series.dash]
+    order = list(plan.colors).index(series.color)
+    return Look(plan.colors[series.color], style, marker if marked and part == 0 else None, order, marker, bool(_stopped(series)))
+
+
+def _line(axis: Any, look: Look, measured: Measure, curve: Curve, scale: float, logx: bool) -> bool:
+    """Draw one, J as steps, for it holds until it is chosen anew; whether it is a level for who sends nothing."""
     if not curve.x.any():
-        axis.axhline(curve.mean[-1], color=color, linestyle=(0, (1, 3)))
+        axis.axhline(curve.mean[-1], color=look.color, linestyle=(0, (1, 3)))
         return True
     x, y = curve.x * scale, curve.mean
     deviation = curve.deviation
     if logx:
         kept = x > 0
         x, y, deviation = x[kept], y[kept], None if deviation is None else deviation[kept]
-    style = DASHES[part] if parts else plan.dashes[series.dash]
-    order = list(plan.colors).index(series.color)
+    steps = measured.name == "J"
     every = max(1, len(x) // 5)
-    few = len(x) == 1 or (marked and part == 0)
     axis.plot(
         x,
         y,
-        color=color,
-        linestyle=style,
-        marker=plan.markers[series.color] if few else None,
-        markevery=(min(order, every - 1) % every, every),
+        color=look.color,
+        linestyle=look.style,
+        marker=look.alone if len(x) == 1 else look.marker,
+        markevery=(min(look.first, every - 1) % every, every),
+        drawstyle="steps-post" if steps else "default",
     )
     if deviation is not None:
-        axis.fill_between(x, y - deviation, y + deviation, color=color, alpha=0.2, linewidth=0)
+        band = {"step": "post"} if steps else {}
+        axis.fill_between(x, y - deviation, y + deviation, color=look.color, alpha=0.2, linewidth=0, **band)
+    if look.stopped and len(x):
+        axis.plot(x[-1:], y[-1:], "x", color=look.color, markersize=6, markeredgewidth=1.4, clip_on=False, zorder=5)
     return False
+
+
+def _stopped(series: Series) -> str:
+    """What became of a run that is drawn though it has not finished; nothing for others."""
+    setting = series.settings[0]
+    return "" if all(run.finished for run in setting.finished) else setting.finished[-1].status
 
 
 def _share(panels: Mapping[int, Any], shown: Shown, row: int) -> None:
@@ -214,11 +265,11 @@ def _share(panels: Mapping[int, Any], shown: Shown, row: int) -> None:
     The beginning of training, where all are alike, is cut off if it would take most of the height from the end.
     """
     axes = list(panels.values())
-    low = min(axis.get_ylim()[0] for axis in axes)
-    high = max(axis.get_ylim()[1] for axis in axes)
     curves = [curve for panel in panels for _, _, curve in shown.lines[row, panel]]
     if not curves:
         return
+    low = min(axis.get_ylim()[0] for axis in axes)
+    high = max(axis.get_ylim()[1] for axis in axes)
     means = np.concatenate([curve.mean for curve in curves])
     ends = [float(value) for curve in curves for value in curve.mean[-max(1, len(curve.mean) // 2) :]]
     room = max(max(ends) - min(ends), 0.08 * abs(max(ends)))
@@ -235,6 +286,8 @@ def _share(panels: Mapping[int, Any], shown: Shown, row: int) -> None:
             logarithmic(axis, "y", base=2 if shown.rows[row].measures[0].name == "J" else 10)
         else:
             axis.set_ylim(low, high)
+            if all(each.name in COUNTED for each in shown.rows[row].measures):
+                whole(axis.yaxis)
 
 
 def _enters(line: Any, low: float, high: float) -> float | None:
@@ -247,7 +300,7 @@ def _enters(line: Any, low: float, high: float) -> float | None:
     return float(x[before] if before >= 0 and x[before] > 0 else x[inside[0]])
 
 
-def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool, apart: bool) -> None:
+def _finish(axes: Any, used: set[tuple[int, int]], title: str, counted: bool, logx: bool, apart: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shared = [axes[place] for place in used if axes[place].lines]
@@ -266,7 +319,7 @@ def _finish(axes: Any, used: set[tuple[int, int]], title: str, logx: bool, apart
         if logx:
             logarithmic(axis, "x")
         else:
-            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=counted))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
         below = any((under, column) in used for under in range(row + 1, rows))
         if below:

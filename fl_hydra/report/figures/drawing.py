@@ -13,6 +13,8 @@ from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures import clients, curves, heat, lines, search, targets
 from fl_hydra.report.figures.fitting import MOST_SERIES, Fitted, fitted
 from fl_hydra.report.figures.style import COLUMN, WIDE, blank, canvas, save
+from fl_hydra.report.marks import reachable
+from fl_hydra.report.measures import measure
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
@@ -87,17 +89,32 @@ def _compose(sheet: Sequence[Planned]) -> Iterator[Any]:
         yield whole
 
 
-def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "runs") -> list[Path]:
+@dataclass(frozen=True)
+class Begun(Setting):
+    """A setting whose runs are drawn as far as they have come, whatever became of them."""
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs with figures, by seed."""
+        return sorted((run for run in self.runs if run.rows), key=lambda run: run.config["seed"])
+
+
+def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "runs", begun: bool = False) -> list[Path]:
     """Draw any runs into the folder `target`, as a grid that has no figures of its own, as `NAME-FIGURE`.
 
-    Runs that differ in nothing but the seed are each for themselves, if there are no others.
+    Runs that differ in nothing but the seed are each for themselves, if there are no others. With `begun`, where one has not finished, the
+    curves of all are drawn until they break off, with a mark there; a run without rows is none.
     """
-    results = Results.of(name, runs)
+    results = Results.of(name, [run for run in runs if run.config])
     axes = results.axes
     if len(results.settings) == 1 and len(runs) <= MOST_SERIES:
-        results = Results(name, [Setting(run.label, [run]) for run in runs])
+        results = Results(name, [Setting(run.label, [run]) for run in results.settings[0].runs])
         axes = [axis("seed")]
-    return draw_figures(results, Spec.default(name, axes), table, target)
+    spec = Spec.default(name, axes)
+    if begun and not all(run.finished for run in runs):
+        results = Results(name, [Begun(each.label, each.runs) for each in results.settings])
+        spec = replace(spec, figures=tuple(figure for figure in spec.figures if figure.kind == "curves"))
+    return draw_figures(results, spec, table, target)
 
 
 def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
@@ -110,10 +127,12 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
             continue
         if figure.beside and not results.others.get(figure.beside):
             continue
+        if figure.kind == "targets" and figure.target is None:  # the same for all that is told of the section
+            figure = replace(figure, target=reachable(results.settings, measure(figure.value, table)))
         plan = fitted(figure, replace(results, settings=[*results.others.get(figure.beside, ()), *results.settings]))
         if plan is None:
             continue
-        one = _planned(figure, plan, table)
+        one = _planned(figure, plan if plan.spec.kind in ("sampling", "classes") else plan.with_results(), table)
         if one is None:
             continue
         mark = _signature(one)

@@ -62,15 +62,43 @@ class Fitted:
     y: Axis | None = None
     chosen: tuple[str, ...] = ()
     left_out: int = 0
+    empty: tuple[str, ...] = ()
+    """Titles of panels without any result, which are not drawn."""
+
+    def with_results(self) -> Fitted:
+        """Without the panels in which no setting has a result, if there are others."""
+        kept = tuple(panel for panel in self.panels if any(setting.finished for setting in panel.settings))
+        empty = tuple(panel.title for panel in self.panels if panel not in kept)
+        return dataclasses.replace(self, panels=kept, empty=empty) if kept and empty else self
+
+    @property
+    def apart(self) -> bool:
+        """Whether panels are of other data or models, whose losses and accuracies share no axis."""
+        return any(each.name in ("dataset", "model") for each in self.facets)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The series of which no run has finished, as the legend names them, with their panels where these are several."""
+        looks = [(each, which) for each, which in (("color", self.color), ("dash", self.dash)) if which is not None]
+        found: dict[str, list[str]] = {}
+        for panel in self.panels:
+            for series in panel.series:
+                if not any(setting.finished for setting in series.settings):
+                    name = ", ".join(which.label(getattr(series, each)) for each, which in looks) or "all"
+                    found.setdefault(name, []).append(panel.title)
+        everywhere = len(self.panels) == 1
+        return tuple(
+            name if everywhere or len(titles) == len(self.panels) else f"{name} ({'; '.join(titles)})" for name, titles in found.items()
+        )
 
     @property
     def settings(self) -> list[Setting]:
         """Of all panels."""
         return [setting for panel in self.panels for setting in panel.settings]
 
-    def values(self, which: Axis) -> list[Value]:
-        """Of an axis, in order."""
-        return in_order([which.of(setting.config) for setting in self.settings])
+    def values(self, which: Axis, drawn: bool = False) -> list[Value]:
+        """Of an axis, in order; with `drawn`, of settings with results alone."""
+        return in_order([which.of(setting.config) for setting in self.settings if setting.finished or not drawn])
 
     @property
     def colors(self) -> dict[Value, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fl_hydra.report.axes import Axis, Value
+from fl_hydra.report.colors import VERMILION
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty, say_seeds
@@ -29,14 +32,16 @@ class Shown:
     ys: tuple[Value, ...]
     cells: dict[tuple[int, Value, Value], Statistic]
     asked: dict[tuple[int, Value, Value], Setting]
-    best: dict[int, tuple[Value, Value]]
+    best: dict[int, list[tuple[Value, Value]]]
+    """By panel, the places of all that are equally good by validation."""
 
 
 def read(plan: Fitted, table: CostTable) -> Shown | None:
     """The numbers; None where there are fewer than two, or all are the same."""
     assert plan.x is not None and plan.y is not None
     value = measure(plan.spec.value, table)
-    cells, asked, best = {}, {}, {}
+    cells, asked = {}, {}
+    best: dict[int, list[tuple[Value, Value]]] = {}
     chooser = measure("val/loss" if value.name.endswith("loss") else "val/acc", table)
     for index, panel in enumerate(plan.panels):
         judged = []
@@ -46,9 +51,10 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
             if (found := setting.final(value)) is not None:
                 cells[place] = found
                 if (judge := setting.final(chooser)) is not None:
-                    judged.append(((judge.mean if chooser.better == "max" else -judge.mean), place[1:]))
+                    judged.append((judge.mean if chooser.better == "max" else -judge.mean, (place[1], place[2])))
         if len(judged) > 1:
-            best[index] = max(judged, key=lambda each: each[0])[1]
+            top = max(judge for judge, _ in judged)
+            best[index] = [(x, y) for judge, (x, y) in judged if math.isclose(judge, top, rel_tol=1e-12)]
     if len(cells) < 2 or len({cell.mean for cell in cells.values()}) == 1:
         return None
     return Shown(value, tuple(plan.values(plan.x)), tuple(plan.values(plan.y)), cells, asked, best)
@@ -56,9 +62,6 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
 
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     """The figure: darker is better, what is missing is hatched."""
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
     assert plan.x is not None and plan.y is not None
     panels = len(plan.panels)
     across = len(shown.xs) * CELL + (0.0 if panels > 1 else 0.3)
@@ -68,59 +71,60 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     several = any(cell.n > 1 for cell in shown.cells.values())
     size = (width, rows * (len(shown.ys) * (0.31 if several else 0.24) + 0.25) + 0.45)
     figure, axes = open_canvas(rows, columns, size, sharey=True)
-    means = [cell.mean for cell in shown.cells.values()]
-    apart = any(each.name in ("dataset", "model") for each in plan.facets)  # other accuracies: each has its own shades
-    sign = -1 if shown.value.better == "min" else 1
-    low, high = min(sign * mean for mean in means), max(sign * mean for mean in means)
-    shades = LinearSegmentedColormap.from_list("shades", SHADES)
-    decimals = digits(means)
     for index, axis in enumerate(axes.flat):
         if index >= panels:
             axis.remove()
             continue
-        if apart:
-            own = [sign * cell.mean for (at, *_), cell in shown.cells.items() if at == index] or [0.0]
-            low, high = min(own), max(own)
-        axis.grid(False)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        axis.tick_params(length=0)
-        for column, x in enumerate(shown.xs):
-            for row, y in enumerate(shown.ys):
-                cell = shown.cells.get((index, x, y))
-                place = (column - 0.5, row - 0.5)
-                if cell is None:
-                    asked = shown.asked.get((index, x, y))
-                    axis.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.75", hatch="////", linewidth=0))
-                    word = why(asked)
-                    axis.text(
-                        column, row, word, ha="center", va="center", fontsize=SMALL, color="0.25", bbox={"color": "white", "pad": 0.6}
-                    )
-                    continue
-                share = (sign * cell.mean - low) / ((high - low) or 1.0)
-                axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
-                text = f"{cell.mean:.{decimals}f}" + (f"\n±{cell.deviation:.{decimals}f}" if cell.deviation is not None else "")
-                axis.text(
-                    column, row, text, ha="center", va="center", fontsize=SMALL, color="white" if share > 0.5 else "black", linespacing=1.0
-                )
-        if index in shown.best:
-            x, y = shown.best[index]
-            place = (shown.xs.index(x) - 0.5, shown.ys.index(y) - 0.5)
-            axis.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, zorder=5))
-        axis.set_xlim(-0.5, len(shown.xs) - 0.5)
-        axis.set_ylim(len(shown.ys) - 0.5, -0.5)
-        axis.set_xticks(range(len(shown.xs)), _texts(plan.x, shown.xs))
-        axis.set_yticks(range(len(shown.ys)), _texts(plan.y, shown.ys))
+        _cells(axis, shown, index, plan.apart)
+        _ticks(axis, plan, shown)
         if index + columns >= panels:
             axis.set_xlabel(pretty(plan.x.title))
         if index % columns == 0:
             axis.set_ylabel(pretty(plan.y.title if len(shown.ys) > 3 or len(plan.y.title) < 16 else plan.y.name.rpartition(".")[2]))
-        title = plan.panels[index].title
-        axis.set_title(pretty(title) if panels > 1 else shown.value.title)
+        axis.set_title(pretty(plan.panels[index].title) if panels > 1 else shown.value.title)
         say_seeds(axis, plan.panels[index].settings)
     if panels > 1:
         figure.suptitle(shown.value.title, fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def _cells(axis: Any, shown: Shown, index: int, apart: bool) -> None:
+    """The cells of a panel. apart: it has shades of its own, as other data have other accuracies."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    sign = -1 if shown.value.better == "min" else 1
+    compared = [sign * cell.mean for (at, *_), cell in shown.cells.items() if at == index or not apart]
+    low, high = min(compared), max(compared)
+    shades = LinearSegmentedColormap.from_list("shades", SHADES)
+    decimals = digits([cell.mean for cell in shown.cells.values()])
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
+    for (column, x), (row, y) in itertools.product(enumerate(shown.xs), enumerate(shown.ys)):
+        cell, place = shown.cells.get((index, x, y)), (column - 0.5, row - 0.5)
+        if cell is None:
+            axis.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.75", hatch="////", linewidth=0))
+            word = why(shown.asked.get((index, x, y)))
+            axis.text(column, row, word, color="0.25", bbox={"color": "white", "pad": 0.6}, **look)
+            continue
+        share = (sign * cell.mean - low) / ((high - low) or 1.0)
+        axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
+        text = f"{cell.mean:.{decimals}f}" + (f"\n±{cell.deviation:.{decimals}f}" if cell.deviation is not None else "")
+        axis.text(column, row, text, color="white" if share > 0.5 else "black", linespacing=1.0, **look)
+    for x, y in shown.best.get(index, ()):
+        place = (shown.xs.index(x) - 0.5, shown.ys.index(y) - 0.5)
+        axis.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=VERMILION, linewidth=1.6, zorder=5))
+
+
+def _ticks(axis: Any, plan: Fitted, shown: Shown) -> None:
+    assert plan.x is not None and plan.y is not None
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_xlim(-0.5, len(shown.xs) - 0.5)
+    axis.set_ylim(len(shown.ys) - 0.5, -0.5)
+    axis.set_xticks(range(len(shown.xs)), _texts(plan.x, shown.xs))
+    axis.set_yticks(range(len(shown.ys)), _texts(plan.y, shown.ys))
 
 
 def _texts(axis: Axis, values: tuple[Value, ...]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_hydra.report.colors import ink
@@ -14,6 +14,11 @@ from fl_hydra.report.results import Setting
 MOST_MOVED = 2.5
 """How many heights a name may be moved from the end of its line, at most."""
 
+MOST_LETTERS = 22
+"""Letters of a name at the end of a line, at most."""
+
+NEAR = 0.85
+"""How far to the right lines end that have their names there, as a part of the axis."""
 
 WRITTEN = (
     ("gamma=", "γ="),
@@ -38,11 +43,11 @@ def entries(plan: Fitted, marked: bool = True, parts: Sequence[tuple[str, Any]] 
     handles, names = [], []
     colors, markers, dashes = plan.colors, plan.markers, plan.dashes
     if plan.color:
-        for value in plan.values(plan.color):
+        for value in plan.values(plan.color, drawn=True):
             handles.append(Line2D([], [], color=colors[value], marker=markers[value] if marked else None))
             names.append(pretty(plan.color.label(value)))
     if plan.dash:
-        for value in plan.values(plan.dash):
+        for value in plan.values(plan.dash, drawn=True):
             handles.append(Line2D([], [], color="0.3", linestyle=dashes[value]))
             names.append(pretty(plan.dash.label(value)))
     for name, style in parts:
@@ -71,36 +76,36 @@ def pretty(words: str) -> str:
     return words
 
 
-def at_ends(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> bool:
-    """Write names (x, height, name, colour) to the right of a panel, apart from each other; False, and nothing, where there is no room."""
-    whole = axis.get_figure(root=True)
-    whole.draw_without_rendering()
-    height = axis.get_window_extent().height / whole.dpi * 72  # points
-    step = 1.2 * SMALL / height
-    ordered = sorted(ends, key=lambda end: end[1])
-    ends_at = [axis.transAxes.inverted().transform(axis.transData.transform(end[:2])) for end in ordered]
-    if min(float(x) for x, _ in ends_at) < 0.9:  # what leads to a name would cross other lines
+Ends = Sequence[tuple[float, float, str, str]]
+"""Of lines: x, height, name, colour."""
+
+
+def at_ends(panels: Mapping[Any, Ends]) -> bool:
+    """Write names to the right of panels, apart from each other; False, and nothing, where there is no room beside one."""
+    if any(len(name) > MOST_LETTERS for ends in panels.values() for _, _, name, _ in ends):
         return False
-    wanted = [float(y) for _, y in ends_at]
-    if len(ordered) * step > 1.05:
+    next(iter(panels)).get_figure(root=True).draw_without_rendering()
+    places = {axis: _beside(axis, sorted(ends, key=lambda end: end[1])) for axis, ends in panels.items()}
+    if not all(places.values()):
         return False
-    places = apart(wanted, step)
-    if places[0] < 0 or places[-1] > 1 or any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True)):
-        return False
-    for place, (x, height, name, color) in zip(places, ordered, strict=True):
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-        axis.annotate(
-            pretty(name),
-            (x, height),
-            (1.03, place),
-            "data",
-            "axes fraction",
-            color=ink(color),
-            fontsize=SMALL,
-            va="center",
-            arrowprops=line,
-        )
+    for axis, ends in panels.items():
+        for place, (x, height, name, color) in zip(places[axis], sorted(ends, key=lambda end: end[1]), strict=True):
+            line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+            look = {"color": ink(color), "fontsize": SMALL, "va": "center", "arrowprops": line}
+            axis.annotate(pretty(name), (x, height), (1.03, place), "data", "axes fraction", **look)
     return True
+
+
+def _beside(axis: Any, ends: Ends) -> list[float]:
+    """Heights of names, as parts of the axis; none where there is no room."""
+    step = 1.2 * SMALL / (axis.get_window_extent().height / axis.get_figure(root=True).dpi * 72)
+    at = [axis.transAxes.inverted().transform(axis.transData.transform(end[:2])) for end in ends]
+    if not at or min(float(x) for x, _ in at) < NEAR or len(ends) * step > 1.05:
+        return []  # what leads to a name would cross other lines
+    wanted = [float(y) for _, y in at]
+    places = apart(wanted, step)
+    far = any(abs(place - want) > MOST_MOVED * step for place, want in zip(places, wanted, strict=True))
+    return [] if far or places[0] < 0 or places[-1] > 1 else places
 
 
 def apart(wanted: Sequence[float], step: float) -> list[float]:
@@ -125,22 +130,3 @@ def seeds(settings: Sequence[Setting]) -> str:
 def say_seeds(axis: Any, settings: Sequence[Setting]) -> None:
     """How many seeds, at the upper right of a panel."""
     axis.set_title(seeds(settings), loc="right", fontsize=SMALL, color="0.35")
-
-
-def say_missing(axis: Any, names: Sequence[str]) -> None:
-    """What has no result, in a panel."""
-    if names:
-        text = "no result: " + ", ".join(names) if len(names) < 4 else f"no result: {len(names)} settings"
-        axis.text(
-            0.98,
-            0.03,
-            text,
-            transform=axis.transAxes,
-            ha="right",
-            va="bottom",
-            fontsize=SMALL,
-            color="0.35",
-            style="italic",
-            bbox={"color": "white", "alpha": 0.8, "pad": 0.8},
-            zorder=6,
-        )

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fl_hydra.report.axes import Value, in_order
+from fl_hydra.report.axes import Value
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures.fitting import Fitted, Series
 from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_seeds, seeds
 from fl_hydra.report.figures.scales import logarithmic, plain, suited
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
+from fl_hydra.report.marks import POINT, best_of, furthest
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Setting, Statistic
 
 ACROSS = 4
 """Panels beside each other, at most."""
 
-POINT = 1.0
-"""A result holds the reference's if it is at most so many percentage points below it."""
+STRIP = 5.0
+"""How far below an axis crosses are, and how far from each other, in points."""
+
+MARGIN = 0.07
+"""Beside the first and the last value of a logarithmic axis, as a part of what lies between them."""
 
 
 @dataclass(frozen=True)
@@ -53,121 +57,195 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
     return Shown(tuple(kept), xs, points) if kept else None
 
 
+Places = Mapping[tuple[int, int], tuple[int, int]]
+"""Where panels are, as (row, column) of the figure by (row of measures, panel)."""
+
+
+@dataclass(frozen=True)
+class Across:
+    """The x axis: where each value is, whether all are numbers, and whether these are spaced by their ratios."""
+
+    at: dict[Value, float]
+    numbers: bool
+    log: bool
+
+    @classmethod
+    def of(cls, plan: Fitted, xs: Sequence[Value]) -> Across:
+        """Numbers at their places, else values beside each other."""
+        assert plan.x is not None
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in xs)
+        at = {value: float(value) if numbers and value is not None else float(index) for index, value in enumerate(xs)}
+        return cls(at, numbers, numbers and plan.x.log and min(at.values()) > 0)
+
+    def dodge(self, number: int, of: int) -> float:
+        """How far dots over names are beside their place, so that they do not hide each other."""
+        return 0.0 if self.numbers else 0.6 * ((number + 0.5) / of - 0.5)
+
+
 def draw(plan: Fitted, shown: Shown, table: CostTable, open_canvas: Any) -> Any:
     """The figure."""
-    assert plan.x is not None
-    panels, rows = len(plan.panels), len(shown.measures)
-    columns = min(ACROSS, panels) if panels > 1 else min(2, rows)
-    places = {
-        (row, panel): (row * -(-panels // columns) + panel // columns, panel % columns) if panels > 1 else divmod(row, columns)
-        for row in range(rows)
-        for panel in range(panels)
-    }
+    places, columns = _places(len(plan.panels), len(shown.measures))
     height = max(row for row, _ in places.values()) + 1
     width = COLUMN if columns == 1 else WIDE
     figure, axes = open_canvas(height, columns, (width, (1.8 if columns > 1 else 2.1) * height + 0.3))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in shown.xs)
-    at = {value: float(value) if numbers and value is not None else float(index) for index, value in enumerate(shown.xs)}
-    steps = sorted(at.values())
-    logx = numbers and plan.x.log and steps[0] > 0
+    across = Across.of(plan, shown.xs)
     marks: set[str] = set()
+    for (row, panel), place in places.items():
+        marks |= _panel(axes[place], plan, shown, (row, panel), across, table)
+    _say(plan, shown, axes, places, columns)
+    _limit(plan, shown, axes, places, columns)
+    room = (3.0 if columns == 1 else 6.0 / columns) / len(shown.xs)
+    _finish(plan, shown, axes, set(places.values()), across, room, "none" in marks)
+    handles, names = entries(plan)
+    if len(plan.panels) == 1 and len(marks) == 1:  # what its rings or crosses are is said above it
+        (mark,) = marks
+        for place in places.values():
+            axes[place].set_title(f"{'×' if mark == 'none' else '○'} {_words(mark, plan, shown)}", fontsize=SMALL)
+        marks = set()
+    alone = len(plan.panels) == 1 and plan.color is not None and plan.dash is None
+    if across.numbers and alone and not marks and _name_ends(plan, shown, axes, places, across):
+        return figure
+    _explain({mark: _words(mark, plan, shown) for mark in sorted(marks)}, handles, names)
+    legend(figure, handles, names, width)
+    return figure
+
+
+def _places(panels: int, rows: int) -> tuple[Places, int]:
+    """Where panels are, and in how many columns: a lone panel's measures two beside each other, else the panels."""
+    if panels == 1:
+        columns = min(2, rows)
+        return {(row, 0): divmod(row, columns) for row in range(rows)}, columns
+    columns = min(ACROSS, panels)
+    below = -(-panels // columns)
+    return {(row, panel): (row * below + panel // columns, panel % columns) for row in range(rows) for panel in range(panels)}, columns
+
+
+def _scale(shown: Shown, row: int) -> tuple[str, float, Sequence[float]]:
+    """What is beside a row of panels, what its values are multiplied with, and these."""
+    mine = [statistic.mean for (r, *_), statistic in shown.points.items() if r == row]
+    return *suited(shown.measures[row].title, max(mine)), mine
+
+
+def _panel(axis: Any, plan: Fitted, shown: Shown, place: tuple[int, int], across: Across, table: CostTable) -> set[str]:
+    """Draw the series of a panel; which marks are in it."""
+    assert plan.x is not None
+    (row, panel), at = place, across.at
+    title, scale, mine = _scale(shown, row)
+    every = plan.panels[panel].series
+    marks: set[str] = set()
+    lost: list[tuple[float, str]] = []
+    for number, series in enumerate(every):
+        points = {value: shown.points.get((row, panel, number, value)) for value in shown.xs}
+        dodge = across.dodge(number, len(every))
+        _line(plan, axis, series, points, at, scale, dodge)
+        lost += [(at[value], plan.colors[series.color]) for value in lacking(plan, shown, row, panel, number)]
+        for setting in _marked(plan, series, shown.measures[row], table):
+            value = plan.x.of(setting.config)
+            if (found := points.get(value)) is not None:
+                ring = {"markersize": 8.5, "fillstyle": "none", "color": plan.colors[series.color], "markeredgewidth": 1}
+                axis.plot(at[value] + dodge, found.mean * scale, "o", clip_on=False, **ring)
+                marks.add(plan.spec.mark)
+    if min(mine) > 0 and max(mine) > 10 * min(mine) and "accuracy" not in title:
+        logarithmic(axis, "y")
+    _missing(axis, lost)
+    return marks | ({"none"} if lost else set())
+
+
+def lacking(plan: Fitted, shown: Shown, row: int, panel: int, number: int) -> list[Value]:
+    """Where a series has no figure of settings that have begun."""
+    assert plan.x is not None
+    settings = plan.panels[panel].series[number].settings
+    begun = {plan.x.of(setting.config) for setting in settings if any(run.status != "missing" for run in setting.runs)}
+    return [value for value in shown.xs if value in begun and (row, panel, number, value) not in shown.points]
+
+
+def _say(plan: Fitted, shown: Shown, axes: Any, places: Places, columns: int) -> None:
+    """Titles of panels, how many seeds they show, and what is on their y axes."""
     alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and len(places) % columns == 0
     for (row, panel), place in places.items():
         axis = axes[place]
-        mine = [statistic.mean for (r, *_), statistic in shown.points.items() if r == row]
-        title, scale = suited(shown.measures[row].title, max(mine))
-        for number, series in enumerate(plan.panels[panel].series):
-            points = {value: shown.points.get((row, panel, number, value)) for value in shown.xs}
-            asked = {plan.x.of(setting.config) for setting in series.settings}
-            _line(plan, axis, series, points, at, scale, _dodge(number, len(plan.panels[panel].series), numbers))
-            marks |= _missing(plan, axis, series, [at[value] for value in shown.xs if value in asked and points[value] is None])
-            for setting in _marked(plan, series, shown.measures[row], table):
-                value = plan.x.of(setting.config)
-                found = points.get(value)
-                if found is not None:
-                    x = at[value] + _dodge(number, len(plan.panels[panel].series), numbers)
-                    axis.plot(
-                        x,
-                        found.mean * scale,
-                        "o",
-                        markersize=8.5,
-                        fillstyle="none",
-                        color=plan.colors[series.color],
-                        markeredgewidth=1,
-                        clip_on=False,
-                    )
-                    marks.add(plan.spec.mark)
         if plan.panels[panel].title:
             axis.set_title(pretty(plan.panels[panel].title))
         if place[1] == columns - 1 or not alike:
             say_seeds(axis, plan.panels[panel].settings)
-        if place[1] == 0 or panels == 1:
-            axis.set_ylabel(title)
-        if mine and min(mine) > 0 and max(mine) > 10 * min(mine) and "accuracy" not in title:
-            logarithmic(axis, "y")
-    for row in range(rows):
+        if place[1] == 0 or len(plan.panels) == 1:
+            axis.set_ylabel(_scale(shown, row)[0])
+
+
+def _limit(plan: Fitted, shown: Shown, axes: Any, places: Places, columns: int) -> None:
+    """The same y axis for the panels of a row, unless they are of other data or models."""
+    if plan.apart:
+        return
+    for row in {row for row, _ in places}:
         own = [axes[place] for (r, _), place in places.items() if r == row]
-        low, high = min(axis.get_ylim()[0] for axis in own), max(axis.get_ylim()[1] for axis in own)
-        for axis in own:
+        full = [axes[places[row, panel]] for panel in {panel for r, panel, *_ in shown.points if r == row}]
+        low, high = min(axis.get_ylim()[0] for axis in full), max(axis.get_ylim()[1] for axis in full)
+        for index, axis in enumerate(own):
             axis.set_ylim(low, high)
-            if axis is not own[0] and panels > 1 and own.index(axis) % columns:
+            if len(plan.panels) > 1 and index % columns:
                 axis.tick_params(labelleft=False)
-    used = set(places.values())
+
+
+def _finish(plan: Fitted, shown: Shown, axes: Any, used: set[tuple[int, int]], across: Across, room: float, strip: bool) -> None:
+    """The x axes. room: for a label, in inches. strip: marks are between an axis and its labels."""
     for row, column in np.ndindex(axes.shape):
         axis = axes[row, column]
         if (row, column) not in used:
             axis.remove()
             continue
-        if logx:
-            axis.set_xlim(steps[0] / 1.25, steps[-1] * 1.25)
-            logarithmic(axis, "x")
-        room = (3.0 if columns == 1 else 6.0 / columns) / len(shown.xs)
-        if not logx or len(shown.xs) <= 10:
-            labels = [plain(value) if numbers and isinstance(value, int | float) else pretty(plan.x.text(value)) for value in shown.xs]
-            axis.set_xticks([at[value] for value in shown.xs], labels)
-            axis.minorticks_off()
-            if max(map(len, labels)) * 0.065 > room:
-                axis.tick_params(axis="x", labelrotation=35)
-                for label in axis.get_xticklabels():
-                    label.set(ha="right", rotation_mode="anchor")
-        if not numbers:
-            axis.set_xlim(-0.5, len(shown.xs) - 0.5)
-        below = any((under, column) in used for under in range(row + 1, axes.shape[0]))
-        if not below:
-            axis.set_xlabel(pretty(plan.x.title))
-        else:
+        _ticks(plan, shown, axis, across, room)
+        if strip:
+            axis.tick_params(axis="x", pad=2 * STRIP)
+        if any((under, column) in used for under in range(row + 1, axes.shape[0])):
             axis.tick_params(labelbottom=False)
-    handles, names = entries(plan)
-    if panels == 1 and len(marks) == 1:  # what its rings or crosses are is said above it
-        (mark,) = marks
-        for place in places.values():
-            axes[place].set_title(f"{'×' if mark == 'none' else '○'} {_words(mark, plan, shown)}", fontsize=SMALL)
-        marks = set()
-    if numbers and panels == 1 and rows == 1 and plan.color is not None and plan.dash is None and not marks:
-        last = shown.xs[-1]
-        ends = [
-            (at[last], found.mean, plan.color.label(series.color), plan.colors[series.color])
-            for number, series in enumerate(plan.panels[0].series)
-            if (found := shown.points.get((0, 0, number, last))) is not None
-        ]
-        if len(ends) == len(plan.panels[0].series) and max(len(name) for _, _, name, _ in ends) <= 16 and at_ends(axes[0, 0], ends):
-            return figure
-    _explain({mark: _words(mark, plan, shown) for mark in sorted(marks)}, handles, names)
-    legend(figure, handles, names, width)
-    return figure
+        else:
+            assert plan.x is not None
+            axis.set_xlabel(pretty(plan.x.title))
+
+
+def _ticks(plan: Fitted, shown: Shown, axis: Any, across: Across, room: float) -> None:
+    """Limits and labels of an x axis."""
+    assert plan.x is not None
+    low, high = min(across.at.values()), max(across.at.values())
+    if across.log:
+        margin = (high / low) ** MARGIN
+        axis.set_xlim(low / margin, high * margin)
+        logarithmic(axis, "x")
+    elif not across.numbers:
+        axis.set_xlim(-0.5, len(shown.xs) - 0.5)
+    if across.log and len(shown.xs) > 10:
+        return
+    labels = [plain(value) if across.numbers and isinstance(value, int | float) else pretty(plan.x.text(value)) for value in shown.xs]
+    axis.set_xticks([across.at[value] for value in shown.xs], labels)
+    axis.xaxis.set_tick_params(which="minor", bottom=False)
+    axis.xaxis.minorticks_off()
+    if max(map(len, labels)) * 0.065 > room:
+        axis.tick_params(axis="x", labelrotation=35)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def _name_ends(plan: Fitted, shown: Shown, axes: Any, places: Places, across: Across) -> bool:
+    """Names at the ends of lines in place of a legend; whether there is room in all panels."""
+    assert plan.color is not None
+    last = shown.xs[-1]
+    ends: dict[Any, list[tuple[float, float, str, str]]] = {}
+    for (row, _), place in places.items():
+        scale = _scale(shown, row)[1]
+        for number, series in enumerate(plan.panels[0].series):
+            if (found := shown.points.get((row, 0, number, last))) is None:
+                return False
+            name, color = plan.color.label(series.color), plan.colors[series.color]
+            ends.setdefault(axes[place], []).append((across.at[last], found.mean * scale, name, color))
+    return at_ends(ends)
 
 
 def _words(mark: str, plan: Fitted, shown: Shown) -> str:
     """What a mark is."""
     assert plan.x is not None
     if mark == "reference":
-        return f"largest {plan.x.title} within {POINT:g} point of the best at {plan.x.text(shown.xs[0])}"
+        return f"largest within {POINT:g} point of best at {plan.x.text(shown.xs[0])}"
     return {"best": "best by validation", "none": "no result"}[mark]
-
-
-def _dodge(number: int, of: int, numbers: bool) -> float:
-    """How far dots over names are beside their place, so that they do not hide each other."""
-    return 0.0 if numbers else 0.6 * ((number + 0.5) / of - 0.5)
 
 
 def _line(
@@ -202,28 +280,31 @@ def _line(
         )  # fmt: skip
 
 
-def _missing(plan: Fitted, axis: Any, series: Series, xs: Sequence[float]) -> set[str]:
-    """Crosses at the lower edge where a setting has no result: it is no figure."""
-    for x in xs:
-        axis.plot(x, 0.03, "x", transform=axis.get_xaxis_transform(), color=plan.colors[series.color], markersize=4, clip_on=False)
-    return {"none"} if xs else set()
+def _missing(axis: Any, lost: Sequence[tuple[float, str]]) -> None:
+    """Crosses below the axis where settings have no result, side by side: there is no figure to draw."""
+    from matplotlib.transforms import ScaledTranslation
+
+    inch = axis.get_figure(root=True).dpi_scale_trans
+    for x in {x for x, _ in lost}:
+        colors = [color for each, color in lost if each == x]
+        for index, color in enumerate(colors):
+            beside = ScaledTranslation(STRIP * (index - (len(colors) - 1) / 2) / 72, -STRIP / 72, inch)
+            place = axis.get_xaxis_transform() + beside
+            axis.plot(x, 0, "x", transform=place, color=color, markersize=4, markeredgewidth=1.2, clip_on=False)
 
 
 def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[Setting]:
     """The settings of a line that are marked."""
     assert plan.x is not None
-    done = [(setting, statistic) for setting in series.settings if (statistic := setting.final(y)) is not None]
+    done = [setting for setting in series.settings if setting.final(y) is not None]
     if len(done) < 2 or not plan.spec.mark:
         return []
     if plan.spec.mark == "best":
         chooser = measure("val/loss" if y.name.endswith("loss") else "val/acc", table)
-        judged = [(value.mean, setting) for setting, _ in done if (value := setting.final(chooser)) is not None]
-        pick = min if chooser.better == "min" else max
-        return [pick(judged, key=lambda each: each[0])[1]] if judged else []
-    xs = in_order([plan.x.of(setting.config) for setting in plan.settings])
-    first = [value.mean for setting in plan.settings if setting.value(plan.x.name) == xs[0] and (value := setting.final(y)) is not None]
-    holding = [setting for setting, value in done if first and value.mean >= max(first) - POINT]
-    return holding[-1:] if holding else []
+        marked = best_of(done, chooser)
+    else:
+        marked = furthest(done, plan.settings, plan.x, y)
+    return [marked] if marked else []
 
 
 def _explain(marks: dict[str, str], handles: list[Any], names: list[str]) -> None:

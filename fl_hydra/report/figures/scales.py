@@ -8,6 +8,9 @@ from typing import Any
 MUCH = 3.0
 """How many times as large the largest value must be for a logarithmic axis."""
 
+COUNTED = ("epoch", "round", "J")
+"""Measures with whole numbers at their axes."""
+
 LARGER: dict[str, tuple[tuple[float, str], ...]] = {
     "MB": ((1, "MB"), (2e3, "GB"), (2e6, "TB")),
     "s": ((1, "s"), (600, "min"), (3 * 3600, "h")),
@@ -55,6 +58,13 @@ def logarithmic(axis: Any, which: str, base: int = 10) -> None:
         )
     ticks.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     ticks.set_minor_formatter(NullFormatter())
+
+
+def whole(axis: Any) -> None:
+    """Whole numbers alone at an axis (`axes.xaxis`), unless less than one lies on it."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def plain(value: float) -> str:

@@ -131,7 +131,6 @@ class Steps:
     edges: bool
 
     def of(self, value: Any) -> float:
-        """Where a value lies, from 0 to count."""
         """Where a value lies, from 0 to count; its whole part is the column."""
         if not self.edges:
             return self.values.index(value) + 0.5
@@ -258,9 +257,9 @@ def draw_map(one: Any, shown: Shown, study: Study, across: Steps, up: Steps, nor
                 one.add_patch(Rectangle(cell, 1, 1, fill=False, edgecolor=VERMILION, linewidth=1.6, zorder=5))
     for x, y, trial in places if across.edges or up.edges else ():
         face = "black" if trial.given_up is None else "white"
-        one.plot(
-            x, y, "o", markersize=3, markerfacecolor=face, markeredgecolor="white" if face == "black" else "black", markeredgewidth=0.6
-        )
+        edge = "white" if face == "black" else "black"
+        look = {"markersize": 3, "markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": 0.6}
+        one.plot(x, y, "o", clip_on=False, **look)  # whole at the edge too
         if trial is study.best:
             one.plot(x, y, "o", markersize=9, fillstyle="none", color=VERMILION, markeredgewidth=1.4, clip_on=False, zorder=5)
     one.grid(False)

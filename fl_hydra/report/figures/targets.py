@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,9 @@ from fl_hydra.report.figures.fitting import Fitted, Series
 from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import MUCH, logarithmic, suited
 from fl_hydra.report.figures.style import SMALL, WIDE
+from fl_hydra.report.marks import reachable
 from fl_hydra.report.measures import Measure, measure
-from fl_hydra.report.results import Setting, Statistic
-
-MOST = 0.75
-"""The part of the settings that reach the accuracy which is taken where none is named."""
+from fl_hydra.report.results import Statistic
 
 
 @dataclass(frozen=True)
@@ -27,20 +24,6 @@ class Shown:
     accuracy: Measure
     measures: tuple[Measure, ...]
     lines: tuple[tuple[str, Series, tuple[Statistic | None, ...]], ...]
-
-
-def reachable(settings: list[Setting], accuracy: Measure) -> float | None:
-    """A round accuracy, in %, that most settings reach with all seeds; None where there is nothing to reach."""
-    peaks = []
-    for setting in settings:
-        if setting.finished:
-            found = [[accuracy.of(row, run.config) for row in run.rows] for run in setting.finished]
-            peaks.append(min(max((value for value in values if value is not None), default=0.0) for values in found))
-    if not peaks:
-        return None
-    level = sorted(peaks, reverse=True)[max(0, math.ceil(MOST * len(peaks)) - 1)]
-    step = 5.0 if level >= 40 else 1.0 if level >= 5 else 0.1
-    return math.floor(level / step + 1e-9) * step or None
 
 
 def read(plan: Fitted, table: CostTable) -> Shown | None:

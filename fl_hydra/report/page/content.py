@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.report.axes import AXES, Axis, axis, in_order
-from fl_hydra.report.colors import SEQUENCE, colors
+from fl_hydra.report.colors import VERMILION, colors
 from fl_hydra.report.commands import command_of
 from fl_hydra.report.cost import CostTable
+from fl_hydra.report.figures.style import SHADES
+from fl_hydra.report.marks import reachable
 from fl_hydra.report.measures import Measure, measures
 from fl_hydra.report.page.clients import Clients
+from fl_hydra.report.paper import BASE, FURTHER
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.runs.reading import Run
@@ -32,10 +35,19 @@ def content(sections: Sequence[tuple[Results, Spec]], table: CostTable, target: 
     """All that the page draws, with links relative to `target`."""
     known = list(measures(table).values())
     return {
-        "measures": {each.name: {"title": each.title, "digits": each.digits} for each in known},
-        "sequence": SEQUENCE,
-        "sections": [_section(results, spec, known, target) for results, spec in sections],
+        "measures": {each.name: {"title": each.title, "digits": each.digits, "better": each.better} for each in known},
+        "shades": SHADES,
+        "frame": VERMILION,
+        "sections": [_section(results, spec, known, target) for results, spec in sorted(sections, key=_place)],
     }
+
+
+def _place(section: tuple[Results, Spec]) -> tuple[int, str]:
+    """Where a section of any size comes: in the order of the assignment, each track's own after its base; others last."""
+    name = section[0].name
+    order = [each for track in BASE for each in (*BASE[track], *FURTHER[track])]
+    found = [index for index, each in enumerate(order) if name == each or name.startswith(f"{each}-")]
+    return (found[0] if found else len(order), name)
 
 
 def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Path) -> dict[str, Any]:
@@ -62,7 +74,7 @@ def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Pat
         "columns": list(pool),
         "divisions": clients.divisions,
         "distributions": clients.distributions if clients.skewed else [],
-        "views": _views(spec.figures, known, [each.name for each in axes]),
+        "views": _views(spec.figures, results.settings, known, [each.name for each in axes]),
     }
 
 
@@ -94,7 +106,9 @@ def _axis(each: Axis, values: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _views(
+    figures: Sequence[FigureSpec], settings: Sequence[Setting], known: Sequence[Measure], axes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """How the section's own figures choose, by view: the first of each kind that the page can draw."""
     names = [each.name for each in known]
     views: dict[str, dict[str, Any]] = {}
@@ -105,6 +119,8 @@ def _views(figures: Sequence[FigureSpec], known: Sequence[Measure], axes: Sequen
         chosen: dict[str, Any] = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
         if figure.kind == "targets":  # one at a time, in rows; what is to be reached is y
             chosen |= {"x": figure.y[0], "y": figure.value, "facet": "", "target": figure.target}
+            if figure.target is None:
+                chosen["target"] = reachable(settings, next(each for each in known if each.name == figure.value))
         elif figure.kind == "sampling":
             chosen |= {"facet": figure.color or ""}
         possible = {"curves": figure.x in names and y in names, "lines": figure.x in axes and y in names, "heat": y in axes}

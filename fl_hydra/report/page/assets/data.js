@@ -4,11 +4,13 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 
 for (const section of content.sections) {
-  for (const { runs } of section.settings) for (const { columns } of runs) for (const name in columns) columns[name] = section.columns[columns[name]];
+  for (const { runs } of section.settings)
+    for (const { columns } of runs) for (const name in columns) columns[name] = section.columns[columns[name]];
 }
 
 function statistic(values) {
-  const n = values.length, mean = values.reduce((sum, value) => sum + value, 0) / n;
+  const n = values.length,
+    mean = values.reduce((sum, value) => sum + value, 0) / n;
   const deviation = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
   return { n, mean, deviation };
 }
@@ -17,7 +19,8 @@ const finished = (setting) => setting.runs.filter((run) => run.status === "finis
 
 // A figure of the final models over the seeds that finished; nothing where one of them has no such figure.
 function final(setting, name) {
-  const runs = finished(setting), values = runs.map((run) => run.columns[name]?.at(-1) ?? null);
+  const runs = finished(setting),
+    values = runs.map((run) => run.columns[name]?.at(-1) ?? null);
   if (!values.length || values.includes(null)) return null;
   return { ...statistic(values), seeds: runs.map((run, i) => [run.seed, values[i]]) };
 }
@@ -25,7 +28,8 @@ function final(setting, name) {
 function interpolated(at, xs, ys) {
   if (at <= xs[0]) return ys[0];
   if (at >= xs.at(-1)) return ys.at(-1);
-  const right = xs.findIndex((x) => x >= at), left = right - 1;
+  const right = xs.findIndex((x) => x >= at),
+    left = right - 1;
   return xs[right] === at ? ys[right] : ys[left] + ((ys[right] - ys[left]) * (at - xs[left])) / (xs[right] - xs[left]);
 }
 
@@ -118,12 +122,24 @@ function panelled(section, settings, facet) {
 
 // How probable the clients of these settings are, the most probable first: the mean over seeds; with how many would be as concentrated.
 function sampling(section, settings, label) {
-  const bySeed = new Map(settings.flatMap((setting) => setting.runs.map((run, i) => [run.seed, section.distributions[setting.distributions[i]]])).filter(([, each]) => each));
+  const bySeed = new Map(
+    settings
+      .flatMap((setting) => setting.runs.map((run, i) => [run.seed, section.distributions[setting.distributions[i]]]))
+      .filter(([, each]) => each),
+  );
   const clients = [...bySeed.values()][0]?.clients;
-  const lines = [...bySeed].filter(([, each]) => each.clients === clients).map(([seed, each]) => [seed, each.probabilities ?? Array(clients).fill(1 / clients)]);
+  const lines = [...bySeed]
+    .filter(([, each]) => each.clients === clients)
+    .map(([seed, each]) => [seed, each.probabilities ?? Array(clients).fill(1 / clients)]);
   if (!lines.length) return null;
   const effective = statistic(lines.map(([, line]) => 1 / line.reduce((sum, p) => sum + p * p, 0))).mean;
-  const points = Array.from({ length: clients }, (_, i) => ({ setting: settings[0], group: settings, label, x: i + 1, ...statistic(lines.map(([, line]) => line[i])) }));
+  const points = Array.from({ length: clients }, (_, i) => ({
+    setting: settings[0],
+    group: settings,
+    label,
+    x: i + 1,
+    ...statistic(lines.map(([, line]) => line[i])),
+  }));
   return { effective, clients, points };
 }
 
@@ -143,5 +159,7 @@ function number(value, name) {
 }
 
 function withDeviation(point, name) {
-  return (point.mean === null ? "never" : number(point.mean, name)) + (point.deviation === null ? "" : ` ± ${number(point.deviation, name)}`);
+  return (
+    (point.mean === null ? "never" : number(point.mean, name)) + (point.deviation === null ? "" : ` ± ${number(point.deviation, name)}`)
+  );
 }
