@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,3 +230,14 @@ def test_ties_are_no_winners_and_counts_are_read_as_they_are() -> None:
     text = " ".join(as_text(each) for part in sentences(one, SPEC, read_table()) for each in part)
     assert "One more run is in no figure: 1 unfinished." in text
     assert "Bold: the test accuracy of what is best by validation." in results_table(one, SPEC, read_table()).notes
+
+
+@pytest.mark.parametrize(
+    ("peaks", "target"),
+    [((0.228, 0.21, 0.15, 0.133), 15.0), ((0.126, 0.12, 0.025, 0.022, 0.01, 0.01), 12.0), ((0.97, 0.96, 0.955, 0.5), 95.0)],
+)
+def test_the_accuracy_to_reach_is_not_that_of_settings_that_hardly_learn(peaks: tuple[float, ...], target: float) -> None:
+    def setting(peak: float) -> Any:
+        return SimpleNamespace(finished=[SimpleNamespace(rows=[{"test/acc": 0.01}, {"test/acc": peak}], config={})])
+
+    assert reachable([setting(peak) for peak in peaks], measure("test/acc", read_table())) == target

@@ -20,6 +20,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "γ": r"$\gamma$",
+    "Σ": r"$\Sigma$",
     "−": r"$-$",
     "×": r"$\times$",
     "<": r"$<$",

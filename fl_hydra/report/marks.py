@@ -13,12 +13,12 @@ from fl_hydra.report.spec import FigureSpec
 POINT = 1.0
 """A result holds the reference's if it is at most so many percentage points below it."""
 
-MOST = 0.75
-"""The part of the settings that reach the accuracy which is taken where none is named."""
+PARTS = (0.75, 0.5, 0.25)
+"""Parts of the settings that reach the accuracy which is taken where none is named: the first that come to half of the best."""
 
 
 def reachable(settings: Sequence[Setting], accuracy: Measure) -> float | None:
-    """A round accuracy, in %, that most settings reach with all seeds; None where there is nothing to reach."""
+    """A round accuracy, in %, that most settings reach with all seeds, or fewer, where the others hardly learn; None if there is none."""
     peaks = []
     for setting in settings:
         if setting.finished:
@@ -26,7 +26,9 @@ def reachable(settings: Sequence[Setting], accuracy: Measure) -> float | None:
             peaks.append(min(max((value for value in values if value is not None), default=0.0) for values in found))
     if not peaks:
         return None
-    level = sorted(peaks, reverse=True)[max(0, math.ceil(MOST * len(peaks)) - 1)]
+    ranked = sorted(peaks, reverse=True)
+    levels = [ranked[max(0, math.ceil(part * len(ranked)) - 1)] for part in PARTS]
+    level = next((each for each in levels if each >= ranked[0] / 2), levels[-1])
     step = 5.0 if level >= 40 else 1.0 if level >= 5 else 0.1
     return math.floor(level / step + 1e-9) * step or None
 

@@ -256,6 +256,7 @@ PREAMBLE = r"""% Generated: what you change here is written over. Your words are
 \newcommand{\room}[1]{\par\noindent\colorbox{black!8}{\parbox{\dimexpr\columnwidth-2\fboxsep}{\footnotesize\itshape Authors: #1}}\par}
 \newcommand{\words}[1]{\input{words/#1}}
 \newcommand{\question}[1]{\par\addvspace{0.5\baselineskip}\noindent{\itshape #1\par}\nobreak}
+\ifdefined\pdfsuppressptexinfo\pdfsuppressptexinfo=-1\fi % else figures carry the folders of this machine
 \IEEEoverridecommandlockouts
 \emergencystretch=3em
 \hbadness=10000

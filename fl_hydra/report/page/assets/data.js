@@ -108,7 +108,9 @@ function reachable(settings, y) {
     return best.length ? [Math.min(...best)] : [];
   });
   if (!peaks.length) return null;
-  const level = peaks.sort((one, other) => other - one)[Math.max(0, Math.ceil(0.75 * peaks.length) - 1)];
+  peaks.sort((one, other) => other - one);
+  const levels = [0.75, 0.5, 0.25].map((part) => peaks[Math.max(0, Math.ceil(part * peaks.length) - 1)]);
+  const level = levels.find((each) => each >= peaks[0] / 2) ?? levels[2];
   const step = level >= 40 ? 5 : level >= 5 ? 1 : 0.1;
   return +(Math.floor(level / step + 1e-9) * step).toFixed(1) || null;
 }
