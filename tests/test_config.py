@@ -151,7 +151,10 @@ def test_every_command_of_the_page_on_distributed_learning_is_valid(command: lis
     """Each value of its grid, on images like CIFAR-100's."""
     cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
     monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
-    grid = {key: values.split(",") for key, values in (word.split("=") for word in command if word != "-m")}
+    grid = {
+        key: values.split(",")
+        for key, values in (word.split("=") for word in command if "=" in word and not word.lstrip("+'").startswith("hydra."))
+    }
     for point in range(max(map(len, grid.values()))):
         experiment(*(f"{key}={values[point % len(values)]}" for key, values in grid.items()))
 
