@@ -107,6 +107,50 @@ def test_every_section_of_the_report_is_valid(path: Path, monkeypatch: pytest.Mo
     shakespeare = Card("made up", (80,), 80, (5000,) * 150, (500,) * 150)
     monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
     monkeypatch.setattr(Shakespeare, "card", lambda self, root: shakespeare)
+    grid = {key: str(values).split(",") for key, values in OmegaConf.load(path).hydra.sweeper.params.items()}
+    base = {key: values[0] for key, values in grid.items()}
+    samples = set()
+    for key, values in grid.items():
+        for value in values:
+            point = [f"{name}={chosen}" for name, chosen in {**base, key: value}.items()]
+            samples.add(experiment(f"+sweep/{path.parent.name}={path.stem}", *point).budget)
+    given = OmegaConf.select(OmegaConf.load(path), "samples")
+    assert samples == {given or (150 * 45_000 if path.parent.name == "track_a" else 5_120_000)}
+
+
+def test_the_command_line_narrows_a_section(program: Program, tmp_path: Path) -> None:
+    small = ("dataset=digits", "epochs=1", "model.filters=1", "model.hidden=1")
+    result = program("-m", "+sweep/track_a=localsgd", "K=2", "J=64,32", "seed=0", *small, cwd=tmp_path)
+    assert result.status == 0, result.output
+    assert "2 of 2 points finished" in result.output
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of every training command of a page, with the variables of its block put in."""
+    found = []
+    for block in re.findall(r"(?:^    .*\n)+", (PROJECT / page).read_text(), re.M):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", "").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if assigned := re.fullmatch(r' +(\w)="(.*)"', line):
+                variables[assigned[1]] = assigned[2]
+            elif line.strip().startswith("python train.py "):
+                found.append(line.split("#")[0].split()[2:])
+    return found
+
+
+COMMANDS = [
+    *commands("docs/distributed.md"),
+    *(choice.split() for choice in re.findall(r"`(algorithm=[^`]*)`", (PROJECT / "docs/distributed.md").read_text())),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_of_the_page_on_distributed_learning_is_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value of its grid, on images like CIFAR-100's."""
+    cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
+    monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
     keys = [word for word in " ".join(command).partition(' "hydra.')[0].split() if word != "-m"]  # how figures are drawn is the report's
     grid = {key: values.split(",") for key, values in (word.split("=") for word in keys)}
     for point in range(max(map(len, grid.values()))):
