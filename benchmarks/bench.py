@@ -39,8 +39,8 @@ from benchmarks.workloads import (
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.models.lstm import CharacterLSTM
+from fl_hydra.seams.rows import METER_WIDTH, Batch
 from fl_hydra.training.engine_selection import ENGINES
-from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -292,11 +292,11 @@ def levers(scale: Scale) -> Figures:
 
         def once() -> None:
             if shared:
-                run.group.engine.share(parameters)
+                run.group.engine.mark_equal(parameters)
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)
-                meter = torch.zeros(len(places[0]), METER, device=DEVICE)
+                meter = torch.zeros(len(places[0]), METER_WIDTH, device=DEVICE)
                 run.group.engine.gradient(
                     places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
                 )
@@ -442,7 +442,7 @@ def start(scale: Scale) -> Figures:
             test_labels=arrays.test_labels.astype(np.uint8),
         )
         firsts, others = [], []
-        for repeat in range(min(3, scale.repeats) + 1):  # the first writes the card beside the data
+        for repeat in range(min(3, scale.repeats) + 1):  # the first writes the description beside the data
             command = [sys.executable, "-m", "benchmarks.startup", f"data={folder}", f"outputs={folder / str(repeat)}"]
             began = time.time()
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)

@@ -137,6 +137,20 @@ RULES: tuple[Rule, ...] = (
         "round than a weighted sum; choose another scheme",
     ),
     (
+        lambda c: c.algorithm.personalised or not c.config.objective.startswith("personal/"),
+        "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say",
+    ),
+    (
+        lambda c: not c.algorithm.sgd_inside or c.config.optimizer.plain,
+        "algorithm={c.algorithm.name}: corrects steps of plain SGD, and optimizer={c.config.optimizer.option} takes others; choose "
+        "optimizer=sgd without momentum and clip",
+    ),
+    (
+        lambda c: c.config.uplink.bypassed or c.algorithm.takes_uplink,
+        "uplink={c.config.uplink.name}: encodes what is sent to be averaged at the end of a round, and algorithm={c.algorithm.option} "
+        "exchanges something else; leave uplink out",
+    ),
+    (
         lambda c: c.m == c.K or c.participation.name != "all",
         "C={c.C}: participation=all takes every client; choose participation=uniform or leave C out",
     ),

@@ -29,6 +29,7 @@ from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
 from fl_hydra.speeds.base import Speeds, speed_models
 from fl_hydra.tracking.trackers.base import Tracker, trackers
+from fl_hydra.uplinks.base import Uplink, uplinks
 
 REGISTRIES: tuple[Registry[Any], ...] = (
     datasets,
@@ -41,6 +42,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     shardings,
     participations,
     speed_models,
+    uplinks,
     trackers,
 )
 
@@ -106,6 +108,7 @@ class Config:
     sharding: Sharding = MISSING
     participation: Participation = MISSING
     speeds: Speeds = MISSING
+    uplink: Uplink = MISSING
     tracker: Tracker = MISSING
 
     K: int | None = None

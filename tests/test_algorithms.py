@@ -15,16 +15,14 @@ from fl_hydra.algorithms.base import Algorithm, State, algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
-from fl_hydra.optim.base import Layers
-from fl_hydra.optim.outer import Outer, OuterSGD
-from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.participation.base import Cohort
 from fl_hydra.runs.identity import describe
-from fl_hydra.training.fabric import Fabric, Traffic
+from fl_hydra.seams.clients import Clients
+from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.planning import plan_round
-from fl_hydra.training.rows import Batch, Clients, Gradient, Rows, Server
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, trainer
+from tests.support.quadratics import fixed_point_of
 
 
 def assert_exact(actual: Tensor, expected: Tensor) -> None:
@@ -74,7 +72,7 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
     while not run.finished:
         run.run_round()
         inputs, targets, _ = algorithm.seen[-1]
-        optimizer.param_groups[0]["lr"] = run.member.lr
+        optimizer.param_groups[0]["lr"] = run.sole_run.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
         optimizer.step()
@@ -100,7 +98,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
         *AWKWARD[kind(algorithm)],
         *more,
     )
-    method = run.member.experiment.algorithm
+    method = run.sole_run.experiment.algorithm
     original, parts = method.step, list[float]()
 
     def step(rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
@@ -112,7 +110,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
     method.step = step  # type: ignore[method-assign]
     while not run.finished:
         run.run_round()
-    assert sum(parts) == run.member.samples == run.member.experiment.budget
+    assert sum(parts) == run.sole_run.samples == run.sole_run.experiment.budget
     assert any(0 < part < 16 * method.batches_per_step for part in parts)
     assert run.evaluate()[0]["lr"] == 0.25
 
@@ -132,9 +130,11 @@ def test_of_a_last_step_only_the_new_part_is_scaled(optimizer: str) -> None:
         "scheduler=constant",
     )
     run = trainer(*settings, algorithm=algorithm)
-    rule = run.member.experiment.optimizer
+    rule = run.sole_run.experiment.optimizer
     weights = run.state.model.clone()
-    slots = {name: torch.zeros(1, run.group.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
+    slots = {
+        name: torch.zeros(1, run.group.layout.size if width == "row" else 1, dtype=torch.float64) for name, width in rule.slots.items()
+    }
     hyper = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in rule.hyper.items()}
     run.run_round()
     assert run.finished
@@ -184,7 +184,7 @@ def test_slow_momentum_divides_by_the_mean_rate_of_the_rounds_steps() -> None:
     (velocity,) = [value for value in slow.state.server.values() if value.shape == start.shape]
     assert_exact(velocity * float(0.2 * np.mean(np.arange(1, 9) / 20)), start - plain.state.model)
     plan = plan_round(
-        trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").member
+        trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").sole_run
     )
     assert plan.steps == 3 and plan.mean_rate == pytest.approx(0.2)
     assert plan.rates[:, 2].tolist() == pytest.approx([0.2 * 6 / 8, *[0.2 * 5 / 8] * 3])
@@ -207,7 +207,7 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
         inputs = torch.cat([inputs.flatten(0, 1) for inputs, _, _ in algorithm.seen])
         targets = torch.cat([targets.flatten() for _, targets, _ in algorithm.seen])
         assert len(targets) == 32
-        optimizer.param_groups[0]["lr"] = run.member.lr
+        optimizer.param_groups[0]["lr"] = run.sole_run.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs), targets).backward()
         optimizer.step()
@@ -217,12 +217,12 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
 def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
     algorithm = RecordingFedAvg()
     run = trainer("algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm)
-    assert len(set(run.member.shard_sizes.tolist())) == 2, "the weights should differ"
+    assert len(set(run.sole_run.shard_sizes.tolist())) == 2, "the weights should differ"
     while not run.finished:
         module = module_of(run)
         algorithm.seen.clear()
         run.run_round()
-        share = run.member.shard_sizes / run.member.shard_sizes.sum()
+        share = run.sole_run.shard_sizes / run.sole_run.shard_sizes.sum()
         losses = [
             share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)
         ]
@@ -231,36 +231,11 @@ def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
         assert_exact(run.state.model[0], weights_of(module, run) - 0.1 * gradient)
 
 
-def server(rule: Outer, rate: float = 0.1) -> Server:
-    """The outer optimizer of one run of one parameter."""
-    one = torch.ones(1, 1, dtype=torch.float64)
-    return Server(rule, {name: one * value for name, value in rule.hyper.items()}, one * rule.lr, one * rate, Layers((1,), (True,)))
-
-
-def quadratic_rounds(algorithm: Algorithm, J: int, rounds: int, x: float = 0.3) -> float:
-    """Run a method on the two clients f_k(x) = a_k / 2 (x - b_k)^2 with a = (1, 3), b = (0, 1) and rate 0.1."""
-    a, b = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    weights = torch.full((2,), 0.5, dtype=torch.float64)
-    clients = Clients(np.arange(2), weights, {}, Fabric(True, 2, 2, Traffic()), server(OuterSGD()))
-    state = algorithm.initial(torch.tensor([[x]], dtype=torch.float64), 2)
-    lr = torch.full((2, J), 0.1, dtype=torch.float64)
-    optimizer = SGDM(momentum=0.0)
-    hyper = {name: torch.full((2, 1), value, dtype=torch.float64) for name, value in optimizer.hyper.items()}
-    batch = Batch(torch.empty(2, 0), torch.empty(2, 0), None, torch.zeros(2, 2), np.zeros(2, np.int64), np.zeros(2, np.int64))
-    for _ in range(rounds):
-        starts = algorithm.start(state, clients)
-        rows = Rows(starts.clone(), starts, {}, hyper, lr, optimizer, Layers((1,), (True,)))
-        for j in range(J):
-            algorithm.step(rows, lambda parameters, _: a * (parameters - b), [batch] * algorithm.batches_per_step, j)
-        algorithm.update(state, clients, starts, rows.parameters)
-    return float(state.model)
-
-
 @pytest.mark.parametrize("algorithm", [FedAvg(), LocalSGD()], ids=lambda algorithm: algorithm.name)
 @pytest.mark.parametrize(("J", "fixed_point"), [(1, 0.75), (2, 0.728571), (8, 0.623296), (400, 0.5)])
 def test_fixed_point_of_heterogeneous_quadratics(algorithm: Algorithm, J: int, fixed_point: float) -> None:
     """x* = sum (1 - r_k^J) b_k / sum (1 - r_k^J) with r_k = 1 - lr a_k: the bias of local steps, which no averaging removes."""
-    assert quadratic_rounds(algorithm, J, rounds=400) == pytest.approx(fixed_point, abs=1e-6)
+    assert fixed_point_of(algorithm, J) == pytest.approx(fixed_point, abs=1e-6)
 
 
 @pytest.mark.parametrize("K", [2, 4, 8])
@@ -269,19 +244,19 @@ def test_every_point_of_the_grid_processes_the_same_samples(K: int, J: int) -> N
     run = trainer("algorithm=localsgd", f"K={K}", f"J={J}", "epochs=1.7", "model.filters=1", "model.hidden=1", "batch_size=16")
     while not run.finished:
         run.run_round()
-    assert run.member.samples == round(1.7 * 1295)
-    assert run.member.computed == run.member.samples
-    assert int(run.member.cursors.sum()) == run.member.samples
-    assert run.member.cursors.max() - run.member.cursors.min() <= 1, "the last round is spread over the rows"
-    assert run.member.round == run.member.experiment.rounds
+    assert run.sole_run.samples == round(1.7 * 1295)
+    assert run.sole_run.computed == run.sole_run.samples
+    assert int(run.sole_run.cursors.sum()) == run.sole_run.samples
+    assert run.sole_run.cursors.max() - run.sole_run.cursors.min() <= 1, "the last round is spread over the rows"
+    assert run.sole_run.round == run.sole_run.experiment.rounds
 
 
 def test_rounds_means_exactly_that_many() -> None:
     run = trainer("algorithm=fedavg", "K=10", "C=0.5", "J=3", "rounds=5", "batch_size=8")
     while not run.finished:
         run.run_round()
-    assert run.member.round == 5
-    assert run.member.samples == 5 * 5 * 3 * 8
+    assert run.sole_run.round == 5
+    assert run.sole_run.samples == 5 * 5 * 3 * 8
 
 
 def test_identical_clients_average_to_one_of_them() -> None:
@@ -296,7 +271,7 @@ def test_identical_clients_average_to_one_of_them() -> None:
             super().update(state, clients, starts, ends)
 
     run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
-    run.member.sampler.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
+    run.sole_run.sampler.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
     run.run_round()
 
 
@@ -321,7 +296,7 @@ def test_clients_do_not_share_a_model() -> None:
     for k in range(4):
         alone = trainer(*COHORT, algorithm=FedAvg())
         cohort = Cohort(np.array([k]))
-        alone.member.experiment.participation.cohort = lambda _, cohort=cohort: cohort  # type: ignore
+        alone.sole_run.experiment.participation.cohort = lambda _, cohort=cohort: cohort  # type: ignore
         alone.run_round()
         assert_exact(alone.state.model[0], together.ends[k])
 
@@ -332,7 +307,7 @@ def test_mean_taken_as_rows_come_in_is_the_mean_of_all_ends() -> None:
         while not run.finished:
             run.run_round()
     assert_exact(streamed.state.model, whole.state.model)
-    assert streamed.member.traffic == whole.member.traffic
+    assert streamed.sole_run.traffic == whole.sole_run.traffic
 
 
 def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None:
@@ -348,17 +323,17 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
     finally:
         torch.set_num_threads(1)
     assert torch.equal(one.ends, several.ends)
-    assert threaded.member.computed == alone.member.computed
+    assert threaded.sole_run.computed == alone.sole_run.computed
 
 
 def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
     workers = trainer("algorithm=localsgd", "K=2", "J=2", "rounds=3")
     workers.run_round()
-    kept = workers.group.buffers.client_slots["momentum"]
+    kept = workers.group.buffers.kept["momentum"]
     assert kept.abs().sum() > 0
     clients = trainer("algorithm=fedavg", "K=4", "C=0.5", "J=2", "rounds=3", "optimizer.momentum=0.9")
     clients.run_round()
-    assert clients.group.buffers.client_slots == {}
+    assert clients.group.buffers.kept == {}
 
 
 def test_centralized_round_is_one_pass() -> None:
@@ -367,10 +342,10 @@ def test_centralized_round_is_one_pass() -> None:
     run = trainer("epochs=40", "model.filters=1", "model.hidden=1")
     for epoch in range(1, 41):
         run.run_round()
-        assert 0 <= run.member.samples - epoch * 1295 < 64 or run.finished
+        assert 0 <= run.sole_run.samples - epoch * 1295 < 64 or run.finished
     assert run.finished
-    assert run.member.samples == 40 * 1295
-    assert run.member.experiment.budget == experiment("rounds=40").budget
+    assert run.sole_run.samples == 40 * 1295
+    assert run.sole_run.experiment.budget == experiment("rounds=40").budget
 
 
 def test_without_a_validation_set_there_are_no_validation_figures() -> None:
@@ -386,8 +361,8 @@ def test_traffic_is_counted() -> None:
     run.run_round()
     run.run_round()
     payload = run.group.layout.size * 4
-    traffic = run.member.traffic
+    traffic = run.sole_run.traffic
     assert (traffic.bytes_down, traffic.bytes_up, traffic.messages) == (2 * 3 * payload, 2 * 3 * payload, 2 * 3 * 2)
     alone = trainer("epochs=1")
     alone.run_round()
-    assert alone.member.traffic.bytes_up == alone.member.traffic.bytes_down == alone.member.traffic.messages == 0
+    assert alone.sole_run.traffic.bytes_up == alone.sole_run.traffic.bytes_down == alone.sole_run.traffic.messages == 0

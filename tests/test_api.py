@@ -76,7 +76,7 @@ def test_every_method_ends_with_a_module(algorithm: str, outputs: Path) -> None:
     run = fl_hydra.run(f"algorithm={algorithm}", *size, "samples=500", *TINY, outputs=outputs, quiet=True)
     module = run.module
     assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
-    from fl_hydra.training.layout import Layout
+    from fl_hydra.seams.layout import Layout
 
     vector = Layout.of(module).flat(module.parameters())
     assert hashlib.sha256(vector.contiguous().numpy().tobytes()).hexdigest() == run.summary["weights_sha256"]

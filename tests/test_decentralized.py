@@ -20,7 +20,7 @@ from fl_hydra.decentralized.clocks import (
 )
 from fl_hydra.decentralized.topologies import DIRECTED, TOPOLOGIES, Floats, adjacency, check, edges, mixing_matrix, period
 from fl_hydra.errors import UserError
-from fl_hydra.training.fabric import Traffic
+from fl_hydra.seams.fabric import Traffic
 from tests.support.make import experiment
 
 UNDIRECTED = [topology for topology in TOPOLOGIES if topology not in DIRECTED]

@@ -24,12 +24,13 @@ from fl_hydra.local_steps.measured import Drift, Loss, Noise
 from fl_hydra.local_steps.scheduled import Doubling, Fixed, Linear, Phases, PostLocal
 from fl_hydra.optim.outer import OuterSGD
 from fl_hydra.optim.sgdm import SGDM
+from fl_hydra.seams.clients import Clients
+from fl_hydra.seams.rows import Batch
 from fl_hydra.speeds import models as speeds
 from fl_hydra.speeds.base import speed_models
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.noise import DECAY, NoiseScale
 from fl_hydra.training.planning import plan_round
-from fl_hydra.training.rows import Batch, Clients
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import PROJECT, config, experiment
 from tests.test_algorithms import RecordingLocalSGD, assert_exact, module_of
@@ -81,14 +82,14 @@ def on_quadratics(*overrides: str, a: Tensor, b: Tensor | None = None, noisy: bo
         answer: Tensor = a * (parameters - goals) + pulls[batch.targets].mean(1)
         return answer
 
-    run.group.engine.gradient = gradient  # type: ignore[method-assign]
+    run.group.engine.gradient = gradient  # type: ignore[method-assign, assignment]
     run.state.model.zero_()
     return run, goals
 
 
 def rates(run: Trainer) -> list[float]:
     """The learning rate of every local step of a run whose rounds are whole and alike."""
-    e = run.member.experiment
+    e = run.sole_run.experiment
     together = e.K * e.batch_size
     return [e.peak_lr * e.scheduler.factor(before, together, e.budget) for before in range(0, e.budget, together)]
 
@@ -115,7 +116,7 @@ def test_slowmo_without_slow_momentum_is_local_sgd(momentum: str, server: OuterS
     slowmo = trained("algorithm=slowmo", *common, server=replace(server, lr=1.0, momentum=0.0))
     local = trained("algorithm=localsgd", *common)
     assert_exact(slowmo.state.model, local.state.model)
-    assert slowmo.member.traffic == local.member.traffic
+    assert slowmo.sole_run.traffic == local.sole_run.traffic
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -151,7 +152,7 @@ def test_slowmo_divides_by_the_mean_rate_of_the_round(schedule: str) -> None:
 def slow_buffers(*overrides: str) -> list[Tensor]:
     """The slow momentum after each of three rounds of two steps along a constant gradient."""
     run, b = on_quadratics("algorithm=slowmo", "K=2", "J=2", "rounds=3", "server.momentum=0.5", *overrides, a=column(0.0, 0.0))
-    run.group.engine.gradient = lambda parameters, batch: b.clone()  # type: ignore[method-assign]
+    run.group.engine.gradient = lambda parameters, batch: b.clone()  # type: ignore[method-assign, assignment, misc]
     buffers = []
     while not run.finished:
         run.run_round()
@@ -180,7 +181,7 @@ def test_slowmo_survives_a_schedule_that_ends_at_zero(scheduler: str, precision:
     while not run.finished:
         run.run_round()
         largest = max(largest, float(run.state.server["momentum"].abs().max()))
-    assert 0 < run.member.lr < 3e-4, "the last round divides by a tiny rate"
+    assert 0 < run.sole_run.lr < 3e-4, "the last round divides by a tiny rate"
     assert run.state.model.isfinite().all() and run.state.server["momentum"].isfinite().all()
     assert largest < 100
 
@@ -190,11 +191,11 @@ def test_slowmo_survives_a_rate_that_is_zero_in_its_precision() -> None:
         *("algorithm=slowmo", "precision=fp32", "K=3", "J=1", "rounds=40", "server.momentum=0.9", "optimizer.lr=0.1"),
         *("scheduler=polynomial", "scheduler.power=30"),
     )
-    while run.member.round < 39:
+    while run.sole_run.round < 39:
         run.run_round()
     before = run.state.model.clone()
     run.run_round()
-    assert 0 < run.member.lr < 1e-46
+    assert 0 < run.sole_run.lr < 1e-46
     assert run.state.server["momentum"].isfinite().all()
     torch.testing.assert_close(run.state.model, before)
 
@@ -220,10 +221,10 @@ def test_diloco_is_adamw_of_each_worker_inside_and_nesterov_momentum_outside() -
         run.run_round()
         assert_exact(run.state.model[0], x)
     for name, torch_name in (("first_moment", "exp_avg"), ("second_moment", "exp_avg_sq")):
-        moments = run.group.buffers.client_slots[name]
+        moments = run.group.buffers.kept[name]
         assert_exact(moments, torch.stack([optimizer.state[worker][torch_name] for worker, optimizer in zip(workers, inner, strict=True)]))
         assert not torch.allclose(moments[0], moments[1])
-    assert run.group.buffers.client_slots["steps"].tolist() == [[9.0], [9.0]]
+    assert run.group.buffers.kept["steps"].tolist() == [[9.0], [9.0]]
 
 
 def test_lookahead_goes_a_part_of_the_way_to_the_fast_weights() -> None:
@@ -249,7 +250,7 @@ def test_lookahead_all_the_way_is_its_inner_optimizer() -> None:
     whole = trained("algorithm=lookahead", "J=5", "samples=190", "server.lr=1")
     plain = trained("algorithm=localsgd", "K=1", "J=1", "samples=190")
     assert_exact(whole.state.model, plain.state.model)
-    assert whole.member.traffic.messages == 0, "one worker has nobody to talk to"
+    assert whole.sole_run.traffic.messages == 0, "one worker has nobody to talk to"
 
 
 @dataclass
@@ -316,8 +317,8 @@ def test_outer_clipping_bounds_the_pseudo_gradient() -> None:
 def same_run(one: Trainer, other: Trainer) -> None:
     """The same models, for as many messages and in the same time."""
     assert_exact(one.state.model, other.state.model)
-    assert replace(one.member.traffic, block_averages=0) == other.member.traffic
-    assert one.member.seconds == pytest.approx(other.member.seconds)
+    assert replace(one.sole_run.traffic, block_averages=0) == other.sole_run.traffic
+    assert one.sole_run.seconds == pytest.approx(other.sole_run.seconds)
 
 
 def test_one_block_is_local_sgd() -> None:
@@ -325,7 +326,7 @@ def test_one_block_is_local_sgd() -> None:
     common = ("K=4", "J=2", "samples=340")
     blocks = trained("algorithm=hierarchical", "algorithm.blocks=1", "algorithm.J_b=4", *common)
     same_run(blocks, trained("algorithm=localsgd", *common))
-    assert blocks.member.round == 3
+    assert blocks.sole_run.round == 3
 
 
 @pytest.mark.parametrize("momentum", POLICIES)
@@ -350,7 +351,7 @@ def test_blocks_of_neighbours_are_averaged_in_every_period() -> None:
         seen.append(parameters.clone())
         return quadratic(parameters, batch)
 
-    run.group.engine.gradient = watched  # type: ignore[method-assign]
+    run.group.engine.gradient = watched  # type: ignore[method-assign, assignment]
     x = torch.zeros_like(b)
     for step in range(12):
         if step % 6 == 0:
@@ -372,11 +373,11 @@ def test_blocks_are_averaged_after_every_period_but_the_last(J: int, J_b: int) -
         "algorithm=hierarchical", f"algorithm.J_b={J_b}", "K=4", f"J={J}", f"samples={3 * 16 * J * J_b}", *PLAIN, a=torch.ones(4, 1)
     )
     for round in range(1, 4):
-        mixing = plan_round(run.member).mixing
+        mixing = plan_round(run.sole_run).mixing
         assert len(mixing) == J * J_b
         assert [step for step, mixed in enumerate(mixing, 1) if mixed is not None] == [period * J for period in range(1, J_b)]
         run.run_round()
-        assert (run.member.traffic.averages, run.member.traffic.block_averages) == (round * J_b, round * (J_b - 1))
+        assert (run.sole_run.traffic.averages, run.sole_run.traffic.block_averages) == (round * J_b, round * (J_b - 1))
 
 
 # Post-local SGD
@@ -387,7 +388,7 @@ def steps_of_rounds(run: Trainer) -> list[int]:
     steps = [0]
     while not run.finished:
         run.run_round()
-        steps.append(run.member.traffic.steps)
+        steps.append(run.sole_run.traffic.steps)
     return [after - before for before, after in pairwise(steps)]
 
 
@@ -396,7 +397,7 @@ def test_post_local_sgd_is_local_sgd_before_and_after_its_switch(switch: int, J:
     post = trained("algorithm=post_local", f"local_steps.switch={switch}", "K=4", "J=4", "samples=250")
     plain = trained("algorithm=localsgd", "K=4", f"J={J}", "samples=250")
     assert torch.equal(post.state.model, plain.state.model)
-    assert post.member.traffic == plain.member.traffic
+    assert post.sole_run.traffic == plain.sole_run.traffic
 
 
 def test_rules_count_the_steps_of_every_block() -> None:
@@ -414,7 +415,7 @@ def test_rules_count_the_steps_of_every_block() -> None:
     seen = []
     while not run.finished:
         run.run_round()
-        seen.append((run.member.J, run.member.traffic.steps))
+        seen.append((run.sole_run.J, run.sole_run.traffic.steps))
     assert seen[:4] == [(1, 2), (1, 4), (4, 12), (4, 20)]
 
 
@@ -457,7 +458,7 @@ def test_averages_of_linear_recursions_are_one_worker_with_all_batches(optimizer
     together, _ = on_quadratics("algorithm=localsgd", "J=1", *ON_SHARED, *optimizer, a=a, b=b, noisy=True)
     while not local.finished:
         local.run_round()
-        while together.member.samples < local.member.samples:
+        while together.sole_run.samples < local.sole_run.samples:
             together.run_round()
         assert_exact(local.state.model, together.state.model)
     assert local.state.model.abs().max() > 0.1
@@ -481,7 +482,7 @@ def test_a_schedule_of_steps_changes_the_number_of_averages_and_nothing_else(rul
     numbers = steps_of_rounds(scheduled)
     assert sum(numbers) == 32
     assert len(set(numbers)) > 1, "else it is no schedule"
-    assert scheduled.member.traffic.averages == len(numbers)
+    assert scheduled.sole_run.traffic.averages == len(numbers)
     assert_exact(scheduled.state.model, finish(together).state.model)
 
 
@@ -517,7 +518,7 @@ def test_single_steps_are_the_same_with_momentum_kept_or_averaged(nesterov: str)
     common = ("algorithm=localsgd", "K=4", "J=1", "rounds=8", f"optimizer.nesterov={nesterov}", "optimizer.lr=0.1")
     kept, averaged = trained(*common), trained(*common, "algorithm.momentum=average")
     torch.testing.assert_close(kept.state.model, averaged.state.model, rtol=0, atol=1e-14)
-    own, mean = kept.group.buffers.client_slots["momentum"], averaged.group.buffers.client_slots["momentum"]
+    own, mean = kept.group.buffers.kept["momentum"], averaged.group.buffers.kept["momentum"]
     assert (mean == mean[0]).all()
     assert_exact(own.mean(0), mean[0])
     assert (own - own.mean(0)).norm() / 2 > own.mean(0).norm()
@@ -535,8 +536,8 @@ def test_longer_rounds_tell_the_momentum_policies_apart() -> None:
 def test_averaged_momentum_starts_every_round_equal_and_keeps_its_counters() -> None:
     run = trained("algorithm=localsgd", "optimizer=adamw", "K=3", "J=2", "rounds=3", "algorithm.momentum=average")
     for name in ("first_moment", "second_moment"):
-        assert (run.group.buffers.client_slots[name] == run.group.buffers.client_slots[name][0]).all()
-    assert run.group.buffers.client_slots["steps"].tolist() == [[6.0]] * 3
+        assert (run.group.buffers.kept[name] == run.group.buffers.kept[name][0]).all()
+    assert run.group.buffers.kept["steps"].tolist() == [[6.0]] * 3
 
 
 # The bias of local steps
@@ -603,8 +604,8 @@ def test_every_rule_spends_the_same_samples(name: str, cohort: tuple[str, ...], 
     run = small(*cohort, "J=8", "samples=403", local_steps=rule, noise_scale="noise" in rule.measures, engine="stacked")
     while not run.finished:
         run.run_round()
-        assert run.member.J is not None and 1 <= run.member.J <= 8
-    assert run.member.samples == run.member.computed == run.member.cursors.sum() == 403
+        assert run.sole_run.J is not None and 1 <= run.sole_run.J <= 8
+    assert run.sole_run.samples == run.sole_run.computed == run.sole_run.cursors.sum() == 403
 
 
 TENTHS = [tenth / 10 for tenth in range(10)]
@@ -726,7 +727,7 @@ def test_drift_is_what_independent_noise_adds_to_progress() -> None:
     noise = torch.Generator().manual_seed(0)
     rule = Watching()
     run, _ = on_quadratics("algorithm=localsgd", "K=4", "J=3", "rounds=60", *PLAIN, a=torch.ones(4, 1), local_steps=rule)
-    run.group.engine.gradient = lambda parameters, batch: torch.randn(parameters.shape, dtype=torch.float64, generator=noise)  # type: ignore[method-assign]
+    run.group.engine.gradient = lambda parameters, batch: torch.randn(parameters.shape, dtype=torch.float64, generator=noise)  # type: ignore[method-assign, assignment, misc]
     finish(run)
     drift, progress = (np.array([getattr(measured, name) for measured in rule.seen]) for name in ("drift", "progress"))
     differences = drift - progress
@@ -784,14 +785,14 @@ def test_workers_count_alike_however_many_steps_they_took() -> None:
         x = (b + (1 - 0.1 * a) ** column(*steps) * (x - b)).mean(0)
         run.run_round()
         assert_exact(run.state.model[0], x)
-    assert run.member.cursors.tolist() == [12, 24, 36]
+    assert run.sole_run.cursors.tolist() == [12, 24, 36]
 
 
 def test_workers_of_a_cut_round_count_by_the_samples_that_were_left_for_them() -> None:
     """And take steps in proportion: of one of the four samples of a batch, a quarter of the rate."""
     run, b = on_quadratics("algorithm=localsgd", "K=3", "J=1", "samples=4", *PLAIN, a=torch.ones(3, 1))
     run.run_round()
-    assert run.member.cursors.tolist() == [2, 1, 1]
+    assert run.sole_run.cursors.tolist() == [2, 1, 1]
     assert_exact(run.state.model[0], 0.1 * (0.5 * b[0] / 2 + 0.25 * b[1] / 4 + 0.25 * b[2] / 4))
 
 
@@ -826,9 +827,7 @@ def test_estimates_of_the_noise_scale_are_unbiased() -> None:
         noise.averages.zero_()
         noise.begin()
         for lane, run, block in blocks:
-            watched = noise.watching(gaussian, lane, run, block)
-            for _ in range(2):  # of which only the first counts
-                watched(torch.zeros(block.stop - block.start, P), of_rows(block))
+            noise.watch(gaussian(torch.zeros(block.stop - block.start, P), of_rows(block)), lane, run, block)
         noise.end(batch, [True, True])
         estimates.append(noise.averages / (1 - DECAY))
     together = torch.stack(estimates)
@@ -856,7 +855,7 @@ def test_noise_scale_of_a_round_is_that_of_its_first_gradients() -> None:
     assert_exact(run.measurements.noise.averages[0] / (1 - DECAY), torch.tensor([signal, noise], dtype=torch.float64))  # type: ignore[union-attr]
     assert run.evaluate()[0]["noise_scale"] == pytest.approx(noise / signal)
     finish(run)
-    assert run.member.round == 2
+    assert run.sole_run.round == 2
     assert run.evaluate()[0]["noise_scale"] == pytest.approx(noise / signal)
 
     stacked = small(*overrides, engine="stacked")
@@ -868,12 +867,12 @@ def test_measuring_the_noise_scale_costs_a_mean_and_changes_nothing() -> None:
     common = ("algorithm=localsgd", "K=4", "J=2", "rounds=5", "model.hidden=16", "batch_size=32")
     silent, measured = trained(*common), trained(*common, "noise_scale=true")
     assert torch.equal(silent.state.model, measured.state.model)
-    assert silent.member.computed == measured.member.computed
+    assert silent.sole_run.computed == measured.sole_run.computed
     scale = measured.evaluate()[0]["noise_scale"]
     assert scale is not None and 0 < scale < float("inf")
     assert "noise_scale" not in silent.evaluate()[0]
-    assert measured.member.traffic.bytes_up == 2 * silent.member.traffic.bytes_up
-    assert measured.member.traffic.averages == 2 * silent.member.traffic.averages
+    assert measured.sole_run.traffic.bytes_up == 2 * silent.sole_run.traffic.bytes_up
+    assert measured.sole_run.traffic.averages == 2 * silent.sole_run.traffic.averages
 
 
 def test_noise_rule_is_shown_the_noise_scale() -> None:
@@ -895,7 +894,7 @@ def ledger(*overrides: str, rows: int = 4) -> dict[str, float]:
     payload = 8 * run.group.layout.size
     return {
         name: value / payload if name in ("bytes_up", "bytes_down", "exchanged") else value
-        for name, value in asdict(run.member.traffic).items()
+        for name, value in asdict(run.sole_run.traffic).items()
     }
 
 
@@ -924,8 +923,8 @@ def entries(averages: int, K: int, steps: int, within_blocks: int = 0) -> dict[s
         ("algorithm=diloco J=8 rounds=5", 5, 40),
         ("algorithm=localsgd J=8 rounds=5 server=adam", 5, 40),
         ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=reset", 5, 40),
-        ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=average", 10, 40),
-        ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=average optimizer=adamw", 15, 40),
+        ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=average", 5, 40),
+        ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=average optimizer=adamw", 5, 40),
         ("algorithm=localsgd J=8 rounds=5 algorithm.momentum=average optimizer=sgd", 5, 40),
         ("algorithm=post_local J=8 local_steps.at_step=8 samples=640", 8 + 4, 40),
         ("algorithm=hierarchical J=2 algorithm.J_b=4 rounds=5", 5 * 4, 40),
@@ -942,13 +941,13 @@ def test_shared_steps_cost_an_average_each_and_take_a_fraction_of_the_time() -> 
     alone, shared = (trained("algorithm=centralized", "samples=1300", f"data_parallel={n}") for n in (1, 4))
     assert torch.equal(alone.state.model, shared.state.model)
     payload = 8 * shared.group.layout.size
-    assert asdict(shared.member.traffic) == {
+    assert asdict(shared.sole_run.traffic) == {
         **entries(325, 4, 325),
         "bytes_up": 325 * 4 * payload,
         "bytes_down": 325 * 4 * payload,
     }
-    assert alone.member.traffic.messages == 0 and alone.member.traffic.steps == 325
-    assert shared.member.seconds == pytest.approx(alone.member.seconds / 4)
+    assert alone.sole_run.traffic.messages == 0 and alone.sole_run.traffic.steps == 325
+    assert shared.sole_run.seconds == pytest.approx(alone.sole_run.seconds / 4)
 
 
 def test_large_batches_and_local_steps_are_charged_alike() -> None:
@@ -966,18 +965,18 @@ def test_equal_workers_take_the_time_of_their_own_samples(overrides: str) -> Non
         *f"algorithm={overrides} K=4 samples=4096 speeds.throughput=1000".split(), a=torch.ones(4, 1, dtype=torch.float64)
     )
     finish(run)
-    assert run.member.seconds == pytest.approx(4096 / 4 / 1000)
-    assert run.evaluate()[0]["seconds"] == run.member.seconds
+    assert run.sole_run.seconds == pytest.approx(4096 / 4 / 1000)
+    assert run.evaluate()[0]["seconds"] == run.sole_run.seconds
 
 
 def test_the_slowest_worker_decides() -> None:
     common = ("algorithm=localsgd", "K=3", "J=4", "rounds=5", "speeds=linear", "speeds.throughput=1000")
     run, _ = on_quadratics(*common, "speeds.spread=0.5", a=torch.ones(3, 1))
-    assert finish(run).member.seconds == pytest.approx(5 * 4 * 4 / 1000 / 0.5)
+    assert finish(run).sole_run.seconds == pytest.approx(5 * 4 * 4 / 1000 / 0.5)
     # Work in proportion to speed ends at the same time for everyone.
     balanced, _ = on_quadratics(*common, "speeds.spread=0.5", "local_steps.spread=0.5", a=torch.ones(3, 1))
-    assert finish(balanced).member.seconds == pytest.approx(5 * 4 * 4 / 1000)
-    assert balanced.member.samples == run.member.samples
+    assert finish(balanced).sole_run.seconds == pytest.approx(5 * 4 * 4 / 1000)
+    assert balanced.sole_run.samples == run.sole_run.samples
 
 
 @pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
@@ -989,7 +988,7 @@ def test_workers_wait_at_every_exchange(method: str, topology: str) -> None:
         *("speeds=linear", "speeds.spread=0.5", "local_steps.spread=0.5"),
         a=HETEROGENEOUS,
     )
-    assert finish(run).member.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
+    assert finish(run).sole_run.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
 
 
 @pytest.mark.parametrize("budget", ["rounds=6", "samples=1003"])
@@ -997,14 +996,14 @@ def test_without_exchanges_workers_wait_at_the_end_of_a_round_alone(budget: str)
     """Work in proportion to speed: nobody waits in LocalSGD, while exchanges after every step give the gain away again."""
     common = ("K=4", "J=8", budget, "speeds=linear", "local_steps.spread=0.5")
     local, gossip = (finish(on_quadratics(f"algorithm={name}", *common, a=torch.ones(4, 1))[0]) for name in ("localsgd", "gossip_pga"))
-    assert local.member.samples == gossip.member.samples
-    assert gossip.member.seconds > 1.2 * local.member.seconds
+    assert local.sole_run.samples == gossip.sole_run.samples
+    assert gossip.sole_run.seconds > 1.2 * local.sole_run.seconds
 
 
 def test_gossip_takes_the_same_time_however_its_steps_are_cut_into_rounds() -> None:
     common = ("algorithm=gossip", "K=4", "samples=1003", "speeds=lognormal")
     short, long = (finish(on_quadratics(*common, f"J={J}", a=torch.ones(4, 1))[0]) for J in (1, 8))
-    assert short.member.seconds == pytest.approx(long.member.seconds, rel=1e-12)
+    assert short.sole_run.seconds == pytest.approx(long.sole_run.seconds, rel=1e-12)
 
 
 def test_blocks_wait_for_their_own_workers() -> None:
@@ -1014,7 +1013,7 @@ def test_blocks_wait_for_their_own_workers() -> None:
     assert blocks.wait(np.array([1.0, 4.0, 2.0, 3.0]), mixing).tolist() == [4, 4, 3, 3]
     common = ("K=4", "J=4", "rounds=3", "speeds=linear", "speeds.throughput=4")
     run, _ = on_quadratics("algorithm=hierarchical", *common, a=torch.ones(4, 1))
-    assert finish(run).member.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
+    assert finish(run).sole_run.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
 
 
 @pytest.mark.parametrize("samples", [1600, 1603])
@@ -1024,8 +1023,8 @@ def test_shared_steps_take_the_time_of_local_sgd_with_single_steps(model: str, s
     common = (f"speeds={model}", f"samples={samples}")
     local, _ = on_quadratics("algorithm=localsgd", "K=8", "J=1", "batch_size=4", *common, a=torch.ones(8, 1))
     shared, _ = on_quadratics("algorithm=centralized", "data_parallel=8", "batch_size=32", *common, a=torch.ones(1, 1))
-    assert np.array_equal(local.member.speeds, shared.member.speeds)
-    assert finish(shared).member.seconds == pytest.approx(finish(local).member.seconds, rel=1e-12)
+    assert np.array_equal(local.sole_run.speeds, shared.sole_run.speeds)
+    assert finish(shared).sole_run.seconds == pytest.approx(finish(local).sole_run.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4])
@@ -1033,7 +1032,7 @@ def test_a_lone_row_of_local_steps_shares_them_too(workers: int) -> None:
     """16 images a step: with three workers the first has six of them."""
     common = ("algorithm=lookahead", "J=5", "batch_size=16", "rounds=3", "speeds.throughput=16", "local_steps.spread=0.5")
     run, _ = on_quadratics(*common, f"data_parallel={workers}", a=torch.ones(1, 1))
-    assert finish(run).member.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
+    assert finish(run).sole_run.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
 
 
 @pytest.mark.parametrize("name", list(speed_models))
@@ -1061,7 +1060,7 @@ def test_speeds_change_no_weights() -> None:
     common = ("algorithm=localsgd", "K=3", "J=2", "rounds=3")
     equal, unequal = trained(*common), trained(*common, "speeds=lognormal")
     assert torch.equal(equal.state.model, unequal.state.model)
-    assert equal.member.seconds != unequal.member.seconds
+    assert equal.sole_run.seconds != unequal.sole_run.seconds
 
 
 # Large batches
@@ -1101,7 +1100,7 @@ def test_large_batch_schedule_is_bert_s_as_shipped() -> None:
 def test_large_batch_schedule_reaches_the_optimizer() -> None:
     common = ("algorithm=centralized", "scheduler=large_batch", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
     run = small(*common, "batch_size=64", "optimizer.lr=0.1")
-    rates = plan_round(run.member).rates[0]
+    rates = plan_round(run.sole_run).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2]), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.2 * (1 - step / 16) for step in range(16)])
     with pytest.raises(UserError, match="batch size below 320"):
@@ -1112,7 +1111,7 @@ def test_large_batch_cosine_warms_up_alike_and_then_is_a_cosine() -> None:
     shipped = config("scheduler=large_batch_cosine").scheduler
     assert [shipped.warmup_of(batch) for batch in TABLE] == pytest.approx([2**i / 320 for i in range(7)], rel=1e-12)
     common = ("algorithm=centralized", "scheduler=large_batch_cosine", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
-    rates = plan_round(small(*common, "batch_size=64", "optimizer.lr=0.1").member).rates[0]
+    rates = plan_round(small(*common, "batch_size=64", "optimizer.lr=0.1").sole_run).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2], rel=1e-12), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 16)) for step in range(16)], rel=1e-9)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +16,15 @@ from fl_hydra import config
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
+from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.sweeping.grid import _check_models
 from fl_hydra.training.engine_selection import ENGINES, fastest
-from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
+from fl_hydra.training.engines import CPU_GRADIENT_BATCH, Objective, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
 from fl_hydra.training.precision import PRECISIONS
-from fl_hydra.training.rows import Batch, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, trainer
 
@@ -114,7 +114,7 @@ def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
         def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
             first = gradient(rows.parameters, batches[0]).clone()
             rows.parameters.add_(first, alpha=0.1)
-            there = gradient(rows.parameters, batches[0]).clone()
+            there = gradient(rows.parameters, batches[0], metered=False).clone()
             rows.parameters.sub_(first, alpha=0.1)
             rows.descend(there, j)
 
@@ -222,7 +222,7 @@ def test_chunked_rows_equal_whole_ones() -> None:
     assert lines == ["5 rows at once do not fit into memory; going on with 3", "3 rows at once do not fit into memory; going on with 2"]
     for run in (blocks, short):
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
-        assert run.member.computed == whole.member.computed
+        assert run.sole_run.computed == whole.sole_run.computed
         assert run.evaluate()[0]["train/loss"] == pytest.approx(float(whole.evaluate()[0]["train/loss"] or 0)) or run is short
 
 
@@ -237,10 +237,10 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
     short = Trainer(experiment(*settings), engine=engine, notify=lines.append)
     original = short.group.engine._gradient
 
-    def limited(parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def limited(parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
         if batch.targets.shape[1] > 30:
             raise torch.OutOfMemoryError("made up")
-        return original(parameters, batch)
+        return original(parameters, batch, objective)
 
     short.group.engine._gradient = limited  # type: ignore[method-assign]
     assert (whole.group.samples_at_once, parts.group.samples_at_once) == (100, 7)
@@ -252,7 +252,7 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
     expected = whole.evaluate()[0]
     for run in (parts, short):
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
-        assert run.member.computed == whole.member.computed
+        assert run.sole_run.computed == whole.sole_run.computed
         assert run.evaluate()[0]["train/loss"] == pytest.approx(float(expected["train/loss"] or 0), rel=1e-12)
 
 
@@ -327,7 +327,7 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
     class OddModel(Model):
         name: str = "odd"
 
-        def build(self, card: Card) -> nn.Module:
+        def build(self, info: DatasetInfo) -> nn.Module:
             return Odd(ODD[what][0])
 
     with pytest.raises(UserError, match=ODD[what][1]):
@@ -336,27 +336,14 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
         _check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
 
 
-def test_slots_of_a_method_and_of_an_optimizer_have_different_names() -> None:
-    @dataclass
-    class Clashing(FedAvg):
-        name: str = "clashing"
-        client_slots: ClassVar[dict[str, bool]] = {"control": True, "velocity": True}
-
-    with pytest.raises(TypeError, match="velocity is the name of a slot of an optimizer"):
-        algorithms.register(Clashing)
-    assert "clashing" not in algorithms
-    slots = trainer("algorithm=fedavg", "optimizer=sgdm").member.experiment.optimizer.slots
-    with pytest.raises(UserError, match=f"both have a slot {next(iter(slots))}"):
-        trainer("algorithm=fedavg", "optimizer=sgdm", algorithm=type("Own", (FedAvg,), {"client_slots": slots})())
-
-
 @pytest.mark.parametrize("algorithm", ["fedavg", "gossip"])
 def test_a_gradient_away_from_a_rows_place_copies_no_module(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first round, in which a place for such gradients is made; and it is the gradient there."""
 
     class Away(type(algorithms[algorithm]())):  # type: ignore[misc]
         def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-            rows.descend(gradient(rows.parameters + 0.5 * gradient(rows.parameters, batches[0]), batches[0]), j)
+            ahead = rows.parameters + 0.5 * gradient(rows.parameters, batches[0])
+            rows.descend(gradient(ahead, batches[0], metered=False), j)
 
     run, other = (trainer(*arguments(algorithm, "sgd", "precision=fp64"), engine=name, algorithm=Away()) for name in ("loop", "stacked"))
     run.run_round()
@@ -391,7 +378,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
 
     def record(work: Any) -> Any:
         # Recording a graph runs the code without its effects.
-        buffers = [replayed.group.buffers.meter, *replayed.group.buffers.client_slots.values()]
+        buffers = [replayed.group.buffers.meter, *replayed.group.buffers.kept.values()]
         for place in replayed.group.buffers.lanes:
             buffers += [place.parameters, *place.slots.values()]
         kept = [buffer.clone() for buffer in buffers]
@@ -409,7 +396,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
     while not eager.finished:
         eager.run_round()
         replayed.run_round()
-    assert replays[0] > 3 or isinstance(replayed.member.experiment.algorithm, EventDriven), "events differ from round to round"
+    assert replays[0] > 3 or isinstance(replayed.sole_run.experiment.algorithm, EventDriven), "events differ from round to round"
     assert torch.equal(eager.state.model, replayed.state.model)
     assert eager.evaluate() == replayed.evaluate()
 

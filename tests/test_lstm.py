@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_hydra.models.layers import recurrent
 from fl_hydra.models.layers.recurrent import LSTM, Embedding
 from fl_hydra.models.lstm import character_lstm
+from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.rows import METER_WIDTH, Batch
 from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
-from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import PRECISIONS, Precision
-from fl_hydra.training.rows import METER, Batch
 from tests.test_engines import Capturable
 
 INPUTS, HIDDEN, STEPS, SAMPLES = 3, 5, 7, 4
@@ -246,7 +246,7 @@ def batch(rows: int, masters: torch.dtype) -> Batch:
     targets = torch.randint(11, (rows, 6), generator=drawn)
     weights = torch.ones(rows, 6, dtype=masters)
     weights[-1, 3:] = 0
-    return Batch(inputs, targets, weights, torch.zeros(rows, METER, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
+    return Batch(inputs, targets, weights, torch.zeros(rows, METER_WIDTH, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
 
 
 def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +256,7 @@ def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tupl
     rows = models.repeat_interleave(4 // len(models), 0)
     made.bind([rows])
     if shared != "own":
-        made.share(rows)
+        made.mark_equal(rows)
     given = batch(len(rows), precision.master)
     gradient = made.gradient(rows, given).clone()
     with torch.no_grad():

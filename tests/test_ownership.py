@@ -254,7 +254,7 @@ def test_of_many_who_take_over_at_once_one_succeeds(claimed: bool, links: bool, 
 
 def test_client_state_is_not_written_for_a_run_that_is_lost_meanwhile(tmp_path: Path) -> None:
     """Several files are written one after the other: each asks before it."""
-    store = ClientStore({"velocity": 3}, torch.float64, tmp_path)
+    store = ClientStore({"velocity": torch.zeros(1, 3, dtype=torch.float64)}, tmp_path)
     store.check_out(np.arange(4), 0, {"velocity": torch.ones(4, 3, dtype=torch.float64)})
     asked: list[int] = []
 

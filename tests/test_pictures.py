@@ -13,7 +13,6 @@ from fl_hydra.pictures.__main__ import main
 from fl_hydra.pictures.draw import draw_clients
 from fl_hydra.report.figures.clients import relative
 from fl_hydra.sharding.base import Shards
-from fl_hydra.sharding.holdings import class_counts
 from tests.support.make import PROJECT, experiment, write_shakespeare
 
 TEXT = ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", "algorithm=fedavg", "K=4", "C=0.5")
@@ -40,7 +39,7 @@ def test_a_picture_of_any_configuration(overrides: tuple[str, ...], tmp_path: Pa
 
 def test_what_is_counted() -> None:
     shards = Shards.from_sizes(np.array([0, 3, 1, 2, 4]), np.array([2, 0, 3]))
-    assert class_counts(shards, np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
+    assert shards.label_counts(np.array([1, 0, 0, 1, 0]), 2).tolist() == [[0, 2], [0, 0], [3, 0]]
 
 
 def test_a_character_that_a_client_never_uses_is_drawn_as_rare() -> None:

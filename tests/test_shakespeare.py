@@ -14,7 +14,7 @@ from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import describe
 from fl_hydra.training.planning import plan_round
-from fl_hydra.training.text import Text
+from fl_hydra.training.text_samples import Text
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.make import experiment, trainer, write_shakespeare
@@ -29,12 +29,12 @@ def test_a_census_counts_what_the_split_holds(tmp_path: Path) -> None:
     for dataset in (small(), small(validation=0.0), small(users=None), ShakespeareSequences(users=3)):
         for seed in (0, 1):
             split = dataset.split(tmp_path, seed)
-            census = dataset.census(dataset.card(tmp_path), seed)
-            assert census.total == len(split.train) == split.population.total
-            assert split.population.users is not None and census.users is not None
-            assert np.bincount(split.population.users).tolist() == census.users.tolist()
-            assert census.classes is None and split.population.labels is None
-            assert len(census.users) == len(split.users) == (dataset.users or 6)
+            sample_counts = dataset.sample_counts(dataset.info(tmp_path), seed)
+            assert sample_counts.total == len(split.train) == split.sample_owners.total
+            assert split.sample_owners.users is not None and sample_counts.users is not None
+            assert np.bincount(split.sample_owners.users).tolist() == sample_counts.users.tolist()
+            assert sample_counts.classes is None and split.sample_owners.labels is None
+            assert len(sample_counts.users) == len(split.users) == (dataset.users or 6)
 
 
 def test_users_are_drawn_by_the_split_seed_alone_among_those_with_enough(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_no_target_of_one_set_is_in_an_input_of_another_and_sets_follow_in_time(
             # LEAF's gap: the last training target is the first character of the next set, and no more.
             assert earlier[-1] + WINDOW <= later[0]
     official = len(train) + len(held) + (79 if len(held) else 0)
-    assert official in dataset.card(tmp_path).train_counts and len(held) == int(validation * official)
+    assert official in dataset.info(tmp_path).train_counts and len(held) == int(validation * official)
 
 
 def test_the_test_set_is_the_same_however_windows_are_dealt_and_in_any_validation(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_windows_and_their_targets_on_the_device(tmp_path: Path) -> None:
 def test_more_users_than_there_are(tmp_path: Path, dataset: TextDataset, says: str) -> None:
     write_shakespeare(tmp_path)
     with pytest.raises(UserError, match=says) as error:
-        dataset.census(dataset.card(tmp_path))
+        dataset.sample_counts(dataset.info(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -134,13 +134,13 @@ def test_a_loss_over_every_position_is_the_mean_over_what_is_no_padding(tmp_path
     initial = whole.state.model[0].clone()
     module = whole.group.architecture.build().double()
     torch.nn.utils.vector_to_parameters(initial, module.parameters())
-    plan = plan_round(whole.member)
+    plan = plan_round(whole.sole_run)
     gradients = []
-    for row in torch.from_numpy(whole.member.draw(plan, 4)):
+    for row in torch.from_numpy(whole.sole_run.draw(plan, 4)):
         logits = module(whole.split.train.plain(row))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.split.train.targets[row].flatten(), ignore_index=-100)
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
-    lr, decay = whole.member.experiment.optimizer.lr, whole.member.experiment.optimizer.weight_decay
+    lr, decay = whole.sole_run.experiment.optimizer.lr, whole.sole_run.experiment.optimizer.weight_decay
     mean = (torch.stack(gradients) * torch.from_numpy(plan.weights)[:, None]).sum(0)
     for run in (whole, parts):
         run.run_round()
@@ -210,13 +210,13 @@ def test_mistakes_about_text_are_one_line(argv: str, says: str, program: Program
 
 
 def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_hydra.training.text.GLANCE", 50)
+    monkeypatch.setattr("fl_hydra.training.text_samples.EVAL_SUBSET_SIZE", 50)
     write_shakespeare(tmp_path)
     given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "precision=fp64", f"data={tmp_path}", "dataset.validation=0.2")
     short, long = experiment(*given, "samples=8"), experiment(*given, "samples=800")
     together = Trainer(short, long, engine="loop")
     together.run_round()
-    assert [member.finished for member in together.members] == [True, False]
+    assert [packed_run.finished for packed_run in together.runs] == [True, False]
     models = together.state.model
     expected = [
         together.group.engine.evaluate(models[:1], together.split.test),
@@ -234,11 +234,11 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     lines: list[str] = []
     run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
     ids = np.arange(6)
-    found = run.questions.answer(run.member, run.state.model[0], ids, None)
+    found = run.loss_queries.answer(run.sole_run, run.state.model[0], ids, None)
     for client, loss in enumerate(found):
-        totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
+        totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.sole_run.shards[client]))[0]
         assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
-    run.questions.answer(run.member, run.state.model[0], ids, None)
+    run.loss_queries.answer(run.sole_run, run.state.model[0], ids, None)
     (line,) = lines
     assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
 
@@ -249,17 +249,17 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
     given = (*SPEECHES, "K=6", "algorithm=localsgd", "J=2", "batch_size=2", "samples=120", "precision=fp64", "local_steps=loss")
     run = Trainer(experiment(*given, f"data={tmp_path}"), engine="loop")
     told: list[float] = []
-    rule = run.member.experiment.local_steps
+    rule = run.sole_run.experiment.local_steps
     rule.observe = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
     run.run_round()
     targets = float(run.group.buffers.meter[:, 2].sum())
-    assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.card.targets, "else the test says nothing"
+    assert 0 < targets < 0.9 * run.sole_run.samples * run.sole_run.experiment.dataset_info.targets, "else the test says nothing"
     assert told == [pytest.approx(run.evaluate()[0]["train/loss"], rel=1e-12)]
-    assert describe(run.member.experiment)["revisions"]["counted_loss"] == 2
+    assert describe(run.sole_run.experiment)["revisions"]["counted_loss"] == 2
 
 
 def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_hydra.training.text.GLANCE", 50)
+    monkeypatch.setattr("fl_hydra.training.text_samples.EVAL_SUBSET_SIZE", 50)
     write_shakespeare(tmp_path)
     given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "samples=16", f"data={tmp_path}")
     lines: list[str] = []

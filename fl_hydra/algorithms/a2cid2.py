@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.fabric import Traffic
+    from fl_hydra.seams.clients import Facts
+    from fl_hydra.seams.fabric import Traffic
 
 
 @dataclass
@@ -68,8 +69,8 @@ class A2CiD2(EventDriven):
     def schedule(self, events: Events) -> list[Step]:
         return meeting_schedule(events)
 
-    def initial(self, models: Tensor, rows: int) -> AcidState:
-        everywhere = models[:, None].repeat(1, rows, 1)
+    def initial(self, models: Tensor, facts: Facts) -> AcidState:
+        everywhere = models[:, None].repeat(1, facts.m, 1)
         return AcidState(models, everywhere, everywhere.clone())
 
     def constants(self, K: int) -> tuple[float, float]:

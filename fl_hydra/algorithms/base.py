@@ -11,32 +11,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fl_hydra.errors import require
-from fl_hydra.optim.base import optimizers
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from typing_extensions import Self
 
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.fabric import Traffic
-    from fl_hydra.training.rows import Batch, Clients, Gradient, Rows
+    from fl_hydra.seams.clients import Clients, Facts
+    from fl_hydra.seams.fabric import Traffic
+    from fl_hydra.seams.layout import Columns, Layout
+    from fl_hydra.seams.rows import Batch, Gradient, Outputs, Rows
 
 
 @dataclass
 class State:
     """What the server, or the group of workers, carries from round to round. Subclass it to carry more tensors.
 
-    model: [runs, P], one row for each run that trains together. server: the outer optimizer's state by name, [runs, P] or [runs, 1].
+    model: [runs, P], one row for each run that trains together. carried: what else the method carries, by name, [runs, ...].
+    server: the outer optimizer's state by name, [runs, width] or [runs, 1]; that of something carried, which `outer_steps` declares, has
+    its name before its own: `control.momentum`.
     """
 
     model: Tensor
+    carried: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
     server: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -46,6 +50,24 @@ class State:
             value = getattr(self, part.name)
             named |= {f"{part.name}.{name}": tensor for name, tensor in value.items()} if isinstance(value, dict) else {part.name: value}
         return named
+
+    def slots(self, name: str = "model") -> dict[str, Tensor]:
+        """The outer optimizer's state of a field, by its own names."""
+        if name == "model":
+            return {slot: tensor for slot, tensor in self.server.items() if "." not in slot}
+        return {slot.partition(".")[2]: tensor for slot, tensor in self.server.items() if slot.startswith(f"{name}.")}
+
+    @classmethod
+    def together(cls, states: Sequence[Self]) -> Self:
+        """The states of several runs as one, run by run."""
+        import torch
+
+        def join(values: list[Any]) -> Any:
+            if isinstance(values[0], dict):
+                return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+            return torch.cat(values)
+
+        return cls(**{part.name: join([getattr(state, part.name) for state in states]) for part in fields(cls)})
 
     def of_runs(self, runs: Any) -> Self:
         """The state of some runs, by an index that PyTorch understands: of a slice it is this state's own memory, else copies."""
@@ -71,9 +93,31 @@ class Algorithm(Component):
     batches_per_step: ClassVar[int] = 1
     """How many batches `step` is given."""
 
-    client_slots: ClassVar[dict[str, bool]] = {}
-    """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first. A client that
-    drops out has lost its round, and keeps what it had before it."""
+    gradients_per_batch: ClassVar[float] = 1.0
+    """What `step` computes for each batch, in gradients: a forward pass is taken for a third of one, a product with the Hessian for two.
+    It decides how long a step takes in simulated time."""
+
+    hyper: ClassVar[tuple[str, ...]] = ()
+    """Fields that are numbers and change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
+    which differ in them train together."""
+
+    row_facts: ClassVar[tuple[str, ...]] = ()
+    """Which of `sizes` and `label_counts` a step reads from `rows.facts`."""
+
+    stepped: ClassVar[tuple[str, ...]] = ()
+    """Names of client state of P numbers, a second model say, that `rows.descend(of=)` steps with slots of its own."""
+
+    messages: ClassVar[tuple[str, ...]] = ()
+    """Names of client vectors that are sent beside the model (`clients.mean(values, name)`), each of P numbers."""
+
+    outer_steps: ClassVar[tuple[str, ...]] = ("model",)
+    """What an outer optimizer steps, each with slots of its own: the model, and what else the state carries under these names."""
+
+    sgd_inside: ClassVar[bool] = False
+    """Whether the local optimizer must be plain SGD: no momentum, clipping or scaling."""
+
+    concludes: ClassVar[bool] = False
+    """Whether `conclude` does something after the last round."""
 
     ends_with_mean: ClassVar[bool] = True
     """Whether a round ends with a mean, from which an outer optimizer can step."""
@@ -105,7 +149,7 @@ class Algorithm(Component):
             TypeError: a seam is overridden that nobody calls, since it is not declared.
         """
         super().__init_subclass__(**keywords)
-        for seam, declared in (("start", "own_starts"), ("update", "needs_ends")):
+        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes")):
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
 
@@ -123,13 +167,77 @@ class Algorithm(Component):
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
 
+    def check_not_negative(self, *names: str) -> None:
+        """Refuse numbers that are below 0 or not finite.
+
+        Raises:
+            UserError: naming the first that is.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"algorithm.{name}={value}: must be 0 or more, and finite")
+
     def round_steps(self, J: int) -> int:
         """Local steps of a whole round."""
         return J
 
-    def initial(self, models: Tensor, rows: int) -> State:
-        """The state before the first round, from initial models [runs, P]; `rows` take part in a round of each run."""
+    @property
+    def takes_uplink(self) -> bool:
+        """Whether all that clients send can pass through `uplink=`: the model, and the vectors that `messages` names."""
+        return self.ends_with_mean and not self.coupled and not self.event_driven
+
+    @property
+    def global_model(self) -> bool:
+        """Whether there is a model for everyone to be evaluated (:meth:`models`); if not, its figures are null."""
+        return True
+
+    @property
+    def personalised(self) -> bool:
+        """Whether models of clients are evaluated (:meth:`personal_models`)."""
+        return not self.global_model
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What runs must have in common to train together: all fields but those that are read by row."""
+        return {name: value for name, value in asdict(self).items() if name not in self.hyper}
+
+    def extend(self, module: nn.Module) -> nn.Module:
+        """The model with what the method adds to it: parameters of its own, such as adapters or a projection."""
+        return module
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuse models that the method cannot train.
+
+        Raises:
+            UserError: naming what works.
+        """
+
+    def columns(self, layout: Layout) -> dict[str, Columns]:
+        """Columns of the parameters that `rows.descend(columns=)` steps apart, by name."""
+        return {}
+
+    def personal(self, layout: Layout) -> Columns:
+        """Parameters that stay with their client: kept out of the mean, the outer step and what is sent."""
+        return layout.columns(lambda name, module: False)
+
+    def initial(self, models: Tensor, facts: Facts) -> State:
+        """The state of a run before its first round, from its initial model [1, P]; every tensor with a leading axis of length 1."""
         return State(models)
+
+    def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
+        """What each client carries from round to round, in `rows.state` and `clients.state`, from the run's initial model [1, P].
+
+        A client that drops out has lost its round, and keeps what it had before it.
+
+        Returns:
+            by name, the initial values: [1, width] of all clients alike, or [K, width].
+        """
+        return {}
+
+    def send(self, state: State, clients: Clients) -> dict[str, Tensor]:
+        """What the server sends beside the model, read as `rows.received[name]`: [1, width] to all rows alike, or [rows, width]. It is
+        charged."""
+        return {}
 
     def start(self, state: State, clients: Clients) -> Tensor:
         """Where `own_starts`: what every row begins with, [rows, P]. Without it, each begins with the model."""
@@ -169,25 +277,40 @@ class Algorithm(Component):
 
     def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
         """The outer step from the mean of what came back, [runs, P]; changes `state` in place."""
-        clients.server.step(state.model, state.server, mean)
+        clients.server.step(state.model, state.slots(), mean)
 
     def finish(self, state: State, clients: Clients) -> None:
         """What else is communicated at the end of a round, after the outer step."""
 
+    def conclude(self, state: State, clients: Clients) -> None:
+        """Where `concludes`: once after the last round, with all clients that have samples; their state is not at hand."""
+
     def models(self, state: State) -> Tensor:
-        """What is evaluated: [models, P]."""
+        """What is evaluated as the global model: [models, P]."""
         return state.model
 
+    predicts: ClassVar[bool] = False
+    """Whether clients predict with more than a forward pass of their model (:meth:`predict`)."""
 
-class _Algorithms(Registry[Algorithm]):
-    """Methods, whose client state has names that no optimizer's state has: both lie in `rows.slots`."""
+    def adapt(self, models: Tensor, clients: Clients) -> Tensor:
+        """What clients make of their models [rows, P] with their own training samples before they are evaluated, [rows, P]."""
+        return models
 
-    def register(self, cls: type[Any]) -> type[Any]:
-        taken = {name for rule in optimizers.values() for name in rule().slots}
-        clash = sorted(taken & cls.client_slots.keys())
-        if clash:
-            raise TypeError(f"{cls.__name__}.client_slots: {', '.join(clash)} is the name of a slot of an optimizer; choose another")
-        return super().register(cls)
+    def predict(self, outputs: Outputs, clients: Clients, models: Tensor) -> Tensor:
+        """Where `predicts`: the logits by which one client predicts, of the shape of those of its model.
+
+        Args:
+            outputs: of its model, with a leading axis of length 1.
+            clients: the client alone.
+            models: its model, [1, P].
+        """
+        return outputs.logits
+
+    def personal_models(self, state: State, personal: Tensor, layout: Layout) -> Tensor:
+        """Models of some clients, [clients, P], from what stays with them, `personal` [clients, width of :meth:`personal`]."""
+        models = state.model.repeat(len(personal), 1)
+        self.personal(layout).write(models, personal)
+        return models
 
 
-algorithms = _Algorithms("algorithm", "fl_hydra.algorithms")
+algorithms: Registry[Algorithm] = Registry("algorithm", "fl_hydra.algorithms")

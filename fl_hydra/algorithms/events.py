@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.fabric import Traffic
+    from fl_hydra.seams.fabric import Traffic
 
 
 @dataclass(frozen=True)

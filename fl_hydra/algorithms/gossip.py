@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.rows import Clients
+    from fl_hydra.seams.clients import Clients, Facts
 
 
 @algorithms.register
@@ -79,8 +79,8 @@ class Gossip(GossipPGA):
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
         return None if K == 1 else topologies.mixing_matrix(self.topology, K, taken + j)
 
-    def initial(self, models: Tensor, rows: int) -> GossipState:
-        return GossipState(models, models[:, None].repeat(1, rows, 1))
+    def initial(self, models: Tensor, facts: Facts) -> GossipState:
+        return GossipState(models, models[:, None].repeat(1, facts.m, 1))
 
     def start(self, state: State, clients: Clients) -> Tensor:
         assert isinstance(state, GossipState)

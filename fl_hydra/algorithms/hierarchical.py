@@ -13,7 +13,7 @@ from fl_hydra.errors import require
 
 if TYPE_CHECKING:
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.fabric import Traffic
+    from fl_hydra.seams.fabric import Traffic
 
 
 @algorithms.register

@@ -9,7 +9,7 @@ from fl_hydra.algorithms.base import Algorithm, State, algorithms
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
-    from fl_hydra.training.rows import Clients
+    from fl_hydra.seams.clients import Clients
 
 POLICIES = ("keep", "reset", "average")
 
@@ -53,8 +53,12 @@ class LocalSGD(Workers):
     def keeps_optimizer(self) -> bool:
         return self.momentum != "reset"
 
+    @property
+    def takes_uplink(self) -> bool:
+        return super().takes_uplink and self.momentum != "average"
+
     def finish(self, state: State, clients: Clients) -> None:
         if self.momentum == "average":
-            for slot in clients.slots.values():
+            for name, slot in clients.slots.items():
                 if slot.shape[1] == state.model.shape[1]:
-                    slot.copy_(clients.receive(clients.mean(slot)))
+                    slot.copy_(clients.receive(clients.mean(slot, name)))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fl_hydra.arrays import Reals
-    from fl_hydra.training.fabric import Traffic
+    from fl_hydra.seams.clients import Facts
+    from fl_hydra.seams.fabric import Traffic
 
 
 @dataclass
@@ -56,9 +57,9 @@ class ParameterServer(EventDriven):
     def schedule(self, events: Events) -> list[Step]:
         return server_schedule(events)
 
-    def initial(self, models: Tensor, rows: int) -> ServerState:
-        everywhere = models[:, None].repeat(1, rows, 1)
-        counters = models.new_zeros(len(models), rows)
+    def initial(self, models: Tensor, facts: Facts) -> ServerState:
+        everywhere = models[:, None].repeat(1, facts.m, 1)
+        counters = models.new_zeros(len(models), facts.m)
         return ServerState(models, everywhere, everywhere.clone(), counters[:, :1].clone(), counters)
 
     def communicate(self, state: State, run: int, program: Program, positions: Indices, traffic: Traffic) -> None:

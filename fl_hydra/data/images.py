@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
-from fl_hydra.data.dataset import Card, Dataset, datasets
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 
@@ -84,20 +84,20 @@ class ImageDataset(Dataset):
         """The images in canonical order; read once per process."""
         return _load(self.name, root.resolve())
 
-    def describe(self, root: Path) -> Card:
+    def describe(self, root: Path) -> DatasetInfo:
         arrays = self.load(root)
         _, height, width, channels = arrays.train_images.shape
         train, test = (
             tuple(np.bincount(labels, minlength=self.class_count).tolist()) for labels in (arrays.train_labels, arrays.test_labels)
         )
-        return Card(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
+        return DatasetInfo(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
 
-    def census(self, card: Card, split_seed: int = 0) -> Census:
-        return Census.of_classes(np.array([count - self._held_out(count) for count in card.train_counts], np.int64))
+    def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
+        return SampleCounts.of_classes(np.array([count - self._held_out(count) for count in info.train_counts], np.int64))
 
-    def population(self, root: Path, split_seed: int) -> Population:
+    def sample_owners(self, root: Path, split_seed: int) -> SampleOwners:
         labels = self.load(root).train_labels
-        return Population.of_labels(labels[self.split(labels, split_seed)[0]])
+        return SampleOwners.of_labels(labels[self.split(labels, split_seed)[0]])
 
     def _held_out(self, count: int) -> int:
         return round(self.validation * count)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SlotWidth = Literal["row", "scalar"]
+"""Of a slot: P numbers for each row, or one."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,14 @@ class Optimizer(Component):
             require(0 <= value < math.inf, f"{self.group}.{name}={value}: must be 0 or more and finite")
 
     @property
+    def plain(self) -> bool:
+        """Whether each step is the learning rate times the gradient, with or without coupled weight decay."""
+        return False
+
+    @property
     @abstractmethod
-    def slots(self) -> dict[str, bool]:
-        """Names of the state kept for each row; True: P numbers, False: one."""
+    def slots(self) -> dict[str, SlotWidth]:
+        """The state kept for each row, by name: P numbers, or one."""
 
     @property
     def hyper(self) -> dict[str, float]:

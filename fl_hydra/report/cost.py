@@ -130,7 +130,7 @@ class Ledger:
 
     workers: who the bytes of all are divided among: all K, or those that share the steps of centralized training. blocks: of workers.
     rounds, samples, flops, messages: of all workers. payload: bytes that workers and server have sent. served, averages, block_averages,
-    exchanges, exchanged: see :class:`fl_hydra.training.fabric.Traffic`. seconds: simulated. delay: seconds of these that workers were told
+    exchanges, exchanged: see :class:`fl_hydra.seams.fabric.Traffic`. seconds: simulated. delay: seconds of these that workers were told
     to wait for their server. throughput: samples a second at speed 1 with which `seconds` were simulated. hub: whether one worker is
     part in all exchanges. asked: samples that only a loss was asked of, to choose clients.
     """

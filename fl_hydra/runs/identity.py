@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.algorithms.events import EventDriven
+from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.registry import Component, records
 from fl_hydra.training.experiment import Experiment
 
@@ -26,7 +27,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         value = getattr(experiment, field.name)
         if isinstance(value, Component):
             described[field.name] = {**_changed(value.identity(), type(value)), "version": value.version}
-        elif field.name == "card":
+        elif field.name == "dataset_info":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":
             described[field.name] = value
@@ -50,10 +51,12 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     """
     e = experiment
     mended = {
-        "sharding": e.sharding.revised(e.dataset.census(e.card, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
+        "sharding": e.sharding.revised(e.dataset.sample_counts(e.dataset_info, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
         "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
         "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
-        "counted_loss": experiment.local_steps.name == "loss" and experiment.card.everywhere,  # a loss is over the targets there are
+        "one_message": _sends_momentum(experiment),  # a model and what goes with it are one message, where they were two
+        "counted_loss": experiment.local_steps.name == "loss"
+        and experiment.dataset_info.everywhere,  # a loss is over the targets there are
     }
     return {name: 2 for name, applies in mended.items() if applies}
 
@@ -71,6 +74,11 @@ def _divides_by_changing_rates(e: Experiment) -> bool:
     changes = e.scheduler.name != "constant" or e.scheduler.warmup > 0
     several = e.J != 1 or not e.local_steps.steady
     return e.server.divides_by_rate and not e.server.averages and changes and several
+
+
+def _sends_momentum(e: Experiment) -> bool:
+    """Whether workers send the state of their optimizers with their models."""
+    return isinstance(e.algorithm, LocalSGD) and e.algorithm.momentum == "average" and "row" in e.optimizer.slots.values() and e.m > 1
 
 
 def by_key(described: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,18 +12,19 @@ from fl_hydra.training.experiment import Experiment
 def shape(config: Config, experiment: Experiment) -> str:
     """What runs must have in common to be rows of one training: equal texts can.
 
-    Seeds, learning rates and other numbers of the optimizers, schedules, budgets, shardings, participation, speeds and the number of
-    clients may differ, as long as equally many take part in a round.
+    Seeds, learning rates and other numbers of the optimizers, a method's own numbers (`Algorithm.hyper`), schedules, budgets, shardings,
+    participation and speeds may differ.
     """
     e = experiment
     common = {
         "dataset": asdict(e.dataset),
-        "data": [str(e.data), e.card.fingerprint, e.split_seed],
+        "data": [str(e.data), e.dataset_info.fingerprint, e.split_seed],
         "model": asdict(e.model),
-        "algorithm": asdict(e.algorithm),
+        "algorithm": e.algorithm.form,
         "optimizer": e.optimizer.form,
         "server": [e.server.form, e.server.averages],
-        "steps": [e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
+        "uplink": asdict(e.uplink),
+        "steps": [e.K, e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
         "shows": sorted(e.participation.measures),
         "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
     }

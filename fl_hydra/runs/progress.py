@@ -61,7 +61,13 @@ def patience(doing: Callable[[], str], ended: threading.Event | None = None) -> 
         speaker.join()
 
 
-FIGURES = (("train/loss", "loss", 1, 4), ("val/acc", "val", 100, 2), ("test/acc", "test", 100, 2))
+FIGURES = (
+    ("train/loss", "loss", 1, 4),
+    ("val/acc", "val", 100, 2),
+    ("test/acc", "test", 100, 2),
+    ("personal/val/acc", "personal val", 100, 2),
+    ("personal/test/acc", "personal test", 100, 2),
+)
 
 
 def brief(*rows: Metrics) -> str:

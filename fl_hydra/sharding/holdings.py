@@ -28,9 +28,13 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
     if isinstance(e.dataset, TextDataset):
         kind, (names, counts) = "characters", character_counts(experiment, shards)
     else:
-        labels = e.dataset.population(e.data, e.split_seed).labels
+        labels = e.dataset.sample_owners(e.data, e.split_seed).labels
         assert labels is not None
-        kind, names, counts = "classes", [str(each) for each in range(e.card.classes)], class_counts(shards, labels, e.card.classes)
+        kind, names, counts = (
+            "classes",
+            [str(each) for each in range(e.dataset_info.classes)],
+            shards.label_counts(labels, e.dataset_info.classes),
+        )
     probabilities = None if e.gamma is None else np.exp(log_dirichlet(e.gamma, e.K, e.seed)).tolist()
     return {
         "kind": kind,
@@ -41,13 +45,6 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
     }
 
 
-def class_counts(shards: Shards, labels: Indices, classes: int) -> Indices:
-    """Samples of each class of each client, int64 [K, classes]."""
-    owners = np.repeat(np.arange(len(shards.sizes)), shards.sizes)
-    flat = np.bincount(owners * classes + labels[shards.indices], minlength=len(shards.sizes) * classes)
-    return flat.reshape(-1, classes)
-
-
 def character_counts(experiment: Experiment, shards: Shards) -> tuple[list[str], Indices]:
     """The characters that are targets somewhere, and how often each is one among a client's samples, int64 [K, characters]."""
     from fl_hydra.data.shakespeare import TextDataset
@@ -55,9 +52,9 @@ def character_counts(experiment: Experiment, shards: Shards) -> tuple[list[str],
 
     assert isinstance(experiment.dataset, TextDataset)
     split = experiment.dataset.split(experiment.data, experiment.split_seed)
-    everywhere = experiment.card.everywhere
+    everywhere = experiment.dataset_info.everywhere
     alphabet = "\0" + SEQUENCE_ALPHABET + "\0\0\0" if everywhere else LEAF_ALPHABET
-    width, first = (experiment.card.shape[0], 1) if everywhere else (1, experiment.card.shape[0])
+    width, first = (experiment.dataset_info.shape[0], 1) if everywhere else (1, experiment.dataset_info.shape[0])
     targets = split.characters[split.train[:, None] + first + np.arange(width)]
     owners = np.repeat(np.arange(len(shards.sizes)), shards.sizes)
     flat = (owners[:, None] * len(alphabet) + targets[shards.indices]).ravel()

@@ -10,10 +10,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
+from fl_hydra.exits import SweepExit
 from fl_hydra.paths import PROJECT
-from fl_hydra.sweeping.points import Composer
+from fl_hydra.sweeping.compose import Composer
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -56,10 +56,10 @@ class GridSweeper(BasicSweeper):
 
         Raises:
             UserError: some points are not valid; nothing was trained.
-            SweepEnded: always at the end, with the exit status.
+            SweepExit: always at the end, with the exit status.
         """
         from fl_hydra.report.spec import Spec
-        from fl_hydra.sweeping.table import print_outcomes
+        from fl_hydra.sweeping.outcome_table import print_outcomes
 
         Spec.of(self._report, "")  # a mistake in it is told now
         points = self._points(arguments)
@@ -69,10 +69,10 @@ class GridSweeper(BasicSweeper):
             from fl_hydra.runs.foresight import foresee
 
             foresee(checked, labels)
-            raise SweepEnded(0)
+            raise SweepExit(0)
         outcomes = self._train(points, checked, labels)
         print_outcomes(labels, outcomes)
-        raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
+        raise SweepExit(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
     def _describe(self, checked: Iterable[tuple[Config, Experiment]]) -> None:
         """Note the command, how results are shown and all that is planned, for the report of each section that the sweep belongs to."""
@@ -187,7 +187,7 @@ class GridSweeper(BasicSweeper):
         from fl_hydra.runs import course
         from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import describe, run_folder
-        from fl_hydra.runs.outcome import Outcome, glance
+        from fl_hydra.runs.outcome import Outcome, known_outcome
         from fl_hydra.runs.progress import ConsoleReporter
         from fl_hydra.runs.standing import part_kept
 
@@ -203,7 +203,7 @@ class GridSweeper(BasicSweeper):
             folders.append(folder)
             if config.section is not None:
                 join_section(config.section, folder, Path(config.outputs), warn)
-            if (found := glance(experiment, Path(config.outputs), warn)) is not None:
+            if (found := known_outcome(experiment, Path(config.outputs), warn)) is not None:
                 outcomes[folder] = found
             else:
                 waiting.setdefault(folder, point)
@@ -229,10 +229,10 @@ def _check_models(experiments: list[Experiment]) -> None:
         UserError: one cannot be trained.
     """
     if experiments:
-        from fl_hydra.training.architecture import check_architecture
+        from fl_hydra.training.architecture import Architecture
 
-        for experiment in {(repr(experiment.model), experiment.card): experiment for experiment in experiments}.values():
-            check_architecture(experiment.model.build(experiment.card), experiment.card)
+        for e in {(repr(each.model), each.dataset_info, repr(each.algorithm)): each for each in experiments}.values():
+            Architecture.of(e.model, e.dataset_info, e.algorithm)
 
 
 def label_points(points: list[Point]) -> list[str]:

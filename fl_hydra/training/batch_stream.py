@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
-from fl_hydra.training.rows import METER, Batch
+from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
@@ -28,7 +28,7 @@ class BatchStream:
         weights: [rows, batches, batch_size], 1 where a sample counts and 0 where it pads; None where all count.
         meter: [rows, 3], to which each batch adds its summed loss, correct predictions and targets.
         counts: int64 [rows, batches], samples that count in each batch.
-        gradient_calls: int64 [rows, batches], counts up how often a gradient of each batch was asked for.
+        calls: int64 [rows, batches, 3], counts up what each batch was computed for (:data:`fl_hydra.seams.rows.CALLS`).
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class BatchStream:
         weights: Tensor | None,
         meter: Tensor,
         counts: Indices,
-        gradient_calls: Indices,
+        calls: Indices,
     ) -> None:
         rows, self._batches, self._batch_size = indices.shape
         self._samples, self._indices, self._weights = samples, indices, weights
-        self.meter, self.counts, self.gradient_calls = meter, counts, gradient_calls
+        self.meter, self.counts, self.calls = meter, counts, calls
         self._streams = streams.view(rows, 1, 1)
         within = torch.arange(self._batches * self._batch_size, device=samples.device).view(1, self._batches, self._batch_size)
         self._positions = cursors.view(rows, 1, 1) + within
@@ -59,7 +59,7 @@ class BatchStream:
         return inputs.view(*indices.shape, *inputs.shape[1:])
 
     def at(self, rows: Indices, batches: Indices) -> Batch:
-        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `gradient_calls` begin at 0."""
+        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `calls` begin at 0."""
         row, batch = (to_device(positions, self._indices.device) for positions in (rows, batches))
         indices = self._indices[row, batch]
         if self._slab is None:
@@ -69,8 +69,10 @@ class BatchStream:
         else:
             inputs = self._slab[row, batch]
         weights = None if self._weights is None else self._weights[row, batch]
-        meter = torch.zeros(len(rows), METER, dtype=self.meter.dtype, device=self.meter.device)
-        return Batch(inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros(len(rows), np.int64))
+        meter = torch.zeros(len(rows), METER_WIDTH, dtype=self.meter.dtype, device=self.meter.device)
+        return Batch(
+            inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros((len(rows), len(CALLS)), np.int64)
+        )
 
     def batches(self, rows: slice, cut: bool) -> Iterator[Batch]:
         """The batches of some rows, one after the other. cut: whether there are samples among them that do not count."""
@@ -85,5 +87,5 @@ class BatchStream:
                     self._weights[rows, batch] if cut and self._weights is not None else None,
                     self.meter[rows],
                     self.counts[rows, batch],
-                    self.gradient_calls[rows, batch],
+                    self.calls[rows, batch],
                 )

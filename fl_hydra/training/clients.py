@@ -33,13 +33,12 @@ class ClientStore:
     """State by client id.
 
     Args:
-        widths: numbers for each client by name; empty for methods without such state.
-        dtype: of the rows.
+        initial: what a client has at first, by name: [1, width] of all alike, or [K, width]; empty for methods without such state.
         folder: where files are written; None keeps everything on the host.
     """
 
-    def __init__(self, widths: dict[str, int], dtype: torch.dtype, folder: Path | None = None) -> None:
-        self._widths = widths
+    def __init__(self, initial: Mapping[str, Tensor], folder: Path | None = None) -> None:
+        self._initial = dict(initial)
         self._folder = folder
         self.check: Callable[[], None] = lambda: None
         """Raises where nothing may be written any more; asked before each file."""
@@ -52,8 +51,8 @@ class ClientStore:
         """The round after which each client's state was last changed; with its id, the name of its file."""
         self._digests: dict[int, str] = {}
         """Of the file of each client whose state is on the disk."""
-        bytes_each = sum(widths.values()) * torch.empty((), dtype=dtype).element_size()
-        self._host_limit = max(1, HOST_BYTES // bytes_each) if widths else 0
+        bytes_each = sum(values[0].nbytes for values in self._initial.values())
+        self._host_limit = max(1, HOST_BYTES // bytes_each) if bytes_each else 0
 
     def check_out(self, ids: Indices, round: int, rows: dict[str, Tensor]) -> None:
         """Lay the state of a round's cohort into `rows`, where it is changed in place and stays while the cohort does.
@@ -61,9 +60,9 @@ class ClientStore:
         Args:
             ids: int64 [rows], distinct.
             round: the round that will change them.
-            rows: by name [rows, width]; zeros for a client never seen.
+            rows: by name [rows, width]; initial values for a client never seen.
         """
-        if not self._widths:
+        if not self._initial:
             return
         wanted = tuple(ids.tolist())
         moved = any(name not in self._resident or self._resident[name].data_ptr() != row.data_ptr() for name, row in rows.items())
@@ -72,7 +71,7 @@ class ClientStore:
             for position, client in enumerate(wanted):
                 state = self._load(client)
                 for name, row in rows.items():
-                    row[position].zero_() if state is None else row[position].copy_(state[name])
+                    row[position].copy_(self._first(name, client) if state is None else state[name])
             self._resident_ids, self._resident = wanted, rows
         self._resident_round = round
 
@@ -88,6 +87,22 @@ class ClientStore:
             while len(self._host) > self._host_limit:
                 client, state = self._host.popitem(last=False)
                 self._write(client, state)
+
+    def read(self, ids: Indices, name: str) -> Tensor:
+        """What some clients, int64 [n], have now under a name, [n, width], on the device; the present cohort's as it lies in its rows."""
+        resident = {client: position for position, client in enumerate(self._resident_ids)}
+        found = []
+        for client in ids.tolist():
+            if client in resident:
+                found.append(self._resident[name][resident[client]])
+            else:
+                state = self._load(client)
+                found.append(self._first(name, client) if state is None else state[name].to(self._initial[name].device))
+        return torch.stack(found)
+
+    def _first(self, name: str, client: int) -> Tensor:
+        values = self._initial[name]
+        return values[client if len(values) > 1 else 0]
 
     def _load(self, client: int) -> dict[str, Tensor] | None:
         if client not in self._rounds:
@@ -111,7 +126,7 @@ class ClientStore:
 
     def save(self) -> References:
         """Write what is not on the disk yet; what a checkpoint keeps of it. Digests are empty where there is no disk."""
-        if self._widths and self._folder is not None:
+        if self._initial and self._folder is not None:
             resident = self._resident_ids
             self.retire()
             self._resident_ids = resident  # they stay where they are
@@ -129,7 +144,7 @@ class ClientStore:
         for client, (round, digest) in references.items():  # before anything is changed: a damaged file leaves the store as it was
             path = self._path(client, round)
             state = read_verified(path, digest)
-            if {name: tuple(row.shape) for name, row in state.items()} != {name: (width,) for name, width in self._widths.items()}:
+            if {name: row.shape for name, row in state.items()} != {name: values[0].shape for name, values in self._initial.items()}:
                 raise CorruptFile(f"{path.name} is of other shapes")
         self._resident_ids = ()
         self._host.clear()

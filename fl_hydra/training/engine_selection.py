@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fl_hydra.seams.layout import Layout
 from fl_hydra.training.engines import Engine, Im2colEngine, LoopEngine, StackedEngine
 from fl_hydra.training.graphs import GraphLauncher, Launcher
-from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import Precision
 
 ENGINES: dict[str, tuple[type[Engine], type[Launcher]]] = {

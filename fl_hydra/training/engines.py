@@ -12,11 +12,12 @@ import copy
 import gc
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from fl_hydra.training.layout import Layout
+from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.rows import GRADIENTS, METER_WIDTH, OUTPUTS, PRODUCTS, Batch, Loss, Outputs
 from fl_hydra.training.precision import Precision
-from fl_hydra.training.rows import METER, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
@@ -34,6 +35,40 @@ CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
 
 CPU_GRADIENT_BATCH = 512
 """Samples of a row's batch that a CPU computes at once: of larger batches the parts take less time than the whole, and less memory."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss other than cross-entropy, with its inputs.
+
+    whole: whether it is that of a whole batch. by_row: further inputs by name, [rows, ...]; by_sample: [rows, B, ...].
+    """
+
+    loss: Loss
+    whole: bool
+    by_row: dict[str, Tensor]
+    by_sample: dict[str, Tensor]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """All further inputs, with a leading axis of rows."""
+        return self.by_row | self.by_sample
+
+    def rows(self, part: slice) -> Objective:
+        """That of some of the rows."""
+        by_row, by_sample = ({name: value[part] for name, value in values.items()} for values in (self.by_row, self.by_sample))
+        return replace(self, by_row=by_row, by_sample=by_sample)
+
+    def samples(self, part: slice) -> Objective:
+        """That of some samples of every row's batch."""
+        return replace(self, by_sample={name: value[:, part] for name, value in self.by_sample.items()})
+
+    def mean(self, outputs: Outputs, targets: Tensor, weights: Tensor | None, inputs: dict[str, Tensor]) -> Tensor:
+        """The loss of one row's batch: the mean over the targets that count, unless it is taken of the whole batch."""
+        if self.whole:
+            return self.loss(outputs, targets, weights=weights, **inputs)  # type: ignore[arg-type]
+        losses, mask = self.loss(outputs, targets, **inputs), _target_mask(targets, weights)
+        return losses.mean() if mask is None else (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
 class Engine(ABC):
@@ -73,28 +108,35 @@ class Engine(ABC):
             logits: Tensor = functional_call(self._architecture, views, (inputs,))
         return logits.to(self.precision.master)
 
+    def _outputs(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Outputs:
+        with _features_of(self._architecture, self.layout.head) as features:
+            logits = self._forward(vector, inputs)
+        if not features:
+            features.append(logits[..., :0])
+        return Outputs(logits, features[-1].to(self.precision.master))
+
     @staticmethod
     def _mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Mean cross-entropy over the targets that count; 0 where none does."""
-        counting = _counting(targets, weights)
-        if counting is None:
+        mask = _target_mask(targets, weights)
+        if mask is None:
             return F.cross_entropy(logits, targets)
-        return (_losses(logits, targets) * counting).sum() / counting.sum().clamp(min=1)
+        return (_losses(logits, targets) * mask).sum() / mask.sum().clamp(min=1)
 
     def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
         """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]."""
         correct = logits.argmax(-1) == targets
-        counting = _counting(targets, weights)
+        mask = _target_mask(targets, weights)
         squares = [_squares(logits, targets, weights)] if self.squares else []
-        if counting is None:
+        if mask is None:
             return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets)), *squares])
-        count = counting.sum()
-        return torch.stack([mean_loss * count, (correct * counting).sum(), count, *squares])
+        count = mask.sum()
+        return torch.stack([mean_loss * count, (correct * mask).sum(), count, *squares])
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
 
-    def share(self, rows: Tensor) -> None:
+    def mark_equal(self, rows: Tensor) -> None:
         """Be told that `rows` [rows, P] are copies of one model. It holds until they are written to: their version counter tells."""
 
     def threads(self, rows: int, batch_size: int) -> int:
@@ -110,35 +152,72 @@ class Engine(ABC):
     def blocks(self, rows: int, most: int) -> list[slice]:
         """How the rows of a run are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
 
-    def gradient(self, parameters: Tensor, batch: Batch) -> Tensor:
+    def gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None = None, *, metered: bool = True) -> Tensor:
         """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again.
 
         Of a batch larger than `samples_at_once` it is the weighted sum of the gradients of its parts.
+
+        Args:
+            objective: cross-entropy if None. metered: whether the batch's meter is told of it.
+
+        Raises:
+            TypeError: a second gradient of a batch is to be metered.
         """
+        if metered and batch.metered:
+            raise TypeError("a second gradient of a batch is metered; say metered=False of all but the one at the rows' own parameters")
         while True:
             try:
-                gradient, meter = self._whole_gradient(parameters, batch)
+                gradient, meter = self._whole_gradient(parameters, batch, objective)
                 break
             except RuntimeError as error:
+                if objective is not None and objective.whole:
+                    raise
                 self._divide(batch.targets.shape[1], error)
-        if not batch.gradient_calls.any():
+        if metered:
+            batch.metered = True
             batch.meter.add_(meter)
-        batch.gradient_calls += 1
+        batch.calls[:, GRADIENTS] += 1
         return gradient
 
-    def _whole_gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _whole_gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
         size = batch.targets.shape[1]
-        if size <= self.samples_at_once:
-            return self._gradient(parameters, batch)
+        if size <= self.samples_at_once or (objective is not None and objective.whole):
+            return self._gradient(parameters, batch, objective)
         total, meters = torch.zeros_like(parameters), torch.zeros_like(batch.meter)
         whole = _count(batch)
         for part in _even_parts(size, self.samples_at_once):
             piece = batch.samples(part)
-            gradient, meter = self._gradient(parameters, piece)
+            gradient, meter = self._gradient(parameters, piece, None if objective is None else objective.samples(part))
             share = _count(piece) / whole
             total.add_(gradient.mul_(share))
             meters.add_(meter)
         return total, meters
+
+    def outputs(self, parameters: Tensor, batch: Batch) -> Outputs:
+        """What the models [rows, P] make of each row's batch."""
+        batch.calls[:, OUTPUTS] += 1
+        return self.outputs_of(parameters, batch.inputs)
+
+    @torch.no_grad()
+    def outputs_of(self, parameters: Tensor, inputs: Tensor) -> Outputs:
+        """What the models [rows, P] make of inputs [rows, B, ...]."""
+        parts = [self._outputs_of_rows(parameters, inputs[:, part]) for part in _even_parts(inputs.shape[1], self.samples_at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        return Outputs(torch.cat([part.logits for part in parts], 1), torch.cat([part.features for part in parts], 1))
+
+    def product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None = None) -> Tensor:
+        """The Hessian of each row's mean loss at parameters [rows, P] times vectors [rows, P]: [rows, P], in new memory."""
+        batch.calls[:, PRODUCTS] += 1
+        size = batch.targets.shape[1]
+        if size <= self.samples_at_once or (objective is not None and objective.whole):
+            return self._product(parameters, vectors, batch, objective)
+        total, whole = torch.zeros_like(parameters), _count(batch)
+        for part in _even_parts(size, self.samples_at_once):
+            piece = batch.samples(part)
+            found = self._product(parameters, vectors, piece, None if objective is None else objective.samples(part))
+            total.add_(found.mul_(_count(piece) / whole))
+        return total
 
     def _divide(self, size: int, error: RuntimeError) -> None:
         """Take half as many samples of a batch at once after this.
@@ -164,7 +243,14 @@ class Engine(ABC):
             torch.cuda.empty_cache()
 
     @abstractmethod
-    def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]: ...
+    def _gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
+        """parameters [rows, P], inputs [rows, B, ...]."""
+
+    @abstractmethod
+    def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor: ...
 
     @abstractmethod
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
@@ -177,17 +263,12 @@ class Engine(ABC):
         Args:
             which: int64 [n], of which samples; None: of all.
         """
-        totals = torch.zeros(len(models), METER, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(len(models), METER_WIDTH, dtype=torch.float64, device=self.device)
         # Of few models of one run. Those of other runs are another call, as the number of models decides the last bits.
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
         which = torch.arange(len(samples), device=self.device) if which is None else which
         for indices in torch.split(which, size):
-            targets = samples.targets[indices]
-            targets = targets.expand(len(models), *targets.shape)
-            logits = self._logits(models, samples.plain(indices))
-            totals[:, 0] += _losses(logits, targets).flatten(1).sum(1)
-            totals[:, 1] += (logits.argmax(-1) == targets).flatten(1).sum(1)
-            totals[:, 2] += (targets >= 0).flatten(1).sum(1)
+            totals += score(self._logits(models, samples.plain(indices)), samples.targets[indices])
         return totals
 
     @torch.no_grad()
@@ -215,6 +296,10 @@ class _Bound:
     source: Tensor
     gradient: Tensor
     views: list[Tensor]
+
+
+RowObjective = tuple[Objective, dict[str, Tensor]]
+"""An objective, with what of its further inputs is one row's."""
 
 
 class LoopEngine(Engine):
@@ -266,25 +351,50 @@ class LoopEngine(Engine):
     def blocks(self, rows: int, most: int) -> list[slice]:
         return [slice(row, row + 1) for row in range(rows)]
 
-    def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        weights = [None] * len(parameters) if batch.weights is None else list(batch.weights)
+    def _gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
         one_by_one = [
-            self._row_gradient(self._bound_to(row, position), row, inputs, targets, weight)
-            for position, (row, inputs, targets, weight) in enumerate(zip(parameters, batch.inputs, batch.targets, weights, strict=True))
+            self._row_gradient(self._bound_to(row, position), row, *self._row(batch, position), self._row_objective(objective, position))
+            for position, row in enumerate(parameters)
         ]
         if len(one_by_one) == 1:
             return one_by_one[0][0][None], one_by_one[0][1][None]
         return torch.stack([gradient for gradient, _ in one_by_one]), torch.stack([meter for _, meter in one_by_one])
 
-    def _row_gradient(self, bound: _Bound, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.precision.compute is not None:
-            bound.source.copy_(row)
-        with self.precision.active(self.device):
+    @staticmethod
+    def _row(batch: Batch, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        return batch.inputs[row], batch.targets[row], None if batch.weights is None else batch.weights[row]
+
+    @staticmethod
+    def _row_objective(objective: Objective | None, row: int) -> RowObjective | None:
+        return None if objective is None else (objective, {name: value[row] for name, value in objective.inputs.items()})
+
+    def _row_loss(
+        self, bound: _Bound, inputs: Tensor, targets: Tensor, weights: Tensor | None, objective: RowObjective | None
+    ) -> tuple[Tensor, Tensor]:
+        """A row's logits and mean loss."""
+        with self.precision.active(self.device), _features_of(bound.module, self.layout.head if objective else None) as features:
             logits = bound.module(inputs)
         logits = logits.to(self.precision.master)
-        loss = self._mean_loss(logits, targets, weights)
+        if objective is not None and not features:
+            features.append(logits[..., :0])
+        if objective is None:
+            return logits, self._mean_loss(logits, targets, weights)
+        chosen, further = objective
+        return logits, chosen.mean(Outputs(logits, features[-1].to(self.precision.master)), targets, weights, further)
+
+    def _row_gradient(
+        self, bound: _Bound, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None, objective: RowObjective | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.precision.compute is not None:
+            bound.source.copy_(row)
+        logits, loss = self._row_loss(bound, inputs, targets, weights, objective)
         scale = self.precision.loss_scale
-        gradients = torch.autograd.grad(loss if scale == 1 else loss * scale, bound.parameters)
+        gradients = torch.autograd.grad(
+            loss if scale == 1 else loss * scale,
+            bound.parameters,
+            allow_unused=objective is not None,
+            materialize_grads=objective is not None,
+        )
         with torch.no_grad():
             for view, gradient in zip(bound.views, gradients, strict=True):
                 view.copy_(gradient)
@@ -292,9 +402,29 @@ class LoopEngine(Engine):
                 bound.gradient.mul_(1 / scale)
             return bound.gradient, self._meter(logits, targets, weights, loss)
 
+    def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
+        products = torch.empty_like(parameters)
+        for position, (row, vector) in enumerate(zip(parameters, vectors, strict=True)):
+            bound = self._bound_to(row, position)
+            if self.precision.compute is not None:
+                bound.source.copy_(row)
+            _, loss = self._row_loss(bound, *self._row(batch, position), self._row_objective(objective, position))
+            gradients = torch.autograd.grad(loss * self.precision.loss_scale, bound.parameters, create_graph=True)
+            along = [(g * v).sum() for g, v in zip(gradients, self.layout.views(vector).values(), strict=True)]
+            found = torch.autograd.grad(torch.stack(along).sum(), bound.parameters, allow_unused=True, materialize_grads=True)
+            for view, product in zip(self.layout.views(products[position]).values(), found, strict=True):
+                view.copy_(product)
+        return products.mul_(1 / self.precision.loss_scale)
+
+    def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
+        rows = [self._outputs(row, own) for row, own in zip(parameters, inputs, strict=True)]
+        return Outputs(torch.stack([row.logits for row in rows]), torch.stack([row.features for row in rows]))
+
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         return torch.stack([self._forward(model, inputs) for model in models])
 
+
+T = TypeVar("T")
 
 GPU_BRANCHES = 16
 """Rows that are captured side by side as branches of one graph."""
@@ -315,7 +445,7 @@ class StackedEngine(Engine):
     def bind(self, places: Sequence[Tensor]) -> None:
         self._gradients.clear()
 
-    def share(self, rows: Tensor) -> None:
+    def mark_equal(self, rows: Tensor) -> None:
         self._equal = (rows, rows._version)
 
     def _shared(self, parameters: Tensor) -> Tensor | None:
@@ -329,26 +459,33 @@ class StackedEngine(Engine):
     def blocks(self, rows: int, most: int) -> list[slice]:
         return _even_parts(rows, most)
 
-    def _gradient(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
         key = (_stream(self.device), parameters.shape)
         if key not in self._gradients:  # one for each branch, and never rebound: graphs write to it
             self._gradients[key] = torch.empty_like(parameters)
         out = self._gradients[key]
         if (model := self._shared(parameters)) is not None and self._chunk >= len(parameters):
             try:
-                return out, self._shared_gradient(model, batch, out)
+                return out, self._shared_gradient(model, batch, out, objective)
             except RuntimeError as error:
                 self._halve(len(parameters), error)
-        meters = []
+        meters = self._in_chunks(
+            len(parameters), lambda part: self._own_gradient(parameters[part], batch.rows(part), out[part], _rows_of(objective, part))
+        )
+        return out, meters[0] if len(meters) == 1 else torch.cat(meters)
+
+    def _in_chunks(self, rows: int, work: Callable[[slice], T]) -> list[T]:
+        """Do some work for all rows, of as many at once as fit into memory."""
+        done: list[T] = []
         start = 0
-        while start < len(parameters):
-            part = slice(start, min(start + self._chunk, len(parameters)))
+        while start < rows:
+            part = slice(start, min(start + self._chunk, rows))
             try:
-                meters.append(self._own_gradient(parameters[part], batch.rows(part), out[part]))
+                done.append(work(part))
                 start = part.stop
             except RuntimeError as error:
                 self._halve(part.stop - part.start, error)
-        return out, meters[0] if len(meters) == 1 else torch.cat(meters)
+        return done
 
     def _halve(self, rows: int, error: RuntimeError) -> None:
         """Take half as many rows at once after this.
@@ -367,25 +504,77 @@ class StackedEngine(Engine):
         value = self._mean_loss(logits, targets, weights)
         return value * self.precision.loss_scale, self._meter(logits, targets, weights, value)
 
-    def _own_gradient(self, parameters: Tensor, batch: Batch, out: Tensor) -> Tensor:
+    def _objective_loss(
+        self,
+        objective: Objective,
+        views: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        further: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        outputs = self._outputs(views, inputs)
+        value = objective.mean(outputs, targets, weights, further)
+        return value * self.precision.loss_scale, self._meter(outputs.logits, targets, weights, value)
+
+    def _own_gradient(self, parameters: Tensor, batch: Batch, out: Tensor, objective: Objective | None) -> Tensor:
         """Gradients of rows at their own parameters, into `out` [rows, P]; the meter [rows, 3]."""
-        in_dims = (0, 0, 0, None if batch.weights is None else 0)
+        return self._stacked_gradient(self.layout.views(parameters), 0, batch, out, objective)
+
+    def _shared_gradient(self, model: Tensor, batch: Batch, out: Tensor, objective: Objective | None) -> Tensor:
+        """Gradients of rows that all equal `model` [P], into `out` [rows, P]: the forward pass is that of one model."""
+        return self._stacked_gradient(self.layout.views(model), None, batch, out, objective)
+
+    def _stacked_gradient(
+        self, views: dict[str, Tensor], stacked: int | None, batch: Batch, out: Tensor, objective: Objective | None
+    ) -> Tensor:
+        loss, arguments, in_dims = self._call(views, stacked, batch, objective)
         with self._convolutions():
-            gradients, meter = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)(
-                self.layout.views(parameters), batch.inputs, batch.targets, batch.weights
-            )
+            gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(*arguments)
         self._lay_down(gradients, out)
         return torch.as_tensor(meter).detach()
 
-    def _shared_gradient(self, model: Tensor, batch: Batch, out: Tensor) -> Tensor:
-        """Gradients of rows that all equal `model` [P], into `out` [rows, P]: the forward pass is that of one model."""
-        in_dims = (None, 0, 0, None if batch.weights is None else 0)
-        with self._convolutions():
-            gradients, meter = vmap(grad(self._loss, has_aux=True), in_dims=in_dims)(
-                self.layout.views(model), batch.inputs, batch.targets, batch.weights
-            )
-        self._lay_down(gradients, out)
-        return torch.as_tensor(meter).detach()
+    def _call(
+        self, views: dict[str, Tensor], stacked: int | None, batch: Batch, objective: Objective | None
+    ) -> tuple[Callable[..., tuple[Tensor, Tensor]], tuple[Any, ...], tuple[int | None, ...]]:
+        """The loss of rows, what it is given, and along which axis of that the rows lie."""
+        arguments = (views, batch.inputs, batch.targets, batch.weights)
+        in_dims = (stacked, 0, 0, None if batch.weights is None else 0)
+        if objective is None:
+            return self._loss, arguments, in_dims
+        further = objective.inputs
+        return partial(self._objective_loss, objective), (*arguments, further), (*in_dims, 0 if further else None)
+
+    def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
+        products = torch.empty_like(parameters)
+
+        def of_rows(part: slice) -> None:
+            views = self.layout.views(parameters[part])
+            loss, arguments, in_dims = self._call(views, 0, batch.rows(part), _rows_of(objective, part))
+
+            def along(views: dict[str, Tensor], vector: dict[str, Tensor], *others: Any) -> Tensor:
+                gradients, _ = grad(loss, has_aux=True)(views, *others)
+                return torch.stack([(gradients[name] * vector[name]).sum() for name in views]).sum()
+
+            with self._convolutions():
+                found = vmap(grad(along), in_dims=(0, 0, *in_dims[1:]))(views, self.layout.views(vectors[part]), *arguments[1:])
+            self._lay_down(found, products[part])
+
+        self._in_chunks(len(parameters), of_rows)
+        return products
+
+    def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
+        def of_rows(part: slice) -> Outputs:
+            with self._convolutions():
+                logits, features = vmap(self._logits_and_features)(self.layout.views(parameters[part]), inputs[part])
+            return Outputs(logits, features)
+
+        parts = self._in_chunks(len(parameters), of_rows)
+        return Outputs(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]))
+
+    def _logits_and_features(self, views: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._outputs(views, inputs)
+        return outputs.logits, outputs.features
 
     def _lay_down(self, gradients: dict[str, Tensor], out: Tensor) -> None:
         for name, place in self.layout.views(out).items():
@@ -438,6 +627,34 @@ def _convolution_as_product(
     return out.view(*out.shape[:-1], height, width)
 
 
+def score(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed loss, correct predictions and number of targets, [models, 3], of logits [models, n, ...] for targets [n, ...]."""
+    targets = targets.expand(len(logits), *targets.shape)
+    totals = torch.empty(len(logits), METER_WIDTH, dtype=torch.float64, device=logits.device)
+    totals[:, 0] = _losses(logits, targets).flatten(1).sum(1)
+    totals[:, 1] = (logits.argmax(-1) == targets).flatten(1).sum(1)
+    totals[:, 2] = (targets >= 0).flatten(1).sum(1)
+    return totals
+
+
+@contextmanager
+def _features_of(module: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
+    """Notes what goes into the layer `head` of a module."""
+    features: list[Tensor] = []
+    if head is None:
+        yield features
+        return
+    handle = module.get_submodule(head).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    try:
+        yield features
+    finally:
+        handle.remove()
+
+
+def _rows_of(objective: Objective | None, part: slice) -> Objective | None:
+    return None if objective is None else objective.rows(part)
+
+
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropies [...] of logits [..., classes]; 0 where the target is negative."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100).view(targets.shape)
@@ -455,7 +672,7 @@ def _squares(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     return squares.sum() if weights is None else (squares * weights).sum()
 
 
-def _counting(targets: Tensor, weights: Tensor | None) -> Tensor | None:
+def _target_mask(targets: Tensor, weights: Tensor | None) -> Tensor | None:
     """How much each target of a row's batch counts, of its shape; None where all count alike. weights: [B]."""
     if targets.dim() == 1:
         return weights
@@ -469,6 +686,12 @@ def _count(batch: Batch) -> Tensor | int:
         return batch.targets.shape[1] if batch.weights is None else batch.weights.sum(1, keepdim=True).clamp(min=1)
     present = (batch.targets >= 0).sum(2).to(batch.meter.dtype)
     return (present if batch.weights is None else present * batch.weights).sum(1, keepdim=True).clamp(min=1)
+
+
+def count_targets(targets: Tensor, weights: Tensor) -> Tensor:
+    """How many targets [rows, B] or [rows, B, positions] count in each row, by the weights [rows, B] of samples: [rows, 1]."""
+    present = weights if targets.dim() == 2 else (targets >= 0).sum(2) * weights
+    return present.sum(1, keepdim=True)
 
 
 def _stream(device: torch.device) -> int:

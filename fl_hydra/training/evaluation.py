@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_hydra.training.measurements import Measurements
 from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.personal_evaluation import PersonalScores
 from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
 from fl_hydra.training.split import Split
@@ -20,16 +21,25 @@ Metrics = dict[str, float | int | None]
 
 
 def evaluate(
-    run: PackedRun, index: int, models: Tensor, split: Split, group: RowGroup, measured: Measurements, notify: Callable[[str], None]
+    run: PackedRun,
+    index: int,
+    models: Tensor,
+    personal: Callable[[Samples, Tensor], PersonalScores] | None,
+    split: Split,
+    group: RowGroup,
+    measured: Measurements,
+    notify: Callable[[str], None],
 ) -> Metrics:
     """A run's present metrics. Reads back, and begins its training figures anew.
 
     Args:
-        index: the run's, among those of the trainer. models: [models, P], what is evaluated. notify: is told that a long evaluation begins.
+        index: the run's, among those of the trainer. models: [models, P], what is evaluated as the global model.
+        personal: scores clients by models of their own, on some samples of a set; None where they have none.
+        notify: is told that a long evaluation begins.
     """
     e = run.experiment
     sets = {"val": split.validation, "test": split.test} if e.test else {"val": split.validation}
-    if run.finished and any(samples.glance < e.final * len(samples) for samples in sets.values()):
+    if run.finished and any(samples.eval_subset_size < e.final * len(samples) for samples in sets.values()):
         count = sum(math.ceil(e.final * len(samples)) for samples in sets.values())
         fewer = "" if e.final < 1 else "; evaluation.final=0.1 would look at a tenth"
         notify(f"the last evaluation looks at {count:,} samples of the validation and test sets{fewer}")
@@ -44,10 +54,16 @@ def evaluate(
     }
     for name in ("val", "test"):
         metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
-        if samples := sets.get(name):
+        samples = sets.get(name)
+        if not samples:
+            continue
+        if e.algorithm.global_model:
             totals = group.engine.evaluate(models, samples, _looked_at(run, samples, group.device)).mean(0)
             mean_loss, metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
             metrics[f"{name}/loss"] = _finite(mean_loss)
+        if personal is not None:
+            figures = personal(samples, _looked_at(run, samples, group.device)).figures(f"personal/{name}")
+            metrics |= {key: _finite(value) for key, value in figures.items()}
     measured.meter[index].zero_()
     return {
         **metrics,
@@ -56,7 +72,7 @@ def evaluate(
         **({"asked": run.evaluated} if e.participation.asks else {}),
         **asdict(run.traffic),
         "seconds": run.seconds,
-        "flops": group.sample_flops * run.computed + (group.forward_flops * run.evaluated if run.evaluated else 0),
+        "flops": group.flops(run.computed, run.evaluated + run.forwarded, run.products),
     }
 
 
@@ -65,7 +81,7 @@ def _looked_at(run: PackedRun, samples: Samples, device: torch.device) -> Tensor
     final = run.experiment.final
     if run.finished and final < 1:
         return samples.fair(math.ceil(final * len(samples)))
-    return torch.arange(len(samples) if run.finished else samples.glance, device=device)
+    return torch.arange(len(samples) if run.finished else samples.eval_subset_size, device=device)
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from fl_hydra.algorithms.events import EventDriven, WorkersState
@@ -9,9 +11,9 @@ from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.training.batch_stream import BatchStream
+from fl_hydra.training.gradients import RowGradient
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowGroup
-from fl_hydra.training.rows import Rows
 from fl_hydra.training.samples import Samples
 
 
@@ -48,7 +50,7 @@ class EventPhase:
                 own.sample_mask if part.masked else None,
                 self._group.buffers.meter[part.rows],
                 inputs.counts[part.rows],
-                inputs.gradient_calls[part.rows],
+                inputs.calls[part.rows],
             )
             for step in program.schedule:
                 if step.kind != "gradients":
@@ -56,7 +58,7 @@ class EventPhase:
                     continue
                 self._algorithm.before(state, 0, program, step.positions)
                 workers, nth = program.events.worker[step.positions], program.nth[step.positions]
-                self._step(part, state, optimizers[run], workers, nth, stream, own.rates)
+                self._step(run, part, state, optimizers[run], workers, nth, stream, own.rates)
             self._algorithm.settle(state, 0, program)
 
     def mean(self, run: int, part: RunRound) -> Tensor | None:
@@ -67,7 +69,15 @@ class EventPhase:
         """The events have left the next state."""
 
     def _step(
-        self, part: RunRound, state: WorkersState, optimizer: Optimizer, workers: Indices, nth: Indices, stream: BatchStream, rates: Tensor
+        self,
+        run: int,
+        part: RunRound,
+        state: WorkersState,
+        optimizer: Optimizer,
+        workers: Indices,
+        nth: Indices,
+        stream: BatchStream,
+        rates: Tensor,
     ) -> None:
         """One local step of some workers of a run, int64 [n]; each its nth of the round."""
         group = self._group
@@ -75,14 +85,15 @@ class EventPhase:
         parameters = group.buffers.lanes[0].parameters[: len(workers)]
         starts = state.workers[0].index_select(0, which)
         parameters.copy_(starts)
-        slots = {name: slot.index_select(0, which) for name, slot in part.clients.slots.items()}
         first = part.rows.start
-        hyper = {name: values[first : first + len(workers)] for name, values in group.buffers.hyper.items()}
+        of_rows = group.of_rows(slice(first, first + len(workers)), run)
+        kept = {name: values[part.rows].index_select(0, which) for name, values in group.buffers.kept.items()}
         batch = stream.at(workers, nth)
-        rows = Rows(parameters, starts, slots, hyper, rates[which, step][:, None], optimizer, group.layers)
-        self._algorithm.step(rows, group.engine.gradient, [batch], 0)
-        for name, slot in slots.items():
-            part.clients.slots[name].index_copy_(0, which, slot)
+        lane = group.buffers.lanes[0]
+        rows = group.rows(lane, parameters, starts, rates[which, step][:, None], optimizer, replace(of_rows, kept=kept))
+        self._algorithm.step(rows, RowGradient(group.engine), [batch], 0)
+        for name, values in kept.items():
+            group.buffers.kept[name][part.rows].index_copy_(0, which, values)
         stream.meter.index_add_(0, which, batch.meter)
-        stream.gradient_calls[workers, nth] += batch.gradient_calls
+        stream.calls[workers, nth] += batch.calls
         self._algorithm.after(state, 0, which, starts, parameters)

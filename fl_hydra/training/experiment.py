@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_hydra.algorithms.base import Algorithm
-from fl_hydra.data.dataset import Card, Dataset
+from fl_hydra.data.dataset import Dataset, DatasetInfo
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
@@ -18,6 +18,8 @@ from fl_hydra.registry import as_before
 from fl_hydra.sharding.base import Sharding
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
+from fl_hydra.uplinks.base import Uplink
+from fl_hydra.uplinks.none import NoUplink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Experiment:
     """
 
     dataset: Dataset
-    card: Card
+    dataset_info: DatasetInfo
     model: Model
     optimizer: Optimizer
     server: Outer = field(default_factory=OuterSGD)
@@ -42,6 +44,7 @@ class Experiment:
     sharding: Sharding
     participation: Participation
     speeds: Speeds = field(default_factory=Equal)
+    uplink: Uplink = field(default_factory=NoUplink, metadata=as_before({"name": "none", "version": 1}))
     K: int
     m: int
     J: int | None
@@ -62,7 +65,7 @@ class Experiment:
     @property
     def train_samples(self) -> int:
         """Training samples, after the validation split."""
-        return self.dataset.census(self.card, self.split_seed).total
+        return self.dataset.sample_counts(self.dataset_info, self.split_seed).total
 
     @property
     def step_samples(self) -> int:

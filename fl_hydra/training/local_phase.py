@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -13,29 +14,33 @@ from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.seams.rows import CALLS
 from fl_hydra.training import round_inputs
 from fl_hydra.training.batch_stream import BatchStream
+from fl_hydra.training.gradients import RowGradient
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.round_inputs import RoundInputs, RunRound, StepInputs
-from fl_hydra.training.row_group import Block, Lane, RowGroup
-from fl_hydra.training.rows import Gradient, Rows
+from fl_hydra.training.row_group import PERSONAL, UPLINK, Block, Lane, RowGroup
 from fl_hydra.training.samples import Samples
+from fl_hydra.uplinks.base import Uplink
 
 
 class LocalPhase:
     """A round in which each row takes its local steps from its start, and the server a step from what comes back.
 
     Args:
-        algorithm: whose steps they are.
+        algorithm: whose steps they are. uplink: what passes between clients and server.
         group: the rows.
         samples: the training samples.
         noise: watches the gradients of the first step, where the noise scale is measured.
-        measures_travel: whether the length of each row's way is wanted.
+        measures_displacement: whether the distance of each row's end from its start is wanted.
     """
 
-    def __init__(self, algorithm: Algorithm, group: RowGroup, samples: Samples, noise: NoiseScale | None, measures_travel: bool) -> None:
-        self._algorithm, self._group, self._samples = algorithm, group, samples
-        self._noise, self._measures_travel = noise, measures_travel
+    def __init__(
+        self, algorithm: Algorithm, uplink: Uplink, group: RowGroup, samples: Samples, noise: NoiseScale | None, measures_displacement: bool
+    ) -> None:
+        self._algorithm, self._uplink, self._group, self._samples = algorithm, uplink, group, samples
+        self._noise, self._measures_displacement = noise, measures_displacement
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
 
@@ -47,6 +52,10 @@ class LocalPhase:
         else:
             for part in inputs.runs:
                 part.clients.fabric.count_down(part.state.model)
+        for run, part in enumerate(inputs.runs):
+            for name, values in self._algorithm.send(part.state, part.clients).items():
+                part.clients.fabric.count_down(values)
+                self._group.receive(name, run, part.rows, values)
 
     def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
         """All local steps of all rows, of which each run has its optimizer.
@@ -67,16 +76,16 @@ class LocalPhase:
         if pool is None:
             return
 
-        def share(thread: int) -> None:
+        def train_on(thread: int) -> None:
             for run in threaded:
                 for block in division.blocks[run][thread :: division.threads[run]] if thread < division.threads[run] else []:
                     self._train_blocks({thread: block}, inputs, optimizers)
                     self._collect(thread, thread, block, inputs)
 
         self._abandoned = False
-        shares = [pool.submit(share, thread) for thread in range(max(division.threads))]
+        futures = [pool.submit(train_on, thread) for thread in range(max(division.threads))]
         try:
-            for done in shares:
+            for done in futures:
                 done.result()
         except BaseException:
             self._abandoned = True
@@ -89,18 +98,25 @@ class LocalPhase:
         part.clients.fabric.count_up(part.state.model)
         sums, threads = self._group.buffers.ends, self._group.division.threads[run]
         mean = sums[0, run : run + 1] if threads == 1 else sums[:threads, run].sum(0, keepdim=True)
-        # x + sum of q_k (w_k - x), where weights q do not sum to 1.
-        return mean.add_(part.state.model, alpha=part.plan.residual_weight) if part.plan.residual_weight else mean
+        if part.plan.residual_weight:  # x + sum of q_k (w_k - x), where weights q do not sum to 1
+            mean.add_(part.state.model, alpha=part.plan.residual_weight)
+        if self._uplink.at_server:
+            change = mean - part.state.model
+            self._uplink.arrive(change, part.server_stream)
+            torch.add(part.state.model, change, out=mean)
+        return mean
 
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
         """How what came back to a run becomes its next state. Where nobody reports nothing comes back, and nothing changes."""
         if part.reports:
+            stays = self._group.personal.of(part.state.model).clone()
             if mean is not None:
                 self._algorithm.outer(part.state, part.clients, mean)
             else:
                 starts = inputs.steps.starts
                 own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
                 self._algorithm.update(part.state, part.clients, own, self._group.buffers.ends[part.rows])
+            self._group.personal.write(part.state.model, stays)
             self._algorithm.finish(part.state, part.clients)
         part.restore_lost()
 
@@ -122,7 +138,7 @@ class LocalPhase:
             own = tuple((min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last]) for part in parts)
             shapes = tuple(tensor.shape for tensor in segment.values())
             key = None if masked else (rows.start, rows.stop, first, own, shapes)
-            inputs.gradient_calls[rows, batches] += launcher.run(key, train, segment)
+            inputs.calls[rows, batches] += launcher.run(key, train, segment)
 
     def _train_segment(
         self,
@@ -134,9 +150,9 @@ class LocalPhase:
         optimizers: list[Optimizer],
         tensors: dict[str, Tensor],
     ) -> Indices:
-        """Some local steps of some blocks; how often each gradient was asked for. Whatever it reads but `tensors` lies in fixed memory."""
+        """Some local steps of some blocks; what was asked for of each batch. Whatever it reads but `tensors` lies in fixed memory."""
         given = StepInputs(**tensors)
-        calls = np.zeros_like(counts)
+        calls = np.zeros((*counts.shape, len(CALLS)), np.int64)
         stream = BatchStream(
             self._samples, given.indices, given.streams, given.cursors, given.sample_mask, self._group.buffers.meter[rows], counts, calls
         )
@@ -170,19 +186,28 @@ class LocalPhase:
         given: StepInputs,
     ) -> None:
         """Some local steps of a block of rows in a lane. local: where the block lies in `given` and `stream`."""
-        algorithm, buffers, engine = self._algorithm, self._group.buffers, self._group.engine
+        algorithm, group, engine = self._algorithm, self._group, self._group.engine
         parameters = lane.parameters[: block.size]
         starts = part.state.model.expand(block.size, -1) if given.starts is None else given.starts[local]
-        slots = {name: slot[: block.size] for name, slot in lane.slots.items()}
+        of_rows = group.of_rows(block.rows, block.run)
+        if steps.start == 0:
+            for slot in lane.slots.values():
+                slot[: block.size].zero_()
+        if lane.starts is not None:  # what stays with a client takes the place of what it is sent
+            sent, starts = starts, lane.starts[: block.size]
+            if steps.start == 0:
+                starts.copy_(sent)
+                group.personal.write(starts, of_rows.kept[PERSONAL])
         if steps.start == 0:
             parameters.copy_(starts)
-            for slot in slots.values():
-                slot.zero_()
-            if given.starts is None:
-                engine.share(parameters)
-        slots |= {name: slot[block.rows] for name, slot in buffers.client_slots.items()}
-        hyper = {name: values[block.rows] for name, values in buffers.hyper.items()}
-        rows = Rows(parameters, starts, slots, hyper, given.rates[local], optimizer, self._group.layers)
+            if given.starts is None and lane.starts is None:
+                engine.mark_equal(parameters)
+        rows = group.rows(lane, parameters, starts, given.rates[local], optimizer, of_rows)
+        changed = (
+            parameters,
+            *of_rows.kept.values(),
+            *(() if algorithm.keeps_optimizer else (slot[: block.size] for slot in lane.slots.values())),
+        )
         batches = stream.batches(local, part.masked)
         last = min(steps.stop, part.plan.steps)
         for j in range(steps.start, last):
@@ -190,13 +215,13 @@ class LocalPhase:
             if self._abandoned:
                 break
             active = np.array([batch.counts for batch in step_batches]).any(0) if part.masked else None
-            gradient = self._watched(block) if j == 0 else engine.gradient
+            gradient = RowGradient(engine, self._watch(block) if j == 0 else None)
             if active is None or active.all():
                 algorithm.step(rows, gradient, step_batches, j)
             elif active.any():
                 # Rows whose samples are used up stay as they are while the others take their last steps.
                 idle = to_device(np.logical_not(active), self._group.device)[:, None]
-                before = [(tensor, tensor.clone()) for tensor in (rows.parameters, *rows.slots.values())]
+                before = [(tensor, tensor.clone()) for tensor in changed]
                 algorithm.step(rows, gradient, step_batches, j)
                 for tensor, kept in before:
                     tensor.copy_(torch.where(idle, kept, tensor))
@@ -206,28 +231,52 @@ class LocalPhase:
                 assert given.mixing is not None
                 # Copies: at another address a product may have other last bits.
                 parameters.copy_(given.mixing[local, j].clone() @ parameters)
-        if self._measures_travel and last == part.plan.steps > steps.start:
-            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=buffers.travel[block.rows])
+        if last != part.plan.steps or last == steps.start:
+            return
+        if lane.starts is not None:
+            of_rows.kept[PERSONAL].copy_(group.personal.of(parameters))
+            group.personal.write(parameters, group.personal.of(sent))
+            group.personal.write(starts, group.personal.of(sent))
+        if self._measures_displacement:
+            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=group.buffers.squared_displacement[block.rows])
 
-    def _watched(self, block: Block) -> Gradient:
-        """The engine's gradient at the first local step."""
-        division, gradient = self._group.division, self._group.engine.gradient
+    def _watch(self, block: Block) -> Callable[[Tensor], None] | None:
+        """Who is shown the gradient of the first local step."""
         if self._noise is None:
-            return gradient
+            return None
+        division = self._group.division
         lanes = max(division.branches, division.threads[block.run])
-        return self._noise.watching(gradient, block.index % lanes, block.run, block.rows)
+        return partial(self._noise.watch, lane=block.index % lanes, run=block.run, block=block.rows)
 
     def _collect(self, lane: int, thread: int, block: Block, inputs: RoundInputs) -> None:
         """Collect a finished block from its lane, which the next block needs; a row that is lost ends where it began."""
-        part, parameters, ends = inputs.runs[block.run], self._group.buffers.lanes[lane].parameters, self._group.buffers.ends
-        starts = inputs.steps.starts
+        part, ends = inputs.runs[block.run], self._group.buffers.ends
+        rows = self._group.buffers.lanes[lane].parameters[: block.size]
+        starts = part.state.model.expand(block.size, -1) if inputs.steps.starts is None else inputs.steps.starts[block.rows]
+        if not self._uplink.bypassed:
+            change = rows - starts
+            self._encode("", change, block.rows, part)
+            torch.add(starts, change, out=rows)
         for position, row in enumerate(range(block.rows.start, block.rows.stop)):
             if row in part.lost:
-                parameters[position].copy_(part.state.model[0] if starts is None else starts[row])
-        rows = parameters[: block.size]
+                rows[position].copy_(starts[position])
         if self._algorithm.needs_ends:
             ends[block.rows].copy_(rows)
             return
         first = block.rows.start - part.rows.start
         for end, weight in zip(rows, part.clients.weights[first : first + len(rows)], strict=True):
             ends[thread, block.run].addcmul_(end, weight)
+
+    def encode(self, part: RunRound, name: str, vectors: Tensor) -> Tensor:
+        """What arrives of a named message, [rows, P], that each row of a run sends beside its model."""
+        if self._uplink.bypassed:
+            return vectors
+        arrived = vectors.clone()
+        self._encode(name, arrived, part.rows, part)
+        return arrived
+
+    def _encode(self, name: str, vectors: Tensor, rows: slice, part: RunRound) -> None:
+        prefix = f"{UPLINK}{name}."
+        slots = {key.removeprefix(prefix): kept[rows] for key, kept in self._group.buffers.kept.items() if key.startswith(prefix)}
+        first = part.rows.start
+        self._uplink.encode(vectors, slots, part.uplink_streams[rows.start - first : rows.stop - first])

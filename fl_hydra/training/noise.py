@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl_hydra.training.rows import Batch, Gradient
-
 DECAY = 0.95
 """Of the running means of |G|^2 and tr(Sigma), in rounds; their ratio is what is reported, as the paper does."""
 
@@ -34,7 +32,7 @@ class NoiseScale:
         self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
 
-    def keep(self, runs: Tensor) -> None:
+    def retain_runs(self, runs: Tensor) -> None:
         """Go on with these runs only, int64."""
         self.averages = self.averages[runs]
 
@@ -42,18 +40,10 @@ class NoiseScale:
         """A round begins."""
         self._sums.zero_()
 
-    def watching(self, gradient: Gradient, lane: int, run: int, block: slice) -> Gradient:
-        """`gradient`, whose first answer for the rows of a block, all of one run, is taken note of in a lane's sum."""
-        waiting = [True]
-
-        def watched(parameters: Tensor, batch: Batch) -> Tensor:
-            answer = gradient(parameters, batch)
-            if waiting.pop() if waiting else False:
-                self._squares[block] = answer.square().sum(1)
-                self._sums[lane, run] += answer.sum(0)
-            return answer
-
-        return watched
+    def watch(self, gradient: Tensor, lane: int, run: int, block: slice) -> None:
+        """Take note, in a lane's sum, of the gradient [rows, P] of a block's first local step; all rows are of one run."""
+        self._squares[block] = gradient.square().sum(1)
+        self._sums[lane, run] += gradient.sum(0)
 
     def end(self, batch_size: int, whole: list[bool]) -> None:
         """A round ends: its first gradients, of batches of this size, enter the running means of the runs where these were `whole`."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.data.population import Population
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
-from fl_hydra.randomness import generator
+from fl_hydra.randomness import generator, key
+from fl_hydra.seams.clients import Facts
+from fl_hydra.seams.fabric import Traffic
+from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.rows import GRADIENTS, OUTPUTS, PRODUCTS
 from fl_hydra.sharding.shard_sampler import ShardSampler
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.fabric import Traffic
-from fl_hydra.training.images import augmentation_stream
+from fl_hydra.training.image_samples import augmentation_stream
 from fl_hydra.training.planning import RoundPlan
 
 _stream = lru_cache(maxsize=2**17)(augmentation_stream)
@@ -29,17 +32,18 @@ class PackedRun:
 
     Args:
         experiment: what it trains.
-        population: the training samples.
-        store: of its clients' state.
+        sample_owners: whose each training sample is, and what it shows.
+        layout: of the model's parameters.
 
     Raises:
         UserError: the shards cannot be made, or too few clients have samples.
     """
 
-    def __init__(self, experiment: Experiment, population: Population, store: ClientStore) -> None:
-        shards = experiment.sharding.shards(population, experiment.K, experiment.N_c, experiment.seed)
+    def __init__(self, experiment: Experiment, sample_owners: SampleOwners, layout: Layout) -> None:
+        shards = experiment.sharding.shards(sample_owners, experiment.K, experiment.N_c, experiment.seed)
         self.experiment = experiment
-        self.clients = store
+        self.clients: ClientStore
+        """What its clients carry from round to round."""
         self.shards = shards
         self.shard_sizes = shards.sizes
         m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
@@ -47,6 +51,10 @@ class PackedRun:
             m <= owners or m == K,
             f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
         )
+        labels, classes = sample_owners.labels, experiment.dataset_info.classes
+        count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
+        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels)
+        """What is fixed of the run, for its method."""
         self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
         """Samples that each client has drawn so far."""
@@ -62,10 +70,20 @@ class PackedRun:
         self.speeds = experiment.speeds.draw(max(experiment.K, experiment.data_parallel), experiment.seed)
         """Of the K workers, or of those that share each step of a lone row."""
         self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds)
-        """Simulated seconds that each of them takes for a sample."""
+        """Simulated seconds that each of them takes for a gradient of a sample."""
+        self.step_sample_seconds = experiment.algorithm.gradients_per_batch * self.sample_seconds
+        """Simulated seconds that each of them takes for a sample of a local step."""
+        self._pass_seconds = 0.0
+        """Simulated, of gradients over whole shards in this round."""
+        self._forward_seconds = 0.0
+        """The same of forward passes alone."""
         self.traffic = Traffic()
         self.computed = 0
         """Samples that gradients were computed for, counted as often as they were asked for."""
+        self.forwarded = 0
+        """Samples of forward passes alone, in local steps."""
+        self.products = 0
+        """Samples of products with the Hessian."""
         self.evaluated = 0
         """Samples of which clients computed losses before they were chosen."""
         self.scheme_state: dict[str, Reals] = {}
@@ -98,6 +116,41 @@ class PackedRun:
         """The numbers that name the crops and flips of each client."""
         return [_stream(self.experiment.seed, client) for client in plan.ids.tolist()]
 
+    def uplink_streams(self, ids: Indices) -> Indices:
+        """32-bit numbers that name the draws of some clients' uplinks in this round, int64 [n]; -1 stands for the server."""
+        seed = self.experiment.seed
+        return np.array([key(seed, "uplink", self.round, client) & 0xFFFFFFFF for client in ids.tolist()], np.int64)
+
+    def fact(self, name: str, ids: Indices) -> Reals:
+        """What is fixed of some clients, by name, float64 [n, width]: their `sizes` or `label_counts`."""
+        if name == "sizes":
+            return self.shard_sizes[ids, None].astype(np.float64)
+        assert name == "label_counts"
+        counts = self.facts.label_counts
+        require(
+            counts is not None,
+            f"algorithm={self.experiment.algorithm.name}: counts labels, and samples of dataset={self.experiment.dataset.name} have none",
+        )
+        assert counts is not None
+        return counts[ids].astype(np.float64)
+
+    def charge_gradients(self, ids: Indices) -> None:
+        """Charge one gradient over all samples of some clients, who compute side by side."""
+        sizes = self.shard_sizes[ids]
+        self.computed += int(sizes.sum())
+        self._pass_seconds += float((sizes * self.sample_seconds[ids]).max())
+
+    def charge_outputs(self, client: int) -> None:
+        """Charge one forward pass over all samples of a client; of several in a round the slowest decides about the time."""
+        size = int(self.shard_sizes[client])
+        self.forwarded += size
+        self._forward_seconds = max(self._forward_seconds, size * float(self.sample_seconds[client]) / 3)
+
+    def settle(self) -> None:
+        """Let the time of passes over whole shards go by."""
+        self.seconds += self._pass_seconds + self._forward_seconds
+        self._pass_seconds = self._forward_seconds = 0.0
+
     def begin(self, plan: RoundPlan, payload: int) -> None:
         """The round begins: charge what choosing its cohort took. payload: bytes of a model."""
         self.scheme_state.update(plan.remember)
@@ -115,8 +168,13 @@ class PackedRun:
         seen = replace(plan.seen, memory=self.scheme_state)
         self.scheme_state = {**self.scheme_state, **self.experiment.participation.observe(seen, plan.ids[plan.reports], reported)}
 
-    def advance(self, plan: RoundPlan, computed: int, payload: int) -> None:
-        """The round is done; gradients were computed for so many samples, and a model has `payload` bytes."""
+    def advance(self, plan: RoundPlan, computed: Indices, payload: int) -> None:
+        """The round is done.
+
+        Args:
+            computed: samples of local steps, int64 [3], by what was computed for them (:data:`fl_hydra.seams.rows.CALLS`).
+            payload: bytes of a model.
+        """
         e = self.experiment
         if e.data_parallel > 1:
             self.traffic.average(e.data_parallel, payload, times=plan.steps)
@@ -126,9 +184,12 @@ class PackedRun:
         self.traffic.steps += plan.steps
         self.cursors[plan.ids] += plan.samples
         self.samples += int(plan.samples.sum())
-        self.computed += computed
+        self.computed += int(computed[GRADIENTS])
+        self.forwarded += int(computed[OUTPUTS])
+        self.products += int(computed[PRODUCTS])
         self.lr = plan.last_rate
         self.seconds = plan.end_time
+        self.settle()
         self.J = plan.J
         self.round += 1
 
@@ -154,6 +215,7 @@ class PackedRun:
             "participation": {name: torch.from_numpy(values.copy()) for name, values in self.scheme_state.items()},
             "traffic": asdict(self.traffic),
             "clients": self.clients.save(),
+            **{name: value for name, value in (("forwarded", self.forwarded), ("products", self.products)) if value},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,5 +229,6 @@ class PackedRun:
         self.cursors = state["cursors"].numpy().copy()
         self.memory, self.J, self.seconds = dict(state["memory"]), state["J"], state["seconds"]
         self.computed, self.evaluated = state["gradient_samples"], state["evaluated"]
+        self.forwarded, self.products = state.get("forwarded", 0), state.get("products", 0)
         self.scheme_state = {name: values.numpy().copy() for name, values in state["participation"].items()}
         self.traffic = Traffic(**state["traffic"])

@@ -75,13 +75,13 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
         return _plan_events(run, e.algorithm)
     J = None if e.J is None else e.local_steps.steps(e.J, run.samples / e.budget, run.traffic.steps, run.memory)
     work = _samples_of_whole_round(run, J)
-    questions = _Questions(losses, run.shard_sizes)
+    queries = _QueryAccount(losses, run.shard_sizes)
     seen = Round(
-        run.shard_sizes, e.m, e.seed, run.round, e.gamma, work * run.sample_seconds[: e.K], dict(run.scheme_state), questions.losses
+        run.shard_sizes, e.m, e.seed, run.round, e.gamma, work * run.step_sample_seconds[: e.K], dict(run.scheme_state), queries.losses
     )
     cohort = e.participation.cohort(seen)
     ids, wanted = cohort.ids, work[cohort.ids]
-    selection = questions.cost(ids, run.sample_seconds)
+    selection = queries.cost(ids, run.sample_seconds)
     # The last round is cut: what remains of the budget is spread over the rows.
     samples = _cut(wanted, e.budget - run.samples)
     steps = -(-int(samples.max()) // e.step_samples)
@@ -129,7 +129,7 @@ def _plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
     K, size, left = e.K, e.step_samples, e.budget - run.samples
     gradients = min(K * e.J, -(-left // size))
     done = run.cursors // size
-    unit = size / e.speeds.throughput
+    unit = e.algorithm.gradients_per_batch * size / e.speeds.throughput
     events = algorithm.events(e.J, gradients, done, run.speeds, unit, e.seed, run.round, run.seconds)
     program = Program.of(events, algorithm.schedule(events), e.J, done, run.seconds, unit)
     ticks = np.flatnonzero(events.peer < 0)
@@ -155,8 +155,8 @@ def _plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
     )
 
 
-class _Questions:
-    """Passes a scheme's questions for losses on, and keeps an account of them.
+class _QueryAccount:
+    """Passes a scheme's queries for losses on, and keeps an account of them.
 
     Args:
         losses: answers them. sizes: int64 [K], samples of each client.
@@ -173,7 +173,7 @@ class _Questions:
         return self._losses(ids, samples)
 
     def cost(self, cohort: Indices, sample_seconds: Reals) -> SelectionCost:
-        """What all questions took, if `cohort`, int64 [m], was chosen. sample_seconds: float64 [K], of a gradient of one sample."""
+        """What all queries took, if `cohort`, int64 [m], was chosen. sample_seconds: float64 [K], of a gradient of one sample."""
         sent: set[int] = set()
         samples, seconds = 0, 0.0
         for clients, counts in self._asked:
@@ -203,9 +203,9 @@ def _seconds_apart(run: PackedRun, ids: Indices, samples: Indices, mixing: list[
     for step, weights in enumerate(mixing, 1):
         if weights is not None:
             now = np.minimum(samples, step * e.step_samples)
-            ready = e.algorithm.wait(ready + (now - taken) * run.sample_seconds[ids], weights)
+            ready = e.algorithm.wait(ready + (now - taken) * run.step_sample_seconds[ids], weights)
             taken = now
-    return float((ready + (samples - taken) * run.sample_seconds[ids]).max())
+    return float((ready + (samples - taken) * run.step_sample_seconds[ids]).max())
 
 
 def _seconds_of_shared_steps(run: PackedRun, samples: int) -> float:
@@ -213,7 +213,7 @@ def _seconds_of_shared_steps(run: PackedRun, samples: int) -> float:
     workers, size = run.experiment.data_parallel, run.experiment.step_samples
     of_steps = np.minimum(size, samples - np.arange(0, samples, size))[:, None]
     shares = of_steps // workers + (np.arange(workers) < of_steps % workers)
-    return float((shares * run.sample_seconds).max(1).sum())
+    return float((shares * run.step_sample_seconds).max(1).sum())
 
 
 def _parts_of_batches(samples: Indices, steps: int, size: int) -> Reals:

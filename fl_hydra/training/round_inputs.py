@@ -12,9 +12,9 @@ from torch import Tensor
 from fl_hydra.algorithms.base import State
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import to_device
+from fl_hydra.seams.clients import Clients
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan
-from fl_hydra.training.rows import Clients
 
 GRAPH_STEPS = 64
 """Local steps that are recorded in one graph; a longer round is several of them."""
@@ -67,6 +67,7 @@ class RunRound:
     rows: where they lie. state: what the run carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
     masked: whether some row has fewer samples than its batches hold. exchanges: after which local steps rows exchange models.
     reports: how many rows do not drop out. lost: the others. before: of these, where client state lies, and what it was before the round.
+    uplink_streams: int64 [rows], which name the draws of an uplink; server_stream: of its half at the server.
     """
 
     plan: RoundPlan
@@ -78,6 +79,8 @@ class RunRound:
     reports: int
     lost: frozenset[int]
     before: list[tuple[Tensor, Tensor]]
+    uplink_streams: Tensor
+    server_stream: int
 
     def restore_lost(self) -> None:
         """A client that drops out has lost its round: its state is that before it."""
@@ -89,12 +92,12 @@ class RunRound:
 class RoundInputs:
     """A round of all runs: its local steps, and the runs' parts. Rows are those of all runs, one run after the other.
 
-    counts: int64 [rows, batches], samples that count. gradient_calls: like counts, how often each batch's gradient was asked for.
+    counts: int64 [rows, batches], samples that count. calls: int64 [rows, batches, 3], what each batch was computed for.
     """
 
     steps: StepInputs
     counts: Indices
-    gradient_calls: Indices
+    calls: Indices
     runs: list[RunRound]
 
     def start_from(self, starts: Tensor) -> None:

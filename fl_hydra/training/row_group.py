@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.seams.clients import Facts
+from fl_hydra.seams.layout import initial_vector
+from fl_hydra.seams.rows import METER_WIDTH, LocalOptimizer, Rows, counter
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.cost import sample_flops
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.engines import out_of_memory
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.layout import initial_vector
 from fl_hydra.training.memory import rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
-from fl_hydra.training.rows import METER
+from fl_hydra.training.sample_cost import product_flops, sample_flops
 from fl_hydra.training.threads import single_threaded_pool
 
 
@@ -40,10 +42,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Lane:
-    """Where a block of rows is trained: parameters [rows, P], and the optimizer's slots that are fresh in each round."""
+    """Where a block of rows is trained: parameters [rows, P], and the optimizer's slots that are fresh in each round.
+
+    starts: [rows, P], where rows begin with parameters of their own in what they are sent; None where they do not.
+    """
 
     parameters: Tensor
     slots: dict[str, Tensor]
+    starts: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -71,16 +77,62 @@ class RowBuffers:
     """Fixed memory of rounds with so many rows; nothing of it is rebound within one, so that graphs can be recorded.
 
     ends: what rows come to. Where only their mean is needed, a weighted sum for each thread and run [threads, runs, P], else [rows, P].
-    client_slots: of each row's client, by name. meter: [rows, 3 or 4], what each row's batches have shown in the round. travel: [rows, 1],
-    the squared length of each row's way, where it is measured. hyper: of each row's optimizer, by name, [rows, 1].
+    kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], what each row's batches have
+    shown in the round. travel: [rows, 1], the squared length of each row's way, where it is measured.
+    hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is fixed of each row's client, by name,
+    [rows, width]. received: what the server has sent beside the model, by name, [runs, width], or [rows, width] where it is not the same
+    for all rows of a run; made when it is sent first.
     """
 
     lanes: list[Lane]
     ends: Tensor
-    client_slots: dict[str, Tensor]
+    kept: dict[str, Tensor]
     meter: Tensor
-    travel: Tensor
+    squared_displacement: Tensor
     hyper: dict[str, Tensor]
+    own_hyper: dict[str, Tensor]
+    facts: dict[str, Tensor]
+    received: dict[str, Tensor]
+
+
+STATE, UPLINK, PERSONAL = "state.", "uplink.", "personal"
+"""How what a client keeps is named: the method's own state, the state of its uplink (with the message's name), its personal parameters.
+Its optimizer's slots have names without a prefix of these."""
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """What the buffers have for some rows, by name, [rows, width]: see :class:`RowBuffers`."""
+
+    kept: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    own_hyper: dict[str, Tensor]
+    facts: dict[str, Tensor]
+    received: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SlotNames:
+    """Under which names the optimizer's slots lie in memory.
+
+    of: for each vector that is stepped ("" for the parameters), by the optimizer's own name. widths: numbers of a row, by name.
+    """
+
+    of: dict[str, dict[str, str]]
+    widths: dict[str, int]
+
+    @classmethod
+    def made(cls, optimizer: Optimizer, vectors: Sequence[str], columns: Sequence[str], size: int) -> SlotNames:
+        """The names of an optimizer's slots for these vectors of `size` numbers, of which these named columns are stepped apart."""
+        of: dict[str, dict[str, str]] = {}
+        widths: dict[str, int] = {}
+        for vector in ("", *vectors):
+            own = of[vector] = {}
+            for name, width in optimizer.slots.items():
+                for slot in (name,) if width == "row" else (name, *(counter(name, each) for each in columns)):
+                    own[slot] = f"{vector}.{slot}" if vector else slot
+                    widths[own[slot]] = size if width == "row" else 1
+        return cls(of, widths)
 
 
 class RowGroup:
@@ -119,17 +171,20 @@ class RowGroup:
         self.rows_at_once = rows_at_once or 0
         """Rows of a block, at most."""
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
-        kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
-        self.client_widths = self._widths(kept)
-        """Numbers that each client keeps, by name."""
-        self._fresh = self._widths({name: full for name, full in optimizer.slots.items() if name not in kept})
+        self.personal = algorithm.personal(self.layout)
+        """Columns of the parameters that stay with their client."""
+        self.columns = algorithm.columns(self.layout)
+        """Columns that the method steps apart, by name."""
+        self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
+        self._fresh = {} if algorithm.keeps_optimizer else self._slots.widths
+        self.kept_slots = self._slots.widths if algorithm.keeps_optimizer else {}
+        """Numbers of the optimizer's slots that each client keeps, by name."""
+        self.kept_widths: dict[str, int] = dict(self.kept_slots)
+        """Numbers that each client keeps, by name: also of the method's own state, and of what stays with it."""
         self.pool: ThreadPoolExecutor | None = None
         """Of the threads that share blocks, where there are several."""
         self.division: Division
         self.buffers: RowBuffers
-
-    def _widths(self, slots: dict[str, bool]) -> dict[str, int]:
-        return {name: self.layout.size if full else 1 for name, full in slots.items()}
 
     def initial(self, seeds: Sequence[int]) -> Tensor:
         """Initial models of these seeds, [seeds, P]."""
@@ -137,34 +192,102 @@ class RowGroup:
 
     @property
     def payload(self) -> int:
-        """Bytes of a model."""
-        return self.layout.size * self.dtype.itemsize
+        """Bytes of a model, as it is sent."""
+        return (self.layout.size - self.personal.width) * self.dtype.itemsize
+
+    def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
+        """What each client of a run carries, from the run's initial model [1, P]: by name its initial values, [1 or K, width]."""
+        e = self._experiment
+        named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
+        if self.personal.width:
+            named[PERSONAL] = self.personal.of(models).clone()
+        size = self.layout.size
+        for message in ("", *e.algorithm.messages):
+            named |= {
+                f"{UPLINK}{message}.{name}": models.new_zeros(1, size if width == "row" else 1) for name, width in e.uplink.slots.items()
+            }
+        named |= {name: models.new_zeros(1, width) for name, width in self.kept_slots.items()}
+        self.kept_widths = {name: values.shape[1] for name, values in named.items()}
+        return named
+
+    def rows(self, lane: Lane, parameters: Tensor, starts: Tensor, lr: Tensor, rule: Optimizer, of: RowsOf) -> Rows:
+        """Rows in training.
+
+        Args:
+            lane: whose fresh slots they use. parameters, starts: [rows, P]. lr: [rows, steps]. rule: of the local optimizer.
+            of: what the buffers have for these rows.
+        """
+        count = len(parameters)
+        slots = of.kept if not self._fresh else {name: slot[:count] for name, slot in lane.slots.items()}
+        local = LocalOptimizer(
+            rule,
+            self.layers,
+            of.hyper,
+            {vector: {name: slots[place] for name, place in names.items()} for vector, names in self._slots.of.items()},
+            self.columns,
+        )
+        state = {name.removeprefix(STATE): values for name, values in of.kept.items() if name.startswith(STATE)}
+        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper)
+
+    def of_rows(self, rows: slice, run: int) -> RowsOf:
+        """What the buffers have for some rows of a run."""
+        buffers, runs = self.buffers, len(self.division.counts)
+        received = {
+            name: values[run : run + 1].expand(rows.stop - rows.start, -1) if len(values) == runs else values[rows]
+            for name, values in buffers.received.items()
+        }
+        kept, hyper, own_hyper, facts = (
+            {name: values[rows] for name, values in named.items()}
+            for named in (buffers.kept, buffers.hyper, buffers.own_hyper, buffers.facts)
+        )
+        return RowsOf(kept, hyper, own_hyper, facts, received)
+
+    def receive(self, name: str, run: int, rows: slice, values: Tensor) -> None:
+        """Lay down what the server has sent the rows of a run beside the model, [1, width] or [rows, width]."""
+        runs, total = len(self.division.counts), sum(self.division.counts)
+        alike = len(values) == 1
+        if name not in self.buffers.received:
+            self.buffers.received[name] = self.zeros(runs if alike else total, values.shape[1])
+        self.buffers.received[name][slice(run, run + 1) if alike and len(self.buffers.received[name]) == runs else rows].copy_(values)
 
     @cached_property
     def sample_flops(self) -> int:
         """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
-        return sample_flops(self.architecture.build(), self._experiment.card)
+        return sample_flops(self.architecture.build(), self._experiment.dataset_info)
 
     @cached_property
     def forward_flops(self) -> int:
         """Floating-point operations of one sample's forward pass alone."""
-        return sample_flops(self.architecture.build(), self._experiment.card, backward=False)
+        return sample_flops(self.architecture.build(), self._experiment.dataset_info, backward=False)
+
+    @cached_property
+    def product_flops(self) -> int:
+        """Floating-point operations of one sample's product with the Hessian."""
+        return product_flops(self.architecture.build(), self._experiment.dataset_info)
+
+    def flops(self, gradients: int, forwards: int, products: int) -> int:
+        """Floating-point operations of so many samples of gradients, of forward passes alone, and of products with the Hessian."""
+        total = self.sample_flops * gradients
+        total += self.forward_flops * forwards if forwards else 0
+        return total + (self.product_flops * products if products else 0)
 
     @property
     def samples_at_once(self) -> int:
         """Samples of a batch whose gradient is taken at once; larger batches are accumulated."""
         return min(self._experiment.batch_size, self.engine.samples_at_once)
 
-    def allocate(self, counts: list[int], optimizers: Sequence[Optimizer]) -> None:
-        """Memory for rounds with so many rows of each run, which step by these optimizers; fewer rows at once where it runs out."""
+    def allocate(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> None:
+        """Memory for rounds with so many rows of each run, by its optimizer and its method; fewer rows at once where it runs out."""
         e, most = self._experiment, max(counts)
-        vectors = 4 + len(self._fresh)  # parameters, their gradient twice over, an intermediate of the optimizer, slots
+        vectors = (
+            4 + len(self._fresh) + bool(self.personal.width)
+        )  # parameters, their gradient twice over, an intermediate of the optimizer, slots
         row_bytes = vectors * self.layout.size * self.dtype.itemsize + 2 * self.samples_at_once * self.architecture.sample_bytes
         self.rows_at_once = self._limit or rows_that_fit(self.device, row_bytes, most, self._notify)
         while True:
             self.division = self._divide(counts, together=e.algorithm.coupled or e.algorithm.event_driven)
             try:
-                self.buffers = self._make_buffers(optimizers)
+                self.buffers = self._make_buffers(optimizers, algorithms)
                 break
             except RuntimeError as error:
                 if not out_of_memory(error) or self.rows_at_once == 1:
@@ -193,11 +316,15 @@ class RowGroup:
         branches = min(self.engine.branches, sum(map(len, blocks))) if self.launcher.replays else 1
         return Division(counts, sections, blocks, threads, branches)
 
-    def _make_buffers(self, optimizers: Sequence[Optimizer]) -> RowBuffers:
+    def _make_buffers(self, optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> RowBuffers:
         division, size = self.division, self.layout.size
         total, block = sum(division.counts), max(block.size for own in division.blocks for block in own)
         lanes = [
-            Lane(self.zeros(block, size), {name: self.zeros(block, width) for name, width in self._fresh.items()})
+            Lane(
+                self.zeros(block, size),
+                {name: self.zeros(block, width) for name, width in self._fresh.items()},
+                self.zeros(block, size) if self.personal.width else None,
+            )
             for _ in range(division.lanes)
         ]
         if self._experiment.algorithm.needs_ends:
@@ -208,11 +335,23 @@ class RowGroup:
         return RowBuffers(
             lanes,
             ends,
-            {name: self.zeros(total, width) for name, width in self.client_widths.items()},
-            self.zeros(total, METER + self.engine.squares),
+            {name: self.zeros(total, width) for name, width in self.kept_widths.items()},
+            self.zeros(total, METER_WIDTH + self.engine.squares),
             self.zeros(total, 1),
             self.hyper(of_rows),
+            self._own_hyper([algorithm for algorithm, count in zip(algorithms, division.counts, strict=True) for _ in range(count)]),
+            {name: self.zeros(total, width) for name, width in self._fact_widths().items()},
+            {},
         )
+
+    def _fact_widths(self) -> dict[str, int]:
+        widths = {"sizes": 1, "label_counts": self._experiment.dataset_info.classes}
+        return {name: widths[name] for name in self._experiment.algorithm.row_facts}
+
+    def _own_hyper(self, algorithms: Sequence[Algorithm]) -> dict[str, Tensor]:
+        """Hyper-parameters of methods by name, [algorithms, 1]."""
+        values = {name: [[getattr(each, name)] for each in algorithms] for name in self._experiment.algorithm.hyper}
+        return {name: torch.tensor(column, dtype=self.dtype, device=self.device) for name, column in values.items()}
 
     def hyper(self, rules: Sequence[Optimizer]) -> dict[str, Tensor]:
         """Hyper-parameters of optimizers by name, [rules, 1]."""

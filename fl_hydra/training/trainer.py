@@ -22,25 +22,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory, to_device
-from fl_hydra.errors import require
+from fl_hydra.seams.clients import Clients, Mask, Server
+from fl_hydra.seams.fabric import Fabric, Wire
+from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.event_phase import EventPhase
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.fabric import Fabric
 from fl_hydra.training.local_phase import LocalPhase
-from fl_hydra.training.measurements import LossQuestions, Measurements
+from fl_hydra.training.measurements import LossQueries, Measurements
 from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.personal_evaluation import PersonalEvaluation, PersonalScores
 from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.round_inputs import RoundInputs, RunRound, is_masked, step_inputs
-from fl_hydra.training.row_group import RowGroup
-from fl_hydra.training.rows import Clients, Server
+from fl_hydra.training.row_group import STATE, RowGroup
+from fl_hydra.training.samples import Samples
+from fl_hydra.training.shard_passes import RunShards, ShardPasses
 from fl_hydra.training.split import load_split
 
 
@@ -71,58 +75,57 @@ class Trainer:
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         first = self._first = experiments[0]
-        algorithm, optimizer = first.algorithm, first.optimizer
+        algorithm = first.algorithm
         self.device = _prepared(device)
         self.precision = PRECISIONS[first.precision]
         self.precision.configure(self.device)
         self._notify = notify
         if not computes_in(self.device, self.precision.compute):
             notify(f"precision={first.precision}: this CPU has no instructions for it, so that a step takes longer than in fp32, not less")
-        architecture = Architecture.of(first.model, first.card)
+        architecture = Architecture.of(first.model, first.dataset_info, algorithm)
         self.engine_name = self._choose(experiments, architecture) if engine == "auto" else engine
-        shared = sorted(optimizer.slots.keys() & algorithm.client_slots.keys())
-        require(
-            not shared,
-            f"algorithm={algorithm.name} and optimizer={optimizer.name} both have a slot {', '.join(shared)}: rename it in client_slots",
-        )
         group = self.group = RowGroup(
             first, architecture, self.engine_name, self.precision, self.device, rows_at_once, samples_at_once, notify
         )
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
+        first.uplink.check(group.layout.size)
+        self.runs = [PackedRun(experiment, self.split.sample_owners, group.layout) for experiment in experiments]
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
-        self.members = [
-            PackedRun(experiment, self.split.population, ClientStore(group.client_widths, group.dtype, folder))
-            for experiment, folder in zip(experiments, folders, strict=True)
-        ]
-        self.state = algorithm.initial(group.initial([experiment.seed for experiment in experiments]), first.m)
-        self.state.server = {
-            name: group.zeros(len(experiments), group.layout.size if full else 1) for name, full in first.server.slots.items()
-        }
-        self.measurements = Measurements(self.members, self.device)
+        models = group.initial([experiment.seed for experiment in experiments])
+        for run, model, folder in zip(self.runs, models, folders, strict=True):
+            run.clients = ClientStore(group.client_state(model[None], run.facts), folder)
+        states = [algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
+        self.state = type(states[0]).together(states)
+        self.state.server = self._outer_slots()
+        self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares
-        self.questions = LossQuestions(group.engine, self.split.train, notify)
+        self.loss_queries = LossQueries(group.engine, self.split.train, notify)
+        self.passes = ShardPasses(group, self.split.train)
+        self.personal = PersonalEvaluation(algorithm, group)
         self._phase: LocalPhase | EventPhase
         if isinstance(algorithm, EventDriven):
             self._phase = EventPhase(algorithm, group, self.split.train)
         else:
-            self._phase = LocalPhase(algorithm, group, self.split.train, self.measurements.noise, self.measurements.travel)
+            self._phase = LocalPhase(
+                algorithm, first.uplink, group, self.split.train, self.measurements.noise, self.measurements.measures_displacement
+            )
         self._allocate([experiment.m for experiment in experiments])
 
     def run_round(self) -> None:
         """One round of every run.
 
         Raises:
-            ValueError: a run's budget is spent; :meth:`keep` the others.
+            ValueError: a run's budget is spent; :meth:`retain_runs` the others.
         """
-        if any(run.finished for run in self.members):
-            raise ValueError("a run of this trainer has spent its budget; keep() the others, or make a new trainer")
-        plans = [plan_round(run, partial(self._losses, index)) for index, run in enumerate(self.members)]
+        if any(run.finished for run in self.runs):
+            raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
+        plans = [plan_round(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
         if (counts := [len(plan.ids) for plan in plans]) != self.group.division.counts:
             self._allocate(counts)
         inputs = self._begin(plans)
 
         self._phase.send(inputs)
-        self._phase.train(inputs, [run.experiment.optimizer for run in self.members])
+        self._phase.train(inputs, [run.experiment.optimizer for run in self.runs])
         means = [self._phase.mean(index, part) for index, part in enumerate(inputs.runs)]
 
         of_clients = self.measurements.clients(inputs, self.group.buffers)
@@ -130,53 +133,106 @@ class Trainer:
         for part, mean in zip(inputs.runs, means, strict=True):
             self._phase.update(part, inputs, mean)
 
-        computed = (inputs.gradient_calls * inputs.counts).sum(1)
-        for index, (run, part) in enumerate(zip(self.members, inputs.runs, strict=True)):
+        computed = (inputs.calls * inputs.counts[..., None]).sum(1)
+        for index, (run, part) in enumerate(zip(self.runs, inputs.runs, strict=True)):
             self.measurements.add(index, self.group.buffers.meter[part.rows])
             if of_clients is not None:
                 run.observe_clients(part.plan, {name: values[part.rows] for name, values in of_clients.items()})
-            run.advance(part.plan, int(computed[part.rows].sum()), self.group.payload)
+            run.advance(part.plan, computed[part.rows].sum(0), self.group.payload)
             if of_rounds is not None:
                 run.observe_round(part.plan, of_rounds[index])
+            if run.finished and self._first.algorithm.concludes:
+                self._conclude(index)
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
         """Charge what planning took, check the cohorts' state out, and lay out what local steps need."""
-        for run, plan in zip(self.members, plans, strict=True):
+        for run, plan in zip(self.runs, plans, strict=True):
             run.begin(plan, self.group.payload)
-        steps, counts = step_inputs(plans, self.members, self.device, self.group.dtype)
+        steps, counts = step_inputs(plans, self.runs, self.device, self.group.dtype)
         parts = [self._part(index, plan) for index, plan in enumerate(plans)]
         self.group.buffers.meter.zero_()
         if self.measurements.noise is not None:
             self.measurements.noise.begin()
-        return RoundInputs(steps, counts, np.zeros_like(counts), parts)
+        return RoundInputs(steps, counts, np.zeros((*counts.shape, len(CALLS)), np.int64), parts)
 
     def _part(self, index: int, plan: RoundPlan) -> RunRound:
         """A run's part in a round: its cohort, whose state is checked out."""
-        run, rows, group = self.members[index], self.group.division.sections[index], self.group
+        run, rows, group = self.runs[index], self.group.division.sections[index], self.group
         reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
-        fabric = Fabric(self._first.algorithm.federated, len(plan.ids), int(reports.sum()), run.traffic)
-        slots = {name: slot[rows] for name, slot in group.buffers.client_slots.items()}
-        run.clients.check_out(plan.ids, run.round, slots)
+        kept = {name: values[rows] for name, values in group.buffers.kept.items()}
+        run.clients.check_out(plan.ids, run.round, kept)
+        for name, values in group.buffers.facts.items():
+            values[rows].copy_(to_device(run.fact(name, plan.ids), self.device))
         lost: list[int] = np.flatnonzero(~reports).tolist()
         numbers = to_device(np.append(plan.weights, plan.mean_rate), self.device).to(group.dtype)
-        server = replace(self._servers[index], local_lr=numbers[-1:, None])
-        return RunRound(
+        clients = self._clients(index, plan.ids, reports, numbers[:-1], replace(self._servers[index], local_lr=numbers[-1:, None]))
+        clients.steps = -(-plan.samples // run.experiment.step_samples)
+        clients.rates = to_device(plan.rates.sum(1), self.device).to(group.dtype)[:, None]
+        clients.state = {name.removeprefix(STATE): values for name, values in kept.items() if name.startswith(STATE)}
+        clients.slots = {name: kept[name] for name in group.kept_slots}
+        part = RunRound(
             plan,
             rows,
             self.state.of_runs(slice(index, index + 1)),
-            Clients(plan.ids, numbers[:-1], slots, fabric, server),
+            clients,
             is_masked(plan, run),
             tuple(mixing is not None for mixing in plan.mixing),
             int(reports.sum()),
             frozenset(rows.start + row for row in lost),
-            [(slot[row], slot[row].clone()) for slot in slots.values() for row in lost],
+            [(values[row], values[row].clone()) for values in kept.values() for row in lost],
+            to_device(run.uplink_streams(plan.ids), self.device),
+            int(run.uplink_streams(np.array([-1]))[0]),
         )
+        if isinstance(self._phase, LocalPhase):
+            clients.uplink = partial(self._phase.encode, part)
+        return part
+
+    def _clients(self, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server) -> Clients:
+        """Some clients of a run, as its method sees them, without what they carry."""
+        run, group = self.runs[index], self.group
+        uplink = self._first.uplink
+        wire = Wire(group.layout.size, group.personal.width, None if uplink.bypassed else uplink.size)
+        return Clients(
+            run.facts,
+            run.round,
+            ids,
+            weights,
+            reports,
+            np.zeros(len(ids), np.int64),
+            torch.zeros_like(weights)[:, None],
+            {},
+            {},
+            Fabric(self._first.algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
+            server,
+            {name: values[group.division.sections[index].start][None] for name, values in group.buffers.own_hyper.items()},
+            RunShards(self.passes, run),
+        )
+
+    def _conclude(self, index: int) -> None:
+        """What the method does with all clients of a run that has come to its end; a part of its last round."""
+        run = self.runs[index]
+        ids = np.flatnonzero(run.shard_sizes)
+        weights = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self.device).to(self.group.dtype)
+        clients = self._clients(index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
+        self._first.algorithm.conclude(self.state.of_runs(slice(index, index + 1)), clients)
+        run.settle()
+
+    def _outer_slots(self) -> dict[str, Tensor]:
+        """The outer optimizer's state at first, of every field that it steps."""
+        slots = {}
+        for stepped in self._first.algorithm.outer_steps:
+            vectors = self.state.model if stepped == "model" else self.state.carried[stepped]
+            for name, width in self._first.server.slots.items():
+                key = name if stepped == "model" else f"{stepped}.{name}"
+                slots[key] = torch.zeros_like(vectors if width == "row" else vectors[:, :1])
+        return slots
 
     def _allocate(self, counts: list[int]) -> None:
         """Memory of rounds with so many rows of each run."""
         group = self.group
-        group.allocate(counts, [run.experiment.optimizer for run in self.members])
-        outer = [run.experiment.server for run in self.members]
+        experiments = [run.experiment for run in self.runs]
+        group.allocate(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
+        outer = [run.experiment.server for run in self.runs]
         hyper = group.hyper(outer)
         rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=self.device)
         self._servers = [
@@ -188,7 +244,7 @@ class Trainer:
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's present model for its participation scheme."""
-        return self.questions.answer(self.members[index], self.state.model[index], ids, samples)
+        return self.loss_queries.answer(self.runs[index], self.state.model[index], ids, samples)
 
     def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
@@ -198,30 +254,39 @@ class Trainer:
         if len(names) == 1:
             return names[0]
         rows = sum(experiment.m for experiment in experiments)
-        described = (first.model, first.card, first.batch_size, rows, first.precision, first.algorithm, first.optimizer, self.device)
+        described = (
+            first.model,
+            first.dataset_info,
+            first.batch_size,
+            rows,
+            first.precision,
+            first.algorithm,
+            first.optimizer,
+            self.device,
+        )
         short = [replace(experiment, J=min(experiment.J or 4, 4), budget=10**12) for experiment in experiments]
         return fastest(names, lambda name: Trainer(*short, engine=name, device=str(self.device)).run_round, repr(described), self._notify)
 
     @property
     def finished(self) -> bool:
         """Whether every run's budget is spent."""
-        return all(run.finished for run in self.members)
+        return all(run.finished for run in self.runs)
 
     @property
-    def member(self) -> PackedRun:
+    def sole_run(self) -> PackedRun:
         """The run, of a trainer that holds one."""
-        (run,) = self.members
+        (run,) = self.runs
         return run
 
-    def keep(self, runs: Sequence[int]) -> None:
+    def retain_runs(self, runs: Sequence[int]) -> None:
         """Drop all other runs than these."""
-        for run in self.members:
+        for run in self.runs:
             run.clients.retire()
         which = torch.tensor(list(runs), device=self.device)
         counts = [self.group.division.counts[run] for run in runs]
-        self.members = [self.members[run] for run in runs]
+        self.runs = [self.runs[run] for run in runs]
         self.state = self.state.of_runs(which)
-        self.measurements.keep(which)
+        self.measurements.retain_runs(which)
         self._allocate(counts)
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
@@ -229,9 +294,22 @@ class Trainer:
         return [self._evaluate(run) for run in runs]
 
     def _evaluate(self, run: int) -> Metrics:
+        state = self.state.of_runs(slice(run, run + 1))
         # A copy, as all that is evaluated: at another address a product may have other last bits.
-        models = self._first.algorithm.models(self.state.of_runs(slice(run, run + 1))).clone()
-        return evaluate(self.members[run], run, models, self.split, self.group, self.measurements, self._notify)
+        models = self._first.algorithm.models(state).clone()
+        personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
+        return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
+
+    def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
+        """How clients of a run do with models of their own; what they compute for it is not charged."""
+        run = self.runs[index]
+
+        def clients(ids: Indices) -> Clients:
+            weights = torch.full((len(ids),), 1 / len(ids), dtype=self.group.dtype, device=self.device)
+            made = self._clients(index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
+            return replace(made, shards=RunShards(self.passes, run, charged=False))
+
+        return self.personal.scores(run, state, samples, looked_at, clients)
 
     def weights(self, run: int = 0) -> Tensor:
         """A run's model, [P], on the host."""
@@ -241,7 +319,7 @@ class Trainer:
         """Everything that a run's next round depends on, as plain values and tensors; client state is written and referred to."""
         noise = self.measurements.noise
         return {
-            **self.members[run].state_dict(),
+            **self.runs[run].state_dict(),
             "state": {name: tensor[run].clone() for name, tensor in self.state.tensors().items()},
             "meter": self.measurements.meter[run].clone(),
             "noise": None if noise is None else noise.averages[run].clone(),
@@ -253,7 +331,7 @@ class Trainer:
         Raises:
             CorruptFile: client state that it refers to is damaged.
         """
-        self.members[run].load_state_dict(checkpoint)
+        self.runs[run].load_state_dict(checkpoint)
         for name, tensor in self.state.tensors().items():
             tensor[run].copy_(checkpoint["state"][name])
         self.measurements.meter[run].copy_(checkpoint["meter"])

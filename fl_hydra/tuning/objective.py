@@ -9,8 +9,15 @@ from typing import Any, Literal
 
 from fl_hydra.errors import UserError, require
 
-FINAL = {"val/acc": True, "val/loss": False, "train/acc": True, "train/loss": False}
-"""Figures of the final model, and whether more is better."""
+FINAL = {
+    "val/acc": True,
+    "val/loss": False,
+    "train/acc": True,
+    "train/loss": False,
+    "personal/val/acc": True,
+    "personal/val/loss": False,
+}
+"""Figures of the final model, and whether more is better. Without a global model `val/acc` is `personal/val/acc`."""
 
 Direction = Literal["maximize", "minimize"]
 """As Optuna calls it."""
@@ -87,11 +94,16 @@ class Objective:
             return self.worst
         if self.target is None:
             return self.at(rows[-1])
-        reached = (row for row in rows if row["val/acc"] is not None and row["val/acc"] >= self.target)
+        reached = (row for row in rows if (accuracy := _figure(row, "val/acc")) is not None and accuracy >= self.target)
         first = next(reached, None)
         return self.worst if first is None else float(sum(first[column] for column in COSTS[self.figure]))
 
     def at(self, row: Mapping[str, Any]) -> float:
         """The figure of one row; only of an objective without a target."""
-        value = row[self.figure]
-        return self.worst if value is None else float(value)
+        value = _figure(row, self.figure)
+        return self.worst if value is None else value
+
+
+def _figure(row: Mapping[str, Any], name: str) -> float | None:
+    value = row[name]
+    return row.get(f"personal/{name}") if value is None else value

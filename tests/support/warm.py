@@ -31,7 +31,7 @@ import fl_hydra.runs.execution
 import fl_hydra.runs.packing
 import fl_hydra.runs.progress
 import fl_hydra.sweeping.grid
-import fl_hydra.sweeping.table
+import fl_hydra.sweeping.outcome_table
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import trainer
 
@@ -112,7 +112,7 @@ def child(request: dict[str, Any], output: int) -> None:
         original_round = Trainer.run_round
 
         def asked_round(self: Trainer) -> None:
-            if self.members[0].round == after:
+            if self.runs[0].round == after:
                 os.kill(os.getpid(), number)
             original_round(self)
 

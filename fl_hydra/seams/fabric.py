@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,27 +55,47 @@ class Traffic:
 class Fabric:
     """Reductions over the rows that one run has in a round, which one process holds.
 
+    All that a row is sent in a round is one message, and so is all that it sends; rows wait for one average.
+
     Args:
         remote: whether a single row, too, is far from its model (a client), or is where the model is (a lone worker).
         rows: how many there are. reports: how many of them will send what they have. traffic: the run's ledger.
+        wire: bytes that a vector of so many bytes takes up, and down: less than its own where a part of it stays, or is compressed.
     """
 
-    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic) -> None:
-        self._remote, self._rows, self._reports, self.traffic = remote, rows, reports, traffic
+    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None) -> None:
+        self._rows, self._reports, self.traffic = rows, reports, traffic
+        self._remote, self._apart = remote, remote or rows > 1
+        self._wire = wire or Wire()
+        self._sent_down = self._sent_up = False
 
     def count_down(self, values: Tensor) -> None:
-        """Enter in the ledger that every row was sent `values` [1, P]."""
-        if self._remote or self._rows > 1:
-            self.traffic.bytes_down += self._rows * values[0].numel() * values.element_size()
-            self.traffic.messages += self._rows
-            self.traffic.served += self._rows * self._remote
+        """Enter in the ledger that every row was sent one of `values` [1 or rows, width]."""
+        if self._apart:
+            self.traffic.bytes_down += self._rows * self._wire.down(values)
+            if not self._sent_down:
+                self.traffic.messages += self._rows
+                self.traffic.served += self._rows * self._remote
+            self._sent_down = True
 
     def count_up(self, values: Tensor) -> None:
-        """Enter in the ledger that every row that reports sent one of `values` [any, P] to be averaged."""
-        if self._remote or self._rows > 1:
-            self.traffic.bytes_up += self._reports * values[0].numel() * values.element_size()
-            self.traffic.messages += self._reports
-            self.traffic.served += self._reports * self._remote
+        """Enter in the ledger that every row that reports sent one of `values` [any, width] to be averaged."""
+        if self._apart:
+            self.traffic.bytes_up += self._reports * self._wire.up(values)
+            if not self._sent_up:
+                self.traffic.messages += self._reports
+                self.traffic.served += self._reports * self._remote
+                self.traffic.averages += 1
+            self._sent_up = True
+
+    def count_average(self, values: Tensor) -> None:
+        """Enter an average [1, width] in the middle of a round, which all rows wait for and receive: messages of its own."""
+        if self._apart:
+            size = values[0].numel() * values.element_size()
+            self.traffic.bytes_down += self._rows * size
+            self.traffic.bytes_up += self._reports * size
+            self.traffic.messages += self._rows + self._reports
+            self.traffic.served += (self._rows + self._reports) * self._remote
             self.traffic.averages += 1
 
     def broadcast(self, models: Tensor) -> Tensor:
@@ -82,8 +103,8 @@ class Fabric:
         self.count_down(models)
         return models.expand(self._rows, -1)
 
-    def mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The weighted mean: values [rows, P], weights [rows] summing to 1 -> [1, P]."""
+    def sum(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of what the rows send: values [rows, width], weights [rows] -> [1, width]."""
         self.count_up(values)
         return self.sum_weighted(values, weights)
 
@@ -94,3 +115,28 @@ class Fabric:
         for row, weight in zip(values, weights, strict=True):
             total[0].addcmul_(row, weight)
         return total
+
+
+class Wire:
+    """What a vector takes on the wire.
+
+    Args:
+        size: numbers of a model. kept: of these, those that stay with their client.
+        encoded: bytes of a vector of so many numbers of so many bytes, on its way up; None: of all of them.
+    """
+
+    def __init__(self, size: int = -1, kept: int = 0, encoded: Callable[[int, int], int] | None = None) -> None:
+        self._size, self._kept, self._encoded = size, kept, encoded
+
+    def _width(self, values: Tensor) -> int:
+        width = values[0].numel()
+        return width - self._kept if width == self._size else width
+
+    def down(self, values: Tensor) -> int:
+        """Bytes of one of `values` [any, width] from the server."""
+        return self._width(values) * values.element_size()
+
+    def up(self, values: Tensor) -> int:
+        """Bytes of one of `values` [any, width] to the server."""
+        width, each = self._width(values), values.element_size()
+        return width * each if self._encoded is None else self._encoded(width, each)

@@ -1,0 +1,35 @@
+"""FedSAM (Qu et al., ICML 2022; Caldarola et al., ECCV 2022): sharpness-aware minimisation at the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fl_hydra.algorithms.base import Algorithm, algorithms
+
+if TYPE_CHECKING:
+    from fl_hydra.seams.rows import Batch, Gradient, Rows
+
+
+@algorithms.register
+@dataclass
+class FedSAM(Algorithm):
+    """FedAvg whose clients step along the gradient at w + rho g / |g|, g being the gradient at w of the same batch (Foret et al., ICLR
+    2021, equation 2). The norm is that of a client's whole gradient. rho=0 is FedAvg, at twice the price.
+    """
+
+    name: str = "fedsam"
+    rho: float = 0.05
+
+    hyper: ClassVar[tuple[str, ...]] = ("rho",)
+    gradients_per_batch: ClassVar[float] = 2.0
+
+    def __post_init__(self) -> None:
+        self.check_not_negative("rho")
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        ascent = gradient(rows.parameters, batches[0])
+        norm = ascent.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+        ahead = rows.parameters.addcmul(ascent, rows.hyper["rho"] / norm)
+        rows.descend(gradient(ahead, batches[0], metered=False), j)

@@ -1,0 +1,172 @@
+"""How a module's parameters lie in one flat vector.
+
+A model in training is a vector of P numbers, a round's workers are a matrix [rows, P]: optimizers and averages then take a
+handful of kernels whatever the number of layers, a message is a vector, and a checkpoint is a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate, compress
+
+import torch
+from torch import Tensor, nn
+
+from fl_hydra.errors import require
+from fl_hydra.optim.base import Layers
+from fl_hydra.randomness import key
+
+_NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some of the parameters, as columns of vectors [..., P].
+
+    names: of the parameters. slices: where they lie, in order, neighbours together. layers: what an optimizer knows of them.
+    """
+
+    names: tuple[str, ...]
+    slices: tuple[slice, ...]
+    layers: Layers
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return sum(self.layers.sizes)
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """These columns of vectors [..., P]: [..., width], a view where they lie side by side, else a copy."""
+        if len(self.slices) == 1:
+            return vectors[..., self.slices[0]]
+        return torch.cat([vectors[..., part] for part in self.slices], -1) if self.slices else vectors[..., :0]
+
+    def write(self, vectors: Tensor, values: Tensor) -> None:
+        """Put values [..., width] into these columns of vectors [..., P]; what :meth:`of` gave as a view is there already."""
+        first = 0
+        for part in self.slices:
+            place = vectors[..., part]
+            own = values[..., first : first + part.stop - part.start]
+            first += part.stop - part.start
+            if own.data_ptr() != place.data_ptr():
+                place.copy_(own)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and unstacked shapes of the parameters, in the order in which they lie in the vector.
+
+    weights: whether each is a weight, and neither a bias nor a parameter of a normalisation. modules: the class names of the modules to
+    which they belong. head: the name of the last linear layer, None where there is none.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    weights: tuple[bool, ...]
+    modules: tuple[str, ...]
+    head: str | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        """The layout of a module, of which :func:`fl_hydra.training.architecture.check_architecture` has no complaint."""
+        named = dict(module.named_parameters())
+        normalising = {id(p) for part in module.modules() if isinstance(part, _NORMALISATIONS) for p in part.parameters()}
+        return cls(
+            tuple(named),
+            tuple(tuple(parameter.shape) for parameter in named.values()),
+            tuple(parameter.dim() > 1 and id(parameter) not in normalising for parameter in named.values()),
+            tuple(type(module.get_submodule(name.rpartition(".")[0])).__name__ for name in named),
+            last_linear(module),
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each parameter."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether there is a recurrent layer, by PyTorch's name for its weights."""
+        return any("weight_hh" in name for name in self.names)
+
+    @property
+    def layers(self) -> Layers:
+        """What an optimizer knows of it."""
+        return Layers(tuple(self.sizes), self.weights)
+
+    @property
+    def size(self) -> int:
+        """P, the length of the vector."""
+        return sum(self.sizes)
+
+    def columns(self, chosen: Callable[[str, str], bool]) -> Columns:
+        """The columns of the parameters for which `chosen(name, class name of its module)` holds; there may be none."""
+        which = [chosen(name, module) for name, module in zip(self.names, self.modules, strict=True)]
+        stops = list(accumulate(self.sizes))
+        slices: list[slice] = []
+        for taken, size, stop in zip(which, self.sizes, stops, strict=True):
+            if taken and slices and slices[-1].stop == stop - size:
+                slices[-1] = slice(slices[-1].start, stop)
+            elif taken:
+                slices.append(slice(stop - size, stop))
+        return Columns(
+            tuple(compress(self.names, which)),
+            tuple(slices),
+            Layers(tuple(compress(self.sizes, which)), tuple(compress(self.weights, which))),
+        )
+
+    def select(self, pattern: str, key: str) -> Columns:
+        """The columns of the parameters that a pattern chooses.
+
+        Args:
+            pattern: `none`, `all`, `head` (the last linear layer), or names of parameters or of module classes, with wildcards, several
+                of them divided by `|`.
+            key: of the option that gives it, for messages.
+
+        Raises:
+            UserError: it matches no parameter.
+        """
+        if pattern in ("none", "all"):
+            return self.columns(lambda name, module: pattern == "all")
+        if pattern == "head":
+            require(self.head is not None, f"{key}=head: the model has no linear layer; choose a pattern of other parameters")
+            return self.columns(lambda name, module: name.rpartition(".")[0] == self.head)
+        patterns = pattern.split("|")
+        found = self.columns(lambda name, module: any(fnmatchcase(each, one) for each in (name, module) for one in patterns))
+        require(
+            bool(found.names),
+            f"{key}={pattern}: matches no parameter; choose none, all, head, or names, with wildcards, of parameters ("
+            f"{', '.join(self.names)}) or of module classes ({', '.join(sorted(set(self.modules)))})",
+        )
+        return found
+
+    def views(self, vectors: Tensor) -> dict[str, Tensor]:
+        """The parameters inside vectors [..., P], as views [..., *shape] by name; convolutions lie in channels_last order."""
+        pieces = torch.split(vectors, self.sizes, dim=-1)
+        views, leading = {}, vectors.shape[:-1]
+        for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True):
+            if len(shape) == 4:
+                views[name] = piece.view(*leading, shape[0], shape[2], shape[3], shape[1]).movedim(-1, -3)
+            else:
+                views[name] = piece.view(*leading, *shape)
+        return views
+
+    def flat(self, parameters: Iterable[Tensor]) -> Tensor:
+        """The reverse: tensors of the unstacked shapes, in order, as one vector [P]."""
+        return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in parameters])
+
+
+def last_linear(module: nn.Module) -> str | None:
+    """The name of a module's last linear layer, whose input is what is called its features."""
+    return next((name for name, part in reversed(list(module.named_modules())) if isinstance(part, nn.Linear)), None)
+
+
+def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Tensor:
+    """Initial parameters [P], drawn on the CPU by the module's own initialisation, as a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "weights") & 0x7FFF_FFFF_FFFF_FFFF)
+        module = build()
+    return Layout.of(module).flat(parameter.detach().to("cpu", dtype) for parameter in module.parameters())

@@ -1,0 +1,137 @@
+"""Models of clients, each judged on its own share of the validation and test samples.
+
+Each class's samples are dealt disjointly to clients in proportion to their training samples of it, by largest remainders; samples
+without a label, in proportion to the sizes of the shards. So all clients together look at each sample once, whatever K is. Clients that
+are dealt none are left out, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_hydra.algorithms.base import Algorithm, State
+from fl_hydra.arrays import Indices, Reals
+from fl_hydra.devices import to_device
+from fl_hydra.randomness import generator
+from fl_hydra.seams.clients import Clients
+from fl_hydra.training.engines import score
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.row_group import PERSONAL, RowGroup
+from fl_hydra.training.samples import Samples
+
+CLIENTS_AT_ONCE = 16
+"""Models of clients that are in memory together."""
+
+OUTPUTS_AT_ONCE = 512
+
+
+def deal_shares(counts: Indices, labels: Indices, seed: int) -> list[Indices]:
+    """Deal labelled samples to clients.
+
+    Args:
+        counts: int64 [K, classes], training samples of each client and class. labels: int64 [n], of the samples that are dealt.
+        seed: of which sample goes to whom.
+
+    Returns:
+        for each client, positions in `labels`, ascending. Samples of a class that no client has are dealt to nobody.
+    """
+    dealt: list[list[Indices]] = [[] for _ in counts]
+    for label in range(counts.shape[1]):
+        members, total = np.flatnonzero(labels == label), int(counts[:, label].sum())
+        if not total or not len(members):
+            continue
+        wanted = counts[:, label] * len(members)
+        own = wanted // total
+        largest = np.argsort(-(wanted % total), kind="stable")[: len(members) - int(own.sum())]
+        own[largest] += 1
+        order = generator(seed, "personal-shares", label).permutation(members)
+        for client, piece in enumerate(np.split(order, np.cumsum(own)[:-1])):
+            dealt[client].append(piece)
+    return [np.sort(np.concatenate(pieces)) if pieces else np.zeros(0, np.int64) for pieces in dealt]
+
+
+@dataclass(frozen=True)
+class PersonalScores:
+    """How clients do on their own samples.
+
+    losses, accuracies: float64 [clients]. sizes: int64 [clients], targets that each was judged by.
+    """
+
+    losses: Reals
+    accuracies: Reals
+    sizes: Indices
+
+    def figures(self, prefix: str) -> dict[str, float]:
+        """Figures of a line of metrics: means over clients, weighted by their targets too, the mean of the worst tenth, the deviation."""
+        worst = np.sort(self.accuracies)[: -(-len(self.accuracies) // 10)]
+        return {
+            f"{prefix}/loss": float(self.losses.mean()),
+            f"{prefix}/acc": float(self.accuracies.mean()),
+            f"{prefix}/acc_weighted": float(np.average(self.accuracies, weights=self.sizes)),
+            f"{prefix}/acc_worst_tenth": float(worst.mean()),
+            f"{prefix}/acc_deviation": float(self.accuracies.std()),
+            f"{prefix}/clients": len(self.sizes),
+        }
+
+
+class PersonalEvaluation:
+    """Evaluates models of clients.
+
+    Args:
+        algorithm: whose models they are. group: the rows.
+    """
+
+    def __init__(self, algorithm: Algorithm, group: RowGroup) -> None:
+        self._algorithm, self._group = algorithm, group
+        self._shares: WeakKeyDictionary[PackedRun, dict[tuple[int, int], list[Indices]]] = WeakKeyDictionary()
+
+    def scores(
+        self, run: PackedRun, state: State, samples: Samples, looked_at: Tensor, clients: Callable[[Indices], Clients]
+    ) -> PersonalScores:
+        """How the clients of a run do on their shares of some samples, `looked_at` int64 [n]. Reads back.
+
+        Args:
+            state: of the run, [1, ...]. clients: makes what a method is given of some clients.
+        """
+        shares = self._shares_of(run, samples, looked_at)
+        ids = np.array([client for client, share in enumerate(shares) if len(share)], np.int64)
+        totals = []
+        for first in range(0, len(ids), CLIENTS_AT_ONCE):
+            some = ids[first : first + CLIENTS_AT_ONCE]
+            personal = run.clients.read(some, PERSONAL) if self._group.personal.width else state.model[:, :0].expand(len(some), 0)
+            cohort = clients(some)
+            models = self._algorithm.adapt(self._algorithm.personal_models(state, personal, self._group.layout), cohort)
+            for model, client in zip(models, some.tolist(), strict=True):
+                which = looked_at[to_device(shares[client], looked_at.device)]
+                # A copy: at another address a product may have other last bits.
+                totals.append(self._score(model[None].clone(), samples, which, clients(np.array([client]))))
+        loss, correct, targets = torch.cat(totals).cpu().numpy().T
+        return PersonalScores(loss / targets, correct / targets, targets.astype(np.int64))
+
+    def _score(self, model: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
+        engine = self._group.engine
+        if not self._algorithm.predicts:
+            return engine.evaluate(model, samples, which)
+        totals = torch.zeros(1, 3, dtype=torch.float64, device=model.device)
+        for part in torch.split(which, OUTPUTS_AT_ONCE):
+            outputs = engine.outputs_of(model, samples.plain(part)[None])
+            totals += score(self._algorithm.predict(outputs, client, model), samples.targets[part])
+        return totals
+
+    def _shares_of(self, run: PackedRun, samples: Samples, looked_at: Tensor) -> list[Indices]:
+        known = self._shares.setdefault(run, {})
+        key = (id(samples), len(looked_at))
+        if key not in known:
+            counts = run.facts.label_counts
+            if counts is None:
+                counts, labels = run.shard_sizes[:, None], np.zeros(len(looked_at), np.int64)
+            else:
+                labels = samples.targets[looked_at].cpu().numpy()
+            known[key] = deal_shares(counts, labels, run.experiment.seed)
+        return known[key]

@@ -1,0 +1,51 @@
+"""What a sample costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fl_hydra.data.dataset import DatasetInfo
+
+
+def sample_flops(module: nn.Module, info: DatasetInfo, *, backward: bool = True) -> int:
+    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        output = module(example(info)).sum()
+        if backward:
+            output.backward()
+    return int(counter.get_total_flops())
+
+
+def product_flops(module: nn.Module, info: DatasetInfo) -> int:
+    """The same of one sample's product of the Hessian with a vector, reverse over reverse."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = list(module.parameters())
+    with FlopCounterMode(display=False) as counter:
+        gradients = torch.autograd.grad(module(example(info)).square().sum(), parameters, create_graph=True)
+        torch.autograd.grad(torch.stack([gradient.sum() for gradient in gradients]).sum(), parameters, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def sample_bytes(module: nn.Module, info: DatasetInfo) -> int:
+    """Bytes that one sample's forward pass keeps for its backward pass."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(example(info))
+    return sum(kept.values())
+
+
+def example(info: DatasetInfo, samples: int = 1) -> Tensor:
+    """A batch of samples of zeros."""
+    return torch.zeros(samples, *info.shape, dtype=torch.int64 if info.textual else torch.float32)

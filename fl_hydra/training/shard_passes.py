@@ -1,0 +1,88 @@
+"""Gradients over whole shards, outside local steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_hydra.arrays import Indices
+from fl_hydra.devices import to_device
+from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch, Outputs
+from fl_hydra.training.engines import count_targets
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.row_group import RowGroup
+from fl_hydra.training.samples import Samples
+
+PASS_SAMPLES = 512
+"""Samples of a row that are computed at once."""
+
+
+class ShardPasses:
+    """Passes over all samples of clients, as they are.
+
+    Args:
+        group: the rows. samples: the training samples.
+    """
+
+    def __init__(self, group: RowGroup, samples: Samples) -> None:
+        self._group, self._samples = group, samples
+
+    def gradient(self, run: PackedRun, ids: Indices, models: Tensor) -> Tensor:
+        """The gradient of the mean loss over each client's samples, int64 [n], at its model [n, P]: [n, P]."""
+        found = torch.zeros_like(models, memory_format=torch.contiguous_format)
+        for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once):
+            self._add(run, ids[rows], models[rows].contiguous(), found[rows])
+        return found
+
+    def outputs(self, run: PackedRun, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
+        """What a model [1, P] makes of a client's samples: outputs [n, ...] and targets [n, ...]."""
+        which = to_device(run.shards[client], model.device)
+        parts = [self._group.engine.outputs_of(model, self._samples.plain(part)[None]) for part in torch.split(which, PASS_SAMPLES)]
+        outputs = Outputs(torch.cat([part.logits[0] for part in parts]), torch.cat([part.features[0] for part in parts]))
+        return outputs, self._samples.targets[which]
+
+    def _add(self, run: PackedRun, ids: Indices, models: Tensor, found: Tensor) -> None:
+        shards = [run.shards[client] for client in ids.tolist()]
+        longest, device = max(map(len, shards)), models.device
+        indices = to_device(np.stack([np.pad(shard, (0, longest - len(shard))) for shard in shards]), device)
+        sizes = to_device(np.array([len(shard) for shard in shards]), device)
+        present = (torch.arange(longest, device=device) < sizes[:, None]).to(models.dtype)
+        targets = torch.zeros(len(ids), 1, dtype=models.dtype, device=device)
+        for first in range(0, longest, PASS_SAMPLES):
+            part = slice(first, min(first + PASS_SAMPLES, longest))
+            which = indices[:, part]
+            inputs = self._samples.plain(which.flatten())
+            batch = Batch(
+                inputs.view(*which.shape, *inputs.shape[1:]),
+                self._samples.targets[which],
+                present[:, part],
+                models.new_zeros(len(ids), METER_WIDTH),
+                np.zeros(len(ids), np.int64),
+                np.zeros((len(ids), len(CALLS)), np.int64),
+            )
+            counted = count_targets(batch.targets, present[:, part])
+            found.addcmul_(self._group.engine.gradient(models, batch, metered=False), counted)
+            targets += counted
+        found.div_(targets.clamp(min=1))
+
+
+class RunShards:
+    """:class:`fl_hydra.seams.clients.ShardPass` of one run.
+
+    Args:
+        passes: over shards. charged: whether the run pays for them.
+    """
+
+    def __init__(self, passes: ShardPasses, run: PackedRun, charged: bool = True) -> None:
+        self._passes, self._run, self._charged = passes, run, charged
+
+    def gradient(self, ids: Indices, models: Tensor) -> Tensor:
+        if self._charged:
+            self._run.charge_gradients(ids)
+        return self._passes.gradient(self._run, ids, models)
+
+    def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
+        if self._charged:
+            self._run.charge_outputs(client)
+        return self._passes.outputs(self._run, client, model)

@@ -1,0 +1,1 @@
+"""What becomes of what clients send: compression and the like."""

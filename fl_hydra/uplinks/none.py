@@ -1,0 +1,18 @@
+"""Nothing: what clients send arrives as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_hydra.uplinks.base import Uplink, uplinks
+
+
+@uplinks.register
+@dataclass
+class NoUplink(Uplink):
+    """Whole vectors in the precision of the weights."""
+
+    name: str = "none"
+
+    bypassed: ClassVar[bool] = True
