@@ -442,7 +442,7 @@ def start(scale: Scale) -> Figures:
             test_labels=arrays.test_labels.astype(np.uint8),
         )
         firsts, others = [], []
-        for repeat in range(min(3, scale.repeats) + 1):  # the first writes the card beside the data
+        for repeat in range(min(3, scale.repeats) + 1):  # the first writes the description beside the data
             command = [sys.executable, "-m", "benchmarks.startup", f"data={folder}", f"outputs={folder / str(repeat)}"]
             began = time.time()
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)

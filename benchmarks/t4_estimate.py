@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from fl_hydra.arguments import groups, sections
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.paths import CONF, DATA
@@ -83,23 +83,23 @@ def run_flops(e: Experiment) -> int:
     from fl_hydra.data.shakespeare import TextDataset
     from fl_hydra.training.text import GLANCE
 
-    forward, both = _sample_flops(e.model, e.card)
-    held = sum(e.card.train_counts) - e.train_samples
-    looked_at = 2 * GLANCE if isinstance(e.dataset, TextDataset) else held + sum(e.card.test_counts)
+    forward, both = _sample_flops(e.model, e.dataset_info)
+    held = sum(e.dataset_info.train_counts) - e.train_samples
+    looked_at = 2 * GLANCE if isinstance(e.dataset, TextDataset) else held + sum(e.dataset_info.test_counts)
     return both * e.budget + forward * e.points * looked_at
 
 
-_counted: dict[tuple[str, Card], tuple[int, int]] = {}
+_counted: dict[tuple[str, DatasetInfo], tuple[int, int]] = {}
 
 
-def _sample_flops(model: Model, card: Card) -> tuple[int, int]:
+def _sample_flops(model: Model, info: DatasetInfo) -> tuple[int, int]:
     """Of a sample's forward pass, and of both passes."""
     from fl_hydra.training.cost import sample_flops
 
-    key = (repr(model), card)
+    key = (repr(model), info)
     if key not in _counted:
-        module = model.build(card)
-        _counted[key] = sample_flops(module, card, backward=False), sample_flops(module, card)
+        module = model.build(info)
+        _counted[key] = sample_flops(module, info, backward=False), sample_flops(module, info)
     return _counted[key]
 
 

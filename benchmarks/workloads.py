@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.plain import PlainCharacters, PlainFedAvg, lenet
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Card, Dataset, datasets
+from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
 from fl_hydra.data.images import Arrays, ImageDataset, channel_statistics
 from fl_hydra.data.shakespeare import Shakespeare, TextArrays
 from fl_hydra.data.shakespeare_text import WINDOW
@@ -100,8 +100,8 @@ class MadeUpText(Shakespeare):
 class ReluBeforePool(LeNet):
     """LeNet as it is usually written; the same function, with four times the ReLUs."""
 
-    def build(self, card: Card) -> nn.Module:
-        return lenet(card.classes)
+    def build(self, info: DatasetInfo) -> nn.Module:
+        return lenet(info.classes)
 
 
 def made_up(count: int, side: int, channels: int) -> Arrays:
@@ -136,7 +136,7 @@ def experiment(dataset: Dataset | None = None, **overrides: Any) -> Experiment:
     }
     return Experiment(
         dataset=dataset,
-        card=dataset.card(scratch()),
+        dataset_info=dataset.info(scratch()),
         optimizer=SGDM(lr=0.1, weight_decay=1e-4, momentum=0.0),
         scheduler=Constant(),
         sharding=IID(),

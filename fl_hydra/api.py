@@ -167,13 +167,13 @@ class Run:
         import torch
 
         given = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
-        card = self.experiment.card
+        info = self.experiment.dataset_info
         require(given.dtype == np.uint8, f"predict: inputs are {given.dtype}; uint8 is needed, as in the dataset")
-        if card.textual:
+        if info.textual:
             require(given.ndim == 2, f"predict: inputs have shape {given.shape}; codes of characters [n, positions] are needed")
             prepared = torch.from_numpy(given)
         else:
-            channels, height, width = card.shape
+            channels, height, width = info.shape
             given = given[..., None] if given.ndim == 3 and channels == 1 else given
             wanted = (height, width, channels)
             require(
@@ -183,7 +183,7 @@ class Run:
         module = self.module
         with torch.no_grad():
             logits = [module(piece).float() for piece in torch.split(prepared, AT_ONCE)]
-        return torch.cat(logits).softmax(-1) if logits else torch.empty(0, card.classes)
+        return torch.cat(logits).softmax(-1) if logits else torch.empty(0, info.classes)
 
     def _normalised(self, images: Any) -> Tensor:
         import numpy as np
@@ -218,7 +218,7 @@ class Run:
 
         from fl_hydra.training.layout import Layout
 
-        module = self.experiment.model.build(self.experiment.card)
+        module = self.experiment.model.build(self.experiment.dataset_info)
         views = Layout.of(module).views(vector.float())
         with torch.no_grad():
             for name, parameter in module.named_parameters():

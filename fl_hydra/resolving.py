@@ -22,7 +22,7 @@ FEDERATED_SAMPLES = 5_120_000
 
 
 def resolve(config: Config) -> Experiment:
-    """Check the combination and work out every number; reads no more of the dataset than its card.
+    """Check the combination and work out every number; reads no more of the dataset than its description.
 
     Raises:
         UserError: one line that says what was wrong, what is allowed and what to do.
@@ -30,12 +30,12 @@ def resolve(config: Config) -> Experiment:
     algorithm = config.algorithm
     J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
-    card = config.dataset.card(Path(config.data))
-    census = config.dataset.census(card, config.split_seed)
+    info = config.dataset.info(Path(config.data))
+    census = config.dataset.census(info, config.split_seed)
     K: int = _counted("K", config.K, _clients(config, census), 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
-    config.model.check(card)
+    config.model.check(info)
     _check_samples(config, census.total)
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     gamma = config.gamma if "gamma" in config.participation.uses else None
@@ -47,7 +47,7 @@ def resolve(config: Config) -> Experiment:
     check_compatibility(choice)
     experiment = Experiment(
         dataset=config.dataset,
-        card=card,
+        dataset_info=info,
         model=config.model,
         optimizer=config.optimizer,
         server=config.server,
@@ -129,7 +129,7 @@ def notes(config: Config) -> list[str]:
             told.append(f"{key}={value} has no effect here{instead}")
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
-        K = config.K or _clients(config, config.dataset.census(config.dataset.card(Path(config.data)), config.split_seed)) or 1
+        K = config.K or _clients(config, config.dataset.census(config.dataset.info(Path(config.data)), config.split_seed)) or 1
         if K >= 1 and 0 < C <= 1 and not math.isclose(C * K, m := cohort(C, K)):
             told.append(
                 f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (the nearest whole number, of two the even one)"

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fl_hydra.config import REGISTRIES
 from fl_hydra.data.cifar100 import CIFAR100
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.data.shakespeare import Shakespeare
 from fl_hydra.models.lenet import LeNet
 from fl_hydra.runs.identity import run_hash
@@ -57,9 +57,9 @@ def test_every_registered_part_has_a_file() -> None:
 
 
 def test_lenet_on_cifar100_has_815332_parameters(data: Path) -> None:
-    module = LeNet().build(Card("", (3, 32, 32), 100, (), ()))
+    module = LeNet().build(DatasetInfo("", (3, 32, 32), 100, (), ()))
     assert sum(parameter.numel() for parameter in module.parameters()) == 815_332
-    assert sum(parameter.numel() for parameter in LeNet().build(Card("", (3, 32, 32), 10, (), ())).parameters()) == 797_962
+    assert sum(parameter.numel() for parameter in LeNet().build(DatasetInfo("", (3, 32, 32), 10, (), ())).parameters()) == 797_962
     run = trainer("dataset=cifar100", f"data={data}", "algorithm=fedavg", "rounds=1")
     assert run.group.layout.size == 815_332
     assert run.group.sample_flops == pytest.approx(80.8e6, rel=0.01), "forward, backward to weights, backward to inputs but the first"
@@ -103,10 +103,10 @@ SWEEPS = sorted((PROJECT / "sweeps" / "sweep").glob("*/*.yaml"))
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_section_of_the_report_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every value of its grid can be run on CIFAR-100 or Shakespeare, and all its points process the same samples."""
-    cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
-    shakespeare = Card("made up", (80,), 80, (5000,) * 150, (500,) * 150)
-    monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
-    monkeypatch.setattr(Shakespeare, "card", lambda self, root: shakespeare)
+    cifar100 = DatasetInfo("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
+    shakespeare = DatasetInfo("made up", (80,), 80, (5000,) * 150, (500,) * 150)
+    monkeypatch.setattr(CIFAR100, "info", lambda self, root: cifar100)
+    monkeypatch.setattr(Shakespeare, "info", lambda self, root: shakespeare)
     grid = {key: str(values).split(",") for key, values in OmegaConf.load(path).hydra.sweeper.params.items()}
     base = {key: values[0] for key, values in grid.items()}
     samples = set()
@@ -149,8 +149,8 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_of_the_page_on_distributed_learning_is_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each value of its grid, on images like CIFAR-100's."""
-    cifar100 = Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
-    monkeypatch.setattr(CIFAR100, "card", lambda self, root: cifar100)
+    cifar100 = DatasetInfo("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100)
+    monkeypatch.setattr(CIFAR100, "info", lambda self, root: cifar100)
     keys = [word for word in " ".join(command).partition(' "hydra.')[0].split() if word != "-m"]  # how figures are drawn is the report's
     grid = {key: values.split(",") for key, values in (word.split("=") for word in keys)}
     for point in range(max(map(len, grid.values()))):
@@ -445,4 +445,4 @@ def test_what_a_page_adds_runs_as_written(page: str, heading: str, tmp_path: Pat
 
 def test_cifar100_prepared_file_has_the_fingerprint_of_its_content(data: Path) -> None:
     arrays = CIFAR100().load(data)
-    assert arrays.fingerprint() == CIFAR100().card(data).fingerprint
+    assert arrays.fingerprint() == CIFAR100().info(data).fingerprint

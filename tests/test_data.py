@@ -38,7 +38,7 @@ def test_split_is_stratified_disjoint_and_covering(tmp_path: Path) -> None:
     assert sorted([*train, *validation]) == list(range(len(labels)))
     held = np.bincount(labels[validation]) / np.bincount(labels)
     assert np.abs(held - 0.1).max() < 0.005
-    assert (np.bincount(labels[train]) == dataset.census(dataset.card(tmp_path)).classes).all()
+    assert (np.bincount(labels[train]) == dataset.census(dataset.info(tmp_path)).classes).all()
     assert dataset.split(labels, split_seed=1)[1].tolist() != validation.tolist()
     everything, nothing = Digits(validation=0).split(labels, split_seed=0)
     assert (len(everything), len(nothing)) == (len(labels), 0)
@@ -165,7 +165,7 @@ def test_validation_and_test_images_are_not_augmented() -> None:
 def test_damaged_prepared_file_is_one_line_with_the_way_out(damage, says: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     damage(write_cifar100(tmp_path))
     with pytest.raises(UserError, match=says) as refused:
-        CIFAR100().card(tmp_path)
+        CIFAR100().info(tmp_path)
     assert "replace it by a sound copy, or delete it" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar100.npz"]
@@ -215,8 +215,8 @@ def test_official_archive_put_in_place_by_hand(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5s["train"]]])
     monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5s["test"]]])
     monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": md5s["meta"]})
-    card = CIFAR100().card(tmp_path)
-    assert (sum(card.train_counts), sum(card.test_counts), card.classes) == (300, 100, 100)
+    info = CIFAR100().info(tmp_path)
+    assert (sum(info.train_counts), sum(info.test_counts), info.classes) == (300, 100, 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cifar100.card.json", cifar100.ARCHIVE, "cifar100.npz"]
     image = np.load(tmp_path / "cifar100.npz")["train_images"][0]
     first = np.random.default_rng(0).integers(0, 256, (300, 3072)).astype(np.uint8)[0].reshape(3, 32, 32).transpose(1, 2, 0)
@@ -227,7 +227,7 @@ def test_truncated_archive_is_refused_and_left_alone(tmp_path: Path) -> None:
     archive = official_archive(tmp_path)
     archive.write_bytes(archive.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"truncated or corrupted .its md5 is not eb9058c3a382ffc7106e4002c42a8d85"):
-        CIFAR100().card(tmp_path)
+        CIFAR100().info(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [cifar100.ARCHIVE]
 
 
@@ -235,7 +235,7 @@ def test_incomplete_extracted_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / cifar100.FOLDER).mkdir()
     (tmp_path / cifar100.FOLDER / "train").write_bytes(b"half")
     with pytest.raises(UserError, match="incomplete or corrupted"):
-        CIFAR100().card(tmp_path)
+        CIFAR100().info(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [cifar100.FOLDER]
 
 
@@ -247,7 +247,7 @@ def test_no_file_and_no_network_says_what_to_put_where(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", offline)
     with pytest.raises(UserError, match=r"could not be downloaded .*name resolution.*; put cifar-100-python.tar.gz"):
-        CIFAR100().card(tmp_path)
+        CIFAR100().info(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,14 +255,14 @@ def test_card_is_made_again_when_the_data_change(tmp_path: Path) -> None:
     from fl_hydra.data import dataset as module
     from fl_hydra.data import images
 
-    first = CIFAR100().card(write_cifar100(tmp_path).parent)
+    first = CIFAR100().info(write_cifar100(tmp_path).parent)
     (tmp_path / ".cifar100.card.json").write_text("{broken")
     for changed in (False, True):
-        module._card.cache_clear()
+        module._info.cache_clear()
         images._load.cache_clear()
         if changed:
             write_cifar100(tmp_path, train=2000)
-        again = CIFAR100().card(tmp_path)
+        again = CIFAR100().info(tmp_path)
         assert (again == first) is not changed
 
 
@@ -278,11 +278,11 @@ def other_content(path: Path) -> None:
 
 
 def wrong_counts(path: Path) -> None:
-    """A card that was changed by hand, or damaged."""
-    card = path.parent / ".cifar100.card.json"
-    content = json.loads(card.read_text())
+    """A description that was changed by hand, or damaged."""
+    info = path.parent / ".cifar100.card.json"
+    content = json.loads(info.read_text())
     content["train_counts"][3] += 1
-    card.write_text(json.dumps(content))
+    info.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("change", [other_content, wrong_counts])
@@ -291,23 +291,23 @@ def test_a_card_that_is_not_of_what_was_loaded_is_refused_once(change: Callable[
     from fl_hydra.data import images
 
     def new_process() -> None:
-        module._card.cache_clear()
+        module._info.cache_clear()
         images._load.cache_clear()
 
     path = write_cifar100(tmp_path)
     new_process()
-    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
     change(path)
     new_process()
     with pytest.raises(UserError, match=r"not those that the run was named after; .*give the same command again") as refused:
-        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+        CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
     assert "\n" not in str(refused.value)
     new_process()
-    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
-    other_content(path)  # between the card and the loading
+    CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
+    other_content(path)  # between the description and the loading
     images._load.cache_clear()
     with pytest.raises(UserError):
-        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+        CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
     new_process()
 
 

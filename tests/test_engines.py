@@ -16,7 +16,7 @@ from fl_hydra import config
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.sweeping.grid import _check_models
@@ -327,7 +327,7 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
     class OddModel(Model):
         name: str = "odd"
 
-        def build(self, card: Card) -> nn.Module:
+        def build(self, info: DatasetInfo) -> nn.Module:
             return Odd(ODD[what][0])
 
     with pytest.raises(UserError, match=ODD[what][1]):

@@ -29,7 +29,7 @@ def test_a_census_counts_what_the_split_holds(tmp_path: Path) -> None:
     for dataset in (small(), small(validation=0.0), small(users=None), ShakespeareSequences(users=3)):
         for seed in (0, 1):
             split = dataset.split(tmp_path, seed)
-            census = dataset.census(dataset.card(tmp_path), seed)
+            census = dataset.census(dataset.info(tmp_path), seed)
             assert census.total == len(split.train) == split.population.total
             assert split.population.users is not None and census.users is not None
             assert np.bincount(split.population.users).tolist() == census.users.tolist()
@@ -59,7 +59,7 @@ def test_no_target_of_one_set_is_in_an_input_of_another_and_sets_follow_in_time(
             # LEAF's gap: the last training target is the first character of the next set, and no more.
             assert earlier[-1] + WINDOW <= later[0]
     official = len(train) + len(held) + (79 if len(held) else 0)
-    assert official in dataset.card(tmp_path).train_counts and len(held) == int(validation * official)
+    assert official in dataset.info(tmp_path).train_counts and len(held) == int(validation * official)
 
 
 def test_the_test_set_is_the_same_however_windows_are_dealt_and_in_any_validation(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_windows_and_their_targets_on_the_device(tmp_path: Path) -> None:
 def test_more_users_than_there_are(tmp_path: Path, dataset: TextDataset, says: str) -> None:
     write_shakespeare(tmp_path)
     with pytest.raises(UserError, match=says) as error:
-        dataset.census(dataset.card(tmp_path))
+        dataset.census(dataset.info(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -253,7 +253,7 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
     rule.observe = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
     run.run_round()
     targets = float(run.group.buffers.meter[:, 2].sum())
-    assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.card.targets, "else the test says nothing"
+    assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.dataset_info.targets, "else the test says nothing"
     assert told == [pytest.approx(run.evaluate()[0]["train/loss"], rel=1e-12)]
     assert describe(run.member.experiment)["revisions"]["counted_loss"] == 2
 

@@ -18,7 +18,7 @@ from fl_hydra.registry import Component, Registry
 
 
 @dataclass(frozen=True)
-class Card:
+class DatasetInfo:
     """What checks and run names need to know of a dataset; kept beside the data so that nothing large is read for them.
 
     fingerprint: SHA-256 of the content. shape: of an input, (channels, height, width) of an image or (positions,) of a text. classes: that
@@ -63,15 +63,15 @@ class Dataset(Component):
         """
 
     @abstractmethod
-    def describe(self, root: Path) -> Card:
-        """The card, from the data themselves.
+    def describe(self, root: Path) -> DatasetInfo:
+        """The dataset's description, from the data themselves.
 
         Raises:
             UserError: a file is missing, truncated, corrupted or of another kind.
         """
 
     @abstractmethod
-    def census(self, card: Card, split_seed: int = 0) -> Census:
+    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
         """How many samples remain for training after the validation split.
 
         Raises:
@@ -82,20 +82,20 @@ class Dataset(Component):
     def population(self, root: Path, split_seed: int) -> Population:
         """The samples that remain for training: what they show and whose they are."""
 
-    def card(self, root: Path) -> Card:
-        """The dataset's card, from the small file beside the data where that is up to date, else from the data."""
+    def info(self, root: Path) -> DatasetInfo:
+        """The description, from the small file beside the data where that is up to date, else from the data."""
         root = root.resolve()
-        return _card(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
+        return _info(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
 
-    def check_loaded(self, root: Path, card: Card) -> None:
+    def check_loaded(self, root: Path, info: DatasetInfo) -> None:
         """Compare what a run was named after with what it would be trained with, as it was loaded.
 
         Raises:
-            UserError: files were changed so that neither their sizes nor their times say so, or since the card was read.
+            UserError: files were changed so that neither their sizes nor their times say so, or since the description was read.
         """
         root = root.resolve()
-        if self.describe(root) != card:
-            kept = _card_path(self.name, root)
+        if self.describe(root) != info:
+            kept = _info_path(self.name, root)
             try:
                 kept.unlink(missing_ok=True)
                 way_out = "what was remembered of them is forgotten now: give the same command again"
@@ -108,28 +108,28 @@ datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 
 
 @lru_cache(maxsize=8)
-def _card(name: str, source: Path | None, root: Path, settings: str) -> Card:
+def _info(name: str, source: Path | None, root: Path, settings: str) -> DatasetInfo:
     dataset = datasets[name](**json.loads(settings))
     identity = {"version": dataset.version, "file": _identity(source)}
-    path = _card_path(name, root)
+    path = _info_path(name, root)
     remove_abandoned(root)
     try:
         stored: dict[str, Any] = json.loads(read_file(path))
         if stored.pop("of") == identity:
             listed: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-            return Card(**{**stored, **listed})
+            return DatasetInfo(**{**stored, **listed})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no card, or not one of ours: it is only a shortcut, so it is made again
-    card = dataset.describe(root)
+        pass  # no description, or not one of ours: it is only a shortcut, so it is made again
+    info = dataset.describe(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"of": identity, **dataclasses.asdict(card)}).encode())
+        write_atomically(path, json.dumps({"of": identity, **dataclasses.asdict(info)}).encode())
     except OSError:
         pass  # a read-only data folder only costs reading the data again next time
-    return card
+    return info
 
 
-def _card_path(name: str, root: Path) -> Path:
+def _info_path(name: str, root: Path) -> Path:
     return root / f".{name}.card.json"
 
 

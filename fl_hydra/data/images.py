@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
-from fl_hydra.data.dataset import Card, Dataset, datasets
+from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
 from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
@@ -84,16 +84,16 @@ class ImageDataset(Dataset):
         """The images in canonical order; read once per process."""
         return _load(self.name, root.resolve())
 
-    def describe(self, root: Path) -> Card:
+    def describe(self, root: Path) -> DatasetInfo:
         arrays = self.load(root)
         _, height, width, channels = arrays.train_images.shape
         train, test = (
             tuple(np.bincount(labels, minlength=self.class_count).tolist()) for labels in (arrays.train_labels, arrays.test_labels)
         )
-        return Card(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
+        return DatasetInfo(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
 
-    def census(self, card: Card, split_seed: int = 0) -> Census:
-        return Census.of_classes(np.array([count - self._held_out(count) for count in card.train_counts], np.int64))
+    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
+        return Census.of_classes(np.array([count - self._held_out(count) for count in info.train_counts], np.int64))
 
     def population(self, root: Path, split_seed: int) -> Population:
         labels = self.load(root).train_labels

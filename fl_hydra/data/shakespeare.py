@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
 from fl_hydra.data import shakespeare_text as text
-from fl_hydra.data.dataset import Card, Dataset, datasets
+from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
 from fl_hydra.data.population import Census, Population
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
@@ -103,10 +103,10 @@ class TextDataset(Dataset):
         """All of the text; read once per process."""
         return _load(self.name, self.source(root.resolve()))
 
-    def describe(self, root: Path) -> Card:
+    def describe(self, root: Path) -> DatasetInfo:
         corpus = self.load(root)
         train, test = (tuple(np.bincount(users, minlength=len(corpus.users)).tolist()) for users in (corpus.train_users, corpus.test_users))
-        return Card(corpus.fingerprint(), (text.WINDOW,), self.alphabet, train, test, self.everywhere)
+        return DatasetInfo(corpus.fingerprint(), (text.WINDOW,), self.alphabet, train, test, self.everywhere)
 
     def chosen(self, train: Sequence[int], test: Sequence[int], split_seed: int) -> Indices:
         """The users that take part, ascending, from the official training and test samples of each; a function of `split_seed`.
@@ -132,9 +132,9 @@ class TextDataset(Dataset):
         possible = (held > 0) & (rest > 0)  # a user with too few samples trains with all of them
         return np.where(possible, rest, counts), np.where(possible, held, 0)
 
-    def census(self, card: Card, split_seed: int = 0) -> Census:
-        users = self.chosen(card.train_counts, card.test_counts, split_seed)
-        remaining, held = self._held_out(np.array(card.train_counts, np.int64)[users])
+    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
+        users = self.chosen(info.train_counts, info.test_counts, split_seed)
+        remaining, held = self._held_out(np.array(info.train_counts, np.int64)[users])
         require(
             not self.validation or bool(held.any()),
             f"dataset.validation={self.validation}: no user has samples enough for it and for training; choose a fraction around 0.1, or 0",

@@ -10,7 +10,7 @@ from fl_hydra.models.base import Model, image_sides, models
 if TYPE_CHECKING:
     from torch import nn
 
-    from fl_hydra.data.dataset import Card
+    from fl_hydra.data.dataset import DatasetInfo
 
 
 @models.register
@@ -23,13 +23,13 @@ class LeNet(Model):
 
     name: str = "lenet"
 
-    def check(self, card: Card) -> None:
-        image_sides("lenet", card, 16, "; choose model=small")
+    def check(self, info: DatasetInfo) -> None:
+        image_sides("lenet", info, 16, "; choose model=small")
 
-    def build(self, card: Card) -> nn.Module:
+    def build(self, info: DatasetInfo) -> nn.Module:
         from torch import nn
 
-        channels, height, width = image_sides("lenet", card, 16)
+        channels, height, width = image_sides("lenet", info, 16)
         rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
         return nn.Sequential(
             nn.Conv2d(channels, 64, 5),
@@ -43,5 +43,5 @@ class LeNet(Model):
             nn.ReLU(),
             nn.Linear(384, 192),
             nn.ReLU(),
-            nn.Linear(192, card.classes),
+            nn.Linear(192, info.classes),
         )

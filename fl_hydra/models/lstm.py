@@ -11,7 +11,7 @@ from fl_hydra.models.base import Model, models
 if TYPE_CHECKING:
     from torch import nn
 
-    from fl_hydra.data.dataset import Card
+    from fl_hydra.data.dataset import DatasetInfo
 
 
 @models.register
@@ -32,11 +32,11 @@ class CharacterLSTM(Model):
         for name in ("embedding", "hidden", "layers"):
             require(1 <= getattr(self, name) <= 10_000, f"model.{name}={getattr(self, name)}: 1 to 10,000 are possible")
 
-    def check(self, card: Card) -> None:
-        require(card.textual, "model=lstm: reads text, and this dataset has images; choose model=lenet or model=small")
+    def check(self, info: DatasetInfo) -> None:
+        require(info.textual, "model=lstm: reads text, and this dataset has images; choose model=lenet or model=small")
 
-    def build(self, card: Card) -> nn.Module:
-        return character_lstm(card.classes, self.embedding, self.hidden, self.layers, card.everywhere)
+    def build(self, info: DatasetInfo) -> nn.Module:
+        return character_lstm(info.classes, self.embedding, self.hidden, self.layers, info.everywhere)
 
 
 def character_lstm(vocabulary: int, embedding: int = 8, hidden: int = 256, layers: int = 2, every_position: bool = False) -> nn.Module:

@@ -11,7 +11,7 @@ from fl_hydra.models.base import Model, image_sides, models
 if TYPE_CHECKING:
     from torch import nn
 
-    from fl_hydra.data.dataset import Card
+    from fl_hydra.data.dataset import DatasetInfo
 
 
 @models.register
@@ -27,13 +27,13 @@ class Small(Model):
         require(1 <= self.filters <= 10_000, f"model.filters={self.filters}: 1 to 10,000 are possible")
         require(1 <= self.hidden <= 10_000, f"model.hidden={self.hidden}: 1 to 10,000 are possible")
 
-    def check(self, card: Card) -> None:
-        image_sides("small", card, 5)
+    def check(self, info: DatasetInfo) -> None:
+        image_sides("small", info, 5)
 
-    def build(self, card: Card) -> nn.Module:
+    def build(self, info: DatasetInfo) -> nn.Module:
         from torch import nn
 
-        channels, height, width = image_sides("small", card, 5)
+        channels, height, width = image_sides("small", info, 5)
         rows, columns = ((side - 5) // 2 + 1 for side in (height, width))
         return nn.Sequential(
             nn.Conv2d(channels, self.filters, 5, stride=2),
@@ -41,5 +41,5 @@ class Small(Model):
             nn.Flatten(),
             nn.Linear(self.filters * rows * columns, self.hidden),
             nn.ReLU(),
-            nn.Linear(self.hidden, card.classes),
+            nn.Linear(self.hidden, info.classes),
         )

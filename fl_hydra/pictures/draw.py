@@ -140,7 +140,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
             )
         )
     elif population.labels is not None:
-        counts = class_counts(shards, population.labels, e.card.classes)
+        counts = class_counts(shards, population.labels, e.dataset_info.classes)
         panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
         panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
     panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))

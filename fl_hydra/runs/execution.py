@@ -136,7 +136,7 @@ def _train_together(recordings: list[Recording], device: str, reporter: Reporter
     """
     wish = next((recording.wish for recording in recordings if recording.begun is not None), recordings[0].wish)
     first = recordings[0].experiment
-    first.dataset.check_loaded(first.data, first.card)
+    first.dataset.check_loaded(first.data, first.dataset_info)
     trainer = _trainer(recordings, wish, device, reporter)
     recordings = _going_on(recordings, _restored(recordings, trainer, reporter), trainer, interruption)
     if not recordings:

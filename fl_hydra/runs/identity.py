@@ -26,7 +26,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         value = getattr(experiment, field.name)
         if isinstance(value, Component):
             described[field.name] = {**_changed(value.identity(), type(value)), "version": value.version}
-        elif field.name == "card":
+        elif field.name == "dataset_info":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":
             described[field.name] = value
@@ -50,10 +50,11 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     """
     e = experiment
     mended = {
-        "sharding": e.sharding.revised(e.dataset.census(e.card, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
+        "sharding": e.sharding.revised(e.dataset.census(e.dataset_info, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
         "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
         "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
-        "counted_loss": experiment.local_steps.name == "loss" and experiment.card.everywhere,  # a loss is over the targets there are
+        "counted_loss": experiment.local_steps.name == "loss"
+        and experiment.dataset_info.everywhere,  # a loss is over the targets there are
     }
     return {name: 2 for name, applies in mended.items() if applies}
 

@@ -18,7 +18,7 @@ def shape(config: Config, experiment: Experiment) -> str:
     e = experiment
     common = {
         "dataset": asdict(e.dataset),
-        "data": [str(e.data), e.card.fingerprint, e.split_seed],
+        "data": [str(e.data), e.dataset_info.fingerprint, e.split_seed],
         "model": asdict(e.model),
         "algorithm": asdict(e.algorithm),
         "optimizer": e.optimizer.form,

@@ -30,7 +30,11 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
     else:
         labels = e.dataset.population(e.data, e.split_seed).labels
         assert labels is not None
-        kind, names, counts = "classes", [str(each) for each in range(e.card.classes)], class_counts(shards, labels, e.card.classes)
+        kind, names, counts = (
+            "classes",
+            [str(each) for each in range(e.dataset_info.classes)],
+            class_counts(shards, labels, e.dataset_info.classes),
+        )
     probabilities = None if e.gamma is None else np.exp(log_dirichlet(e.gamma, e.K, e.seed)).tolist()
     return {
         "kind": kind,
@@ -55,9 +59,9 @@ def character_counts(experiment: Experiment, shards: Shards) -> tuple[list[str],
 
     assert isinstance(experiment.dataset, TextDataset)
     split = experiment.dataset.split(experiment.data, experiment.split_seed)
-    everywhere = experiment.card.everywhere
+    everywhere = experiment.dataset_info.everywhere
     alphabet = "\0" + SEQUENCE_ALPHABET + "\0\0\0" if everywhere else LEAF_ALPHABET
-    width, first = (experiment.card.shape[0], 1) if everywhere else (1, experiment.card.shape[0])
+    width, first = (experiment.dataset_info.shape[0], 1) if everywhere else (1, experiment.dataset_info.shape[0])
     targets = split.characters[split.train[:, None] + first + np.arange(width)]
     owners = np.repeat(np.arange(len(shards.sizes)), shards.sizes)
     flat = (owners[:, None] * len(alphabet) + targets[shards.indices]).ravel()

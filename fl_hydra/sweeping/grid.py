@@ -231,8 +231,8 @@ def _check_models(experiments: list[Experiment]) -> None:
     if experiments:
         from fl_hydra.training.architecture import check_architecture
 
-        for experiment in {(repr(experiment.model), experiment.card): experiment for experiment in experiments}.values():
-            check_architecture(experiment.model.build(experiment.card), experiment.card)
+        for experiment in {(repr(experiment.model), experiment.dataset_info): experiment for experiment in experiments}.values():
+            check_architecture(experiment.model.build(experiment.dataset_info), experiment.dataset_info)
 
 
 def label_points(points: list[Point]) -> list[str]:

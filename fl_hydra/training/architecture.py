@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError, require
 from fl_hydra.models.base import Model
 from fl_hydra.training.cost import example, sample_bytes
@@ -25,28 +25,28 @@ class Architecture:
     """
 
     model: Model
-    card: Card
+    dataset_info: DatasetInfo
     module: nn.Module
     layout: Layout
     sample_bytes: int
 
     @classmethod
-    def of(cls, model: Model, card: Card) -> Architecture:
+    def of(cls, model: Model, info: DatasetInfo) -> Architecture:
         """The architecture of a model for some samples.
 
         Raises:
             UserError: it does not fit them, or engines would train it differently.
         """
-        module = model.build(card)
-        check_architecture(module, card)
-        return cls(model, card, module, Layout.of(module), sample_bytes(module, card))
+        module = model.build(info)
+        check_architecture(module, info)
+        return cls(model, info, module, Layout.of(module), sample_bytes(module, info))
 
     def build(self) -> nn.Module:
         """A fresh module."""
-        return self.model.build(self.card)
+        return self.model.build(self.dataset_info)
 
 
-def check_architecture(module: nn.Module, card: Card) -> None:
+def check_architecture(module: nn.Module, info: DatasetInfo) -> None:
     """Refuse, from one forward and backward pass of two samples, models that engines would train differently, or not at all.
 
     Raises:
@@ -60,7 +60,7 @@ def check_architecture(module: nn.Module, card: Card) -> None:
     frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
     require(not frozen, f"model {name}: {_few(frozen)} have requires_grad=False; every parameter is trained: leave that out")
     module.train()
-    inputs = example(card, 2)  # some do with several samples what they do not with one
+    inputs = example(info, 2)  # some do with several samples what they do not with one
     try:
         with _Draws() as draws:
             output = module(inputs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_hydra.algorithms.base import Algorithm
-from fl_hydra.data.dataset import Card, Dataset
+from fl_hydra.data.dataset import Dataset, DatasetInfo
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
@@ -32,7 +32,7 @@ class Experiment:
     """
 
     dataset: Dataset
-    card: Card
+    dataset_info: DatasetInfo
     model: Model
     optimizer: Optimizer
     server: Outer = field(default_factory=OuterSGD)
@@ -62,7 +62,7 @@ class Experiment:
     @property
     def train_samples(self) -> int:
         """Training samples, after the validation split."""
-        return self.dataset.census(self.card, self.split_seed).total
+        return self.dataset.census(self.dataset_info, self.split_seed).total
 
     @property
     def step_samples(self) -> int:

@@ -143,12 +143,12 @@ class RowGroup:
     @cached_property
     def sample_flops(self) -> int:
         """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
-        return sample_flops(self.architecture.build(), self._experiment.card)
+        return sample_flops(self.architecture.build(), self._experiment.dataset_info)
 
     @cached_property
     def forward_flops(self) -> int:
         """Floating-point operations of one sample's forward pass alone."""
-        return sample_flops(self.architecture.build(), self._experiment.card, backward=False)
+        return sample_flops(self.architecture.build(), self._experiment.dataset_info, backward=False)
 
     @property
     def samples_at_once(self) -> int:

@@ -78,7 +78,7 @@ class Trainer:
         self._notify = notify
         if not computes_in(self.device, self.precision.compute):
             notify(f"precision={first.precision}: this CPU has no instructions for it, so that a step takes longer than in fp32, not less")
-        architecture = Architecture.of(first.model, first.card)
+        architecture = Architecture.of(first.model, first.dataset_info)
         self.engine_name = self._choose(experiments, architecture) if engine == "auto" else engine
         shared = sorted(optimizer.slots.keys() & algorithm.client_slots.keys())
         require(
@@ -198,7 +198,16 @@ class Trainer:
         if len(names) == 1:
             return names[0]
         rows = sum(experiment.m for experiment in experiments)
-        described = (first.model, first.card, first.batch_size, rows, first.precision, first.algorithm, first.optimizer, self.device)
+        described = (
+            first.model,
+            first.dataset_info,
+            first.batch_size,
+            rows,
+            first.precision,
+            first.algorithm,
+            first.optimizer,
+            self.device,
+        )
         short = [replace(experiment, J=min(experiment.J or 4, 4), budget=10**12) for experiment in experiments]
         return fastest(names, lambda name: Trainer(*short, engine=name, device=str(self.device)).run_round, repr(described), self._notify)
 

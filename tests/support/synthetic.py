@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fl_hydra.data.cifar100 import CIFAR100
-from fl_hydra.data.dataset import Card
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.data.shakespeare import Shakespeare
 from fl_hydra.paths import SWEEPS
 from fl_hydra.report.results import Results
@@ -32,9 +32,9 @@ SECTIONS = {path.stem: path for path in sorted((SWEEPS / "sweep").glob("*/*.yaml
 MODEL = 3_200_000
 """Bytes of a model, about LeNet's."""
 
-CARDS = {
-    CIFAR100: Card("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100),
-    Shakespeare: Card("made up", (80,), 80, (5000,) * 150, (500,) * 150),
+DATASET_INFOS = {
+    CIFAR100: DatasetInfo("made up", (3, 32, 32), 100, (500,) * 100, (100,) * 100),
+    Shakespeare: DatasetInfo("made up", (80,), 80, (5000,) * 150, (500,) * 150),
 }
 """Instead of the data."""
 
@@ -54,8 +54,8 @@ def configs(section: str) -> list[dict[str, Any]]:
     begun = [f"+sweep/{SECTIONS[section].parent.name}={section}", *(["tuned=null"] if content.get("tuned") else [])]
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        for dataset, card in CARDS.items():
-            patch.setattr(dataset, "card", lambda self, root, card=card: card)
+        for dataset, info in DATASET_INFOS.items():
+            patch.setattr(dataset, "info", lambda self, root, info=info: info)
         for values in itertools.product(*grid.values()):
             chosen = {key: f"{key}={value}" for key, value in zip(grid, values, strict=True)}
             point = config(*begun, *(word for key, word in chosen.items() if key not in ALONE))
