@@ -13,7 +13,7 @@ from typing import Any
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.compatibility import Choice, check_compatibility
 from fl_hydra.config import REGISTRIES, Config
-from fl_hydra.data.population import Census
+from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import UserError, require
 from fl_hydra.training.experiment import Experiment
 
@@ -31,15 +31,15 @@ def resolve(config: Config) -> Experiment:
     J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     info = config.dataset.info(Path(config.data))
-    census = config.dataset.census(info, config.split_seed)
-    K: int = _counted("K", config.K, _clients(config, census), 1, algorithm)
+    sample_counts = config.dataset.sample_counts(info, config.split_seed)
+    K: int = _counted("K", config.K, _clients(config, sample_counts), 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
     config.model.check(info)
-    _check_samples(config, census.total)
+    _check_samples(config, sample_counts.total)
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     gamma = config.gamma if "gamma" in config.participation.uses else None
-    config.sharding.check(census, K, N_c, config.seed)
+    config.sharding.check(sample_counts, K, N_c, config.seed)
     config.scheduler.check(config.batch_size)
     m = cohort(C, K)
     config.participation.check(K, m, gamma)
@@ -74,7 +74,7 @@ def resolve(config: Config) -> Experiment:
         split_seed=config.split_seed,
         data=Path(config.data),
     )
-    budget = _budget(config, experiment, census.total)
+    budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
         config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
     return dataclasses.replace(experiment, budget=budget)
@@ -104,9 +104,9 @@ def _budget(config: Config, experiment: Experiment, total: int) -> int:
     return config.rounds * whole
 
 
-def _clients(config: Config, census: Census) -> int | None:
+def _clients(config: Config, sample_counts: SampleCounts) -> int | None:
     """The number of clients or workers where none was given; None where the algorithm has no K."""
-    return config.algorithm.K if census.users is None or not config.algorithm.federated else len(census.users)
+    return config.algorithm.K if sample_counts.users is None or not config.algorithm.federated else len(sample_counts.users)
 
 
 def _counted(key: str, given: Any, default: Any, without: Any, algorithm: Algorithm) -> Any:
@@ -129,7 +129,7 @@ def notes(config: Config) -> list[str]:
             told.append(f"{key}={value} has no effect here{instead}")
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
-        K = config.K or _clients(config, config.dataset.census(config.dataset.info(Path(config.data)), config.split_seed)) or 1
+        K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1
         if K >= 1 and 0 < C <= 1 and not math.isclose(C * K, m := cohort(C, K)):
             told.append(
                 f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (the nearest whole number, of two the even one)"

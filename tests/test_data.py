@@ -38,7 +38,7 @@ def test_split_is_stratified_disjoint_and_covering(tmp_path: Path) -> None:
     assert sorted([*train, *validation]) == list(range(len(labels)))
     held = np.bincount(labels[validation]) / np.bincount(labels)
     assert np.abs(held - 0.1).max() < 0.005
-    assert (np.bincount(labels[train]) == dataset.census(dataset.info(tmp_path)).classes).all()
+    assert (np.bincount(labels[train]) == dataset.sample_counts(dataset.info(tmp_path)).classes).all()
     assert dataset.split(labels, split_seed=1)[1].tolist() != validation.tolist()
     everything, nothing = Digits(validation=0).split(labels, split_seed=0)
     assert (len(everything), len(nothing)) == (len(labels), 0)

@@ -460,10 +460,10 @@ class Uneven(Sharding):
 
     name: str = "iid"
 
-    def shards(self, population: Any, K: int, N_c: int | None, seed: int) -> Shards:
+    def shards(self, sample_owners: Any, K: int, N_c: int | None, seed: int) -> Shards:
         sizes = 8 * np.arange(1, K + 1)
         sizes[3] = 0
-        order = np.random.default_rng(seed).permutation(population.total)[: sizes.sum()]
+        order = np.random.default_rng(seed).permutation(sample_owners.total)[: sizes.sum()]
         return Shards.from_sizes(order, sizes)
 
 
@@ -817,7 +817,7 @@ def test_clients_without_samples_cannot_fill_a_cohort() -> None:
 
     @dataclass
     class Half(Uneven):
-        def shards(self, population: Any, K: int, N_c: int | None, seed: int) -> Shards:
+        def shards(self, sample_owners: Any, K: int, N_c: int | None, seed: int) -> Shards:
             return Shards.from_sizes(np.arange(8), np.array([2, 2, 2, 2, 0, 0, 0, 0]))
 
     with pytest.raises(UserError, match=r"4 of 8 clients have samples, and 7 are needed; choose at most C=0.5"):

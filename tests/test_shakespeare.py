@@ -29,12 +29,12 @@ def test_a_census_counts_what_the_split_holds(tmp_path: Path) -> None:
     for dataset in (small(), small(validation=0.0), small(users=None), ShakespeareSequences(users=3)):
         for seed in (0, 1):
             split = dataset.split(tmp_path, seed)
-            census = dataset.census(dataset.info(tmp_path), seed)
-            assert census.total == len(split.train) == split.population.total
-            assert split.population.users is not None and census.users is not None
-            assert np.bincount(split.population.users).tolist() == census.users.tolist()
-            assert census.classes is None and split.population.labels is None
-            assert len(census.users) == len(split.users) == (dataset.users or 6)
+            sample_counts = dataset.sample_counts(dataset.info(tmp_path), seed)
+            assert sample_counts.total == len(split.train) == split.sample_owners.total
+            assert split.sample_owners.users is not None and sample_counts.users is not None
+            assert np.bincount(split.sample_owners.users).tolist() == sample_counts.users.tolist()
+            assert sample_counts.classes is None and split.sample_owners.labels is None
+            assert len(sample_counts.users) == len(split.users) == (dataset.users or 6)
 
 
 def test_users_are_drawn_by_the_split_seed_alone_among_those_with_enough(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_windows_and_their_targets_on_the_device(tmp_path: Path) -> None:
 def test_more_users_than_there_are(tmp_path: Path, dataset: TextDataset, says: str) -> None:
     write_shakespeare(tmp_path)
     with pytest.raises(UserError, match=says) as error:
-        dataset.census(dataset.info(tmp_path))
+        dataset.sample_counts(dataset.info(tmp_path))
     assert "\n" not in str(error.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.report.runs import Run
@@ -44,7 +44,7 @@ def assert_partition(shards: Shards, total: int, K: int, equal: bool = True) -> 
 
 @pytest.mark.parametrize("K", [1, 2, 7, 100, 1295])
 def test_iid_shards(K: int) -> None:
-    assert_partition(IID().shards(Population.of_labels(labels_of(DIGIT_COUNTS)), K, None, seed=3), 1295, K)
+    assert_partition(IID().shards(SampleOwners.of_labels(labels_of(DIGIT_COUNTS)), K, None, seed=3), 1295, K)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_iid_shards(K: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_client_holds_exactly_n_c_classes(counts: Any, K: int, N_c: int, seed: int) -> None:
     labels = labels_of(counts)
-    shards = Classes().shards(Population.of_labels(labels), K, N_c, seed)
+    shards = Classes().shards(SampleOwners.of_labels(labels), K, N_c, seed)
     assert_partition(shards, len(labels), K)
     assert {len(np.unique(labels[shards[k]])) for k in range(K)} == {N_c}
 
 
 def test_shares_of_classes_are_even_where_the_counts_allow() -> None:
     labels = labels_of(CIFAR_COUNTS)
-    shards = Classes().shards(Population.of_labels(labels), 100, 5, seed=0)
+    shards = Classes().shards(SampleOwners.of_labels(labels), 100, 5, seed=0)
     assert all((np.bincount(labels[shards[k]])[np.unique(labels[shards[k]])] == 90).all() for k in range(100))
 
 
@@ -79,13 +79,13 @@ def test_what_cannot_be_divided_is_refused_with_what_can(
     works: tuple[int | None, int],
 ) -> None:
     with pytest.raises(UserError) as refused:
-        Classes().check(Census.of_classes(counts), K, N_c, seed=0)
+        Classes().check(SampleCounts.of_classes(counts), K, N_c, seed=0)
     near_K, near_N_c = works
     assert f"N_c={near_N_c} with this K" in str(refused.value)
-    Classes().check(Census.of_classes(counts), K, near_N_c, seed=0)
+    Classes().check(SampleCounts.of_classes(counts), K, near_N_c, seed=0)
     if near_K is not None:
         assert f"K={near_K} with this N_c" in str(refused.value)
-        Classes().check(Census.of_classes(counts), near_K, N_c, seed=0)
+        Classes().check(SampleCounts.of_classes(counts), near_K, N_c, seed=0)
 
 
 def integer_programme(counts: Any, K: int, N_c: int) -> bool:
@@ -153,9 +153,9 @@ def test_a_division_is_decided_without_a_word_and_without_a_clock(K: int, N_c: i
     """These went to a solver that wrote a line, and gave up after twenty seconds on one machine and not on another."""
     if says:
         with pytest.raises(UserError, match=says):
-            Classes().check(Census.of_classes(DIGIT_COUNTS), K, N_c, seed=5)
+            Classes().check(SampleCounts.of_classes(DIGIT_COUNTS), K, N_c, seed=5)
     else:
-        Classes().check(Census.of_classes(DIGIT_COUNTS), K, N_c, seed=5)
+        Classes().check(SampleCounts.of_classes(DIGIT_COUNTS), K, N_c, seed=5)
     assert capfd.readouterr() == ("", "")
 
 
@@ -163,7 +163,7 @@ def test_a_search_that_ends_without_an_answer_says_no_more_than_that() -> None:
     """A hundred classes, none like another, which twenty clients would have to part into sums that differ by at most one."""
     counts = np.arange(450, 550)
     with pytest.raises(UserError, match="K=20 N_c=5: found no division") as refused:
-        Classes().check(Census.of_classes(counts), 20, 5, seed=0)
+        Classes().check(SampleCounts.of_classes(counts), 20, 5, seed=0)
     assert str(refused.value).endswith("the nearest that work: K=25 with this N_c or N_c=6 with this K")
 
 
@@ -172,8 +172,8 @@ def test_shards_that_are_made_in_another_way_than_before_have_another_name() -> 
     common = ("algorithm=fedavg", "C=0.5", "sharding=classes", "N_c=2", "rounds=2")
     assert describe(experiment(*common, "K=8"))["revisions"] == {"sharding": 2}
     assert "revisions" not in describe(experiment(*common, "K=10"))
-    population = Population.of_labels(labels_of(DIGIT_COUNTS))
-    first, second = (Classes().shards(population, 8, 2, seed) for seed in (0, 1))
+    sample_owners = SampleOwners.of_labels(labels_of(DIGIT_COUNTS))
+    first, second = (Classes().shards(sample_owners, 8, 2, seed) for seed in (0, 1))
     assert not np.array_equal(first.indices, second.indices)
 
 
@@ -195,23 +195,23 @@ def test_every_sample_goes_to_one_client(sharding: Sharding, K: int, counts: Any
     equal = not isinstance(sharding, Quantity) and getattr(sharding, "equal", True)
     for seed in range(3):
         try:
-            sharding.check(Census.of_classes(np.array(counts)), K, None, seed)
+            sharding.check(SampleCounts.of_classes(np.array(counts)), K, None, seed)
         except UserError:
             assert isinstance(sharding, DirichletClasses) and K == 100
             continue
-        assert_partition(sharding.shards(Population.of_labels(labels), K, None, seed), len(labels), K, equal)
+        assert_partition(sharding.shards(SampleOwners.of_labels(labels), K, None, seed), len(labels), K, equal)
 
 
 @pytest.mark.parametrize("sharding", [s for s in SHARDINGS if not isinstance(s, DirichletClasses) or s.equal], ids=str)
 def test_a_sample_for_each_client(sharding: Sharding) -> None:
     """As many clients as samples, the most there can be."""
     labels = labels_of([5, 9, 16])
-    assert_partition(sharding.shards(Population.of_labels(labels), 30, None, 0), 30, 30)
+    assert_partition(sharding.shards(SampleOwners.of_labels(labels), 30, None, 0), 30, 30)
 
 
 @pytest.mark.parametrize("sharding", [IID(), Classes(), Dirichlet(), DirichletClasses(), DirichletClasses(equal=True), Quantity()], ids=str)
 def test_shards_are_a_function_of_the_seed(sharding: Sharding) -> None:
-    one, same, other = (sharding.shards(Population.of_labels(labels_of(DIGIT_COUNTS)), 20, 2, seed) for seed in (0, 0, 1))
+    one, same, other = (sharding.shards(SampleOwners.of_labels(labels_of(DIGIT_COUNTS)), 20, 2, seed) for seed in (0, 0, 1))
     assert (one.indices.tolist(), one.offsets.tolist()) == (same.indices.tolist(), same.offsets.tolist())
     assert one.indices.tolist() != other.indices.tolist()
 
@@ -274,7 +274,7 @@ def test_a_clients_samples_are_its_proportions_and_no_draw_from_them() -> None:
 def test_alpha_means_other_things_for_clients_and_for_classes() -> None:
     counts = np.full(100, 450)
     labels = labels_of(counts)
-    shards = [sharding.shards(Population.of_labels(labels), 100, None, 0) for sharding in (Dirichlet(), DirichletClasses(equal=True))]
+    shards = [sharding.shards(SampleOwners.of_labels(labels), 100, None, 0) for sharding in (Dirichlet(), DirichletClasses(equal=True))]
     few, many = (np.mean([len(np.unique(labels[one[k]])) for k in range(100)]) for one in shards)
     assert few < 6 < 70 < many
 
@@ -310,7 +310,7 @@ def test_quantity_skew_is_in_sizes_and_not_in_classes() -> None:
     labels, K, alpha = labels_of([3000] * 4), 10, 0.5
     sizes = []
     for seed in range(300):
-        shards = Quantity(alpha=alpha, min_size=3).shards(Population.of_labels(labels), K, None, seed)
+        shards = Quantity(alpha=alpha, min_size=3).shards(SampleOwners.of_labels(labels), K, None, seed)
         assert_partition(shards, len(labels), K, equal=False)
         assert shards.sizes.min() >= 3
         sizes.append(shards.sizes)
@@ -323,50 +323,50 @@ def test_quantity_skew_is_in_sizes_and_not_in_classes() -> None:
 
 
 def test_quantity_skew_needs_no_labels() -> None:
-    assert_partition(Quantity().shards(Population(500), 20, None, 0), 500, 20, equal=False)
+    assert_partition(Quantity().shards(SampleOwners(500), 20, None, 0), 500, 20, equal=False)
 
 
 def test_natural_clients_are_the_users() -> None:
     users = np.array([2, 0, 0, 1, 2, 2, 0])
-    population, census = Population(7, users=users), Census(7, users=np.bincount(users))
-    Natural().check(census, 3, None, seed=0)
-    shards = Natural().shards(population, 3, None, seed=0)
+    sample_owners, sample_counts = SampleOwners(7, users=users), SampleCounts(7, users=np.bincount(users))
+    Natural().check(sample_counts, 3, None, seed=0)
+    shards = Natural().shards(sample_owners, 3, None, seed=0)
     assert [shards[k].tolist() for k in range(3)] == [[1, 2, 6], [3], [0, 4, 5]]
 
 
-CENSUS = Census.of_classes(DIGIT_COUNTS)
-USERS = Census(700, users=np.full(100, 7))
-REFUSED: list[tuple[Sharding, Census, int, str]] = [
+SAMPLE_COUNTS = SampleCounts.of_classes(DIGIT_COUNTS)
+USERS = SampleCounts(700, users=np.full(100, 7))
+REFUSED: list[tuple[Sharding, SampleCounts, int, str]] = [
     (
         Natural(),
         USERS,
         50,
         "K=50: sharding=natural has a client for each of the 100 users of the dataset; choose K=100, dataset.users=50 or sharding=iid",
     ),
-    (Natural(), CENSUS, 10, "this dataset has no users of its own; choose"),
+    (Natural(), SAMPLE_COUNTS, 10, "this dataset has no users of its own; choose"),
     (Dirichlet(), USERS, 10, "sharding=dirichlet: divides by label"),
     (DirichletClasses(), USERS, 10, "sharding=dirichlet_classes: divides by label"),
     (Classes(), USERS, 10, "sharding=classes: divides by label"),
-    *((sharding, CENSUS, 1296, "choose K from 1 to 1295") for sharding in (Dirichlet(), DirichletClasses(), Quantity())),
-    (DirichletClasses(equal=True), CENSUS, 1296, "choose K from 1 to 1295"),
+    *((sharding, SAMPLE_COUNTS, 1296, "choose K from 1 to 1295") for sharding in (Dirichlet(), DirichletClasses(), Quantity())),
+    (DirichletClasses(equal=True), SAMPLE_COUNTS, 1296, "choose K from 1 to 1295"),
     (
         Quantity(min_size=20),
-        CENSUS,
+        SAMPLE_COUNTS,
         100,
         "2000 samples would be needed and there are 1295; choose sharding.min_size from 1 to 12, or K from 1 to 64",
     ),
-    (DirichletClasses(min_size=20), CENSUS, 100, "choose sharding.min_size from 1 to 12"),
-    (Quantity(min_size=2000), CENSUS, 10, "choose sharding.min_size from 1 to 129"),
-    (DirichletClasses(alpha=0.01), CENSUS, 100, "or sharding.equal=true"),
-    (DirichletClasses(alpha=0.5, min_size=10), CENSUS, 100, "or sharding.equal=true"),
-    (DirichletClasses(alpha=1, min_size=12), CENSUS, 100, "or sharding.equal=true"),
+    (DirichletClasses(min_size=20), SAMPLE_COUNTS, 100, "choose sharding.min_size from 1 to 12"),
+    (Quantity(min_size=2000), SAMPLE_COUNTS, 10, "choose sharding.min_size from 1 to 129"),
+    (DirichletClasses(alpha=0.01), SAMPLE_COUNTS, 100, "or sharding.equal=true"),
+    (DirichletClasses(alpha=0.5, min_size=10), SAMPLE_COUNTS, 100, "or sharding.equal=true"),
+    (DirichletClasses(alpha=1, min_size=12), SAMPLE_COUNTS, 100, "or sharding.equal=true"),
 ]
 
 
-@pytest.mark.parametrize(("sharding", "census", "K", "says"), REFUSED)
-def test_what_cannot_be_met_is_refused_in_one_line(sharding: Sharding, census: Census, K: int, says: str) -> None:
+@pytest.mark.parametrize(("sharding", "sample_counts", "K", "says"), REFUSED)
+def test_what_cannot_be_met_is_refused_in_one_line(sharding: Sharding, sample_counts: SampleCounts, K: int, says: str) -> None:
     with pytest.raises(UserError) as refused:
-        sharding.check(census, K, 2, seed=0)
+        sharding.check(sample_counts, K, 2, seed=0)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -375,7 +375,7 @@ def test_what_cannot_be_met_is_refused_in_one_line(sharding: Sharding, census: C
 def test_what_is_offered_for_a_smallest_size_works(alpha: float, min_size: int) -> None:
     sharding = DirichletClasses(alpha=alpha, min_size=min_size)
     with pytest.raises(UserError) as refused:
-        sharding.check(CENSUS, 100, None, seed=0)
+        sharding.check(SAMPLE_COUNTS, 100, None, seed=0)
     *options, last = str(refused.value).split("choose ")[1].replace(" or ", ", ").split(", ")
     assert last == "sharding.equal=true"
     assert options
@@ -386,7 +386,7 @@ def test_what_is_offered_for_a_smallest_size_works(alpha: float, min_size: int) 
             alpha=number if key == "alpha" else alpha,
             min_size=int(number) if key == "min_size" else min_size,
         )
-        better.check(CENSUS, int(number) if key == "K" else 100, None, seed=0)
+        better.check(SAMPLE_COUNTS, int(number) if key == "K" else 100, None, seed=0)
 
 
 @pytest.mark.parametrize(("min_size", "seed", "draws"), [(5, 0, 1), (6, 2, 6), (6, 0, 10), (7, 1, 49)])
@@ -415,7 +415,7 @@ def test_what_cannot_be_met_is_refused_after_few_draws(alpha: float, min_size: i
 
     monkeypatch.setattr(dirichlet_classes, "log_dirichlet", counted)
     with pytest.raises(UserError, match="clients or more had fewer samples; choose"):
-        DirichletClasses(alpha=alpha, min_size=min_size).check(Census.of_classes(CIFAR_COUNTS), K, None, seed=0)
+        DirichletClasses(alpha=alpha, min_size=min_size).check(SampleCounts.of_classes(CIFAR_COUNTS), K, None, seed=0)
     assert sum(drawn) < 25 * 100 * K
 
 
@@ -462,7 +462,7 @@ def test_a_smallest_size_is_in_the_name_only_where_it_has_an_effect() -> None:
 
     assert len(names("sharding=dirichlet_classes")) == len(names("sharding=quantity")) == 2
     assert len(names("sharding=dirichlet_classes", "sharding.equal=true")) == 1
-    DirichletClasses(min_size=10**6, equal=True).check(CENSUS, 10, None, seed=0)
+    DirichletClasses(min_size=10**6, equal=True).check(SAMPLE_COUNTS, 10, None, seed=0)
 
 
 @pytest.mark.parametrize("sharding", ["dirichlet sharding.alpha=0.3", "dirichlet_classes sharding.equal=true", "quantity"])

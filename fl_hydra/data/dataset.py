@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.files import read_file, remove_abandoned, write_atomically
 from fl_hydra.registry import Component, Registry
@@ -71,7 +71,7 @@ class Dataset(Component):
         """
 
     @abstractmethod
-    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
+    def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
         """How many samples remain for training after the validation split.
 
         Raises:
@@ -79,7 +79,7 @@ class Dataset(Component):
         """
 
     @abstractmethod
-    def population(self, root: Path, split_seed: int) -> Population:
+    def sample_owners(self, root: Path, split_seed: int) -> SampleOwners:
         """The samples that remain for training: what they show and whose they are."""
 
     def info(self, root: Path) -> DatasetInfo:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 
@@ -92,12 +92,12 @@ class ImageDataset(Dataset):
         )
         return DatasetInfo(arrays.fingerprint(), (channels, height, width), self.class_count, train, test)
 
-    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
-        return Census.of_classes(np.array([count - self._held_out(count) for count in info.train_counts], np.int64))
+    def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
+        return SampleCounts.of_classes(np.array([count - self._held_out(count) for count in info.train_counts], np.int64))
 
-    def population(self, root: Path, split_seed: int) -> Population:
+    def sample_owners(self, root: Path, split_seed: int) -> SampleOwners:
         labels = self.load(root).train_labels
-        return Population.of_labels(labels[self.split(labels, split_seed)[0]])
+        return SampleOwners.of_labels(labels[self.split(labels, split_seed)[0]])
 
     def _held_out(self, count: int) -> int:
         return round(self.validation * count)

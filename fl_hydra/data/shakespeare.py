@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fl_hydra.arrays import Indices
 from fl_hydra.data import shakespeare_text as text
 from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 
@@ -57,7 +57,7 @@ class TextSplit:
     train: Indices
     validation: Indices
     test: Indices
-    population: Population
+    sample_owners: SampleOwners
     users: tuple[str, ...]
 
 
@@ -132,17 +132,17 @@ class TextDataset(Dataset):
         possible = (held > 0) & (rest > 0)  # a user with too few samples trains with all of them
         return np.where(possible, rest, counts), np.where(possible, held, 0)
 
-    def census(self, info: DatasetInfo, split_seed: int = 0) -> Census:
+    def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
         users = self.chosen(info.train_counts, info.test_counts, split_seed)
         remaining, held = self._held_out(np.array(info.train_counts, np.int64)[users])
         require(
             not self.validation or bool(held.any()),
             f"dataset.validation={self.validation}: no user has samples enough for it and for training; choose a fraction around 0.1, or 0",
         )
-        return Census(int(remaining.sum()), users=remaining)
+        return SampleCounts(int(remaining.sum()), users=remaining)
 
-    def population(self, root: Path, split_seed: int) -> Population:
-        return self.split(root, split_seed).population
+    def sample_owners(self, root: Path, split_seed: int) -> SampleOwners:
+        return self.split(root, split_seed).sample_owners
 
     def split(self, root: Path, split_seed: int) -> TextSplit:
         """The three sets of the chosen users."""
@@ -164,7 +164,7 @@ class TextDataset(Dataset):
             train,
             _shuffled(validation),
             _shuffled(test),
-            Population(len(train), users=np.repeat(np.arange(len(users)), remaining)),
+            SampleOwners(len(train), users=np.repeat(np.arange(len(users)), remaining)),
             tuple(corpus.users[user] for user in users),
         )
 

@@ -128,8 +128,8 @@ def _titled(look: Look, draw: Panel) -> Callable[[Any, Any], None]:
 def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any, Panel]]:
     """Each panel that there is: its name, what it shows of (the same for those that look the same), and how it is drawn."""
     e = experiment
-    population = e.dataset.population(e.data, e.split_seed)
-    shards = e.sharding.shards(population, e.K, e.N_c, e.seed)
+    sample_owners = e.dataset.sample_owners(e.data, e.split_seed)
+    shards = e.sharding.shards(sample_owners, e.K, e.N_c, e.seed)
     panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
         panels.append(
@@ -139,8 +139,8 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
                 lambda look, figure, axis: _draw_characters(figure, axis, experiment, shards),
             )
         )
-    elif population.labels is not None:
-        counts = class_counts(shards, population.labels, e.dataset_info.classes)
+    elif sample_owners.labels is not None:
+        counts = class_counts(shards, sample_owners.labels, e.dataset_info.classes)
         panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
         panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
     panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))

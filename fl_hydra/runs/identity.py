@@ -50,7 +50,7 @@ def _revisions(experiment: Experiment) -> dict[str, int]:
     """
     e = experiment
     mended = {
-        "sharding": e.sharding.revised(e.dataset.census(e.dataset_info, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
+        "sharding": e.sharding.revised(e.dataset.sample_counts(e.dataset_info, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
         "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
         "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
         "counted_loss": experiment.local_steps.name == "loss"

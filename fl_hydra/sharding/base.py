@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_hydra.arrays import Indices
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry
@@ -43,17 +43,17 @@ def equal_sizes(total: int, parts: int) -> Indices:
     return np.full(parts, total // parts, np.int64) + (np.arange(parts) < total % parts)
 
 
-def class_counts(census: Census, name: str) -> Indices:
+def class_counts(sample_counts: SampleCounts, name: str) -> Indices:
     """Samples of each class, int64 [classes].
 
     Raises:
         UserError: the samples have no classes.
     """
-    if census.classes is None:
+    if sample_counts.classes is None:
         raise UserError(
             f"sharding={name}: divides by label, and samples of this dataset have none; choose sharding=natural or sharding=iid"
         )
-    return census.classes
+    return sample_counts.classes
 
 
 def deal(labels: Indices, taken: Indices, seed: int) -> Shards:
@@ -94,16 +94,16 @@ class Sharding(Component):
         """Samples that every one of the K clients must have."""
         return 1
 
-    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
+    def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
         """Raise before anything is loaded if the rule cannot be met.
 
         Args:
-            census: of the training samples.
+            sample_counts: of the training samples.
 
         Raises:
             UserError: naming what would work.
         """
-        total = census.total
+        total = sample_counts.total
         require(1 <= K <= total, f"K={K}: each client needs a sample and there are {total}; choose K from 1 to {total}")
         least = self.least_size(total, K)
         require(
@@ -112,12 +112,12 @@ class Sharding(Component):
             f"1 to {total // K}" + (f", or K from 1 to {total // least}" if least <= total else ""),
         )
 
-    def revised(self, census: Census, K: int, N_c: int | None, seed: int) -> bool:
+    def revised(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> bool:
         """Whether these settings have other shards than they had in the first release, so that runs need another name."""
         return False
 
     @abstractmethod
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
         """Divide these samples among K clients."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
@@ -34,9 +34,9 @@ class Classes(Sharding):
     name: str = "classes"
     uses: ClassVar[frozenset[str]] = frozenset({"N_c"})
 
-    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
-        super().check(census, K, N_c, seed)
-        counts = class_counts(census, self.name)
+    def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
+        super().check(sample_counts, K, N_c, seed)
+        counts = class_counts(sample_counts, self.name)
         classes = int((counts > 0).sum())
         require(N_c is not None, f"sharding=classes needs the number of classes for each client: add N_c=1 to N_c={classes}")
         assert N_c is not None
@@ -51,19 +51,19 @@ class Classes(Sharding):
                 "every image to someone; " + _what_works(counts, K, N_c)
             )
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
-        labels = population.labels
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
+        labels = sample_owners.labels
         assert N_c is not None and labels is not None
         counts = np.bincount(labels)
-        self.check(Census.of_classes(counts), K, N_c, seed)
+        self.check(SampleCounts.of_classes(counts), K, N_c, seed)
         division = _division(tuple(counts.tolist()), K, N_c, seed)
         assert division is not None
         return deal(labels, division.taken, seed)
 
-    def revised(self, census: Census, K: int, N_c: int | None, seed: int) -> bool:
+    def revised(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> bool:
         # The first release left those that no draw could divide to an integer programme.
         assert N_c is not None
-        return not _drawn(tuple(class_counts(census, self.name).tolist()), K, N_c, seed)
+        return not _drawn(tuple(class_counts(sample_counts, self.name).tolist()), K, N_c, seed)
 
 
 @dataclass(frozen=True)

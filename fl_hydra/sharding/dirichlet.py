@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_hydra.arrays import Indices
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
 from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha
@@ -46,13 +46,13 @@ class Dirichlet(Sharding):
     def tag(self) -> str:
         return f"alpha{self.alpha:g}"
 
-    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
-        super().check(census, K, N_c, seed)
-        class_counts(census, self.name)
+    def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
+        super().check(sample_counts, K, N_c, seed)
+        class_counts(sample_counts, self.name)
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
-        assert population.labels is not None
-        return deal(population.labels, self.divide(np.bincount(population.labels), K, seed), seed)
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
+        assert sample_owners.labels is not None
+        return deal(sample_owners.labels, self.divide(np.bincount(sample_owners.labels), K, seed), seed)
 
     def divide(self, counts: Indices, K: int, seed: int) -> Indices:
         """Samples of each class for each client; int64 [K, classes], of which columns sum to `counts` and rows differ by at most 1."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
@@ -58,9 +58,9 @@ class DirichletClasses(Sharding):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **({"min_size": None} if self.equal else {})}
 
-    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
-        super().check(census, K, N_c, seed)
-        counts = class_counts(census, self.name)
+    def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
+        super().check(sample_counts, K, N_c, seed)
+        counts = class_counts(sample_counts, self.name)
         drawn = self._divide(counts, K, seed)
         if not self.equal and drawn.least < self.min_size:
             each = "1 draw" if drawn.draws == 1 else f"each of {drawn.draws} draws"
@@ -70,11 +70,11 @@ class DirichletClasses(Sharding):
                 f"{self._what_works(counts, K, seed, drawn.least)}"
             )
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
-        assert population.labels is not None
-        counts = np.bincount(population.labels)
-        self.check(Census.of_classes(counts), K, N_c, seed)
-        return deal(population.labels, self._divide(counts, K, seed).taken, seed)
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
+        assert sample_owners.labels is not None
+        counts = np.bincount(sample_owners.labels)
+        self.check(SampleCounts.of_classes(counts), K, N_c, seed)
+        return deal(sample_owners.labels, self._divide(counts, K, seed).taken, seed)
 
     def least_size(self, total: int, K: int) -> int:
         return super().least_size(total, K) if self.equal else self.min_size

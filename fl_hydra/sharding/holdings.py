@@ -28,7 +28,7 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
     if isinstance(e.dataset, TextDataset):
         kind, (names, counts) = "characters", character_counts(experiment, shards)
     else:
-        labels = e.dataset.population(e.data, e.split_seed).labels
+        labels = e.dataset.sample_owners(e.data, e.split_seed).labels
         assert labels is not None
         kind, names, counts = (
             "classes",

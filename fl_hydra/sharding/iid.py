@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl_hydra.data.population import Population
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, equal_sizes, shardings
 
@@ -16,5 +16,5 @@ class IID(Sharding):
 
     name: str = "iid"
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
-        return Shards.from_sizes(generator(seed, "shards").permutation(population.total), equal_sizes(population.total, K))
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
+        return Shards.from_sizes(generator(seed, "shards").permutation(sample_owners.total), equal_sizes(sample_owners.total, K))

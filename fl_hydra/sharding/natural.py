@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_hydra.data.population import Census, Population
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError, require
 from fl_hydra.sharding.base import Sharding, Shards, shardings
 
@@ -25,18 +25,18 @@ class Natural(Sharding):
     def tag(self) -> str:
         return "natural"
 
-    def check(self, census: Census, K: int, N_c: int | None, seed: int) -> None:
-        if census.users is None:
+    def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
+        if sample_counts.users is None:
             raise UserError("sharding=natural: this dataset has no users of its own; choose sharding=iid, dirichlet or another")
-        users = len(census.users)
+        users = len(sample_counts.users)
         require(
             K in (1, users),
             f"K={K}: sharding=natural has a client for each of the {users} users of the dataset; choose K={users}, dataset.users={K} "
             "or sharding=iid",
         )
-        super().check(census, K, N_c, seed)
+        super().check(sample_counts, K, N_c, seed)
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
-        assert population.users is not None
-        sizes = np.bincount(population.users, minlength=K) if K > 1 else np.array([population.total])
-        return Shards.from_sizes(population.users.argsort(kind="stable"), sizes)
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
+        assert sample_owners.users is not None
+        sizes = np.bincount(sample_owners.users, minlength=K) if K > 1 else np.array([sample_owners.total])
+        return Shards.from_sizes(sample_owners.users.argsort(kind="stable"), sizes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_hydra.data.population import Population
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, require_min_size, shardings
 from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha
@@ -36,8 +36,8 @@ class Quantity(Sharding):
     def least_size(self, total: int, K: int) -> int:
         return self.min_size
 
-    def shards(self, population: Population, K: int, N_c: int | None, seed: int) -> Shards:
+    def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:
         rng = generator(seed, "shards-quantity")
         shares = np.exp(log_dirichlet(rng, np.full((1, K), self.alpha)))
-        sizes = self.min_size + in_proportion(rng, shares, np.array([population.total - K * self.min_size]))[0]
-        return Shards.from_sizes(generator(seed, "shards").permutation(population.total), sizes)
+        sizes = self.min_size + in_proportion(rng, shares, np.array([sample_owners.total - K * self.min_size]))[0]
+        return Shards.from_sizes(generator(seed, "shards").permutation(sample_owners.total), sizes)

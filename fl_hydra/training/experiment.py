@@ -62,7 +62,7 @@ class Experiment:
     @property
     def train_samples(self) -> int:
         """Training samples, after the validation split."""
-        return self.dataset.census(self.dataset_info, self.split_seed).total
+        return self.dataset.sample_counts(self.dataset_info, self.split_seed).total
 
     @property
     def step_samples(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.data.population import Population
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.randomness import generator
@@ -29,15 +29,15 @@ class PackedRun:
 
     Args:
         experiment: what it trains.
-        population: the training samples.
+        sample_owners: whose each training sample is, and what it shows.
         store: of its clients' state.
 
     Raises:
         UserError: the shards cannot be made, or too few clients have samples.
     """
 
-    def __init__(self, experiment: Experiment, population: Population, store: ClientStore) -> None:
-        shards = experiment.sharding.shards(population, experiment.K, experiment.N_c, experiment.seed)
+    def __init__(self, experiment: Experiment, sample_owners: SampleOwners, store: ClientStore) -> None:
+        shards = experiment.sharding.shards(sample_owners, experiment.K, experiment.N_c, experiment.seed)
         self.experiment = experiment
         self.clients = store
         self.shards = shards

@@ -12,7 +12,7 @@ import torch
 
 from fl_hydra.data.dataset import Dataset, datasets
 from fl_hydra.data.images import ImageDataset, channel_statistics
-from fl_hydra.data.population import Population
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.data.shakespeare_text import WINDOW
 from fl_hydra.training.images import Images
@@ -28,7 +28,7 @@ class Split:
     train: Samples
     validation: Samples
     test: Samples
-    population: Population
+    sample_owners: SampleOwners
 
 
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
@@ -53,7 +53,7 @@ def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.devic
         Text(split.characters, starts, WINDOW, everywhere=dataset.everywhere, device=device)
         for starts in (split.train, split.validation, split.test)
     )
-    return Split(train, validation, test, split.population)
+    return Split(train, validation, test, split.sample_owners)
 
 
 def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:
@@ -71,5 +71,5 @@ def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dty
         images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
         images(arrays.train_images[validation], arrays.train_labels[validation]),
         images(arrays.test_images, arrays.test_labels),
-        Population.of_labels(arrays.train_labels[train]),
+        SampleOwners.of_labels(arrays.train_labels[train]),
     )

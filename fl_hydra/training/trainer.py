@@ -91,7 +91,7 @@ class Trainer:
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
         self.members = [
-            PackedRun(experiment, self.split.population, ClientStore(group.client_widths, group.dtype, folder))
+            PackedRun(experiment, self.split.sample_owners, ClientStore(group.client_widths, group.dtype, folder))
             for experiment, folder in zip(experiments, folders, strict=True)
         ]
         self.state = algorithm.initial(group.initial([experiment.seed for experiment in experiments]), first.m)

@@ -10,7 +10,7 @@ from fl_hydra.arrays import Indices
 
 
 @dataclass(frozen=True)
-class Census:
+class SampleCounts:
     """How many training samples there are, as it is known before any data is read.
 
     total: all of them. classes: int64 [classes], samples of each class; None where samples have no label to be divided by (text).
@@ -22,13 +22,13 @@ class Census:
     users: Indices | None = None
 
     @classmethod
-    def of_classes(cls, counts: Indices) -> Census:
+    def of_classes(cls, counts: Indices) -> SampleCounts:
         """Of labelled samples, int64 [classes], that belong to nobody."""
         return cls(int(counts.sum()), classes=np.asarray(counts, np.int64))
 
 
 @dataclass(frozen=True)
-class Population:
+class SampleOwners:
     """The training samples themselves: who owns each, and what it shows.
 
     total: how many. labels: int64 [total], classes; None for text. users: int64 [total], 0, 1, ..., the dataset's own users; None for
@@ -40,6 +40,6 @@ class Population:
     users: Indices | None = None
 
     @classmethod
-    def of_labels(cls, labels: Indices) -> Population:
+    def of_labels(cls, labels: Indices) -> SampleOwners:
         """Labelled samples that belong to nobody."""
         return cls(len(labels), labels=labels)
