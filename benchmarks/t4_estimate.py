@@ -81,11 +81,11 @@ def experiments(track: str, name: str, data: str) -> list[Experiment]:
 def run_flops(e: Experiment) -> int:
     """Training and evaluations of a run."""
     from fl_hydra.data.shakespeare import TextDataset
-    from fl_hydra.training.text import GLANCE
+    from fl_hydra.training.text import EVAL_SUBSET_SIZE
 
     forward, both = _sample_flops(e.model, e.dataset_info)
     held = sum(e.dataset_info.train_counts) - e.train_samples
-    looked_at = 2 * GLANCE if isinstance(e.dataset, TextDataset) else held + sum(e.dataset_info.test_counts)
+    looked_at = 2 * EVAL_SUBSET_SIZE if isinstance(e.dataset, TextDataset) else held + sum(e.dataset_info.test_counts)
     return both * e.budget + forward * e.points * looked_at
 
 

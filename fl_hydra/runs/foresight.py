@@ -16,7 +16,7 @@ from fl_hydra.files import read_file
 from fl_hydra.runs.conditions import machine
 from fl_hydra.runs.folder import ENVIRONMENT, run_folders
 from fl_hydra.runs.identity import describe, run_folder
-from fl_hydra.runs.outcome import glance
+from fl_hydra.runs.outcome import known_outcome
 from fl_hydra.runs.reading import read_run
 from fl_hydra.runs.standing import in_bytes, in_words, is_written, part_kept, resumed_round, seconds_per_sample, size
 from fl_hydra.training.experiment import Experiment
@@ -75,7 +75,7 @@ def plan(points: Sequence[tuple[Config, Experiment]], labels: Sequence[str]) -> 
         folder = run_folder(experiment, outputs)
         if folder in planned:
             continue
-        found = glance(experiment, outputs, lambda line: None)
+        found = known_outcome(experiment, outputs, lambda line: None)
         part = 0.0
         if found is not None:
             status = found.status

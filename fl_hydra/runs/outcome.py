@@ -69,7 +69,7 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
     return Outcome(ended.summary["status"], folder, ended.summary["metrics"], ended.summary.get("reason", ""), trained=False)
 
 
-def glance(experiment: Experiment, outputs: Path, warn: Callable[[str], None]) -> Outcome | None:
+def known_outcome(experiment: Experiment, outputs: Path, warn: Callable[[str], None]) -> Outcome | None:
     """As :func:`find`, before it is decided who looks closer: of a run that has to be trained nothing is said yet."""
     notes: list[str] = []
     if (outcome := find(experiment, outputs, notes.append)) is not None:

@@ -34,7 +34,7 @@ from fl_hydra.runs.folder import (
     seal,
 )
 from fl_hydra.runs.identity import describe, run_folder, run_hash
-from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, glance, refuse_foreign, write_traceback
+from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, known_outcome, refuse_foreign, write_traceback
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.sharding.base import Shards
 from fl_hydra.sharding.holdings import holdings
@@ -88,7 +88,7 @@ class Recording:
         check_device(self.config.device, self.config.engine)
         if self.config.section is not None:
             join_section(self.config.section, self.folder.path, outputs, self.warn)
-        self.outcome = glance(self.experiment, outputs, self.warn)
+        self.outcome = known_outcome(self.experiment, outputs, self.warn)
         if self.outcome is not None:
             return
         try:

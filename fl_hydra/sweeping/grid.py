@@ -187,7 +187,7 @@ class GridSweeper(BasicSweeper):
         from fl_hydra.runs import course
         from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import describe, run_folder
-        from fl_hydra.runs.outcome import Outcome, glance
+        from fl_hydra.runs.outcome import Outcome, known_outcome
         from fl_hydra.runs.progress import ConsoleReporter
         from fl_hydra.runs.standing import part_kept
 
@@ -203,7 +203,7 @@ class GridSweeper(BasicSweeper):
             folders.append(folder)
             if config.section is not None:
                 join_section(config.section, folder, Path(config.outputs), warn)
-            if (found := glance(experiment, Path(config.outputs), warn)) is not None:
+            if (found := known_outcome(experiment, Path(config.outputs), warn)) is not None:
                 outcomes[folder] = found
             else:
                 waiting.setdefault(folder, point)

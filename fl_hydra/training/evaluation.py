@@ -29,7 +29,7 @@ def evaluate(
     """
     e = run.experiment
     sets = {"val": split.validation, "test": split.test} if e.test else {"val": split.validation}
-    if run.finished and any(samples.glance < e.final * len(samples) for samples in sets.values()):
+    if run.finished and any(samples.eval_subset_size < e.final * len(samples) for samples in sets.values()):
         count = sum(math.ceil(e.final * len(samples)) for samples in sets.values())
         fewer = "" if e.final < 1 else "; evaluation.final=0.1 would look at a tenth"
         notify(f"the last evaluation looks at {count:,} samples of the validation and test sets{fewer}")
@@ -65,7 +65,7 @@ def _looked_at(run: PackedRun, samples: Samples, device: torch.device) -> Tensor
     final = run.experiment.final
     if run.finished and final < 1:
         return samples.fair(math.ceil(final * len(samples)))
-    return torch.arange(len(samples) if run.finished else samples.glance, device=device)
+    return torch.arange(len(samples) if run.finished else samples.eval_subset_size, device=device)
 
 
 def _finite(value: float) -> float | None:

@@ -56,7 +56,7 @@ class Images(Samples):
         row = self.width * self.channels
         self._runs = pixels.to(device).view(-1).as_strided((runs, row), (self.channels, 1))
         self.targets = torch.from_numpy(labels).to(device)
-        self.glance = count
+        self.eval_subset_size = count
         # As wide as a row: factors for three channels alone would be applied three numbers at a time.
         self._scale = torch.tensor(1 / (255 * standard_deviation), dtype=self._working_dtype, device=device).repeat(self.width)
         self._shift = torch.tensor(-mean / standard_deviation, dtype=self._working_dtype, device=device).repeat(self.width)

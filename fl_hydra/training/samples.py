@@ -14,12 +14,12 @@ from fl_hydra.randomness import generator
 class Samples(ABC):
     """Inputs, from which batches are gathered, and their targets.
 
-    targets: int64 [N], or [N, positions] where every position has one; negative where there is none. glance: how many samples, the
-    first ones, an evaluation in the middle of a run looks at; all at its end.
+    targets: int64 [N], or [N, positions] where every position has one; negative where there is none. eval_subset_size: how many
+    samples, the first ones, an evaluation in the middle of a run looks at; all at its end.
     """
 
     targets: Tensor
-    glance: int
+    eval_subset_size: int
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fl_hydra.arrays import Indices
 from fl_hydra.training.samples import Samples
 
-GLANCE = 10_000
+EVAL_SUBSET_SIZE = 10_000
 """Samples of each set that an evaluation in the middle of a run looks at."""
 
 
@@ -36,7 +36,7 @@ class Text(Samples):
             self.targets = following.masked_fill_(following == 0, -100)
         else:
             self.targets = text[self._starts + length].long()
-        self.glance = min(GLANCE, len(starts))
+        self.eval_subset_size = min(EVAL_SUBSET_SIZE, len(starts))
 
     def fair(self, count: int) -> Tensor:
         return torch.arange(count, device=self.device)  # those that are evaluated are in such an order already
