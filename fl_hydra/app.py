@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from fl_hydra.endings import FAILED, USAGE_ERROR, Mistake, RunEnded, SweepEnded, command, fail, framed, leave_stopped
+from fl_hydra.exits import FAILED, USAGE_ERROR, RunExit, SweepExit, UsageExit, command, fail, framed, leave_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,9 +35,9 @@ def _train() -> None:
     sys.argv[1:] = prepare(typed)
     try:
         hydra.main(config_path=str(CONF), config_name="config")(_task)()
-    except RunEnded as ended:
+    except RunExit as ended:
         _leave(ended.outcome, typed)
-    except SweepEnded as ended:
+    except SweepExit as ended:
         sys.exit(ended.status)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if full_error:
@@ -82,18 +82,18 @@ def _task(composed: DictConfig) -> Outcome:
 
                 check_device(config.device, config.engine)
                 foresee([(config, resolve(config))], [""])
-                raise SweepEnded(0)
+                raise SweepExit(0)
         with reporter.preparing():
             outcome = execute(config, reporter)
     except UserError as error:
-        raise Mistake(str(error)) from error
+        raise UsageExit(str(error)) from error
     except OSError as error:  # of a run that has begun it is an outcome
         where = f": {error.filename}" if error.filename else ""
-        raise Mistake(f"{error.strerror or error}{where}; mend that, then run the same command again") from error
+        raise UsageExit(f"{error.strerror or error}{where}; mend that, then run the same command again") from error
     if alone:
-        raise RunEnded(outcome)
+        raise RunExit(outcome)
     if number := outcome.signal_number or Interruption.asked:  # the sweep ends, too, where the signal came in a run's last round
-        raise RunEnded(replace(outcome, status="interrupted", signal_number=number))
+        raise RunExit(replace(outcome, status="interrupted", signal_number=number))
     return outcome
 
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from fl_hydra.config import REGISTRIES, Checkpoint, Config, Evaluation, Tune
-from fl_hydra.endings import command
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import command
 from fl_hydra.paths import CONF, SWEEPS
 
 PATHS = frozenset({"data", "outputs", "dataset.text"})

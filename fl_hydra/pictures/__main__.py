@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from fl_hydra.endings import fail, framed
+from fl_hydra.exits import fail, framed
 
 USAGE = """\
 python -m fl_hydra.pictures [-m] KEY=VALUE ...: the same keys as train.py has, for example

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from fl_hydra.endings import USAGE_ERROR, framed
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import USAGE_ERROR, framed
 from fl_hydra.files import make_folder
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.report.cost import TABLE, CostTable, read_table

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fl_hydra.endings import framed
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import framed
 from fl_hydra.paths import OUTPUTS
 
 WHATS = "status, list, show RUN, compare RUN RUN, remove RUN ..., section rename OLD NEW or section empty NAME"

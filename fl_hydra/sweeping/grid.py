@@ -10,8 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import require
+from fl_hydra.exits import SweepExit
 from fl_hydra.paths import PROJECT
 from fl_hydra.sweeping.points import Composer
 
@@ -56,7 +56,7 @@ class GridSweeper(BasicSweeper):
 
         Raises:
             UserError: some points are not valid; nothing was trained.
-            SweepEnded: always at the end, with the exit status.
+            SweepExit: always at the end, with the exit status.
         """
         from fl_hydra.report.spec import Spec
         from fl_hydra.sweeping.table import print_outcomes
@@ -69,10 +69,10 @@ class GridSweeper(BasicSweeper):
             from fl_hydra.runs.foresight import foresee
 
             foresee(checked, labels)
-            raise SweepEnded(0)
+            raise SweepExit(0)
         outcomes = self._train(points, checked, labels)
         print_outcomes(labels, outcomes)
-        raise SweepEnded(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
+        raise SweepExit(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
     def _describe(self, checked: Iterable[tuple[Config, Experiment]]) -> None:
         """Note the command, how results are shown and all that is planned, for the report of each section that the sweep belongs to."""

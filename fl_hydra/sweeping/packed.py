@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from fl_hydra.endings import Mistake, RunEnded
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import RunExit, UsageExit
 from fl_hydra.sweeping.points import Composer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class PackedLauncher(Launcher):
         """Outcomes in the order of the points.
 
         Raises:
-            RunEnded: a signal asked to stop.
+            RunExit: a signal asked to stop.
         """
         from fl_hydra.resolving import resolve
         from fl_hydra.runs.execution import Outcome, execute_together
@@ -54,10 +54,10 @@ class PackedLauncher(Launcher):
                 with reporter.preparing():
                     ended = execute_together([configs[position] for position in pack], reporter)
             except UserError as error:
-                raise Mistake(str(error)) from error
+                raise UsageExit(str(error)) from error
             for outcome in ended:
                 if outcome.signal_number:
-                    raise RunEnded(replace(outcome, status="interrupted"))
+                    raise RunExit(replace(outcome, status="interrupted"))
             outcomes.update(zip(pack, ended, strict=True))
         return [
             JobReturn(overrides=point, status=JobStatus.COMPLETED, _return_value=outcomes[position])

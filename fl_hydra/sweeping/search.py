@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_hydra.endings import SweepEnded
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import SweepExit
 from fl_hydra.runs import course
 from fl_hydra.sweeping.grid import GridSweeper, Point, label_points
 
@@ -111,7 +111,7 @@ class SearchSweeper(GridSweeper):
 
         Raises:
             UserError: something cannot be searched; nothing was trained.
-            SweepEnded: always at the end, with the exit status.
+            SweepExit: always at the end, with the exit status.
         """
         from fl_hydra.tuning.objective import Objective
         from fl_hydra.tuning.space import Space, is_grid
@@ -137,11 +137,11 @@ class SearchSweeper(GridSweeper):
         self._check_pruning(objectives)
         if searches[0].config.dry_run:
             self._foresee(searches, space)
-            raise SweepEnded(0)
+            raise SweepExit(0)
         self._searches = searches
         with course.on(self._course):
             statuses = [self._search(search, space, objectives) for search in searches]
-        raise SweepEnded(max(statuses))
+        raise SweepExit(max(statuses))
 
     def _foresee(self, searches: Sequence[_Search], space: Space) -> None:
         """Print what the search would do."""

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fl_hydra.endings import framed
 from fl_hydra.errors import UserError
+from fl_hydra.exits import framed
 from fl_hydra.paths import OUTPUTS
 
 FOLDER = OUTPUTS / "smoke"

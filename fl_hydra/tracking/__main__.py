@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fl_hydra.endings import framed
+from fl_hydra.exits import framed
 
 
 def main() -> None:

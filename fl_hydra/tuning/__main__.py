@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fl_hydra.endings import framed
 from fl_hydra.errors import UserError, require
+from fl_hydra.exits import framed
 from fl_hydra.paths import OUTPUTS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ class _Unheard(io.FileIO):
             return len(content)
 
 
-def guard_streams() -> None:
+def guard_output() -> None:
     """Make writing to standard output and standard error unable to fail, for lack of a reader or of a character in its alphabet.
 
     A stream that was closed before the program began (`>&-`) is the null device from here on: otherwise the next file that is

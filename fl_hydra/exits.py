@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fl_hydra.errors import UserError
+from fl_hydra.output import guard_output
 from fl_hydra.runs.interruption import Interrupted, listen, stop_listening
-from fl_hydra.streams import guard_streams
 
 if TYPE_CHECKING:
     from fl_hydra.runs.execution import Outcome
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 USAGE_ERROR, FAILED = 2, 1
 
 
-class RunEnded(BaseException):
+class RunExit(BaseException):
     """Carries the outcome of a single run, or of the one that a sweep was stopped in."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
 
 
-class SweepEnded(BaseException):
+class SweepExit(BaseException):
     """Carries the exit status of a sweep."""
 
     def __init__(self, status: int) -> None:
         self.status = status
 
 
-class Mistake(BaseException):
+class UsageExit(BaseException):
     """Carries a mistake of the user."""
 
 
@@ -51,7 +51,7 @@ def framed(program: Callable[[], None]) -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     arguments = sys.argv[1:]
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    guard_streams()
+    guard_output()
     try:
         listen()
         program()
@@ -59,7 +59,7 @@ def framed(program: Callable[[], None]) -> None:
         leave_stopped(f"stopped by {stopped}; what was done is kept: run the same command again to go on", stopped.signal_number, arguments)
     except KeyboardInterrupt:  # where somebody else handles the signal
         leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to go on", signal.SIGINT, arguments)
-    except (Mistake, UserError) as error:
+    except (UsageExit, UserError) as error:
         fail(str(error), USAGE_ERROR)
     except Exception as error:
         if full_error:
