@@ -31,7 +31,7 @@ from fl_hydra.resolving import cohort, notes
 from fl_hydra.runs import progress
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.schema import register_schema
-from fl_hydra.sweeping.points import Composer
+from fl_hydra.sweeping.compose import Composer
 from tests.conftest import Program
 from tests.support.make import PROJECT, config, experiment, trainer
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fl_hydra.errors import require
 from fl_hydra.exits import SweepExit
 from fl_hydra.paths import PROJECT
-from fl_hydra.sweeping.points import Composer
+from fl_hydra.sweeping.compose import Composer
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -59,7 +59,7 @@ class GridSweeper(BasicSweeper):
             SweepExit: always at the end, with the exit status.
         """
         from fl_hydra.report.spec import Spec
-        from fl_hydra.sweeping.table import print_outcomes
+        from fl_hydra.sweeping.outcome_table import print_outcomes
 
         Spec.of(self._report, "")  # a mistake in it is told now
         points = self._points(arguments)

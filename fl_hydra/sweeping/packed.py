@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 
 from fl_hydra.errors import UserError, require
 from fl_hydra.exits import RunExit, UsageExit
-from fl_hydra.sweeping.points import Composer
+from fl_hydra.sweeping.compose import Composer
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction

@@ -31,7 +31,7 @@ import fl_hydra.runs.execution
 import fl_hydra.runs.packing
 import fl_hydra.runs.progress
 import fl_hydra.sweeping.grid
-import fl_hydra.sweeping.table
+import fl_hydra.sweeping.outcome_table
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import trainer
 
