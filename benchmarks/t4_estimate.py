@@ -81,7 +81,7 @@ def experiments(track: str, name: str, data: str) -> list[Experiment]:
 def run_flops(e: Experiment) -> int:
     """Training and evaluations of a run."""
     from fl_hydra.data.shakespeare import TextDataset
-    from fl_hydra.training.text import EVAL_SUBSET_SIZE
+    from fl_hydra.training.text_samples import EVAL_SUBSET_SIZE
 
     forward, both = _sample_flops(e.model, e.dataset_info)
     held = sum(e.dataset_info.train_counts) - e.train_samples
@@ -94,7 +94,7 @@ _counted: dict[tuple[str, DatasetInfo], tuple[int, int]] = {}
 
 def _sample_flops(model: Model, info: DatasetInfo) -> tuple[int, int]:
     """Of a sample's forward pass, and of both passes."""
-    from fl_hydra.training.cost import sample_flops
+    from fl_hydra.training.sample_cost import sample_flops
 
     key = (repr(model), info)
     if key not in _counted:

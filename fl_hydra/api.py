@@ -190,7 +190,7 @@ class Run:
         import torch
 
         from fl_hydra.data.images import ImageDataset, channel_statistics
-        from fl_hydra.training.images import Images
+        from fl_hydra.training.image_samples import Images
 
         e = self.experiment
         assert isinstance(e.dataset, ImageDataset)

@@ -27,7 +27,7 @@ from fl_hydra.processes import machine
 from fl_hydra.randomness import generator, hash_uniform
 from fl_hydra.sharding.base import Shards, equal_sizes
 from fl_hydra.sharding.shard_sampler import ShardSampler
-from fl_hydra.training.images import Images
+from fl_hydra.training.image_samples import Images
 from tests.support.make import write_cifar100
 
 

@@ -14,7 +14,7 @@ from fl_hydra.data.shakespeare_text import PAD, WINDOW, sequences
 from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import describe
 from fl_hydra.training.planning import plan_round
-from fl_hydra.training.text import Text
+from fl_hydra.training.text_samples import Text
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.make import experiment, trainer, write_shakespeare
@@ -210,7 +210,7 @@ def test_mistakes_about_text_are_one_line(argv: str, says: str, program: Program
 
 
 def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_hydra.training.text.EVAL_SUBSET_SIZE", 50)
+    monkeypatch.setattr("fl_hydra.training.text_samples.EVAL_SUBSET_SIZE", 50)
     write_shakespeare(tmp_path)
     given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "precision=fp64", f"data={tmp_path}", "dataset.validation=0.2")
     short, long = experiment(*given, "samples=8"), experiment(*given, "samples=800")
@@ -259,7 +259,7 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
 
 
 def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_hydra.training.text.EVAL_SUBSET_SIZE", 50)
+    monkeypatch.setattr("fl_hydra.training.text_samples.EVAL_SUBSET_SIZE", 50)
     write_shakespeare(tmp_path)
     given = (*WINDOWS, "K=4", "algorithm=fedavg", "C=0.5", "J=1", "samples=16", f"data={tmp_path}")
     lines: list[str] = []

@@ -20,9 +20,9 @@ from fl_hydra.sharding.classes import Classes, _flow
 from fl_hydra.sharding.dirichlet import Dirichlet
 from fl_hydra.sharding.dirichlet_classes import DirichletClasses
 from fl_hydra.sharding.divisions import UndecidedError, groups, holders
-from fl_hydra.sharding.draws import in_proportion, log_dirichlet
 from fl_hydra.sharding.iid import IID
 from fl_hydra.sharding.natural import Natural
+from fl_hydra.sharding.proportions import in_proportion, log_dirichlet
 from fl_hydra.sharding.quantity import Quantity
 from tests.conftest import Program
 from tests.support.make import experiment

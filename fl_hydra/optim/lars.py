@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fl_hydra.optim.base import Layers, Optimizer, optimizers
-from fl_hydra.optim.layerwise import decay_weights, scale_weights, weight_norms
+from fl_hydra.optim.trust_ratio import decay_weights, scale_weights, weight_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

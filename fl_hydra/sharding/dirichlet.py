@@ -10,7 +10,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, shardings
-from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha
+from fl_hydra.sharding.proportions import in_proportion, log_dirichlet, require_alpha
 
 LIMIT = 1e-100
 """Stands for the concentration 0: all proportions but one are 0 to any precision."""

@@ -14,7 +14,7 @@ from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_sizes, require_min_size, shardings
-from fl_hydra.sharding.draws import MOST, in_proportion, log_dirichlet, log_sum, require_alpha
+from fl_hydra.sharding.proportions import MOST, in_proportion, log_dirichlet, log_sum, require_alpha
 
 DRAWS, FEW_DRAWS = 100, 20
 """Draws of all clients before a request is refused, and before another is not offered in its place."""

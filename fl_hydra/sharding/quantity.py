@@ -9,7 +9,7 @@ import numpy as np
 from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.randomness import generator
 from fl_hydra.sharding.base import Sharding, Shards, require_min_size, shardings
-from fl_hydra.sharding.draws import in_proportion, log_dirichlet, require_alpha
+from fl_hydra.sharding.proportions import in_proportion, log_dirichlet, require_alpha
 
 
 @shardings.register

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError, require
 from fl_hydra.models.base import Model
-from fl_hydra.training.cost import example, sample_bytes
 from fl_hydra.training.layout import Layout
+from fl_hydra.training.sample_cost import example, sample_bytes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fl_hydra.sharding.shard_sampler import ShardSampler
 from fl_hydra.training.clients import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Traffic
-from fl_hydra.training.images import augmentation_stream
+from fl_hydra.training.image_samples import augmentation_stream
 from fl_hydra.training.planning import RoundPlan
 
 _stream = lru_cache(maxsize=2**17)(augmentation_stream)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.cost import sample_flops
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.engines import out_of_memory
 from fl_hydra.training.experiment import Experiment
@@ -21,6 +20,7 @@ from fl_hydra.training.layout import initial_vector
 from fl_hydra.training.memory import rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.rows import METER
+from fl_hydra.training.sample_cost import sample_flops
 from fl_hydra.training.threads import single_threaded_pool
 
 

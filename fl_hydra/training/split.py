@@ -15,10 +15,10 @@ from fl_hydra.data.images import ImageDataset, channel_statistics
 from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.data.shakespeare_text import WINDOW
-from fl_hydra.training.images import Images
+from fl_hydra.training.image_samples import Images
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.samples import Samples
-from fl_hydra.training.text import Text
+from fl_hydra.training.text_samples import Text
 
 
 @dataclass(frozen=True)

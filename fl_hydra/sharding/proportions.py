@@ -1,4 +1,4 @@
-"""Draws that several shardings share: Dirichlet proportions that never underflow, and whole numbers in given proportions."""
+"""What several shardings draw: Dirichlet proportions that never underflow, and whole numbers in given proportions."""
 
 from __future__ import annotations
 
