@@ -40,7 +40,7 @@ from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.models.lstm import CharacterLSTM
 from fl_hydra.training.engine_selection import ENGINES
-from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.rows import METER_WIDTH, Batch
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -296,7 +296,7 @@ def levers(scale: Scale) -> Figures:
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)
-                meter = torch.zeros(len(places[0]), METER, device=DEVICE)
+                meter = torch.zeros(len(places[0]), METER_WIDTH, device=DEVICE)
                 run.group.engine.gradient(
                     places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
                 )

@@ -19,7 +19,7 @@ from fl_hydra.models.lstm import character_lstm
 from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
 from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import PRECISIONS, Precision
-from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.rows import METER_WIDTH, Batch
 from tests.test_engines import Capturable
 
 INPUTS, HIDDEN, STEPS, SAMPLES = 3, 5, 7, 4
@@ -246,7 +246,7 @@ def batch(rows: int, masters: torch.dtype) -> Batch:
     targets = torch.randint(11, (rows, 6), generator=drawn)
     weights = torch.ones(rows, 6, dtype=masters)
     weights[-1, 3:] = 0
-    return Batch(inputs, targets, weights, torch.zeros(rows, METER, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
+    return Batch(inputs, targets, weights, torch.zeros(rows, METER_WIDTH, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
 
 
 def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -488,7 +488,7 @@ def test_losses_are_those_of_the_present_model_on_own_samples() -> None:
     run.run_round()
     ids = np.array([1, 4, 7])
     expected = [losses.mean() for losses in module_losses(run, run.state.model[0], ids.tolist())]
-    assert run.questions.answer(run.member, run.state.model[0], ids, None) == pytest.approx(expected, rel=1e-12)
+    assert run.loss_queries.answer(run.member, run.state.model[0], ids, None) == pytest.approx(expected, rel=1e-12)
     some = run.member.loss_samples(ids, 5)
     assert [len(own) for own in some] == [5, 5, 5]
     assert all(set(own.tolist()) <= set(run.member.shards[k].tolist()) for k, own in zip(ids.tolist(), some, strict=True))

@@ -234,11 +234,11 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     lines: list[str] = []
     run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
     ids = np.arange(6)
-    found = run.questions.answer(run.member, run.state.model[0], ids, None)
+    found = run.loss_queries.answer(run.member, run.state.model[0], ids, None)
     for client, loss in enumerate(found):
         totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
         assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
-    run.questions.answer(run.member, run.state.model[0], ids, None)
+    run.loss_queries.answer(run.member, run.state.model[0], ids, None)
     (line,) = lines
     assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
-from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.rows import METER_WIDTH, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
@@ -69,7 +69,7 @@ class BatchStream:
         else:
             inputs = self._slab[row, batch]
         weights = None if self._weights is None else self._weights[row, batch]
-        meter = torch.zeros(len(rows), METER, dtype=self.meter.dtype, device=self.meter.device)
+        meter = torch.zeros(len(rows), METER_WIDTH, dtype=self.meter.dtype, device=self.meter.device)
         return Batch(inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros(len(rows), np.int64))
 
     def batches(self, rows: slice, cut: bool) -> Iterator[Batch]:

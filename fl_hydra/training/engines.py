@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from fl_hydra.training.layout import Layout
 from fl_hydra.training.precision import Precision
-from fl_hydra.training.rows import METER, Batch
+from fl_hydra.training.rows import METER_WIDTH, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
@@ -76,20 +76,20 @@ class Engine(ABC):
     @staticmethod
     def _mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Mean cross-entropy over the targets that count; 0 where none does."""
-        counting = _counting(targets, weights)
-        if counting is None:
+        mask = _target_mask(targets, weights)
+        if mask is None:
             return F.cross_entropy(logits, targets)
-        return (_losses(logits, targets) * counting).sum() / counting.sum().clamp(min=1)
+        return (_losses(logits, targets) * mask).sum() / mask.sum().clamp(min=1)
 
     def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
         """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]."""
         correct = logits.argmax(-1) == targets
-        counting = _counting(targets, weights)
+        mask = _target_mask(targets, weights)
         squares = [_squares(logits, targets, weights)] if self.squares else []
-        if counting is None:
+        if mask is None:
             return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets)), *squares])
-        count = counting.sum()
-        return torch.stack([mean_loss * count, (correct * counting).sum(), count, *squares])
+        count = mask.sum()
+        return torch.stack([mean_loss * count, (correct * mask).sum(), count, *squares])
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
@@ -177,7 +177,7 @@ class Engine(ABC):
         Args:
             which: int64 [n], of which samples; None: of all.
         """
-        totals = torch.zeros(len(models), METER, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(len(models), METER_WIDTH, dtype=torch.float64, device=self.device)
         # Of few models of one run. Those of other runs are another call, as the number of models decides the last bits.
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
         which = torch.arange(len(samples), device=self.device) if which is None else which
@@ -455,7 +455,7 @@ def _squares(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     return squares.sum() if weights is None else (squares * weights).sum()
 
 
-def _counting(targets: Tensor, weights: Tensor | None) -> Tensor | None:
+def _target_mask(targets: Tensor, weights: Tensor | None) -> Tensor | None:
     """How much each target of a row's batch counts, of its shape; None where all count alike. weights: [B]."""
     if targets.dim() == 1:
         return weights

@@ -30,12 +30,14 @@ class LocalPhase:
         group: the rows.
         samples: the training samples.
         noise: watches the gradients of the first step, where the noise scale is measured.
-        measures_travel: whether the length of each row's way is wanted.
+        measures_displacement: whether the distance of each row's end from its start is wanted.
     """
 
-    def __init__(self, algorithm: Algorithm, group: RowGroup, samples: Samples, noise: NoiseScale | None, measures_travel: bool) -> None:
+    def __init__(
+        self, algorithm: Algorithm, group: RowGroup, samples: Samples, noise: NoiseScale | None, measures_displacement: bool
+    ) -> None:
         self._algorithm, self._group, self._samples = algorithm, group, samples
-        self._noise, self._measures_travel = noise, measures_travel
+        self._noise, self._measures_displacement = noise, measures_displacement
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
 
@@ -206,8 +208,8 @@ class LocalPhase:
                 assert given.mixing is not None
                 # Copies: at another address a product may have other last bits.
                 parameters.copy_(given.mixing[local, j].clone() @ parameters)
-        if self._measures_travel and last == part.plan.steps > steps.start:
-            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=buffers.travel[block.rows])
+        if self._measures_displacement and last == part.plan.steps > steps.start:
+            torch.sum((parameters - starts).square_(), 1, keepdim=True, out=buffers.squared_displacement[block.rows])
 
     def _watched(self, block: Block) -> Gradient:
         """The engine's gradient at the first local step."""

@@ -16,7 +16,7 @@ from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowBuffers
-from fl_hydra.training.rows import METER
+from fl_hydra.training.rows import METER_WIDTH
 from fl_hydra.training.samples import Samples
 
 
@@ -36,12 +36,12 @@ class Measurements:
         self.of_rounds = first.local_steps.measures if rounds else frozenset[str]()
         """What is read back of every run after a round, for the rule for local steps."""
         self.noise = NoiseScale(len(runs), device) if first.noise_scale else None
-        self.meter = torch.zeros(len(runs), METER, dtype=torch.float64, device=device)
+        self.meter = torch.zeros(len(runs), METER_WIDTH, dtype=torch.float64, device=device)
         """Summed loss, correct predictions and targets of each run's batches since its last evaluation."""
 
     @property
-    def travel(self) -> bool:
-        """Whether the length of each row's way is wanted."""
+    def measures_displacement(self) -> bool:
+        """Whether the distance of each row's end from its start is wanted."""
         return "drift" in self.of_rounds or "norm" in self.of_clients
 
     @property
@@ -60,9 +60,9 @@ class Measurements:
         if not self.of_clients:
             return None
         samples = np.maximum(1, inputs.counts.sum(1))
-        read = torch.cat([buffers.meter.double(), buffers.travel.double()], 1).cpu().numpy()
+        read = torch.cat([buffers.meter.double(), buffers.squared_displacement.double()], 1).cpu().numpy()
         figures = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
-        return figures | ({"root_square": np.sqrt(read[:, METER] / samples)} if self.squares else {})
+        return figures | ({"root_square": np.sqrt(read[:, METER_WIDTH] / samples)} if self.squares else {})
 
     def rounds(self, inputs: RoundInputs, buffers: RowBuffers, means: Sequence[Tensor | None]) -> list[Measured] | None:
         """What the rule for local steps asks to see of each run's round, which is read back; None where it asks for nothing."""
@@ -85,7 +85,7 @@ class Measurements:
         """What the rule asks for of a run's round, by name, as numbers on the device."""
         figures: dict[str, Tensor] = {}
         if "loss" in self.of_rounds:
-            loss, _, targets = buffers.meter[part.rows, :METER].double().sum(0).unbind()
+            loss, _, targets = buffers.meter[part.rows, :METER_WIDTH].double().sum(0).unbind()
             figures["loss"] = loss / targets.clamp(min=1)
         if "drift" in self.of_rounds:
             weights = part.clients.weights
@@ -93,17 +93,17 @@ class Measurements:
                 mean = part.clients.fabric.sum_weighted(buffers.ends[part.rows], weights)
             progress = (mean - part.state.model).square().sum()
             # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
-            moved = (weights[:, None] * buffers.travel[part.rows]).sum()
+            moved = (weights[:, None] * buffers.squared_displacement[part.rows]).sum()
             figures |= {"progress": progress, "drift": (moved - progress) / (len(weights) - 1)}
         return figures
 
     def add(self, run: int, rows: Tensor) -> None:
         """Add what a round's rows of a run have shown, [rows, 3 or more]."""
-        self.meter[run] += rows[:, :METER].sum(0)
+        self.meter[run] += rows[:, :METER_WIDTH].sum(0)
 
 
-class LossQuestions:
-    """Answers a participation scheme's questions for the losses of clients.
+class LossQueries:
+    """Answers a participation scheme's queries for the losses of clients.
 
     Args:
         engine: evaluates. samples: the training samples. notify: is told once if more is evaluated than trained.

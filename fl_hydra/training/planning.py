@@ -75,13 +75,11 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
         return _plan_events(run, e.algorithm)
     J = None if e.J is None else e.local_steps.steps(e.J, run.samples / e.budget, run.traffic.steps, run.memory)
     work = _samples_of_whole_round(run, J)
-    questions = _Questions(losses, run.shard_sizes)
-    seen = Round(
-        run.shard_sizes, e.m, e.seed, run.round, e.gamma, work * run.sample_seconds[: e.K], dict(run.scheme_state), questions.losses
-    )
+    queries = _QueryAccount(losses, run.shard_sizes)
+    seen = Round(run.shard_sizes, e.m, e.seed, run.round, e.gamma, work * run.sample_seconds[: e.K], dict(run.scheme_state), queries.losses)
     cohort = e.participation.cohort(seen)
     ids, wanted = cohort.ids, work[cohort.ids]
-    selection = questions.cost(ids, run.sample_seconds)
+    selection = queries.cost(ids, run.sample_seconds)
     # The last round is cut: what remains of the budget is spread over the rows.
     samples = _cut(wanted, e.budget - run.samples)
     steps = -(-int(samples.max()) // e.step_samples)
@@ -155,8 +153,8 @@ def _plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
     )
 
 
-class _Questions:
-    """Passes a scheme's questions for losses on, and keeps an account of them.
+class _QueryAccount:
+    """Passes a scheme's queries for losses on, and keeps an account of them.
 
     Args:
         losses: answers them. sizes: int64 [K], samples of each client.
@@ -173,7 +171,7 @@ class _Questions:
         return self._losses(ids, samples)
 
     def cost(self, cohort: Indices, sample_seconds: Reals) -> SelectionCost:
-        """What all questions took, if `cohort`, int64 [m], was chosen. sample_seconds: float64 [K], of a gradient of one sample."""
+        """What all queries took, if `cohort`, int64 [m], was chosen. sample_seconds: float64 [K], of a gradient of one sample."""
         sent: set[int] = set()
         samples, seconds = 0, 0.0
         for clients, counts in self._asked:

@@ -19,7 +19,7 @@ from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.layout import initial_vector
 from fl_hydra.training.memory import rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
-from fl_hydra.training.rows import METER
+from fl_hydra.training.rows import METER_WIDTH
 from fl_hydra.training.sample_cost import sample_flops
 from fl_hydra.training.threads import single_threaded_pool
 
@@ -71,15 +71,16 @@ class RowBuffers:
     """Fixed memory of rounds with so many rows; nothing of it is rebound within one, so that graphs can be recorded.
 
     ends: what rows come to. Where only their mean is needed, a weighted sum for each thread and run [threads, runs, P], else [rows, P].
-    client_slots: of each row's client, by name. meter: [rows, 3 or 4], what each row's batches have shown in the round. travel: [rows, 1],
-    the squared length of each row's way, where it is measured. hyper: of each row's optimizer, by name, [rows, 1].
+    client_slots: of each row's client, by name. meter: [rows, 3 or 4], what each row's batches have shown in the round.
+    squared_displacement: [rows, 1], of each row's end from its start, where it is measured. hyper: of each row's optimizer, by name,
+    [rows, 1].
     """
 
     lanes: list[Lane]
     ends: Tensor
     client_slots: dict[str, Tensor]
     meter: Tensor
-    travel: Tensor
+    squared_displacement: Tensor
     hyper: dict[str, Tensor]
 
 
@@ -209,7 +210,7 @@ class RowGroup:
             lanes,
             ends,
             {name: self.zeros(total, width) for name, width in self.client_widths.items()},
-            self.zeros(total, METER + self.engine.squares),
+            self.zeros(total, METER_WIDTH + self.engine.squares),
             self.zeros(total, 1),
             self.hyper(of_rows),
         )

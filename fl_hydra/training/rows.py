@@ -13,7 +13,7 @@ from fl_hydra.optim.base import Layers, Optimizer
 from fl_hydra.optim.outer import Outer
 from fl_hydra.training.fabric import Fabric
 
-METER = 3
+METER_WIDTH = 3
 """What a meter counts: summed loss, correct predictions, targets."""
 
 

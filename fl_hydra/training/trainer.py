@@ -34,7 +34,7 @@ from fl_hydra.training.event_phase import EventPhase
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.fabric import Fabric
 from fl_hydra.training.local_phase import LocalPhase
-from fl_hydra.training.measurements import LossQuestions, Measurements
+from fl_hydra.training.measurements import LossQueries, Measurements
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.precision import PRECISIONS
@@ -100,12 +100,12 @@ class Trainer:
         }
         self.measurements = Measurements(self.members, self.device)
         group.engine.squares = self.measurements.squares
-        self.questions = LossQuestions(group.engine, self.split.train, notify)
+        self.loss_queries = LossQueries(group.engine, self.split.train, notify)
         self._phase: LocalPhase | EventPhase
         if isinstance(algorithm, EventDriven):
             self._phase = EventPhase(algorithm, group, self.split.train)
         else:
-            self._phase = LocalPhase(algorithm, group, self.split.train, self.measurements.noise, self.measurements.travel)
+            self._phase = LocalPhase(algorithm, group, self.split.train, self.measurements.noise, self.measurements.measures_displacement)
         self._allocate([experiment.m for experiment in experiments])
 
     def run_round(self) -> None:
@@ -188,7 +188,7 @@ class Trainer:
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's present model for its participation scheme."""
-        return self.questions.answer(self.members[index], self.state.model[index], ids, samples)
+        return self.loss_queries.answer(self.members[index], self.state.model[index], ids, samples)
 
     def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
