@@ -239,7 +239,7 @@ def train(runs: list[Experiment], engine: str, deadline: float = float("inf")) -
     rows: list[list[Metrics]] = []
     while not trainer.finished:
         trainer.run_round()
-        done = trainer.members[0].done
+        done = trainer.runs[0].done
         if marks and done >= marks[0] and not trainer.finished:
             marks = [mark for mark in marks if mark > done]
             rows.append(trainer.evaluate(everyone))

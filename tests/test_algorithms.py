@@ -74,7 +74,7 @@ def test_one_worker_is_torch_sgd_step_by_step() -> None:
     while not run.finished:
         run.run_round()
         inputs, targets, _ = algorithm.seen[-1]
-        optimizer.param_groups[0]["lr"] = run.member.lr
+        optimizer.param_groups[0]["lr"] = run.sole_run.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs[0]), targets[0]).backward()
         optimizer.step()
@@ -100,7 +100,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
         *AWKWARD[kind(algorithm)],
         *more,
     )
-    method = run.member.experiment.algorithm
+    method = run.sole_run.experiment.algorithm
     original, parts = method.step, list[float]()
 
     def step(rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
@@ -112,7 +112,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
     method.step = step  # type: ignore[method-assign]
     while not run.finished:
         run.run_round()
-    assert sum(parts) == run.member.samples == run.member.experiment.budget
+    assert sum(parts) == run.sole_run.samples == run.sole_run.experiment.budget
     assert any(0 < part < 16 * method.batches_per_step for part in parts)
     assert run.evaluate()[0]["lr"] == 0.25
 
@@ -132,7 +132,7 @@ def test_of_a_last_step_only_the_new_part_is_scaled(optimizer: str) -> None:
         "scheduler=constant",
     )
     run = trainer(*settings, algorithm=algorithm)
-    rule = run.member.experiment.optimizer
+    rule = run.sole_run.experiment.optimizer
     weights = run.state.model.clone()
     slots = {name: torch.zeros(1, run.group.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
     hyper = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in rule.hyper.items()}
@@ -184,7 +184,7 @@ def test_slow_momentum_divides_by_the_mean_rate_of_the_rounds_steps() -> None:
     (velocity,) = [value for value in slow.state.server.values() if value.shape == start.shape]
     assert_exact(velocity * float(0.2 * np.mean(np.arange(1, 9) / 20)), start - plain.state.model)
     plan = plan_round(
-        trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").member
+        trainer("algorithm=slowmo", "K=4", "J=8", "batch_size=8", "samples=85", "optimizer.lr=0.2", "scheduler=constant").sole_run
     )
     assert plan.steps == 3 and plan.mean_rate == pytest.approx(0.2)
     assert plan.rates[:, 2].tolist() == pytest.approx([0.2 * 6 / 8, *[0.2 * 5 / 8] * 3])
@@ -207,7 +207,7 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
         inputs = torch.cat([inputs.flatten(0, 1) for inputs, _, _ in algorithm.seen])
         targets = torch.cat([targets.flatten() for _, targets, _ in algorithm.seen])
         assert len(targets) == 32
-        optimizer.param_groups[0]["lr"] = run.member.lr
+        optimizer.param_groups[0]["lr"] = run.sole_run.lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs), targets).backward()
         optimizer.step()
@@ -217,12 +217,12 @@ def test_local_sgd_with_one_step_is_one_worker_with_the_batches_together(engine:
 def test_fedavg_with_all_clients_and_one_step_is_fedsgd() -> None:
     algorithm = RecordingFedAvg()
     run = trainer("algorithm=fedavg", "K=8", "C=1", "J=1", "rounds=4", "precision=fp64", "optimizer.weight_decay=0", algorithm=algorithm)
-    assert len(set(run.member.shard_sizes.tolist())) == 2, "the weights should differ"
+    assert len(set(run.sole_run.shard_sizes.tolist())) == 2, "the weights should differ"
     while not run.finished:
         module = module_of(run)
         algorithm.seen.clear()
         run.run_round()
-        share = run.member.shard_sizes / run.member.shard_sizes.sum()
+        share = run.sole_run.shard_sizes / run.sole_run.shard_sizes.sum()
         losses = [
             share[k] * nn.functional.cross_entropy(module(inputs[0]), targets[0]) for k, (inputs, targets) in enumerate(algorithm.seen)
         ]
@@ -269,19 +269,19 @@ def test_every_point_of_the_grid_processes_the_same_samples(K: int, J: int) -> N
     run = trainer("algorithm=localsgd", f"K={K}", f"J={J}", "epochs=1.7", "model.filters=1", "model.hidden=1", "batch_size=16")
     while not run.finished:
         run.run_round()
-    assert run.member.samples == round(1.7 * 1295)
-    assert run.member.computed == run.member.samples
-    assert int(run.member.cursors.sum()) == run.member.samples
-    assert run.member.cursors.max() - run.member.cursors.min() <= 1, "the last round is spread over the rows"
-    assert run.member.round == run.member.experiment.rounds
+    assert run.sole_run.samples == round(1.7 * 1295)
+    assert run.sole_run.computed == run.sole_run.samples
+    assert int(run.sole_run.cursors.sum()) == run.sole_run.samples
+    assert run.sole_run.cursors.max() - run.sole_run.cursors.min() <= 1, "the last round is spread over the rows"
+    assert run.sole_run.round == run.sole_run.experiment.rounds
 
 
 def test_rounds_means_exactly_that_many() -> None:
     run = trainer("algorithm=fedavg", "K=10", "C=0.5", "J=3", "rounds=5", "batch_size=8")
     while not run.finished:
         run.run_round()
-    assert run.member.round == 5
-    assert run.member.samples == 5 * 5 * 3 * 8
+    assert run.sole_run.round == 5
+    assert run.sole_run.samples == 5 * 5 * 3 * 8
 
 
 def test_identical_clients_average_to_one_of_them() -> None:
@@ -296,7 +296,7 @@ def test_identical_clients_average_to_one_of_them() -> None:
             super().update(state, clients, starts, ends)
 
     run = trainer("algorithm=fedavg", "K=3", "C=1", "J=2", "rounds=1", "precision=fp64", "dataset.crop=0", "batch_size=5", algorithm=Same())
-    run.member.sampler.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
+    run.sole_run.sampler.indices = lambda client, cursor, count: np.arange(count) % 5  # type: ignore[method-assign]
     run.run_round()
 
 
@@ -321,7 +321,7 @@ def test_clients_do_not_share_a_model() -> None:
     for k in range(4):
         alone = trainer(*COHORT, algorithm=FedAvg())
         cohort = Cohort(np.array([k]))
-        alone.member.experiment.participation.cohort = lambda _, cohort=cohort: cohort  # type: ignore
+        alone.sole_run.experiment.participation.cohort = lambda _, cohort=cohort: cohort  # type: ignore
         alone.run_round()
         assert_exact(alone.state.model[0], together.ends[k])
 
@@ -332,7 +332,7 @@ def test_mean_taken_as_rows_come_in_is_the_mean_of_all_ends() -> None:
         while not run.finished:
             run.run_round()
     assert_exact(streamed.state.model, whole.state.model)
-    assert streamed.member.traffic == whole.member.traffic
+    assert streamed.sole_run.traffic == whole.sole_run.traffic
 
 
 def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None:
@@ -348,7 +348,7 @@ def test_rows_trained_in_threads_are_what_they_are_one_after_the_other() -> None
     finally:
         torch.set_num_threads(1)
     assert torch.equal(one.ends, several.ends)
-    assert threaded.member.computed == alone.member.computed
+    assert threaded.sole_run.computed == alone.sole_run.computed
 
 
 def test_momentum_outlives_a_round_for_workers_and_not_for_clients() -> None:
@@ -367,10 +367,10 @@ def test_centralized_round_is_one_pass() -> None:
     run = trainer("epochs=40", "model.filters=1", "model.hidden=1")
     for epoch in range(1, 41):
         run.run_round()
-        assert 0 <= run.member.samples - epoch * 1295 < 64 or run.finished
+        assert 0 <= run.sole_run.samples - epoch * 1295 < 64 or run.finished
     assert run.finished
-    assert run.member.samples == 40 * 1295
-    assert run.member.experiment.budget == experiment("rounds=40").budget
+    assert run.sole_run.samples == 40 * 1295
+    assert run.sole_run.experiment.budget == experiment("rounds=40").budget
 
 
 def test_without_a_validation_set_there_are_no_validation_figures() -> None:
@@ -386,8 +386,8 @@ def test_traffic_is_counted() -> None:
     run.run_round()
     run.run_round()
     payload = run.group.layout.size * 4
-    traffic = run.member.traffic
+    traffic = run.sole_run.traffic
     assert (traffic.bytes_down, traffic.bytes_up, traffic.messages) == (2 * 3 * payload, 2 * 3 * payload, 2 * 3 * 2)
     alone = trainer("epochs=1")
     alone.run_round()
-    assert alone.member.traffic.bytes_up == alone.member.traffic.bytes_down == alone.member.traffic.messages == 0
+    assert alone.sole_run.traffic.bytes_up == alone.sole_run.traffic.bytes_down == alone.sole_run.traffic.messages == 0

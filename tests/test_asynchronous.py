@@ -80,22 +80,22 @@ def timed(run: Trainer) -> list[RoundPlan]:
     """Only the clock of a run: its plans, without the gradients."""
     plans = []
     while not run.finished:
-        plans.append(plan_round(run.member))
-        run.member.begin(plans[-1], 0)
-        run.member.advance(plans[-1], 0, 0)
+        plans.append(plan_round(run.sole_run))
+        run.sole_run.begin(plans[-1], 0)
+        run.sole_run.advance(plans[-1], 0, 0)
     return plans
 
 
 def override(run: Trainer, **seams: Callable[..., Any]) -> None:
     """Replace seams of its algorithm."""
     for name, function in seams.items():
-        setattr(run.member.experiment.algorithm, name, function)
+        setattr(run.sole_run.experiment.algorithm, name, function)
 
 
 def computing(run: Trainer) -> Callable[[], Indices]:
     """Says, from within a local step, of which workers it is."""
-    algorithm = run.member.experiment.algorithm
-    workers = [np.arange(run.member.experiment.K)]
+    algorithm = run.sole_run.experiment.algorithm
+    workers = [np.arange(run.sole_run.experiment.K)]
     if isinstance(algorithm, EventDriven):
         before = algorithm.before
 
@@ -158,7 +158,7 @@ def distance(models: Tensor) -> float:
 
 def drawn_events(run: Trainer) -> list[Events]:
     """The events of each of its rounds, as they come."""
-    algorithm = run.member.experiment.algorithm
+    algorithm = run.sole_run.experiment.algorithm
     assert isinstance(algorithm, EventDriven)
     drawn, draw = [], algorithm.events
 
@@ -176,7 +176,7 @@ def drawn_events(run: Trainer) -> list[Events]:
 def test_gossip_pga_without_edges_is_local_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topologies, "mixing_matrix", lambda topology, K, exchange=0: np.eye(K))
     gossip, local = (train(make(method, 4, 3, 150, batch_size=4)) for method in ("gossip_pga", "localsgd"))
-    assert gossip.member.round == 4, "the last round is cut"
+    assert gossip.sole_run.round == 4, "the last round is cut"
     assert_exact(gossip.state.model, local.state.model)
 
 
@@ -191,7 +191,7 @@ def test_gossip_pga_with_period_one_is_minibatch_sgd(topology: str) -> None:
     gossip = train(make("gossip_pga", 4, 1, 90, batch_size=4, topology=topology))
     minibatch = train(make("localsgd", 4, 1, 90, batch_size=4))
     assert_exact(gossip.state.model, minibatch.state.model)
-    assert gossip.member.traffic == minibatch.member.traffic
+    assert gossip.sole_run.traffic == minibatch.sole_run.traffic
 
 
 @pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
@@ -200,7 +200,7 @@ def test_gossip_pga_that_never_averages_is_gossip_for_every_worker(topology: str
     seen: dict[str, list[Tensor]] = {"gossip_pga": [], "gossip": []}
     for method, J in (("gossip_pga", 8), ("gossip", 2)):
         run = make(method, 5, J, 160, batch_size=4, topology=topology)
-        descend = run.member.experiment.algorithm.step
+        descend = run.sole_run.experiment.algorithm.step
 
         def step(rows: Rows, *rest: Any, method: str = method, descend: Callable[..., None] = descend) -> None:
             seen[method].append(rows.parameters.clone())
@@ -218,7 +218,7 @@ def test_the_rounds_of_gossip_are_for_evaluation_only() -> None:
     short, long = (train(make("gossip", 5, J, 160, batch_size=4, topology="one_peer_exponential")) for J in (1, 8))
     assert_exact(short.state.model, long.state.model)
     assert_exact(state_of(short).workers, state_of(long).workers)
-    assert (short.member.round, long.member.round) == (8, 1)
+    assert (short.sole_run.round, long.sole_run.round) == (8, 1)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -297,20 +297,20 @@ def test_gossip_aga_is_gossip_pga_whose_period_follows_the_loss() -> None:
 
     def step(rows: Rows, gradient: Gradient, batches: list[Batch], j: int) -> None:
         counts = torch.from_numpy(batches[0].counts)
-        batches[0].meter[:, 0] += losses[run.member.round] * counts
+        batches[0].meter[:, 0] += losses[run.sole_run.round] * counts
         batches[0].meter[:, 2] += counts
 
     override(run, step=step)
     while not run.finished:
-        before = run.member.samples
+        before = run.sole_run.samples
         run.run_round()
-        periods.append((run.member.samples - before) / 4)
-        assert run.finished or periods[-1] == run.member.J
+        periods.append((run.sole_run.samples - before) / 4)
+        assert run.finished or periods[-1] == run.sole_run.J
     assert periods == [3, 3, 3, 5, 9, 16] + [2] * 30 + [1]
-    assert run.member.samples == 400
+    assert run.sole_run.samples == 400
     steps, rounds = 100, len(periods)
-    assert run.member.traffic.averages == rounds
-    assert run.member.traffic.exchanges == steps - rounds, "in a ring of two each sends one message"
+    assert run.sole_run.traffic.averages == rounds
+    assert run.sole_run.traffic.exchanges == steps - rounds, "in a ring of two each sends one message"
 
 
 # A2CiD2 and AD-PSGD
@@ -493,7 +493,7 @@ def test_one_worker_is_sgd_whenever_the_budget_ends() -> None:
 def test_easgd_with_one_worker_that_goes_halfway_is_lookahead() -> None:
     """With a = 1/2 both come to the middle: the slow weights have gone half of the way, and the fast ones start again from there."""
     elastic, lookahead = make("easgd", 1, 4, 96, batch_size=8, elasticity=0.5), make("lookahead", 1, 4, 96, batch_size=8)
-    assert lookahead.member.experiment.server.lr == 0.5
+    assert lookahead.sole_run.experiment.server.lr == 0.5
     while not elastic.finished:
         elastic.run_round()
         lookahead.run_round()
@@ -506,7 +506,7 @@ def test_equal_workers_are_sgd_in_turns_each_late_by_the_others(method: str, pow
     """x <- x - lr g_k(x of K - 1 updates ago) / (1 + staleness)^power; in its first turn worker k is only k updates late."""
     K = 4
     run = on(pull, method, K, 1, 5)
-    algorithm = run.member.experiment.algorithm
+    algorithm = run.sole_run.experiment.algorithm
     assert isinstance(algorithm, AsyncSGD)
     assert algorithm.power == (1.0 if method == "staleness_aware" else 0.0)
     algorithm.power = power
@@ -610,7 +610,7 @@ def test_staleness_divides_what_a_worker_has_learnt() -> None:
 
 def gradients(run: Trainer) -> Indices:
     """Of each worker so far, int64 [K]."""
-    counts: Indices = run.member.cursors // run.member.experiment.batch_size
+    counts: Indices = run.sole_run.cursors // run.sole_run.experiment.batch_size
     return counts
 
 
@@ -619,9 +619,9 @@ def test_workers_contribute_by_their_speed(method: str) -> None:
     speeds = Linear(spread=0.6)
     run = make(method, 5, 7, 5 * 100 * 2, speeds=speeds)
     timed(run)
-    elapsed = run.member.seconds * speeds.throughput / 2 * speeds.draw(5, 0)
+    elapsed = run.sole_run.seconds * speeds.throughput / 2 * speeds.draw(5, 0)
     assert (abs(gradients(run) - np.floor(elapsed + 1e-6)) <= 1).all()
-    assert 100 - 1e-6 <= run.member.seconds * speeds.throughput / 2 <= 100 + 1 / 0.4
+    assert 100 - 1e-6 <= run.sole_run.seconds * speeds.throughput / 2 <= 100 + 1 / 0.4
 
 
 @pytest.mark.parametrize("method", PAIRS)
@@ -629,7 +629,7 @@ def test_workers_that_meet_contribute_by_their_speed_on_average(method: str) -> 
     speeds = Linear(spread=0.6)
     run = make(method, 5, 40, 5 * 800 * 2, speeds=speeds)
     timed(run)
-    elapsed = run.member.seconds * speeds.throughput / 2
+    elapsed = run.sole_run.seconds * speeds.throughput / 2
     expected = elapsed * speeds.draw(5, 0)
     assert (abs(gradients(run) - expected) < 5 * expected**0.5).all()
     assert abs(elapsed - 800) < 5 * 4000**0.5 / 5
@@ -643,8 +643,8 @@ def test_a_straggler_holds_up_those_who_wait_for_it() -> None:
         for speeds in (Equal(), Stragglers(fraction=0.25, speed=0.2)):
             run = make(method, 4, 8, samples, speeds=speeds)
             timed(run)
-            assert run.member.samples == samples
-            seconds[method, speeds.name] = run.member.seconds
+            assert run.sole_run.samples == samples
+            seconds[method, speeds.name] = run.sole_run.seconds
         everyone = samples / 4 / 6400.0
         assert seconds[method, "equal"] == pytest.approx(everyone, rel=1e-9)
         slower = 4 / 3.2 if method in SERVED else 5
@@ -657,7 +657,7 @@ def test_seconds_are_among_the_metrics_and_grow() -> None:
     while not run.finished:
         run.run_round()
         (row,) = run.evaluate()
-        seconds.append(run.member.seconds)
+        seconds.append(run.sole_run.seconds)
         assert row["seconds"] == seconds[-1]
     assert len(seconds) == 4
     assert seconds == sorted(set(seconds))
@@ -667,7 +667,7 @@ def test_a_distant_server_takes_time_and_changes_nothing_for_equal_workers() -> 
     near, far = (train(make("async_sgd", 3, 2, 48, delay=delay)) for delay in (0.0, 1.5))
     assert torch.equal(near.state.model, far.state.model)
     steps = 48 / 2 / 3
-    assert far.member.seconds - near.member.seconds == pytest.approx(steps / 2 * 1.5, rel=1e-9)
+    assert far.sole_run.seconds - near.sole_run.seconds == pytest.approx(steps / 2 * 1.5, rel=1e-9)
 
 
 def test_where_sending_takes_long_speeds_hardly_matter() -> None:
@@ -691,7 +691,7 @@ def served_one_at_a_time(events: Events) -> list[Step]:
 def test_events_together_are_events_one_after_the_other(method: str) -> None:
     """On images, with momentum, and down to the last bit."""
     together, single = (make(method, 5, 4, 170, batch_size=4, speeds=LogNormal()) for _ in range(2))
-    algorithm = together.member.experiment.algorithm
+    algorithm = together.sole_run.experiment.algorithm
     assert isinstance(algorithm, EventDriven)
     alone = served_one_at_a_time if method in SERVED else one_at_a_time
     override(single, schedule=alone)
@@ -701,7 +701,7 @@ def test_events_together_are_events_one_after_the_other(method: str) -> None:
     assert sum(len(algorithm.schedule(events)) for events in drawn) < sum(len(alone(events)) for events in drawn)
     for name, tensor in single.state.tensors().items():
         assert torch.equal(together.state.tensors()[name], tensor), name
-    assert together.member.traffic == single.member.traffic
+    assert together.sole_run.traffic == single.sole_run.traffic
 
 
 def same_events(one: list[Events], other: list[Events]) -> bool:
@@ -778,7 +778,7 @@ def test_a_run_goes_on_from_its_checkpoint_bitwise(method: str, tmp_path: Path) 
     first.run_round()
     first.run_round()
     second.restore(first.checkpoint())
-    assert second.member.round == 2
+    assert second.sole_run.round == 2
     train(second)
     train(whole)
     for name, tensor in whole.state.tensors().items():
@@ -793,16 +793,16 @@ def test_a_run_goes_on_from_its_checkpoint_bitwise(method: str, tmp_path: Path) 
 def test_budget_is_spent_exactly_and_only_the_last_gradients_are_cut(method: str) -> None:
     run = make(method, 4, 4, 147, batch_size=8, speeds=Linear())
     counts: list[int] = []
-    descend = run.member.experiment.algorithm.step
+    descend = run.sole_run.experiment.algorithm.step
 
     def step(rows: Rows, gradient: Gradient, batches: list[Batch], j: int) -> None:
-        if run.member.samples == 4 * 4 * 8:
+        if run.sole_run.samples == 4 * 4 * 8:
             counts.extend(batches[0].counts.tolist())
         descend(rows, gradient, batches, j)
 
     override(run, step=step)
     train(run)
-    assert run.member.samples == run.member.computed == run.member.cursors.sum() == 147
+    assert run.sole_run.samples == run.sole_run.computed == run.sole_run.cursors.sum() == 147
     assert run.measurements.meter[0, 2] == 147
     if method in EVENTS:
         assert sorted(counts) == [3, 8, 8], "a round is 128 samples; 19 are left"
@@ -836,7 +836,7 @@ def test_gossip_sends_a_model_along_every_edge_in_every_step(method: str, topolo
     payload = run.group.layout.size * 8
     averages = 3 if method == "gossip_pga" else 0
     exchanges = 12 - averages
-    traffic = run.member.traffic
+    traffic = run.sole_run.traffic
     assert traffic.messages == exchanges * messages + averages * 2 * K
     assert traffic.bytes_up == (exchanges * messages + averages * K) * payload
     assert traffic.bytes_down == averages * K * payload
@@ -851,7 +851,7 @@ def test_two_models_are_sent_in_a_meeting(method: str) -> None:
     train(run)
     meetings = sum(int((events.peer >= 0).sum()) for events in drawn)
     assert meetings > 0
-    traffic = run.member.traffic
+    traffic = run.sole_run.traffic
     assert (traffic.messages, traffic.bytes_down) == (2 * meetings, 0)
     assert traffic.exchanges == traffic.averages == 0, "nobody waits"
     assert traffic.bytes_up == traffic.exchanged == 2 * meetings * run.group.layout.size * 8
@@ -863,7 +863,7 @@ def test_a_worker_sends_a_model_and_gets_one_back_in_each_of_its_exchanges(metho
     train(run)
     visits = int((gradients(run) // 3).sum())
     assert visits < 16, "some workers are on their way"
-    traffic = run.member.traffic
+    traffic = run.sole_run.traffic
     assert traffic.messages == traffic.served == 2 * visits
     assert traffic.bytes_up == traffic.bytes_down == visits * run.group.layout.size * 8
     assert isinstance(run.state, ServerState)
@@ -873,4 +873,4 @@ def test_a_worker_sends_a_model_and_gets_one_back_in_each_of_its_exchanges(metho
 @pytest.mark.parametrize("method", [*GOSSIP, *PAIRS])
 def test_one_worker_has_no_one_to_talk_to(method: str) -> None:
     run = train(make(method, 1, 4, 16))
-    assert (run.member.traffic.messages, run.member.traffic.bytes_up, run.member.traffic.bytes_down) == (0, 0, 0)
+    assert (run.sole_run.traffic.messages, run.sole_run.traffic.bytes_up, run.sole_run.traffic.bytes_down) == (0, 0, 0)

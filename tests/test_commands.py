@@ -250,7 +250,7 @@ os.dup2(slave, 1), os.dup2(slave, 2), os.close(slave)
 train = Trainer.run_round
 def hang_up(self):
     train(self)
-    if self.members[0].round == 2:
+    if self.runs[0].round == 2:
         os.close(master)
 Trainer.run_round = hang_up
 """
@@ -408,7 +408,7 @@ def test_a_fraction_of_the_last_evaluation() -> None:
     common = ("algorithm=localsgd", "K=2", "J=4", "epochs=1", *SMALL)
     whole, half = trainer(*common), trainer(*common, "evaluation.final=0.5")
     for run in (whole, half):
-        while not run.members[0].finished:
+        while not run.runs[0].finished:
             run.run_round()
     assert whole.weights().equal(half.weights())
     figures, fewer = whole.evaluate()[0], half.evaluate()[0]

@@ -62,10 +62,10 @@ def trained(*overrides: str) -> tuple[Run, Ledger]:
     run = trainer("threads=1", *overrides)
     while not run.finished:
         run.run_round()
-    member = run.member
-    counts = {"round": member.round, "samples": member.samples, "seconds": member.seconds, "flops": 1000 * member.computed}
-    row = {**counts, **asdict(member.traffic), "test/acc": None}
-    config = describe(member.experiment)
+    packed_run = run.sole_run
+    counts = {"round": packed_run.round, "samples": packed_run.samples, "seconds": packed_run.seconds, "flops": 1000 * packed_run.computed}
+    row = {**counts, **asdict(packed_run.traffic), "test/acc": None}
+    config = describe(packed_run.experiment)
     ledger = read_ledger(row, config)
     assert ledger is not None
     return Run(Path("nowhere"), config, [row], "finished"), ledger

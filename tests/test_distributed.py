@@ -88,7 +88,7 @@ def on_quadratics(*overrides: str, a: Tensor, b: Tensor | None = None, noisy: bo
 
 def rates(run: Trainer) -> list[float]:
     """The learning rate of every local step of a run whose rounds are whole and alike."""
-    e = run.member.experiment
+    e = run.sole_run.experiment
     together = e.K * e.batch_size
     return [e.peak_lr * e.scheduler.factor(before, together, e.budget) for before in range(0, e.budget, together)]
 
@@ -115,7 +115,7 @@ def test_slowmo_without_slow_momentum_is_local_sgd(momentum: str, server: OuterS
     slowmo = trained("algorithm=slowmo", *common, server=replace(server, lr=1.0, momentum=0.0))
     local = trained("algorithm=localsgd", *common)
     assert_exact(slowmo.state.model, local.state.model)
-    assert slowmo.member.traffic == local.member.traffic
+    assert slowmo.sole_run.traffic == local.sole_run.traffic
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -180,7 +180,7 @@ def test_slowmo_survives_a_schedule_that_ends_at_zero(scheduler: str, precision:
     while not run.finished:
         run.run_round()
         largest = max(largest, float(run.state.server["momentum"].abs().max()))
-    assert 0 < run.member.lr < 3e-4, "the last round divides by a tiny rate"
+    assert 0 < run.sole_run.lr < 3e-4, "the last round divides by a tiny rate"
     assert run.state.model.isfinite().all() and run.state.server["momentum"].isfinite().all()
     assert largest < 100
 
@@ -190,11 +190,11 @@ def test_slowmo_survives_a_rate_that_is_zero_in_its_precision() -> None:
         *("algorithm=slowmo", "precision=fp32", "K=3", "J=1", "rounds=40", "server.momentum=0.9", "optimizer.lr=0.1"),
         *("scheduler=polynomial", "scheduler.power=30"),
     )
-    while run.member.round < 39:
+    while run.sole_run.round < 39:
         run.run_round()
     before = run.state.model.clone()
     run.run_round()
-    assert 0 < run.member.lr < 1e-46
+    assert 0 < run.sole_run.lr < 1e-46
     assert run.state.server["momentum"].isfinite().all()
     torch.testing.assert_close(run.state.model, before)
 
@@ -249,7 +249,7 @@ def test_lookahead_all_the_way_is_its_inner_optimizer() -> None:
     whole = trained("algorithm=lookahead", "J=5", "samples=190", "server.lr=1")
     plain = trained("algorithm=localsgd", "K=1", "J=1", "samples=190")
     assert_exact(whole.state.model, plain.state.model)
-    assert whole.member.traffic.messages == 0, "one worker has nobody to talk to"
+    assert whole.sole_run.traffic.messages == 0, "one worker has nobody to talk to"
 
 
 @dataclass
@@ -316,8 +316,8 @@ def test_outer_clipping_bounds_the_pseudo_gradient() -> None:
 def same_run(one: Trainer, other: Trainer) -> None:
     """The same models, for as many messages and in the same time."""
     assert_exact(one.state.model, other.state.model)
-    assert replace(one.member.traffic, block_averages=0) == other.member.traffic
-    assert one.member.seconds == pytest.approx(other.member.seconds)
+    assert replace(one.sole_run.traffic, block_averages=0) == other.sole_run.traffic
+    assert one.sole_run.seconds == pytest.approx(other.sole_run.seconds)
 
 
 def test_one_block_is_local_sgd() -> None:
@@ -325,7 +325,7 @@ def test_one_block_is_local_sgd() -> None:
     common = ("K=4", "J=2", "samples=340")
     blocks = trained("algorithm=hierarchical", "algorithm.blocks=1", "algorithm.J_b=4", *common)
     same_run(blocks, trained("algorithm=localsgd", *common))
-    assert blocks.member.round == 3
+    assert blocks.sole_run.round == 3
 
 
 @pytest.mark.parametrize("momentum", POLICIES)
@@ -372,11 +372,11 @@ def test_blocks_are_averaged_after_every_period_but_the_last(J: int, J_b: int) -
         "algorithm=hierarchical", f"algorithm.J_b={J_b}", "K=4", f"J={J}", f"samples={3 * 16 * J * J_b}", *PLAIN, a=torch.ones(4, 1)
     )
     for round in range(1, 4):
-        mixing = plan_round(run.member).mixing
+        mixing = plan_round(run.sole_run).mixing
         assert len(mixing) == J * J_b
         assert [step for step, mixed in enumerate(mixing, 1) if mixed is not None] == [period * J for period in range(1, J_b)]
         run.run_round()
-        assert (run.member.traffic.averages, run.member.traffic.block_averages) == (round * J_b, round * (J_b - 1))
+        assert (run.sole_run.traffic.averages, run.sole_run.traffic.block_averages) == (round * J_b, round * (J_b - 1))
 
 
 # Post-local SGD
@@ -387,7 +387,7 @@ def steps_of_rounds(run: Trainer) -> list[int]:
     steps = [0]
     while not run.finished:
         run.run_round()
-        steps.append(run.member.traffic.steps)
+        steps.append(run.sole_run.traffic.steps)
     return [after - before for before, after in pairwise(steps)]
 
 
@@ -396,7 +396,7 @@ def test_post_local_sgd_is_local_sgd_before_and_after_its_switch(switch: int, J:
     post = trained("algorithm=post_local", f"local_steps.switch={switch}", "K=4", "J=4", "samples=250")
     plain = trained("algorithm=localsgd", "K=4", f"J={J}", "samples=250")
     assert torch.equal(post.state.model, plain.state.model)
-    assert post.member.traffic == plain.member.traffic
+    assert post.sole_run.traffic == plain.sole_run.traffic
 
 
 def test_rules_count_the_steps_of_every_block() -> None:
@@ -414,7 +414,7 @@ def test_rules_count_the_steps_of_every_block() -> None:
     seen = []
     while not run.finished:
         run.run_round()
-        seen.append((run.member.J, run.member.traffic.steps))
+        seen.append((run.sole_run.J, run.sole_run.traffic.steps))
     assert seen[:4] == [(1, 2), (1, 4), (4, 12), (4, 20)]
 
 
@@ -457,7 +457,7 @@ def test_averages_of_linear_recursions_are_one_worker_with_all_batches(optimizer
     together, _ = on_quadratics("algorithm=localsgd", "J=1", *ON_SHARED, *optimizer, a=a, b=b, noisy=True)
     while not local.finished:
         local.run_round()
-        while together.member.samples < local.member.samples:
+        while together.sole_run.samples < local.sole_run.samples:
             together.run_round()
         assert_exact(local.state.model, together.state.model)
     assert local.state.model.abs().max() > 0.1
@@ -481,7 +481,7 @@ def test_a_schedule_of_steps_changes_the_number_of_averages_and_nothing_else(rul
     numbers = steps_of_rounds(scheduled)
     assert sum(numbers) == 32
     assert len(set(numbers)) > 1, "else it is no schedule"
-    assert scheduled.member.traffic.averages == len(numbers)
+    assert scheduled.sole_run.traffic.averages == len(numbers)
     assert_exact(scheduled.state.model, finish(together).state.model)
 
 
@@ -603,8 +603,8 @@ def test_every_rule_spends_the_same_samples(name: str, cohort: tuple[str, ...], 
     run = small(*cohort, "J=8", "samples=403", local_steps=rule, noise_scale="noise" in rule.measures, engine="stacked")
     while not run.finished:
         run.run_round()
-        assert run.member.J is not None and 1 <= run.member.J <= 8
-    assert run.member.samples == run.member.computed == run.member.cursors.sum() == 403
+        assert run.sole_run.J is not None and 1 <= run.sole_run.J <= 8
+    assert run.sole_run.samples == run.sole_run.computed == run.sole_run.cursors.sum() == 403
 
 
 TENTHS = [tenth / 10 for tenth in range(10)]
@@ -784,14 +784,14 @@ def test_workers_count_alike_however_many_steps_they_took() -> None:
         x = (b + (1 - 0.1 * a) ** column(*steps) * (x - b)).mean(0)
         run.run_round()
         assert_exact(run.state.model[0], x)
-    assert run.member.cursors.tolist() == [12, 24, 36]
+    assert run.sole_run.cursors.tolist() == [12, 24, 36]
 
 
 def test_workers_of_a_cut_round_count_by_the_samples_that_were_left_for_them() -> None:
     """And take steps in proportion: of one of the four samples of a batch, a quarter of the rate."""
     run, b = on_quadratics("algorithm=localsgd", "K=3", "J=1", "samples=4", *PLAIN, a=torch.ones(3, 1))
     run.run_round()
-    assert run.member.cursors.tolist() == [2, 1, 1]
+    assert run.sole_run.cursors.tolist() == [2, 1, 1]
     assert_exact(run.state.model[0], 0.1 * (0.5 * b[0] / 2 + 0.25 * b[1] / 4 + 0.25 * b[2] / 4))
 
 
@@ -856,7 +856,7 @@ def test_noise_scale_of_a_round_is_that_of_its_first_gradients() -> None:
     assert_exact(run.measurements.noise.averages[0] / (1 - DECAY), torch.tensor([signal, noise], dtype=torch.float64))  # type: ignore[union-attr]
     assert run.evaluate()[0]["noise_scale"] == pytest.approx(noise / signal)
     finish(run)
-    assert run.member.round == 2
+    assert run.sole_run.round == 2
     assert run.evaluate()[0]["noise_scale"] == pytest.approx(noise / signal)
 
     stacked = small(*overrides, engine="stacked")
@@ -868,12 +868,12 @@ def test_measuring_the_noise_scale_costs_a_mean_and_changes_nothing() -> None:
     common = ("algorithm=localsgd", "K=4", "J=2", "rounds=5", "model.hidden=16", "batch_size=32")
     silent, measured = trained(*common), trained(*common, "noise_scale=true")
     assert torch.equal(silent.state.model, measured.state.model)
-    assert silent.member.computed == measured.member.computed
+    assert silent.sole_run.computed == measured.sole_run.computed
     scale = measured.evaluate()[0]["noise_scale"]
     assert scale is not None and 0 < scale < float("inf")
     assert "noise_scale" not in silent.evaluate()[0]
-    assert measured.member.traffic.bytes_up == 2 * silent.member.traffic.bytes_up
-    assert measured.member.traffic.averages == 2 * silent.member.traffic.averages
+    assert measured.sole_run.traffic.bytes_up == 2 * silent.sole_run.traffic.bytes_up
+    assert measured.sole_run.traffic.averages == 2 * silent.sole_run.traffic.averages
 
 
 def test_noise_rule_is_shown_the_noise_scale() -> None:
@@ -895,7 +895,7 @@ def ledger(*overrides: str, rows: int = 4) -> dict[str, float]:
     payload = 8 * run.group.layout.size
     return {
         name: value / payload if name in ("bytes_up", "bytes_down", "exchanged") else value
-        for name, value in asdict(run.member.traffic).items()
+        for name, value in asdict(run.sole_run.traffic).items()
     }
 
 
@@ -942,13 +942,13 @@ def test_shared_steps_cost_an_average_each_and_take_a_fraction_of_the_time() -> 
     alone, shared = (trained("algorithm=centralized", "samples=1300", f"data_parallel={n}") for n in (1, 4))
     assert torch.equal(alone.state.model, shared.state.model)
     payload = 8 * shared.group.layout.size
-    assert asdict(shared.member.traffic) == {
+    assert asdict(shared.sole_run.traffic) == {
         **entries(325, 4, 325),
         "bytes_up": 325 * 4 * payload,
         "bytes_down": 325 * 4 * payload,
     }
-    assert alone.member.traffic.messages == 0 and alone.member.traffic.steps == 325
-    assert shared.member.seconds == pytest.approx(alone.member.seconds / 4)
+    assert alone.sole_run.traffic.messages == 0 and alone.sole_run.traffic.steps == 325
+    assert shared.sole_run.seconds == pytest.approx(alone.sole_run.seconds / 4)
 
 
 def test_large_batches_and_local_steps_are_charged_alike() -> None:
@@ -966,18 +966,18 @@ def test_equal_workers_take_the_time_of_their_own_samples(overrides: str) -> Non
         *f"algorithm={overrides} K=4 samples=4096 speeds.throughput=1000".split(), a=torch.ones(4, 1, dtype=torch.float64)
     )
     finish(run)
-    assert run.member.seconds == pytest.approx(4096 / 4 / 1000)
-    assert run.evaluate()[0]["seconds"] == run.member.seconds
+    assert run.sole_run.seconds == pytest.approx(4096 / 4 / 1000)
+    assert run.evaluate()[0]["seconds"] == run.sole_run.seconds
 
 
 def test_the_slowest_worker_decides() -> None:
     common = ("algorithm=localsgd", "K=3", "J=4", "rounds=5", "speeds=linear", "speeds.throughput=1000")
     run, _ = on_quadratics(*common, "speeds.spread=0.5", a=torch.ones(3, 1))
-    assert finish(run).member.seconds == pytest.approx(5 * 4 * 4 / 1000 / 0.5)
+    assert finish(run).sole_run.seconds == pytest.approx(5 * 4 * 4 / 1000 / 0.5)
     # Work in proportion to speed ends at the same time for everyone.
     balanced, _ = on_quadratics(*common, "speeds.spread=0.5", "local_steps.spread=0.5", a=torch.ones(3, 1))
-    assert finish(balanced).member.seconds == pytest.approx(5 * 4 * 4 / 1000)
-    assert balanced.member.samples == run.member.samples
+    assert finish(balanced).sole_run.seconds == pytest.approx(5 * 4 * 4 / 1000)
+    assert balanced.sole_run.samples == run.sole_run.samples
 
 
 @pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
@@ -989,7 +989,7 @@ def test_workers_wait_at_every_exchange(method: str, topology: str) -> None:
         *("speeds=linear", "speeds.spread=0.5", "local_steps.spread=0.5"),
         a=HETEROGENEOUS,
     )
-    assert finish(run).member.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
+    assert finish(run).sole_run.seconds == pytest.approx(10 * (4 * 2 + 8 * 2 / 3))
 
 
 @pytest.mark.parametrize("budget", ["rounds=6", "samples=1003"])
@@ -997,14 +997,14 @@ def test_without_exchanges_workers_wait_at_the_end_of_a_round_alone(budget: str)
     """Work in proportion to speed: nobody waits in LocalSGD, while exchanges after every step give the gain away again."""
     common = ("K=4", "J=8", budget, "speeds=linear", "local_steps.spread=0.5")
     local, gossip = (finish(on_quadratics(f"algorithm={name}", *common, a=torch.ones(4, 1))[0]) for name in ("localsgd", "gossip_pga"))
-    assert local.member.samples == gossip.member.samples
-    assert gossip.member.seconds > 1.2 * local.member.seconds
+    assert local.sole_run.samples == gossip.sole_run.samples
+    assert gossip.sole_run.seconds > 1.2 * local.sole_run.seconds
 
 
 def test_gossip_takes_the_same_time_however_its_steps_are_cut_into_rounds() -> None:
     common = ("algorithm=gossip", "K=4", "samples=1003", "speeds=lognormal")
     short, long = (finish(on_quadratics(*common, f"J={J}", a=torch.ones(4, 1))[0]) for J in (1, 8))
-    assert short.member.seconds == pytest.approx(long.member.seconds, rel=1e-12)
+    assert short.sole_run.seconds == pytest.approx(long.sole_run.seconds, rel=1e-12)
 
 
 def test_blocks_wait_for_their_own_workers() -> None:
@@ -1014,7 +1014,7 @@ def test_blocks_wait_for_their_own_workers() -> None:
     assert blocks.wait(np.array([1.0, 4.0, 2.0, 3.0]), mixing).tolist() == [4, 4, 3, 3]
     common = ("K=4", "J=4", "rounds=3", "speeds=linear", "speeds.throughput=4")
     run, _ = on_quadratics("algorithm=hierarchical", *common, a=torch.ones(4, 1))
-    assert finish(run).member.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
+    assert finish(run).sole_run.seconds == pytest.approx(3 * 4 * 4 / 0.5), "whose slowest worker is never waited for twice"
 
 
 @pytest.mark.parametrize("samples", [1600, 1603])
@@ -1024,8 +1024,8 @@ def test_shared_steps_take_the_time_of_local_sgd_with_single_steps(model: str, s
     common = (f"speeds={model}", f"samples={samples}")
     local, _ = on_quadratics("algorithm=localsgd", "K=8", "J=1", "batch_size=4", *common, a=torch.ones(8, 1))
     shared, _ = on_quadratics("algorithm=centralized", "data_parallel=8", "batch_size=32", *common, a=torch.ones(1, 1))
-    assert np.array_equal(local.member.speeds, shared.member.speeds)
-    assert finish(shared).member.seconds == pytest.approx(finish(local).member.seconds, rel=1e-12)
+    assert np.array_equal(local.sole_run.speeds, shared.sole_run.speeds)
+    assert finish(shared).sole_run.seconds == pytest.approx(finish(local).sole_run.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4])
@@ -1033,7 +1033,7 @@ def test_a_lone_row_of_local_steps_shares_them_too(workers: int) -> None:
     """16 images a step: with three workers the first has six of them."""
     common = ("algorithm=lookahead", "J=5", "batch_size=16", "rounds=3", "speeds.throughput=16", "local_steps.spread=0.5")
     run, _ = on_quadratics(*common, f"data_parallel={workers}", a=torch.ones(1, 1))
-    assert finish(run).member.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
+    assert finish(run).sole_run.seconds == pytest.approx(15 * {1: 16, 3: 6, 4: 4}[workers] / 16)
 
 
 @pytest.mark.parametrize("name", list(speed_models))
@@ -1061,7 +1061,7 @@ def test_speeds_change_no_weights() -> None:
     common = ("algorithm=localsgd", "K=3", "J=2", "rounds=3")
     equal, unequal = trained(*common), trained(*common, "speeds=lognormal")
     assert torch.equal(equal.state.model, unequal.state.model)
-    assert equal.member.seconds != unequal.member.seconds
+    assert equal.sole_run.seconds != unequal.sole_run.seconds
 
 
 # Large batches
@@ -1101,7 +1101,7 @@ def test_large_batch_schedule_is_bert_s_as_shipped() -> None:
 def test_large_batch_schedule_reaches_the_optimizer() -> None:
     common = ("algorithm=centralized", "scheduler=large_batch", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
     run = small(*common, "batch_size=64", "optimizer.lr=0.1")
-    rates = plan_round(run.member).rates[0]
+    rates = plan_round(run.sole_run).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2]), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.2 * (1 - step / 16) for step in range(16)])
     with pytest.raises(UserError, match="batch size below 320"):
@@ -1112,7 +1112,7 @@ def test_large_batch_cosine_warms_up_alike_and_then_is_a_cosine() -> None:
     shipped = config("scheduler=large_batch_cosine").scheduler
     assert [shipped.warmup_of(batch) for batch in TABLE] == pytest.approx([2**i / 320 for i in range(7)], rel=1e-12)
     common = ("algorithm=centralized", "scheduler=large_batch_cosine", "scheduler.reference=16", "scheduler.warmup=0.05", "samples=1280")
-    rates = plan_round(small(*common, "batch_size=64", "optimizer.lr=0.1").member).rates[0]
+    rates = plan_round(small(*common, "batch_size=64", "optimizer.lr=0.1").sole_run).rates[0]
     assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2], rel=1e-12), "a warm-up over a fifth, up to twice the rate"
     assert rates[4:] == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 16)) for step in range(16)], rel=1e-9)
 

@@ -222,7 +222,7 @@ def test_chunked_rows_equal_whole_ones() -> None:
     assert lines == ["5 rows at once do not fit into memory; going on with 3", "3 rows at once do not fit into memory; going on with 2"]
     for run in (blocks, short):
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
-        assert run.member.computed == whole.member.computed
+        assert run.sole_run.computed == whole.sole_run.computed
         assert run.evaluate()[0]["train/loss"] == pytest.approx(float(whole.evaluate()[0]["train/loss"] or 0)) or run is short
 
 
@@ -252,7 +252,7 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
     expected = whole.evaluate()[0]
     for run in (parts, short):
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
-        assert run.member.computed == whole.member.computed
+        assert run.sole_run.computed == whole.sole_run.computed
         assert run.evaluate()[0]["train/loss"] == pytest.approx(float(expected["train/loss"] or 0), rel=1e-12)
 
 
@@ -345,7 +345,7 @@ def test_slots_of_a_method_and_of_an_optimizer_have_different_names() -> None:
     with pytest.raises(TypeError, match="velocity is the name of a slot of an optimizer"):
         algorithms.register(Clashing)
     assert "clashing" not in algorithms
-    slots = trainer("algorithm=fedavg", "optimizer=sgdm").member.experiment.optimizer.slots
+    slots = trainer("algorithm=fedavg", "optimizer=sgdm").sole_run.experiment.optimizer.slots
     with pytest.raises(UserError, match=f"both have a slot {next(iter(slots))}"):
         trainer("algorithm=fedavg", "optimizer=sgdm", algorithm=type("Own", (FedAvg,), {"client_slots": slots})())
 
@@ -409,7 +409,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
     while not eager.finished:
         eager.run_round()
         replayed.run_round()
-    assert replays[0] > 3 or isinstance(replayed.member.experiment.algorithm, EventDriven), "events differ from round to round"
+    assert replays[0] > 3 or isinstance(replayed.sole_run.experiment.algorithm, EventDriven), "events differ from round to round"
     assert torch.equal(eager.state.model, replayed.state.model)
     assert eager.evaluate() == replayed.evaluate()
 

@@ -78,7 +78,7 @@ def test_engines_agree_with_the_loop_on_the_cpu(algorithm: str, engine: str) -> 
     cpu = trained(Trainer(experiment(*settings), engine="loop"))
     gpu = trained(Trainer(experiment(*settings), engine=engine, device="cuda"))
     torch.testing.assert_close(gpu.state.model.cpu(), cpu.state.model, rtol=1e-10, atol=1e-10)
-    assert gpu.member.computed == cpu.member.computed
+    assert gpu.sole_run.computed == cpu.sole_run.computed
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
@@ -170,4 +170,4 @@ def test_losses_on_the_gpu_choose_the_same_cohorts(participation: str) -> None:
     cpu = trained(Trainer(experiment(*settings), engine="loop"))
     gpu = trained(Trainer(experiment(*settings), engine="graph", device="cuda"))
     torch.testing.assert_close(gpu.state.model.cpu(), cpu.state.model, rtol=1e-10, atol=1e-10)
-    assert gpu.member.traffic == cpu.member.traffic and gpu.member.evaluated == cpu.member.evaluated
+    assert gpu.sole_run.traffic == cpu.sole_run.traffic and gpu.sole_run.evaluated == cpu.sole_run.evaluated

@@ -47,16 +47,16 @@ def members(algorithm: str, *more: str) -> list[tuple[str, ...]]:
 def train(run: Trainer) -> list[dict[str, Any]]:
     """Train to the end, dropping members as they finish; the last row of each, in the order in which they ended."""
     rows: list[dict[str, Any]] = []
-    while run.members:
+    while run.runs:
         run.run_round()
-        done = [position for position, member in enumerate(run.members) if member.finished]
+        done = [position for position, packed_run in enumerate(run.runs) if packed_run.finished]
         for position in done:
-            rows.append({**run.evaluate([position])[0], "weights": run.weights(position), "seed": run.members[position].experiment.seed})
-        left = [position for position in range(len(run.members)) if position not in done]
+            rows.append({**run.evaluate([position])[0], "weights": run.weights(position), "seed": run.runs[position].experiment.seed})
+        left = [position for position in range(len(run.runs)) if position not in done]
         if not left:
             break
         if done:
-            run.keep(left)
+            run.retain_runs(left)
     return rows
 
 
@@ -135,7 +135,7 @@ def test_a_diverging_member_spoils_no_other(engine: str) -> None:
     for _ in range(2):
         run.run_round()
     assert not run.state.model[1].isfinite().all()
-    run.keep([0, 2])
+    run.retain_runs([0, 2])
     rows = train(run)
     for row, s in zip(rows, (settings[2], settings[0]), strict=True):  # the third has the smaller budget
         assert_same(row, train(trainer(*s, engine=engine))[0])
@@ -158,7 +158,7 @@ def test_a_member_may_come_from_elsewhere_and_go_on_alone(tmp_path: Path) -> Non
     for position, rounds in ((0, 3), (1, 1)):
         last = alone(position)
         last.restore(together.checkpoint(position))
-        assert last.member.round == rounds
+        assert last.sole_run.round == rounds
         assert_same(train(last)[0], train(trainer(*settings[position], engine="stacked"))[0])
 
 

@@ -476,7 +476,7 @@ def module_losses(run: Trainer, model: Tensor, ids: Sequence[int]) -> list[np.nd
     module = run.group.architecture.build().double()
     found = []
     for client in ids:
-        own = torch.from_numpy(run.member.shards[client])
+        own = torch.from_numpy(run.sole_run.shards[client])
         with torch.no_grad():
             logits = functional_call(module, run.group.layout.views(model), (run.split.train.plain(own),))
             found.append(F.cross_entropy(logits, run.split.train.targets[own], reduction="none").numpy())
@@ -488,13 +488,13 @@ def test_losses_are_those_of_the_present_model_on_own_samples() -> None:
     run.run_round()
     ids = np.array([1, 4, 7])
     expected = [losses.mean() for losses in module_losses(run, run.state.model[0], ids.tolist())]
-    assert run.loss_queries.answer(run.member, run.state.model[0], ids, None) == pytest.approx(expected, rel=1e-12)
-    some = run.member.loss_samples(ids, 5)
+    assert run.loss_queries.answer(run.sole_run, run.state.model[0], ids, None) == pytest.approx(expected, rel=1e-12)
+    some = run.sole_run.loss_samples(ids, 5)
     assert [len(own) for own in some] == [5, 5, 5]
-    assert all(set(own.tolist()) <= set(run.member.shards[k].tolist()) for k, own in zip(ids.tolist(), some, strict=True))
-    assert [own.tolist() for own in some] == [own.tolist() for own in run.member.loss_samples(ids, 5)]
+    assert all(set(own.tolist()) <= set(run.sole_run.shards[k].tolist()) for k, own in zip(ids.tolist(), some, strict=True))
+    assert [own.tolist() for own in some] == [own.tolist() for own in run.sole_run.loss_samples(ids, 5)]
     run.run_round()
-    assert [own.tolist() for own in some] != [own.tolist() for own in run.member.loss_samples(ids, 5)]
+    assert [own.tolist() for own in some] != [own.tolist() for own in run.sole_run.loss_samples(ids, 5)]
 
 
 def single_ends(run: Trainer, ids: Sequence[int]) -> Tensor:
@@ -502,7 +502,7 @@ def single_ends(run: Trainer, ids: Sequence[int]) -> Tensor:
     ends = []
     for k in ids:
         alone = made(engine="loop")
-        alone.member.experiment.participation.cohort = lambda _, k=k: Cohort(np.array([k]))  # type: ignore
+        alone.sole_run.experiment.participation.cohort = lambda _, k=k: Cohort(np.array([k]))  # type: ignore
         alone.run_round()
         ends.append(alone.state.model[0])
     return torch.stack(ends)
@@ -512,14 +512,14 @@ def single_ends(run: Trainer, ids: Sequence[int]) -> Tensor:
 def test_importance_weights_act_on_the_update(engine: str) -> None:
     """w + sum of (w_i / pi_i) (w_i_end - w), row by row and all at once; at first pi = m / K over clients with samples."""
     run = made("participation=importance", engine=engine)
-    start, sizes = run.state.model[0].clone(), run.member.shard_sizes
+    start, sizes = run.state.model[0].clone(), run.sole_run.shard_sizes
     run.run_round()
-    ids = np.flatnonzero(~np.isnan(run.member.scheme_state["norm"]))
+    ids = np.flatnonzero(~np.isnan(run.sole_run.scheme_state["norm"]))
     assert len(ids) == 4
     ends = single_ends(run, ids.tolist())
     q = torch.from_numpy(sizes[ids] / sizes.sum() / (4 / 7))
     torch.testing.assert_close(run.state.model[0], start + q @ (ends - start), rtol=1e-12, atol=1e-12)
-    assert run.member.scheme_state["norm"][ids] == pytest.approx((ends - start).norm(dim=1).numpy(), rel=1e-10)
+    assert run.sole_run.scheme_state["norm"][ids] == pytest.approx((ends - start).norm(dim=1).numpy(), rel=1e-10)
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
@@ -527,17 +527,17 @@ def test_what_a_round_shows(engine: str) -> None:
     """With one step on whole shards, the losses are those of the first model on all samples."""
     for name in ("oort", "afl"):
         run = made(f"participation={name}", "J=1", "batch_size=8", "dataset.crop=0", engine=engine)
-        member = run.member
+        packed_run = run.sole_run
         only = Cohort(np.array([0, 1]), remember={"loss": np.zeros(8)})
-        member.experiment.participation.cohort = lambda _, only=only: only  # type: ignore
+        packed_run.experiment.participation.cohort = lambda _, only=only: only  # type: ignore
         model = run.state.model[0].clone()
         run.run_round()
         (losses,) = module_losses(run, model, [0])
         if name == "oort":
-            assert member.scheme_state["utility"][0] == pytest.approx(8 * np.sqrt((losses**2).mean()), rel=1e-12)
-            assert member.scheme_state["last"][:2].tolist() == [1, 1]
+            assert packed_run.scheme_state["utility"][0] == pytest.approx(8 * np.sqrt((losses**2).mean()), rel=1e-12)
+            assert packed_run.scheme_state["last"][:2].tolist() == [1, 1]
         else:
-            assert member.scheme_state["loss"][0] == pytest.approx(losses.mean(), rel=1e-12)
+            assert packed_run.scheme_state["loss"][0] == pytest.approx(losses.mean(), rel=1e-12)
 
 
 def test_asking_for_losses_is_charged() -> None:
@@ -546,36 +546,36 @@ def test_asking_for_losses_is_charged() -> None:
     payload = run.group.layout.size * 8
     for each in (plain, run):
         each.run_round()
-    assert plain.member.traffic.bytes_down == 3 * payload
-    assert run.member.traffic.bytes_down == 6 * payload
-    assert run.member.traffic.bytes_up == plain.member.traffic.bytes_up == 3 * payload
-    assert run.member.traffic.messages == plain.member.traffic.messages + 3
+    assert plain.sole_run.traffic.bytes_down == 3 * payload
+    assert run.sole_run.traffic.bytes_down == 6 * payload
+    assert run.sole_run.traffic.bytes_up == plain.sole_run.traffic.bytes_up == 3 * payload
+    assert run.sole_run.traffic.messages == plain.sole_run.traffic.messages + 3
     (row,), (other,) = run.evaluate(), plain.evaluate()
     assert other["flops"] == run.group.sample_flops * 3 * 2 * 4
-    assert row["flops"] == other["flops"] + run.group.forward_flops * run.member.evaluated
+    assert row["flops"] == other["flops"] + run.group.forward_flops * run.sole_run.evaluated
     assert run.group.sample_flops / 3 <= run.group.forward_flops < run.group.sample_flops / 1.9
-    assert 8 * (1 + 2 + 3 + 5 + 6 + 7) <= run.member.evaluated <= 8 * (2 + 3 + 5 + 6 + 7 + 8)
+    assert 8 * (1 + 2 + 3 + 5 + 6 + 7) <= run.sole_run.evaluated <= 8 * (2 + 3 + 5 + 6 + 7 + 8)
     few = made("participation=power_of_choice", "C=0.375", "participation.d=6", "participation.samples=10")
     few.run_round()
-    assert few.member.evaluated in (6 * 10, 5 * 10 + 8)
-    assert few.member.seconds > plain.member.seconds
+    assert few.sole_run.evaluated in (6 * 10, 5 * 10 + 8)
+    assert few.sole_run.seconds > plain.sole_run.seconds
 
 
 def test_fedcor_and_afl_ask_when_they_should() -> None:
     run = made("participation=fedcor", "participation.warmup=1", "participation.interval=3")
-    payload, total = run.group.layout.size * 8, int(run.member.shard_sizes.sum())
+    payload, total = run.group.layout.size * 8, int(run.sole_run.shard_sizes.sum())
     evaluated, down = [], []
     for _ in range(6):
         run.run_round()
-        evaluated.append(run.member.evaluated // total)
-        down.append(run.member.traffic.bytes_down // payload)
+        evaluated.append(run.sole_run.evaluated // total)
+        down.append(run.sole_run.traffic.bytes_down // payload)
     assert evaluated == [1, 2, 2, 2, 3, 4], "rounds 0 and 1, and 4 and 5"
     assert np.diff([0, *down]).tolist() == [7, 7, 4, 4, 7, 7], "seven clients have samples, and four take part"
     afl = made("participation=afl")
     for _ in range(3):
         afl.run_round()
-    assert afl.member.evaluated == total
-    assert afl.member.traffic.bytes_down == (7 + 4 + 4) * payload
+    assert afl.sole_run.evaluated == total
+    assert afl.sole_run.traffic.bytes_down == (7 + 4 + 4) * payload
 
 
 SCHEMES = {
@@ -603,10 +603,10 @@ def test_a_run_goes_on_exactly(name: str) -> None:
         second.run_round()
     assert torch.equal(whole.state.model, second.state.model)
     assert whole.evaluate()[0].keys() == second.evaluate()[0].keys()
-    assert (whole.member.traffic, whole.member.evaluated, whole.member.seconds) == (
-        second.member.traffic,
-        second.member.evaluated,
-        second.member.seconds,
+    assert (whole.sole_run.traffic, whole.sole_run.evaluated, whole.sole_run.seconds) == (
+        second.sole_run.traffic,
+        second.sole_run.evaluated,
+        second.sole_run.seconds,
     )
 
 
@@ -623,8 +623,8 @@ def test_packed_runs_choose_as_they_do_alone(name: str) -> None:
             for _ in range(4):
                 alone.run_round()
             assert torch.equal(together.state.model[run], alone.state.model[0])
-            assert together.members[run].traffic == alone.member.traffic
-            assert together.members[run].evaluated == alone.member.evaluated
+            assert together.runs[run].traffic == alone.sole_run.traffic
+            assert together.runs[run].evaluated == alone.sole_run.evaluated
 
 
 def test_schemes_that_measure_unlike_things_are_not_packed() -> None:
@@ -648,7 +648,7 @@ def test_schemes_that_measure_nothing_read_nothing_back(name: str, engine: str) 
 def test_those_who_drop_out_are_not_averaged(engine: str) -> None:
     """The mean of the others by their sizes; one model fewer is sent up for each, and the budget is what it was."""
     run = made("participation.dropout=0.5", "seed=1", engine=engine)
-    plan = plan_round(made("participation.dropout=0.5", "seed=1").member)
+    plan = plan_round(made("participation.dropout=0.5", "seed=1").sole_run)
     assert plan.reports is not None
     left = plan.ids[plan.reports]
     assert 0 < len(left) < 4, "the seed of this test"
@@ -656,14 +656,14 @@ def test_those_who_drop_out_are_not_averaged(engine: str) -> None:
     ends = []
     for k in left.tolist():
         alone = made("seed=1", engine="loop")
-        alone.member.experiment.participation.cohort = lambda _, k=k: Cohort(np.array([k]))  # type: ignore
+        alone.sole_run.experiment.participation.cohort = lambda _, k=k: Cohort(np.array([k]))  # type: ignore
         alone.run_round()
         ends.append(alone.state.model[0])
-    sizes = torch.from_numpy(run.member.shard_sizes[left].astype(float))
+    sizes = torch.from_numpy(run.sole_run.shard_sizes[left].astype(float))
     torch.testing.assert_close(run.state.model[0], sizes / sizes.sum() @ torch.stack(ends), rtol=1e-12, atol=1e-12)
     payload = run.group.layout.size * 8
-    assert (run.member.traffic.bytes_down, run.member.traffic.bytes_up) == (4 * payload, len(left) * payload)
-    assert run.member.samples == run.member.computed == 4 * 2 * 4
+    assert (run.sole_run.traffic.bytes_down, run.sole_run.traffic.bytes_up) == (4 * payload, len(left) * payload)
+    assert run.sole_run.samples == run.sole_run.computed == 4 * 2 * 4
 
 
 def test_dropout_is_a_function_of_seed_round_and_client() -> None:
@@ -681,13 +681,13 @@ def test_where_nobody_is_left_the_model_stays(server: str) -> None:
     run = made(f"server={server}")
     run.run_round()
     before = {name: tensor.clone() for name, tensor in run.state.tensors().items()}
-    up, samples = run.member.traffic.bytes_up, run.member.samples
-    run.member.experiment.participation.dropout = 1 - 1e-12
+    up, samples = run.sole_run.traffic.bytes_up, run.sole_run.samples
+    run.sole_run.experiment.participation.dropout = 1 - 1e-12
     run.run_round()
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.state.tensors().items())
-    assert run.member.traffic.bytes_up == up
-    assert run.member.samples == samples + 4 * 2 * 4
-    run.member.experiment.participation.dropout = 0.0
+    assert run.sole_run.traffic.bytes_up == up
+    assert run.sole_run.samples == samples + 4 * 2 * 4
+    run.sole_run.experiment.participation.dropout = 0.0
     run.run_round()
     assert not torch.equal(run.state.model, before["model"])
 
@@ -700,11 +700,11 @@ def test_of_a_cut_round_those_with_samples_may_be_the_ones_that_drop_out(engine:
         run = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine)
         run.run_round()
         before = run.state.model.clone()
-        plan = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine).member
-        plan.samples, plan.round, plan.cursors = run.member.samples, run.member.round, run.member.cursors.copy()
+        plan = made("participation.dropout=0.5", f"seed={seed}", "rounds=null", f"samples={4 * 2 * 4 + 2}", engine=engine).sole_run
+        plan.samples, plan.round, plan.cursors = run.sole_run.samples, run.sole_run.round, run.sole_run.cursors.copy()
         reports = plan_round(plan).reports
         run.run_round()
-        assert run.member.finished and run.state.model.isfinite().all()
+        assert run.sole_run.finished and run.state.model.isfinite().all()
         if reports is not None and not reports.any():
             lost += 1
             assert torch.equal(run.state.model, before)
@@ -713,10 +713,10 @@ def test_of_a_cut_round_those_with_samples_may_be_the_ones_that_drop_out(engine:
 
 def test_one_that_diverges_and_drops_out_does_no_harm() -> None:
     run = made("participation.dropout=0.999999999")
-    run.member.experiment.optimizer.lr = 1e200
+    run.sole_run.experiment.optimizer.lr = 1e200
     for _ in range(2):
         run.run_round()
-        assert run.member.lr == 1e200
+        assert run.sole_run.lr == 1e200
     assert run.state.model.isfinite().all()
 
 
@@ -749,7 +749,7 @@ def test_a_client_that_drops_out_has_lost_its_round(engine: str) -> None:
     reported, nobody = np.zeros(8), 0
     for number in range(12):
         if number == 5:
-            run.member.experiment.participation.dropout = 1 - 1e-12
+            run.sole_run.experiment.participation.dropout = 1 - 1e-12
         method.seen = (np.zeros(0, np.int64), [], [])
         before = run.state.model.clone()
         run.run_round()
@@ -759,11 +759,11 @@ def test_a_client_that_drops_out_has_lost_its_round(engine: str) -> None:
         for client, weight, distance in zip(ids, weights, moved, strict=True):
             reported[client] += weight > 0
             assert (weight > 0) == (distance > 0)
-        run.member.experiment.participation.dropout = 0.5
+        run.sole_run.experiment.participation.dropout = 0.5
     assert nobody and reported.any()
-    run.member.clients.retire()
+    run.sole_run.clients.retire()
     for k in range(8):
-        state = run.member.clients._load(k)
+        state = run.sole_run.clients._load(k)
         found = (0.0, 0.0) if state is None else (float(state["steps"]), float(state["told"][0]))
         assert found == (2 * reported[k], reported[k])
 
@@ -773,8 +773,8 @@ def test_importance_sampling_stays_unbiased_when_clients_drop_out() -> None:
     e = experiment(*SMALL, "K=20", "C=0.2", "participation=importance", "participation.dropout=0.25")
     run = Trainer(e, engine="stacked")
     rests = []
-    for run.member.round in range(3000):
-        rests.append(plan_round(run.member).residual_weight)
+    for run.sole_run.round in range(3000):
+        rests.append(plan_round(run.sole_run).residual_weight)
     assert np.mean(rests) == pytest.approx(0, abs=5 * np.std(rests) / np.sqrt(len(rests)))
     assert np.std(rests) > 0.1
 
@@ -784,10 +784,10 @@ def test_unequal_work_of_clients_spends_the_budget() -> None:
     run = trainer(*command, "model.filters=1", "model.hidden=2", engine="stacked")
     lengths = set()
     while not run.finished:
-        plan = plan_round(run.member)
+        plan = plan_round(run.sole_run)
         lengths |= set(plan.samples.tolist())
         run.run_round()
-    assert run.member.samples == run.member.experiment.budget
+    assert run.sole_run.samples == run.sole_run.experiment.budget
     assert len(lengths) > 2
 
 

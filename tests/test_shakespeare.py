@@ -134,13 +134,13 @@ def test_a_loss_over_every_position_is_the_mean_over_what_is_no_padding(tmp_path
     initial = whole.state.model[0].clone()
     module = whole.group.architecture.build().double()
     torch.nn.utils.vector_to_parameters(initial, module.parameters())
-    plan = plan_round(whole.member)
+    plan = plan_round(whole.sole_run)
     gradients = []
-    for row in torch.from_numpy(whole.member.draw(plan, 4)):
+    for row in torch.from_numpy(whole.sole_run.draw(plan, 4)):
         logits = module(whole.split.train.plain(row))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.split.train.targets[row].flatten(), ignore_index=-100)
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
-    lr, decay = whole.member.experiment.optimizer.lr, whole.member.experiment.optimizer.weight_decay
+    lr, decay = whole.sole_run.experiment.optimizer.lr, whole.sole_run.experiment.optimizer.weight_decay
     mean = (torch.stack(gradients) * torch.from_numpy(plan.weights)[:, None]).sum(0)
     for run in (whole, parts):
         run.run_round()
@@ -216,7 +216,7 @@ def test_of_runs_together_those_that_have_ended_are_looked_at_as_a_whole(tmp_pat
     short, long = experiment(*given, "samples=8"), experiment(*given, "samples=800")
     together = Trainer(short, long, engine="loop")
     together.run_round()
-    assert [member.finished for member in together.members] == [True, False]
+    assert [packed_run.finished for packed_run in together.runs] == [True, False]
     models = together.state.model
     expected = [
         together.group.engine.evaluate(models[:1], together.split.test),
@@ -234,11 +234,11 @@ def test_a_clients_loss_is_the_mean_over_its_targets_and_much_asking_is_said(tmp
     lines: list[str] = []
     run = Trainer(experiment(*given, "participation=power_of_choice", "participation.d=6"), engine="loop", notify=lines.append)
     ids = np.arange(6)
-    found = run.loss_queries.answer(run.member, run.state.model[0], ids, None)
+    found = run.loss_queries.answer(run.sole_run, run.state.model[0], ids, None)
     for client, loss in enumerate(found):
-        totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.member.shards[client]))[0]
+        totals = run.group.engine.evaluate(run.state.model, run.split.train, torch.from_numpy(run.sole_run.shards[client]))[0]
         assert loss == pytest.approx(float(totals[0] / totals[2]), rel=1e-12)
-    run.loss_queries.answer(run.member, run.state.model[0], ids, None)
+    run.loss_queries.answer(run.sole_run, run.state.model[0], ids, None)
     (line,) = lines
     assert f"asks for the losses of {len(run.split.train)} samples before a round that trains 3;" in line
 
@@ -249,13 +249,13 @@ def test_the_loss_of_a_round_is_the_mean_over_the_targets_there_are(tmp_path: Pa
     given = (*SPEECHES, "K=6", "algorithm=localsgd", "J=2", "batch_size=2", "samples=120", "precision=fp64", "local_steps=loss")
     run = Trainer(experiment(*given, f"data={tmp_path}"), engine="loop")
     told: list[float] = []
-    rule = run.member.experiment.local_steps
+    rule = run.sole_run.experiment.local_steps
     rule.observe = lambda measured, *rest: told.append(measured.loss)  # type: ignore[method-assign]
     run.run_round()
     targets = float(run.group.buffers.meter[:, 2].sum())
-    assert 0 < targets < 0.9 * run.member.samples * run.member.experiment.dataset_info.targets, "else the test says nothing"
+    assert 0 < targets < 0.9 * run.sole_run.samples * run.sole_run.experiment.dataset_info.targets, "else the test says nothing"
     assert told == [pytest.approx(run.evaluate()[0]["train/loss"], rel=1e-12)]
-    assert describe(run.member.experiment)["revisions"]["counted_loss"] == 2
+    assert describe(run.sole_run.experiment)["revisions"]["counted_loss"] == 2
 
 
 def test_the_last_evaluation_of_a_large_set_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

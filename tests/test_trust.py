@@ -79,7 +79,7 @@ def run(setting: Config, killed_after: int | None = None) -> tuple[Outcome | Non
     notes, original = Notes(), Trainer.run_round
 
     def counted(self: Trainer) -> None:
-        if self.members[0].round == killed_after:
+        if self.runs[0].round == killed_after:
             raise Killed
         original(self)
 
@@ -334,7 +334,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, setting: Config, what: Callable[[
 
     def disturbed(self: Trainer) -> None:
         original(self)
-        if self.members[0].round == after:
+        if self.runs[0].round == after:
             what(folder_of(setting))
 
     monkeypatch.setattr(Trainer, "run_round", disturbed)

@@ -432,7 +432,7 @@ def test_a_search_with_every_kind_of_trial_has_exactly_its_trials(program: Progr
     before = """
 whole = Trainer.run_round
 def broken(self):
-    if any(member.experiment.optimizer.lr == 0.2 for member in self.members):
+    if any(packed_run.experiment.optimizer.lr == 0.2 for packed_run in self.runs):
         raise RuntimeError("broken")
     return whole(self)
 Trainer.run_round = broken"""

@@ -143,22 +143,22 @@ def _train_together(recordings: list[Recording], device: str, reporter: Reporter
         return
     reporter.started(
         [
-            (recording.experiment, recording.folder.path, member.round, member.done)
-            for recording, member in zip(recordings, trainer.members, strict=True)
+            (recording.experiment, recording.folder.path, packed_run.round, packed_run.done)
+            for recording, packed_run in zip(recordings, trainer.runs, strict=True)
         ]
     )
     saved = time.monotonic()
     while recordings:
         trainer.run_round()
-        reporter.advanced(max(member.round for member in trainer.members), min(member.done for member in trainer.members))
-        due = [run for run, recording in enumerate(recordings) if trainer.members[run].samples >= recording.due]
+        reporter.advanced(max(packed_run.round for packed_run in trainer.runs), min(packed_run.done for packed_run in trainer.runs))
+        due = [run for run, recording in enumerate(recordings) if trainer.runs[run].samples >= recording.due]
         rows = trainer.evaluate(due) if due else []
         save_all = bool(interruption.requested) or time.monotonic() - saved >= recordings[0].config.checkpoint.seconds
         for run, recording in enumerate(recordings):
             with alone(recording, partial(recording.save, trainer, run)):
                 if run in due:
                     recording.record(rows[due.index(run)], len(recordings))
-                if save_all or recording.verdict(trainer.members[run]) is not None:
+                if save_all or recording.verdict(trainer.runs[run]) is not None:
                     recording.save(trainer, run)
                 elif recording.folder.lost:
                     recording.folder.check()
@@ -178,28 +178,26 @@ def _restored(recordings: list[Recording], trainer: Trainer, reporter: Reporter)
             if recording.restore(trainer, run):
                 here.append(recording)
     now = Conditions.now(trainer)
-    trains = [
-        recording for run, recording in enumerate(recordings) if recording in here and recording.verdict(trainer.members[run]) is None
-    ]
+    trains = [recording for run, recording in enumerate(recordings) if recording in here and recording.verdict(trainer.runs[run]) is None]
     for note in dict.fromkeys(note for recording in trains if recording.begun is not None for note in recording.begun.changes(now)):
         reporter.warn(note)
     for run, recording in enumerate(recordings):
         if recording not in here:
             continue
         with alone(recording):
-            recording.describe_environment(trainer.members[run].shards, now, len(trains), recording in trains)
+            recording.describe_environment(trainer.runs[run].shards, now, len(trains), recording in trains)
     return here
 
 
 def _going_on(recordings: list[Recording], here: list[Recording], trainer: Trainer, interruption: Interruption) -> list[Recording]:
     """Conclude the runs that have come to their end; the others of those that are trained here, which are then the trainer's only ones."""
     for run, recording in enumerate(recordings):
-        if recording in here and recording.outcome is None and (verdict := recording.verdict(trainer.members[run])):
+        if recording in here and recording.outcome is None and (verdict := recording.verdict(trainer.runs[run])):
             with alone(recording, partial(recording.save, trainer, run)):
                 recording.conclude(trainer, run, *verdict, interruption.requested)
     going_on = [run for run, recording in enumerate(recordings) if recording in here and recording.outcome is None]
     if going_on and len(going_on) < len(recordings):
-        trainer.keep(going_on)
+        trainer.retain_runs(going_on)
     return [recordings[run] for run in going_on]
 
 

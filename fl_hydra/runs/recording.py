@@ -180,7 +180,7 @@ class Recording:
             ForeignRun: a checkpoint is another run's.
             OSError: a file cannot be read now, which is no reason to give up what is in it.
         """
-        trainer.members[run].clients.check = self.folder.check
+        trainer.runs[run].clients.check = self.folder.check
         planned, fresh = self.wish, trainer.checkpoint(run)
         while True:
             checkpoint = self.look(trainer.device.type)
@@ -211,7 +211,7 @@ class Recording:
             self._references = {checkpoint.round: checkpoint.trainer["clients"]}
             break
         self._since = time.monotonic()
-        self._schedule(trainer.members[run].samples)
+        self._schedule(trainer.runs[run].samples)
         if checkpoint is None:
             self._follower.held(b"")
         else:
@@ -280,12 +280,12 @@ class Recording:
         self._for_the_reader(partial(self.timings.append, timing | ({"together": together} if together > 1 else {})))
         self.metrics.append(row)  # last: if it fails, the checkpoint that is tried once more has both rows
 
-    def verdict(self, member: PackedRun) -> tuple[str, str] | None:
+    def verdict(self, packed_run: PackedRun) -> tuple[str, str] | None:
         """How the run has ended, and why, where it is not finished; None if it goes on."""
         if bad := not_finite(self.row):
             narrow = ", or precision=bf16 or fp32: fp16 overflows above 65,504" if self.experiment.precision == "fp16" else ""
             return "diverged", f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr{narrow}"
-        if member.finished:
+        if packed_run.finished:
             return "finished", ""
         return ("paused", "") if self._pause([self.row] if self.row else []) is not None else None
 
@@ -310,7 +310,7 @@ class Recording:
         self._references[checkpoint.round] = checkpoint.trainer["clients"]
         self._references = {round: clients for round, clients in self._references.items() if round in kept}
         if len(self._references) == len(kept):  # else a kept checkpoint of an earlier process may refer to more
-            trainer.members[run].clients.collect(list(self._references.values()))
+            trainer.runs[run].clients.collect(list(self._references.values()))
         self._follower.held(self.metrics.content, self.checkpoints.path(checkpoint.round), checkpoint.round, checkpoint.trainer["clients"])
 
     def conclude(self, trainer: Trainer, run: int, status: str, reason: str, asked_to_stop: int | None) -> None:

@@ -62,13 +62,13 @@ def _trainer(config: Config, experiment: Experiment, device: str, folder: str) -
 
 def _train(trainer: Trainer, rounds: int | None) -> float:
     """Seconds for a sample, over some rounds, or to the end."""
-    done = trainer.member.samples
+    done = trainer.sole_run.samples
     began = _now()
     count = 0
     while not trainer.finished and (rounds is None or count < rounds):
         trainer.run_round()
         count += 1
-    return (_now() - began) / max(1, trainer.member.samples - done)
+    return (_now() - began) / max(1, trainer.sole_run.samples - done)
 
 
 def _evaluated(trainer: Trainer) -> float:

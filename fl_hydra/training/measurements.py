@@ -49,11 +49,11 @@ class Measurements:
         """Whether the squared losses of samples are wanted."""
         return "root_square" in self.of_clients
 
-    def keep(self, runs: Tensor) -> None:
+    def retain_runs(self, runs: Tensor) -> None:
         """Drop all other runs than these, int64."""
         self.meter = self.meter[runs]
         if self.noise is not None:
-            self.noise.keep(runs)
+            self.noise.retain_runs(runs)
 
     def clients(self, inputs: RoundInputs, buffers: RowBuffers) -> dict[str, Reals] | None:
         """What was measured of each row, by name: float64 [rows]; None where no scheme asks. Reads it back at once."""

@@ -34,7 +34,7 @@ class NoiseScale:
         self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
 
-    def keep(self, runs: Tensor) -> None:
+    def retain_runs(self, runs: Tensor) -> None:
         """Go on with these runs only, int64."""
         self.averages = self.averages[runs]
 

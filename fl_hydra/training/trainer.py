@@ -90,7 +90,7 @@ class Trainer:
         )
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
-        self.members = [
+        self.runs = [
             PackedRun(experiment, self.split.sample_owners, ClientStore(group.client_widths, group.dtype, folder))
             for experiment, folder in zip(experiments, folders, strict=True)
         ]
@@ -98,7 +98,7 @@ class Trainer:
         self.state.server = {
             name: group.zeros(len(experiments), group.layout.size if full else 1) for name, full in first.server.slots.items()
         }
-        self.measurements = Measurements(self.members, self.device)
+        self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares
         self.loss_queries = LossQueries(group.engine, self.split.train, notify)
         self._phase: LocalPhase | EventPhase
@@ -112,17 +112,17 @@ class Trainer:
         """One round of every run.
 
         Raises:
-            ValueError: a run's budget is spent; :meth:`keep` the others.
+            ValueError: a run's budget is spent; :meth:`retain_runs` the others.
         """
-        if any(run.finished for run in self.members):
-            raise ValueError("a run of this trainer has spent its budget; keep() the others, or make a new trainer")
-        plans = [plan_round(run, partial(self._losses, index)) for index, run in enumerate(self.members)]
+        if any(run.finished for run in self.runs):
+            raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
+        plans = [plan_round(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
         if (counts := [len(plan.ids) for plan in plans]) != self.group.division.counts:
             self._allocate(counts)
         inputs = self._begin(plans)
 
         self._phase.send(inputs)
-        self._phase.train(inputs, [run.experiment.optimizer for run in self.members])
+        self._phase.train(inputs, [run.experiment.optimizer for run in self.runs])
         means = [self._phase.mean(index, part) for index, part in enumerate(inputs.runs)]
 
         of_clients = self.measurements.clients(inputs, self.group.buffers)
@@ -131,7 +131,7 @@ class Trainer:
             self._phase.update(part, inputs, mean)
 
         computed = (inputs.gradient_calls * inputs.counts).sum(1)
-        for index, (run, part) in enumerate(zip(self.members, inputs.runs, strict=True)):
+        for index, (run, part) in enumerate(zip(self.runs, inputs.runs, strict=True)):
             self.measurements.add(index, self.group.buffers.meter[part.rows])
             if of_clients is not None:
                 run.observe_clients(part.plan, {name: values[part.rows] for name, values in of_clients.items()})
@@ -141,9 +141,9 @@ class Trainer:
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
         """Charge what planning took, check the cohorts' state out, and lay out what local steps need."""
-        for run, plan in zip(self.members, plans, strict=True):
+        for run, plan in zip(self.runs, plans, strict=True):
             run.begin(plan, self.group.payload)
-        steps, counts = step_inputs(plans, self.members, self.device, self.group.dtype)
+        steps, counts = step_inputs(plans, self.runs, self.device, self.group.dtype)
         parts = [self._part(index, plan) for index, plan in enumerate(plans)]
         self.group.buffers.meter.zero_()
         if self.measurements.noise is not None:
@@ -152,7 +152,7 @@ class Trainer:
 
     def _part(self, index: int, plan: RoundPlan) -> RunRound:
         """A run's part in a round: its cohort, whose state is checked out."""
-        run, rows, group = self.members[index], self.group.division.sections[index], self.group
+        run, rows, group = self.runs[index], self.group.division.sections[index], self.group
         reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
         fabric = Fabric(self._first.algorithm.federated, len(plan.ids), int(reports.sum()), run.traffic)
         slots = {name: slot[rows] for name, slot in group.buffers.client_slots.items()}
@@ -175,8 +175,8 @@ class Trainer:
     def _allocate(self, counts: list[int]) -> None:
         """Memory of rounds with so many rows of each run."""
         group = self.group
-        group.allocate(counts, [run.experiment.optimizer for run in self.members])
-        outer = [run.experiment.server for run in self.members]
+        group.allocate(counts, [run.experiment.optimizer for run in self.runs])
+        outer = [run.experiment.server for run in self.runs]
         hyper = group.hyper(outer)
         rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=self.device)
         self._servers = [
@@ -188,7 +188,7 @@ class Trainer:
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's present model for its participation scheme."""
-        return self.loss_queries.answer(self.members[index], self.state.model[index], ids, samples)
+        return self.loss_queries.answer(self.runs[index], self.state.model[index], ids, samples)
 
     def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
@@ -214,23 +214,23 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether every run's budget is spent."""
-        return all(run.finished for run in self.members)
+        return all(run.finished for run in self.runs)
 
     @property
-    def member(self) -> PackedRun:
+    def sole_run(self) -> PackedRun:
         """The run, of a trainer that holds one."""
-        (run,) = self.members
+        (run,) = self.runs
         return run
 
-    def keep(self, runs: Sequence[int]) -> None:
+    def retain_runs(self, runs: Sequence[int]) -> None:
         """Drop all other runs than these."""
-        for run in self.members:
+        for run in self.runs:
             run.clients.retire()
         which = torch.tensor(list(runs), device=self.device)
         counts = [self.group.division.counts[run] for run in runs]
-        self.members = [self.members[run] for run in runs]
+        self.runs = [self.runs[run] for run in runs]
         self.state = self.state.of_runs(which)
-        self.measurements.keep(which)
+        self.measurements.retain_runs(which)
         self._allocate(counts)
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
@@ -240,7 +240,7 @@ class Trainer:
     def _evaluate(self, run: int) -> Metrics:
         # A copy, as all that is evaluated: at another address a product may have other last bits.
         models = self._first.algorithm.models(self.state.of_runs(slice(run, run + 1))).clone()
-        return evaluate(self.members[run], run, models, self.split, self.group, self.measurements, self._notify)
+        return evaluate(self.runs[run], run, models, self.split, self.group, self.measurements, self._notify)
 
     def weights(self, run: int = 0) -> Tensor:
         """A run's model, [P], on the host."""
@@ -250,7 +250,7 @@ class Trainer:
         """Everything that a run's next round depends on, as plain values and tensors; client state is written and referred to."""
         noise = self.measurements.noise
         return {
-            **self.members[run].state_dict(),
+            **self.runs[run].state_dict(),
             "state": {name: tensor[run].clone() for name, tensor in self.state.tensors().items()},
             "meter": self.measurements.meter[run].clone(),
             "noise": None if noise is None else noise.averages[run].clone(),
@@ -262,7 +262,7 @@ class Trainer:
         Raises:
             CorruptFile: client state that it refers to is damaged.
         """
-        self.members[run].load_state_dict(checkpoint)
+        self.runs[run].load_state_dict(checkpoint)
         for name, tensor in self.state.tensors().items():
             tensor[run].copy_(checkpoint["state"][name])
         self.measurements.meter[run].copy_(checkpoint["meter"])

@@ -112,7 +112,7 @@ def child(request: dict[str, Any], output: int) -> None:
         original_round = Trainer.run_round
 
         def asked_round(self: Trainer) -> None:
-            if self.members[0].round == after:
+            if self.runs[0].round == after:
                 os.kill(os.getpid(), number)
             original_round(self)
 
