@@ -134,7 +134,9 @@ def test_of_a_last_step_only_the_new_part_is_scaled(optimizer: str) -> None:
     run = trainer(*settings, algorithm=algorithm)
     rule = run.sole_run.experiment.optimizer
     weights = run.state.model.clone()
-    slots = {name: torch.zeros(1, run.group.layout.size if full else 1, dtype=torch.float64) for name, full in rule.slots.items()}
+    slots = {
+        name: torch.zeros(1, run.group.layout.size if width == "row" else 1, dtype=torch.float64) for name, width in rule.slots.items()
+    }
     hyper = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in rule.hyper.items()}
     run.run_round()
     assert run.finished

@@ -19,6 +19,7 @@ from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
+from fl_hydra.optim.base import SlotWidth
 from fl_hydra.sweeping.grid import _check_models
 from fl_hydra.training.engine_selection import ENGINES, fastest
 from fl_hydra.training.engines import CPU_GRADIENT_BATCH, StackedEngine, _convolution_as_product
@@ -340,7 +341,7 @@ def test_slots_of_a_method_and_of_an_optimizer_have_different_names() -> None:
     @dataclass
     class Clashing(FedAvg):
         name: str = "clashing"
-        client_slots: ClassVar[dict[str, bool]] = {"control": True, "velocity": True}
+        client_slots: ClassVar[dict[str, SlotWidth]] = {"control": "row", "velocity": "row"}
 
     with pytest.raises(TypeError, match="velocity is the name of a slot of an optimizer"):
         algorithms.register(Clashing)

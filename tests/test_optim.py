@@ -76,7 +76,7 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 def zeros(rule: Optimizer, rows: int, size: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Slots before the first step."""
-    return {name: torch.zeros(rows, size if full else 1, dtype=dtype) for name, full in rule.slots.items()}
+    return {name: torch.zeros(rows, size if width == "row" else 1, dtype=dtype) for name, width in rule.slots.items()}
 
 
 def numbers(rule: Optimizer, rows: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
+from fl_hydra.optim.base import SlotWidth
 from fl_hydra.participation.availability import Cyclic, Diurnal
 from fl_hydra.participation.base import Cohort, Participation, Round, gumbel_top, participations
 from fl_hydra.participation.by_loss import ActiveFL, Oort, PowerOfChoice
@@ -724,7 +725,7 @@ def test_one_that_diverges_and_drops_out_does_no_harm() -> None:
 class Remembering(FedAvg):
     """Clients that count their steps and the rounds that they were told about, and begin at a place of their own."""
 
-    client_slots: ClassVar[dict[str, bool]] = {"steps": False, "told": True}
+    client_slots: ClassVar[dict[str, SlotWidth]] = {"steps": "scalar", "told": "row"}
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fl_hydra.errors import require
-from fl_hydra.optim.base import optimizers
+from fl_hydra.optim.base import SlotWidth, optimizers
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class Algorithm(Component):
     batches_per_step: ClassVar[int] = 1
     """How many batches `step` is given."""
 
-    client_slots: ClassVar[dict[str, bool]] = {}
-    """Further state of each client that outlives a round, in `rows.slots`: True for P numbers, False for one; zero at first. A client that
-    drops out has lost its round, and keeps what it had before it."""
+    client_slots: ClassVar[dict[str, SlotWidth]] = {}
+    """Further state of each client that outlives a round, in `rows.slots`: "row" for P numbers, "scalar" for one; zero at first. A
+    client that drops out has lost its round, and keeps what it had before it."""
 
     ends_with_mean: ClassVar[bool] = True
     """Whether a round ends with a mean, from which an outer optimizer can step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.optim.base import Layers, Optimizer, optimizers
+from fl_hydra.optim.base import Layers, Optimizer, SlotWidth, optimizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,8 @@ class Adagrad(Optimizer):
         self.check_positive("eps")
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"squares": True} | ({"steps": False} if self.lr_decay else {})
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"squares": "row", "steps": "scalar"} if self.lr_decay else {"squares": "row"}
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -67,9 +67,9 @@ class RMSprop(Optimizer):
         self.check_positive("eps")
 
     @property
-    def slots(self) -> dict[str, bool]:
+    def slots(self) -> dict[str, SlotWidth]:
         kept = {"squares": True, "mean": self.centered, "momentum": self.momentum > 0}
-        return {name: True for name, is_kept in kept.items() if is_kept}
+        return {name: "row" for name, is_kept in kept.items() if is_kept}
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -105,8 +105,8 @@ class Adadelta(Optimizer):
         self.check_positive("eps")
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"squares": True, "squared_steps": True}
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"squares": "row", "squared_steps": "row"}
 
     @property
     def hyper(self) -> dict[str, float]:

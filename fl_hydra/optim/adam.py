@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.optim.base import Layers, Optimizer, optimizers
+from fl_hydra.optim.base import Layers, Optimizer, SlotWidth, optimizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ class Moments(Optimizer):
         self.check_positive("eps")
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"first_moment": True, "second_moment": True, "steps": False}
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"first_moment": "row", "second_moment": "row", "steps": "scalar"}
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -83,8 +83,8 @@ class NAdam(Moments):
         self.check_not_negative("momentum_decay")
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return super().slots | {"first_correction": False}
+    def slots(self) -> dict[str, SlotWidth]:
+        return super().slots | {"first_correction": "scalar"}
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -143,8 +143,8 @@ class Adamax(Moments):
     lr: float = 0.002
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"first_moment": True, "infinity_norm": True, "steps": False}
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"first_moment": "row", "infinity_norm": "row", "steps": "scalar"}
 
     def apply(
         self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers

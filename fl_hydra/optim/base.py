@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fl_hydra.errors import require
 from fl_hydra.registry import Component, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SlotWidth = Literal["row", "scalar"]
+"""Of a slot: P numbers for each row, or one."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Optimizer(Component):
 
     @property
     @abstractmethod
-    def slots(self) -> dict[str, bool]:
-        """Names of the state kept for each row; True: P numbers, False: one."""
+    def slots(self) -> dict[str, SlotWidth]:
+        """The state kept for each row, by name: P numbers, or one."""
 
     @property
     def hyper(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.optim.base import Layers, Optimizer, optimizers
+from fl_hydra.optim.base import Layers, Optimizer, SlotWidth, optimizers
 from fl_hydra.optim.trust_ratio import decay_weights, scale_weights, weight_norms
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class LARSRule(Optimizer):
         self.check_positive("trust")
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"velocity": True} if self.momentum else {}
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"velocity": "row"} if self.momentum else {}
 
     @property
     def hyper(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fl_hydra.errors import require
-from fl_hydra.optim.base import Layers, Optimizer, optimizers
+from fl_hydra.optim.base import Layers, Optimizer, SlotWidth, optimizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,8 @@ class SGDM(Optimizer):
         return "sgdm" if self.momentum else "sgd"
 
     @property
-    def slots(self) -> dict[str, bool]:
-        return {"momentum": True} if self.momentum else {}
+    def slots(self) -> dict[str, SlotWidth]:
+        return {"momentum": "row"} if self.momentum else {}
 
     @property
     def hyper(self) -> dict[str, float]:

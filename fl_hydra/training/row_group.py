@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.optim.base import Optimizer
+from fl_hydra.optim.base import Optimizer, SlotWidth
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.engines import out_of_memory
@@ -123,14 +123,14 @@ class RowGroup:
         kept = {**(optimizer.slots if algorithm.keeps_optimizer else {}), **algorithm.client_slots}
         self.client_widths = self._widths(kept)
         """Numbers that each client keeps, by name."""
-        self._fresh = self._widths({name: full for name, full in optimizer.slots.items() if name not in kept})
+        self._fresh = self._widths({name: width for name, width in optimizer.slots.items() if name not in kept})
         self.pool: ThreadPoolExecutor | None = None
         """Of the threads that share blocks, where there are several."""
         self.division: Division
         self.buffers: RowBuffers
 
-    def _widths(self, slots: dict[str, bool]) -> dict[str, int]:
-        return {name: self.layout.size if full else 1 for name, full in slots.items()}
+    def _widths(self, slots: dict[str, SlotWidth]) -> dict[str, int]:
+        return {name: self.layout.size if width == "row" else 1 for name, width in slots.items()}
 
     def initial(self, seeds: Sequence[int]) -> Tensor:
         """Initial models of these seeds, [seeds, P]."""

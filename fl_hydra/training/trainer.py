@@ -96,7 +96,7 @@ class Trainer:
         ]
         self.state = algorithm.initial(group.initial([experiment.seed for experiment in experiments]), first.m)
         self.state.server = {
-            name: group.zeros(len(experiments), group.layout.size if full else 1) for name, full in first.server.slots.items()
+            name: group.zeros(len(experiments), group.layout.size if width == "row" else 1) for name, width in first.server.slots.items()
         }
         self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares

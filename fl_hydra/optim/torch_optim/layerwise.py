@@ -77,8 +77,8 @@ class RuleOptimizer(torch.optim.Optimizer, ABC):
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
-            for name, full in rule.slots.items():
-                state[name] = parameter.new_zeros(parameter.shape if full else (1, 1))
+            for name, width in rule.slots.items():
+                state[name] = parameter.new_zeros(parameter.shape if width == "row" else (1, 1))
         layers = Layers((parameter.numel(),), (parameter.dim() > 1 if adapt is None else adapt,))
         row = parameter.reshape(1, -1)
         gradient = parameter.grad.clone(memory_format=torch.contiguous_format).view(1, -1)
