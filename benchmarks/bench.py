@@ -292,7 +292,7 @@ def levers(scale: Scale) -> Figures:
 
         def once() -> None:
             if shared:
-                run.group.engine.share(parameters)
+                run.group.engine.mark_equal(parameters)
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
                 nothing = np.zeros(len(places[0]), np.int64)

@@ -256,7 +256,7 @@ def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tupl
     rows = models.repeat_interleave(4 // len(models), 0)
     made.bind([rows])
     if shared != "own":
-        made.share(rows)
+        made.mark_equal(rows)
     given = batch(len(rows), precision.master)
     gradient = made.gradient(rows, given).clone()
     with torch.no_grad():

@@ -94,7 +94,7 @@ class Engine(ABC):
     def bind(self, places: Sequence[Tensor]) -> None:
         """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
 
-    def share(self, rows: Tensor) -> None:
+    def mark_equal(self, rows: Tensor) -> None:
         """Be told that `rows` [rows, P] are copies of one model. It holds until they are written to: their version counter tells."""
 
     def threads(self, rows: int, batch_size: int) -> int:
@@ -315,7 +315,7 @@ class StackedEngine(Engine):
     def bind(self, places: Sequence[Tensor]) -> None:
         self._gradients.clear()
 
-    def share(self, rows: Tensor) -> None:
+    def mark_equal(self, rows: Tensor) -> None:
         self._equal = (rows, rows._version)
 
     def _shared(self, parameters: Tensor) -> Tensor | None:

@@ -69,16 +69,16 @@ class LocalPhase:
         if pool is None:
             return
 
-        def share(thread: int) -> None:
+        def train_on(thread: int) -> None:
             for run in threaded:
                 for block in division.blocks[run][thread :: division.threads[run]] if thread < division.threads[run] else []:
                     self._train_blocks({thread: block}, inputs, optimizers)
                     self._collect(thread, thread, block, inputs)
 
         self._abandoned = False
-        shares = [pool.submit(share, thread) for thread in range(max(division.threads))]
+        futures = [pool.submit(train_on, thread) for thread in range(max(division.threads))]
         try:
-            for done in shares:
+            for done in futures:
                 done.result()
         except BaseException:
             self._abandoned = True
@@ -181,7 +181,7 @@ class LocalPhase:
             for slot in slots.values():
                 slot.zero_()
             if given.starts is None:
-                engine.share(parameters)
+                engine.mark_equal(parameters)
         slots |= {name: slot[block.rows] for name, slot in buffers.client_slots.items()}
         hyper = {name: values[block.rows] for name, values in buffers.hyper.items()}
         rows = Rows(parameters, starts, slots, hyper, given.rates[local], optimizer, self._group.layers)

@@ -80,7 +80,7 @@ class Server:
     steps.
     """
 
-    rule: Outer
+    outer: Outer
     hyper: dict[str, Tensor]
     lr: Tensor
     local_lr: Tensor
@@ -91,15 +91,15 @@ class Server:
 
         The pseudo-gradient is old minus new (Reddi et al., ICLR 2021, algorithm 1).
         """
-        if self.rule.averages:
+        if self.outer.averages:
             models.copy_(mean)
             return
         difference, lr = models - mean, self.lr
-        if self.rule.divides_by_rate:
+        if self.outer.divides_by_rate:
             # A rate may be 0 in the models' precision; nothing has moved then.
             rate = self.local_lr.clamp(min=torch.finfo(self.local_lr.dtype).tiny)
             difference, lr = difference / rate, lr * rate
-        self.rule.step(models, difference, slots, self.hyper, lr, self.layers)
+        self.outer.step(models, difference, slots, self.hyper, lr, self.layers)
 
 
 @dataclass
