@@ -67,7 +67,7 @@ class Server:
     steps.
     """
 
-    rule: Outer
+    outer: Outer
     hyper: dict[str, Tensor]
     lr: Tensor
     local_lr: Tensor
@@ -78,16 +78,16 @@ class Server:
 
         The pseudo-gradient is old minus new (Reddi et al., ICLR 2021, algorithm 1).
         """
-        if self.rule.averages:
+        if self.outer.averages:
             models.copy_(mean)
             return
         difference, lr = models - mean, self.lr
-        if self.rule.divides_by_rate:
+        if self.outer.divides_by_rate:
             # A rate may be 0 in the models' precision; nothing has moved then.
             rate = self.local_lr.clamp(min=torch.finfo(self.local_lr.dtype).tiny)
             difference, lr = difference / rate, lr * rate
         layers = self.layers if models.shape[1] == sum(self.layers.sizes) else Layers((models.shape[1],), (True,))
-        self.rule.step(models, difference, slots, self.hyper, lr, layers)
+        self.outer.step(models, difference, slots, self.hyper, lr, layers)
 
 
 @dataclass
