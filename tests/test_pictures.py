@@ -12,8 +12,8 @@ import pytest
 from fl_hydra.pictures.__main__ import main
 from fl_hydra.pictures.draw import draw_clients
 from fl_hydra.report.figures.clients import relative
+from fl_hydra.runs.holdings import class_counts
 from fl_hydra.sharding.base import Shards
-from fl_hydra.sharding.holdings import class_counts
 from tests.support.make import PROJECT, experiment, write_shakespeare
 
 TEXT = ("dataset=shakespeare", "dataset.users=4", "dataset.min_samples=900", "algorithm=fedavg", "K=4", "C=0.5")

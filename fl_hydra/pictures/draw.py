@@ -23,9 +23,9 @@ from fl_hydra.report.figures.clients import TWICE, character, of_characters, rel
 from fl_hydra.report.figures.fitting import DASHES
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
+from fl_hydra.runs.holdings import character_counts, class_counts
 from fl_hydra.runs.identity import describe
 from fl_hydra.sharding.base import Shards
-from fl_hydra.sharding.holdings import character_counts, class_counts
 from fl_hydra.training.experiment import Experiment
 
 CHARACTERS = 30
