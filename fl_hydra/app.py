@@ -6,12 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from fl_hydra.exits import FAILED, USAGE_ERROR, RunExit, SweepExit, UsageExit, command, fail, framed, leave_stopped
+from fl_hydra.exits import FAILED, USAGE_ERROR, SweepExit, UsageExit, command, fail, framed, leave_stopped
+from fl_hydra.runs.outcome import Outcome, RunExit
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from fl_hydra.runs.execution import Outcome
 
 
 def main() -> None:
@@ -55,9 +54,9 @@ def _task(composed: DictConfig) -> Outcome:
 
     from fl_hydra.config import check_device
     from fl_hydra.errors import UserError, require
+    from fl_hydra.interruption import Interruption
     from fl_hydra.resolving import notes, resolve
     from fl_hydra.runs.execution import execute
-    from fl_hydra.runs.interruption import Interruption
     from fl_hydra.runs.progress import ConsoleReporter
     from fl_hydra.schema import typed
     from fl_hydra.tuning.chosen import with_chosen

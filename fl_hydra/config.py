@@ -29,6 +29,8 @@ from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
 from fl_hydra.speeds.base import Speeds, speed_models
 from fl_hydra.tracking.trackers.base import Tracker, trackers
+from fl_hydra.training.engine_names import ENGINE_KINDS
+from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.uplinks.base import Uplink, uplinks
 
 REGISTRIES: tuple[Registry[Any], ...] = (
@@ -46,9 +48,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     trackers,
 )
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 SIZES = ("smoke", "short", "full")
-ENGINES = ("auto", "loop", "stacked", "im2col", "graph", "graph-im2col", "graph-loop")
 MOST = 10**9
 """The largest whole number of anything but a seed."""
 LARGEST = 1e30
@@ -153,8 +153,8 @@ class Config:
                 registry.get(part.name) is type(part),
                 f"{registry.group}.name={part.name}: a name cannot be changed alone; choose with {registry.group}=",
             )
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("engine", self.engine, ENGINES)
+        _one_of("precision", self.precision, tuple(PRECISIONS))
+        _one_of("engine", self.engine, ("auto", *ENGINE_KINDS))
         _one_of("size", self.size, SIZES)
         require(
             self.device in ("auto", "cpu", "cuda") or (self.device.startswith("cuda:") and self.device[5:].isdigit()),

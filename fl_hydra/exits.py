@@ -11,23 +11,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from fl_hydra.errors import UserError
+from fl_hydra.interruption import Interrupted, listen, stop_listening
 from fl_hydra.output import guard_output
-from fl_hydra.runs.interruption import Interrupted, listen, stop_listening
-
-if TYPE_CHECKING:
-    from fl_hydra.runs.execution import Outcome
 
 USAGE_ERROR, FAILED = 2, 1
-
-
-class RunExit(BaseException):
-    """Carries the outcome of a single run, or of the one that a sweep was stopped in."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
 
 
 class SweepExit(BaseException):

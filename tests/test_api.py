@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 import fl_hydra
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.errors import UserError
+from fl_hydra.interruption import Interrupted
 from fl_hydra.paths import CONF
-from fl_hydra.runs.interruption import Interrupted
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.make import kind, write_shakespeare

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fl_hydra import config
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
@@ -21,10 +20,9 @@ from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.sweeping.grid import _check_models
-from fl_hydra.training.engine_selection import ENGINES, fastest
+from fl_hydra.training.engine_selection import fastest
 from fl_hydra.training.engines import CPU_GRADIENT_BATCH, Objective, StackedEngine, _convolution_as_product
 from fl_hydra.training.graphs import GraphLauncher
-from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, trainer
 
@@ -417,11 +415,6 @@ def test_auto_takes_the_fastest_that_works_and_measures_once() -> None:
     assert lines == ["engine=broken cannot be used here: no kernel for this card"]
     with pytest.raises(RuntimeError, match="none of the engines broken can be used"):
         fastest(["broken"], rounds, "another", lines.append)
-
-
-def test_engines_of_the_configuration_are_those_there_are() -> None:
-    assert ("auto", *ENGINES) == config.ENGINES
-    assert set(config.PRECISIONS) == set(PRECISIONS)
 
 
 def test_a_precision_without_instructions_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from fl_hydra.participation.base import Cohort, Participation, Round, gumbel_top
 from fl_hydra.participation.by_loss import ActiveFL, Oort, PowerOfChoice
 from fl_hydra.participation.fedcor import FedCor, embedding, greedy
 from fl_hydra.participation.importance import Importance, inclusion, systematic
-from fl_hydra.participation.schemes import Everyone, Skewed, Uniform, log_dirichlet
+from fl_hydra.participation.schemes import Everyone, Skewed, Uniform, log_probabilities
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.identity import run_folder
 from fl_hydra.runs.packing import shape
@@ -80,7 +80,7 @@ def successive(p: np.ndarray, m: int) -> np.ndarray:
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 10.0])
 def test_skewed_cohorts_are_successive_draws_by_the_probabilities_of_the_run(gamma: float, m: int) -> None:
     rounds = 4000
-    p = np.exp(log_dirichlet(gamma, 5, 0))
+    p = np.exp(log_probabilities(gamma, 5, 0))
     assert p.sum() == pytest.approx(1)
     expected = successive(p, m)
     assert expected.sum() == pytest.approx(m)
@@ -91,7 +91,7 @@ def test_skewed_cohorts_are_successive_draws_by_the_probabilities_of_the_run(gam
 def test_skewed_probabilities_are_a_symmetric_dirichlet() -> None:
     """Mean 1/K; variance (1/K)(1 - 1/K) / (K gamma + 1)."""
     K, gamma, seeds = 4, 0.5, 4000
-    p = np.exp([log_dirichlet(gamma, K, seed) for seed in range(seeds)])
+    p = np.exp([log_probabilities(gamma, K, seed) for seed in range(seeds)])
     variance = (1 / K) * (1 - 1 / K) / (K * gamma + 1)
     assert np.abs(p.mean(0) - 1 / K).max() < 5 * np.sqrt(variance / seeds)
     assert p.var(0) == pytest.approx(np.full(K, variance), rel=0.1)
@@ -117,7 +117,7 @@ def test_tiny_gamma_has_a_favourite_and_never_too_few_clients(gamma: float) -> N
 
 
 def test_skewed_probabilities_are_drawn_once_for_a_run() -> None:
-    p = np.exp(log_dirichlet(0.1, 20, 0))
+    p = np.exp(log_probabilities(0.1, 20, 0))
     taken = counts(Skewed(), 1, 400, gamma=0.1)
     assert taken.argmax() == p.argmax()
     assert draw(Skewed(), 5, 0, 7, gamma=1.0) == draw(Skewed(), 5, 0, 7, gamma=1.0)

@@ -220,7 +220,7 @@ def test_tensorboard_has_the_rows_of_the_file_alone(tmp_path: Path) -> None:
 def test_a_dashboard_has_the_panels_of_its_section() -> None:
     """As far as the package's own specification goes."""
     pytest.importorskip("wandb_workspaces")
-    from fl_hydra.tracking.dashboards import AXES, FIGURES, workspace
+    from fl_hydra.uploads.dashboards import AXES, FIGURES, workspace
 
     view = json.loads(workspace("localsgd", "us", "p", ["heat", "curves"])._to_model().model_dump_json(by_alias=True))
     panels = [panel for section in view["spec"]["section"]["panelBankConfig"]["sections"] for panel in section["panels"]]

@@ -23,8 +23,9 @@ from fl_hydra.config import Config
 from fl_hydra.files import CorruptFile, read_verified, write_verified
 from fl_hydra.runs import checkpoint as checkpoint_module
 from fl_hydra.runs import folder as folder_module
-from fl_hydra.runs.execution import Outcome, execute, execute_together
+from fl_hydra.runs.execution import execute, execute_together
 from fl_hydra.runs.folder import BESIDE, METRICS, SEAL, read_ended
+from fl_hydra.runs.outcome import Outcome
 from fl_hydra.runs.ownership import locked
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import config

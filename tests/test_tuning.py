@@ -541,7 +541,7 @@ def test_every_search_of_a_section_is_one(program: Program, tmp_path: Path) -> N
 
 
 def test_a_study_is_drawn(pruned: Path, tmp_path: Path) -> None:
-    from fl_hydra.tuning.pictures import draw_study
+    from fl_hydra.report.figures.study import draw_study
 
     (study,) = studies(pruned).values()
     assert draw_study(study, tmp_path / "one.png").stat().st_size > 10_000

@@ -56,16 +56,17 @@ class Skewed(Participation):
     def cohort(self, round: Round) -> Cohort:
         assert round.gamma is not None
         clients = round.clients
-        weights = log_dirichlet(round.gamma, len(round.sizes), round.seed)[clients]
+        weights = log_probabilities(round.gamma, len(round.sizes), round.seed)[clients]
         return Cohort(np.sort(clients[gumbel_top(weights, round.m, round.rng("cohort"))]))
 
 
 @lru_cache(maxsize=64)
-def log_dirichlet(gamma: float, K: int, seed: int) -> Reals:
+def log_probabilities(gamma: float, K: int, seed: int) -> Reals:
     """Logarithms of p ~ Dirichlet(gamma 1_K), a function of the seed; float64 [K], at least that of the smallest normal float64.
 
     log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000), which does not underflow where
-    gamma is small.
+    gamma is small. Shardings draw theirs otherwise (:func:`fl_hydra.sharding.proportions.log_dirichlet`): a limit, a floor and other
+    random numbers tell the two apart, and the cohorts of every skewed run rest on these.
     """
     rng = generator(seed, "participation")
     if np.isinf(gamma):

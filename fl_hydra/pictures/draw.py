@@ -16,16 +16,16 @@ from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
-from fl_hydra.participation.schemes import log_dirichlet
+from fl_hydra.participation.schemes import log_probabilities
 from fl_hydra.report.axes import varying
 from fl_hydra.report.colors import BLUE, PALETTE, colors
 from fl_hydra.report.figures.clients import TWICE, character, of_characters, relative
 from fl_hydra.report.figures.fitting import DASHES
 from fl_hydra.report.figures.legends import legend, pretty
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE, canvas
+from fl_hydra.runs.holdings import character_counts
 from fl_hydra.runs.identity import describe
 from fl_hydra.sharding.base import Shards
-from fl_hydra.sharding.holdings import character_counts
 from fl_hydra.training.experiment import Experiment
 
 CHARACTERS = 30
@@ -221,7 +221,7 @@ def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, An
         return []
     panels: list[tuple[str, Any, Panel]] = []
     if e.gamma is not None:
-        drawn = np.exp(log_dirichlet(e.gamma, e.K, e.seed))
+        drawn = np.exp(log_probabilities(e.gamma, e.K, e.seed))
         panels.append(("probabilities", drawn, lambda look, figure, axis: _draw_probabilities(axis, drawn, e.gamma, look)))
     if e.participation.asks or e.participation.measures:
         return panels

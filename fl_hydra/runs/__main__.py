@@ -58,8 +58,10 @@ def _main() -> None:
     match arguments.what:
         case "status":
             from fl_hydra.runs.status import print_status
+            from fl_hydra.tuning.standing import print_searches
 
             print_status(outputs)
+            print_searches(outputs)
         case "list":
             from fl_hydra.runs.listing import chosen, listed, print_runs
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fl_hydra.config import ENGINES, Config
+from fl_hydra.config import Config
 from fl_hydra.files import CorruptFile
+from fl_hydra.training.engine_names import ENGINE_KINDS
 
 if TYPE_CHECKING:
     from fl_hydra.training.trainer import Trainer
@@ -40,7 +41,7 @@ class Conditions:
         try:
             conditions = cls(**{field.name: stored[field.name] for field in fields(cls)})
             counts = (conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
-            if conditions.engine in ENGINES[1:] and all(isinstance(count, int) and count >= 1 for count in counts):
+            if conditions.engine in ENGINE_KINDS and all(isinstance(count, int) and count >= 1 for count in counts):
                 return conditions
         except (KeyError, TypeError):
             pass

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from fl_hydra.config import Config
 from fl_hydra.errors import UserError
+from fl_hydra.interruption import Interrupted, Interruption
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.conditions import Conditions, Wish
-from fl_hydra.runs.interruption import Interrupted, Interruption
-from fl_hydra.runs.outcome import Outcome, explain
+from fl_hydra.runs.failure import explain
+from fl_hydra.runs.outcome import Outcome
 from fl_hydra.runs.ownership import observe
 from fl_hydra.runs.recording import Recording, alone
 from fl_hydra.training.experiment import Experiment
@@ -22,8 +23,6 @@ from fl_hydra.training.experiment import Experiment
 if TYPE_CHECKING:
     from fl_hydra.training.evaluation import Metrics
     from fl_hydra.training.trainer import Trainer
-
-__all__ = ["Outcome", "Reporter", "execute", "execute_together"]
 
 
 class Reporter(Protocol):

@@ -14,9 +14,9 @@ from typing import Any
 from fl_hydra.config import Config
 from fl_hydra.files import read_file
 from fl_hydra.runs.conditions import machine
+from fl_hydra.runs.ended import known_outcome
 from fl_hydra.runs.folder import ENVIRONMENT, run_folders
 from fl_hydra.runs.identity import describe, run_folder
-from fl_hydra.runs.outcome import known_outcome
 from fl_hydra.runs.reading import read_run
 from fl_hydra.runs.standing import in_bytes, in_words, is_written, part_kept, resumed_round, seconds_per_sample, size
 from fl_hydra.training.experiment import Experiment

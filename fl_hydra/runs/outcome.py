@@ -1,20 +1,10 @@
-"""How a run ended, and whether it had ended before."""
+"""How a run ended."""
 
 from __future__ import annotations
 
-import errno
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from fl_hydra.files import CorruptFile, OddFile, write_atomically
-from fl_hydra.runs.folder import damaged_beside, read_ended
-from fl_hydra.runs.identity import by_key, describe, run_folder, run_hash
-from fl_hydra.runs.ownership import OwnershipLost
-from fl_hydra.training.experiment import Experiment
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fl_hydra.training.evaluation import Metrics
@@ -36,97 +26,8 @@ class Outcome:
     signal_number: int = 0
 
 
-class ForeignRun(Exception):
-    """The folder holds another run than its name says; the text says which, and what to do."""
+class RunExit(BaseException):
+    """Carries the outcome of a single run, or of the one that a sweep was stopped in, through Hydra, as :mod:`fl_hydra.exits` has it."""
 
-
-def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = lambda line: None) -> Outcome | None:
-    """The result of a run that has ended before; None if it has to be trained.
-
-    A folder that cannot be read, or that holds another run, is an outcome, too: this run has failed. Of one whose files are damaged
-    `warn` is told, and it has to be trained: from its last checkpoint, which mends it, if there is one.
-    """
-    folder = run_folder(experiment, outputs)
-    try:
-        ended = read_ended(folder)
-        if ended is None:
-            return None
-        refuse_foreign(experiment, folder, ended.summary["run"], ended.summary["config"])
-        if beside := damaged_beside(folder, ended):
-            what = f"{folder}: {' and '.join(beside)} {'is' if len(beside) == 1 else 'are'} damaged or missing"
-            if odd := [name for name in beside if (folder / name).is_dir()]:
-                warn(f"{what}, which changes no result; move {odd[0]}, which is a folder, away")
-            elif any((folder / "checkpoints").glob("round-*.pt")):
-                warn(f"{what}; written again from the last checkpoint")
-                return None
-            else:
-                warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
-    except CorruptFile as error:
-        warn(f"{folder}: this run had ended, but {error}; it is mended from its last checkpoint, or made again where there is none")
-        return None
-    except (OSError, ForeignRun) as error:
-        return Outcome("failed", folder, {}, explain(error, folder))
-    return Outcome(ended.summary["status"], folder, ended.summary["metrics"], ended.summary.get("reason", ""), trained=False)
-
-
-def known_outcome(experiment: Experiment, outputs: Path, warn: Callable[[str], None]) -> Outcome | None:
-    """As :func:`find`, before it is decided who looks closer: of a run that has to be trained nothing is said yet."""
-    notes: list[str] = []
-    if (outcome := find(experiment, outputs, notes.append)) is not None:
-        for note in notes:
-            warn(note)
-    return outcome
-
-
-def refuse_foreign(experiment: Experiment, folder: Path, run: str, config: dict[str, Any]) -> None:
-    """Compare whose a file is with whose it should be.
-
-    Args:
-        experiment: of the run that the folder is named after.
-        folder: of the run.
-        run, config: what the file says of the run that it belongs to: its hash, and what decides its result.
-
-    Raises:
-        ForeignRun: it is another run's.
-    """
-    if run == run_hash(experiment):
-        return
-    own, other = by_key(describe(experiment)), by_key(config)
-    different = [key for key in {**own, **other} if own.get(key) != other.get(key)]
-    shown = ", ".join(f"{key}={other.get(key)} where this run has {own.get(key)}" for key in different[:4])
-    more = f", and {len(different) - 4} more" if len(different) > 4 else ""
-    longer = "a run of another length is a run of its own, from its first round on: " if different == ["budget"] else ""
-    raise ForeignRun(
-        f"{folder} holds another run, {run} ({shown}{more}); {longer}move this folder away, for instance to {folder.name}.of-{run}, and "
-        "give the same command again"
-    )
-
-
-def explain(error: Exception, folder: Path, kept: bool = False) -> str:
-    """One line for what ended a run.
-
-    Args:
-        error: that did.
-        folder: of the run.
-        kept: whether there is a checkpoint to go on from.
-    """
-    if isinstance(error, ForeignRun | OwnershipLost):
-        return str(error)
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "mend that"
-        where = error.filename or folder
-        safe = "the last checkpoint is kept: " if kept else ""
-        return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"
-    if isinstance(error, CorruptFile):
-        return f"{folder}: {error}; run the same command again, which goes on from a sound checkpoint"
-    what = " ".join(str(error).split()) or type(error).__name__
-    return f"{type(error).__name__}: {what[:300]}"
-
-
-def write_traceback(error: Exception, path: Path) -> bool:
-    """Write error.txt, if there is room for it; whether it is there."""
-    with suppress(OSError):
-        write_atomically(path, "".join(traceback.format_exception(error)).encode())
-        return True
-    return False
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome

@@ -16,6 +16,8 @@ from fl_hydra.errors import UserError
 from fl_hydra.files import CorruptFile
 from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
 from fl_hydra.runs.conditions import Conditions, Wish, environment
+from fl_hydra.runs.ended import find, known_outcome, refuse_foreign
+from fl_hydra.runs.failure import ForeignRun, explain, write_traceback
 from fl_hydra.runs.folder import (
     CLIENTS,
     CONFIG,
@@ -33,12 +35,13 @@ from fl_hydra.runs.folder import (
     rows_of,
     seal,
 )
+from fl_hydra.runs.holdings import holdings
 from fl_hydra.runs.identity import describe, run_folder, run_hash
-from fl_hydra.runs.outcome import ForeignRun, Outcome, explain, find, known_outcome, refuse_foreign, write_traceback
+from fl_hydra.runs.outcome import Outcome
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.sharding.base import Shards
-from fl_hydra.sharding.holdings import holdings
 from fl_hydra.tracking.follower import follow
+from fl_hydra.tracking.trackers.base import Followed
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -75,7 +78,20 @@ class Recording:
         """Spent on it before this process."""
         self._since = time.monotonic()
         self._noted = False
-        self._follower = follow(config, experiment, self.folder.path, warn)
+        self._follower = follow(config.tracker, self._followed(), warn)
+
+    def _followed(self) -> Followed:
+        """The run as a tracker is told of it."""
+        config = self.config
+        return Followed(
+            folder=self.folder.path.absolute(),
+            run=run_hash(self.experiment),
+            name=self.folder.path.name,
+            config=describe(self.experiment),
+            group=config.section or config.study or config.algorithm.option,
+            trial=config.study is not None,
+            outputs=Path(config.outputs).absolute(),
+        )
 
     def begin(self, ownerships: ExitStack) -> None:
         """Find the run's result, or become its only writer.
@@ -101,7 +117,7 @@ class Recording:
         if self.outcome is None:
             (self.folder.path / ERROR).unlink(missing_ok=True)
             if self.config.resume is not None:
-                from fl_hydra.tracking.resume import bring
+                from fl_hydra.runs.resume_from_wandb import bring
 
                 bring(self.config, self.experiment, self.folder.path, self.checkpoints, self.warn)
 

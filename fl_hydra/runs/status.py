@@ -1,4 +1,4 @@
-"""What has become of every section and search: done, running, failed, to do, and how long the rest takes; read from files alone."""
+"""What has become of every section: done, running, failed, to do, and how long the rest takes; read from files alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fl_hydra.runs.folder import run_folders, section_runs, sections
 from fl_hydra.runs.reading import Run, read_run
 from fl_hydra.runs.recording import ERROR
 from fl_hydra.runs.standing import in_words, is_written, part_kept, part_seen, seconds_per_sample
-from fl_hydra.tuning.standing import searches
 
 
 @dataclass
@@ -108,7 +107,7 @@ def all_standings(outputs: Path) -> list[Standing]:
 
 
 def print_status(outputs: Path) -> None:
-    """A table of the sections, and one of the searches."""
+    """A table of the sections."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -124,12 +123,6 @@ def print_status(outputs: Path) -> None:
         cells = (done, _parts(each.running), _parts(each.stopped), failed, str(each.to_do or ""), left)
         table.add_row(Text(each.name), *cells)
     console.print(table)
-    if studies := searches(outputs):
-        table = Table("search", "trials ended", "pruned", "failed", "open", "", "best")
-        for study in studies:
-            numbers = [str(study.ended), *(str(count or "") for count in (study.pruned, study.failed, study.open))]
-            table.add_row(Text(study.name), *numbers, "running" if study.running else "", study.best)
-        console.print(table)
 
 
 def _parts(parts: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from fl_hydra.config import Config
-    from fl_hydra.runs.execution import Outcome
+    from fl_hydra.runs.outcome import Outcome
     from fl_hydra.training.experiment import Experiment
 
 BUDGETS = {"epochs", "rounds", "samples"}
@@ -185,9 +185,10 @@ class GridSweeper(BasicSweeper):
         """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended, or if
         its folder cannot be read or holds another run."""
         from fl_hydra.runs import course
+        from fl_hydra.runs.ended import known_outcome
         from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import describe, run_folder
-        from fl_hydra.runs.outcome import Outcome, known_outcome
+        from fl_hydra.runs.outcome import Outcome
         from fl_hydra.runs.progress import ConsoleReporter
         from fl_hydra.runs.standing import part_kept
 

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fl_hydra.runs.execution import Outcome
+    from fl_hydra.runs.outcome import Outcome
 
 
 def print_outcomes(labels: list[str], outcomes: list[Outcome]) -> None:

@@ -10,7 +10,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.exits import RunExit, UsageExit
+from fl_hydra.exits import UsageExit
+from fl_hydra.runs.outcome import Outcome, RunExit
 from fl_hydra.sweeping.compose import Composer
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class PackedLauncher(Launcher):
             RunExit: a signal asked to stop.
         """
         from fl_hydra.resolving import resolve
-        from fl_hydra.runs.execution import Outcome, execute_together
+        from fl_hydra.runs.execution import execute_together
         from fl_hydra.runs.packing import packs, shape
         from fl_hydra.runs.progress import ConsoleReporter
 

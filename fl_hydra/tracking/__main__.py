@@ -22,11 +22,11 @@ def _command() -> None:
 
     commands = ("sync", "dashboard")
     if sys.argv[1:2] == ["sync"]:
-        from fl_hydra.tracking.sync import main as sync
+        from fl_hydra.uploads.sync import main as sync
 
         sync(sys.argv[2:])
     elif sys.argv[1:2] == ["dashboard"]:
-        from fl_hydra.tracking.dashboards import main as dashboard
+        from fl_hydra.uploads.dashboards import main as dashboard
 
         dashboard(sys.argv[2:])
     else:

@@ -18,14 +18,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fl_hydra.runs.identity import describe, run_hash
 from fl_hydra.tracking.trackers.base import Followed, Tracker
-
-if TYPE_CHECKING:
-    from fl_hydra.config import Config
-    from fl_hydra.training.experiment import Experiment
 
 LAST_SECONDS = 10.0
 """How long the end of a program waits for all that is still to be sent."""
@@ -70,24 +65,9 @@ class ProcessFollower(Follower):
             _followers(self._warn).tell({"do": "ended", "run": str(self._followed.folder), "status": status})
 
 
-def follow(config: Config, experiment: Experiment, folder: Path, warn: Callable[[str], None]) -> Follower:
+def follow(tracker: Tracker, followed: Followed, warn: Callable[[str], None]) -> Follower:
     """A follower of a run, which is told by whoever writes the run."""
-    if not config.tracker.follows:
-        return Follower()
-    return ProcessFollower(config.tracker, followed_run(config, experiment, folder), warn)
-
-
-def followed_run(config: Config, experiment: Experiment, folder: Path) -> Followed:
-    """A run as a tracker is told of it."""
-    return Followed(
-        folder=folder.absolute(),
-        run=run_hash(experiment),
-        name=folder.name,
-        config=describe(experiment),
-        group=config.section or config.study or config.algorithm.option,
-        trial=config.study is not None,
-        outputs=Path(config.outputs).absolute(),
-    )
+    return ProcessFollower(tracker, followed, warn) if tracker.follows else Follower()
 
 
 def _plain(followed: Followed) -> dict[str, Any]:

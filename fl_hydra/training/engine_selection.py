@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fl_hydra.seams.layout import Layout
+from fl_hydra.training.engine_names import ENGINE_KINDS
 from fl_hydra.training.engines import Engine, Im2colEngine, LoopEngine, StackedEngine
 from fl_hydra.training.graphs import GraphLauncher, Launcher
 from fl_hydra.training.precision import Precision
 
+GRADIENTS: dict[str, type[Engine]] = {"loop": LoopEngine, "stacked": StackedEngine, "im2col": Im2colEngine}
+
 ENGINES: dict[str, tuple[type[Engine], type[Launcher]]] = {
-    "loop": (LoopEngine, Launcher),
-    "stacked": (StackedEngine, Launcher),
-    "im2col": (Im2colEngine, Launcher),
-    "graph": (StackedEngine, GraphLauncher),
-    "graph-im2col": (Im2colEngine, GraphLauncher),
-    "graph-loop": (LoopEngine, GraphLauncher),
+    name: (GRADIENTS[kind.gradients], GraphLauncher if kind.recorded else Launcher) for name, kind in ENGINE_KINDS.items()
 }
 """Engines by name: where gradients come from, and how steps are launched."""
 

@@ -1,27 +1,42 @@
-"""Precisions of a run: what master weights, slots and averages are kept in, and what steps are computed in."""
+"""Precisions of a run: what master weights, slots and averages are kept in, and what steps are computed in.
+
+The configuration checks their names here, so that torch is imported only where one is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Precision:
     """How numbers are kept and computed with.
 
-    master: the dtype of rows, slots and averages. compute: that of layers, by autocast; the master's where None.
+    kept_in: the dtype of rows, slots and averages, by name. computed_in: that of layers, by autocast; `kept_in` where None.
     tf32: whether a GPU may round the factors of fp32 products to 10 bits. Elsewhere fp32 is computed as it is.
-    loss_scale: a constant power of two that keeps small gradients above the smallest number of `compute`.
+    loss_scale: a constant power of two that keeps small gradients above the smallest number of `computed_in`.
     """
 
-    master: torch.dtype = torch.float32
-    compute: torch.dtype | None = None
+    kept_in: str = "float32"
+    computed_in: str | None = None
     tf32: bool = False
     loss_scale: float = 1.0
+
+    @property
+    def master(self) -> torch.dtype:
+        """The dtype of rows, slots and averages."""
+        return _dtype(self.kept_in)
+
+    @property
+    def compute(self) -> torch.dtype | None:
+        """The dtype of layers, where it is another one."""
+        return None if self.computed_in is None else _dtype(self.computed_in)
 
     @property
     def images(self) -> torch.dtype:
@@ -31,6 +46,8 @@ class Precision:
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         """Within it, layers compute as the precision says, on the device."""
+        import torch
+
         with torch.autocast(device.type, self.compute or torch.bfloat16, enabled=self.compute is not None, cache_enabled=False):
             yield
 
@@ -39,6 +56,8 @@ class Precision:
 
         cuDNN's own measuring of kernels stays off: it may choose differently in the process that resumes a run.
         """
+        import torch
+
         if device.type == "cuda":
             mode = "tf32" if self.tf32 else "ieee"
             torch.backends.cuda.matmul.fp32_precision = mode
@@ -48,10 +67,17 @@ class Precision:
             torch.backends.cudnn.deterministic = True
 
 
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
 PRECISIONS = {
     "fp32": Precision(),
     "tf32": Precision(tf32=True),
-    "bf16": Precision(compute=torch.bfloat16),
-    "fp16": Precision(compute=torch.float16, loss_scale=1024.0),
-    "fp64": Precision(master=torch.float64),
+    "bf16": Precision(computed_in="bfloat16"),
+    "fp16": Precision(computed_in="float16", loss_scale=1024.0),
+    "fp64": Precision(kept_in="float64"),
 }

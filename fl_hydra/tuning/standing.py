@@ -49,6 +49,21 @@ def searches(outputs: Path) -> list[SearchStanding]:
     return found
 
 
+def print_searches(outputs: Path) -> None:
+    """A table of the studies, if there is one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not (studies := searches(outputs)):
+        return
+    table = Table("search", "trials ended", "pruned", "failed", "open", "", "best")
+    for study in studies:
+        numbers = [str(study.ended), *(str(count or "") for count in (study.pruned, study.failed, study.open))]
+        table.add_row(Text(study.name), *numbers, "running" if study.running else "", study.best)
+    Console(width=160).print(table)
+
+
 def trial_states(folder: Path) -> Counter[str]:
     """How many trials of a study are in each of Optuna's states, in small letters.
 

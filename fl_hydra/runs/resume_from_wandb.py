@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from fl_hydra.files import CorruptFile, make_folder, read_verified, write_atomically
 from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
+from fl_hydra.runs.ended import refuse_foreign
+from fl_hydra.runs.failure import ForeignRun
 from fl_hydra.runs.folder import METRICS, TIMINGS
 from fl_hydra.runs.identity import run_hash
-from fl_hydra.runs.outcome import ForeignRun, refuse_foreign
 from fl_hydra.tracking.artifacts import CLIENTS, collection_of, sound_sha256, versions
 
 if TYPE_CHECKING:

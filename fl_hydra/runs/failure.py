@@ -1,0 +1,45 @@
+"""What a run that could not go on says of it."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from fl_hydra.files import CorruptFile, OddFile, write_atomically
+from fl_hydra.runs.ownership import OwnershipLost
+
+
+class ForeignRun(Exception):
+    """The folder holds another run than its name says; the text says which, and what to do."""
+
+
+def explain(error: Exception, folder: Path, kept: bool = False) -> str:
+    """One line for what ended a run.
+
+    Args:
+        error: that did.
+        folder: of the run.
+        kept: whether there is a checkpoint to go on from.
+    """
+    if isinstance(error, ForeignRun | OwnershipLost):
+        return str(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "mend that"
+        where = error.filename or folder
+        safe = "the last checkpoint is kept: " if kept else ""
+        return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"
+    if isinstance(error, CorruptFile):
+        return f"{folder}: {error}; run the same command again, which goes on from a sound checkpoint"
+    what = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {what[:300]}"
+
+
+def write_traceback(error: Exception, path: Path) -> bool:
+    """Write error.txt, if there is room for it; whether it is there."""
+    with suppress(OSError):
+        write_atomically(path, "".join(traceback.format_exception(error)).encode())
+        return True
+    return False
