@@ -11,7 +11,7 @@ from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment, kind, write_shakespeare
-from tests.test_packing import assert_same, members, train
+from tests.support.packs import assert_same, members, train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,10 +20,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.chaos.events import Event, Result, count, enact, unmount
+from tests.chaos.events import Event, Result, count, enact
 from tests.chaos.judge import Verdict
 from tests.chaos.process import adopt, import_what_is_imported
 from tests.chaos.settings import WORKERS, Setting
+from tests.chaos.stage import unmount
 from tests.support.make import PROJECT
 
 

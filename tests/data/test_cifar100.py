@@ -1,0 +1,209 @@
+"""CIFAR-100's files: prepared, official, damaged, or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_hydra.data import cifar100
+from fl_hydra.data.cifar100 import CIFAR100, SCRATCH, import_torchvision
+from fl_hydra.errors import UserError
+from fl_hydra.files import FORGOTTEN, remove_abandoned
+from fl_hydra.processes import machine
+from tests.support.make import write_cifar100
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "truncated or corrupted"),
+        (lambda path: path.write_bytes(b""), "truncated or corrupted"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100_000] + b"\xff" * 9 + path.read_bytes()[100_009:]), "truncated or corrupted"),
+        (lambda path: np.savez(path, other=np.zeros(3)), "not a prepared dataset"),
+        (lambda path: write_wrong_shape(path), "expected train_images uint8 .N, 32, 32, 3."),
+    ],
+)
+def test_damaged_prepared_file_is_one_line_with_the_way_out(damage, says: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    damage(write_cifar100(tmp_path))
+    with pytest.raises(UserError, match=says) as refused:
+        CIFAR100().card(tmp_path)
+    assert "replace it by a sound copy, or delete it" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar100.npz"]
+
+
+def write_wrong_shape(path: Path) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "train_images": arrays["train_images"][:, :28]})
+
+
+def official_archive(folder: Path) -> Path:
+    """A small archive with the layout of the official one."""
+    rng = np.random.default_rng(0)
+    path = folder / cifar100.ARCHIVE
+    with tarfile.open(path, "w:gz") as archive:
+        for name, count in (("train", 300), ("test", 100)):
+            content = pickle.dumps(
+                {
+                    "data": rng.integers(0, 256, (count, 3072)).astype(np.uint8),
+                    "fine_labels": [i % 100 for i in range(count)],
+                    "coarse_labels": [0] * count,
+                    "filenames": [""] * count,
+                }
+            )
+            member = tarfile.TarInfo(f"{cifar100.FOLDER}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        content = pickle.dumps({"fine_label_names": [str(i) for i in range(100)], "coarse_label_names": ["x"]})
+        member = tarfile.TarInfo(f"{cifar100.FOLDER}/meta")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_official_archive_put_in_place_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    archive = official_archive(tmp_path)
+    datasets = import_torchvision("torchvision.datasets")
+    with tarfile.open(archive) as content:
+        members = {name: content.extractfile(f"{cifar100.FOLDER}/{name}") for name in ("train", "test", "meta")}
+        md5s = {name: hashlib.md5(member.read()).hexdigest() for name, member in members.items() if member is not None}
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar100, "ARCHIVE_MD5", md5)
+    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", md5)
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5s["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5s["test"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": md5s["meta"]})
+    card = CIFAR100().card(tmp_path)
+    assert (sum(card.train_counts), sum(card.test_counts), card.classes) == (300, 100, 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cifar100.card.json", cifar100.ARCHIVE, "cifar100.npz"]
+    image = np.load(tmp_path / "cifar100.npz")["train_images"][0]
+    first = np.random.default_rng(0).integers(0, 256, (300, 3072)).astype(np.uint8)[0].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert (image == first).all()
+
+
+def test_truncated_archive_is_refused_and_left_alone(tmp_path: Path) -> None:
+    archive = official_archive(tmp_path)
+    archive.write_bytes(archive.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"truncated or corrupted .its md5 is not eb9058c3a382ffc7106e4002c42a8d85"):
+        CIFAR100().card(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [cifar100.ARCHIVE]
+
+
+def test_incomplete_extracted_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / cifar100.FOLDER).mkdir()
+    (tmp_path / cifar100.FOLDER / "train").write_bytes(b"half")
+    with pytest.raises(UserError, match="incomplete or corrupted"):
+        CIFAR100().card(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [cifar100.FOLDER]
+
+
+def test_no_file_and_no_network_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = import_torchvision("torchvision.datasets")
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=r"could not be downloaded .*name resolution.*; put cifar-100-python.tar.gz"):
+        CIFAR100().card(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_card_is_made_again_when_the_data_change(tmp_path: Path) -> None:
+    from fl_hydra.data import dataset as module
+    from fl_hydra.data import images
+
+    first = CIFAR100().card(write_cifar100(tmp_path).parent)
+    (tmp_path / ".cifar100.card.json").write_text("{broken")
+    for changed in (False, True):
+        module._card.cache_clear()
+        images._load.cache_clear()
+        if changed:
+            write_cifar100(tmp_path, train=2000)
+        again = CIFAR100().card(tmp_path)
+        assert (again == first) is not changed
+
+
+def other_content(path: Path) -> None:
+    """Other images in a file of the same size and time."""
+    before = path.stat()
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["train_images"] = 255 - arrays["train_images"]
+    np.savez(path, **arrays)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def wrong_counts(path: Path) -> None:
+    """A card that was changed by hand, or damaged."""
+    card = path.parent / ".cifar100.card.json"
+    content = json.loads(card.read_text())
+    content["train_counts"][3] += 1
+    card.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("change", [other_content, wrong_counts])
+def test_a_card_that_is_not_of_what_was_loaded_is_refused_once(change: Callable[[Path], None], tmp_path: Path) -> None:
+    from fl_hydra.data import dataset as module
+    from fl_hydra.data import images
+
+    def new_process() -> None:
+        module._card.cache_clear()
+        images._load.cache_clear()
+
+    path = write_cifar100(tmp_path)
+    new_process()
+    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    change(path)
+    new_process()
+    with pytest.raises(UserError, match=r"not those that the run was named after; .*give the same command again") as refused:
+        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    assert "\n" not in str(refused.value)
+    new_process()
+    CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    other_content(path)  # between the card and the loading
+    images._load.cache_clear()
+    with pytest.raises(UserError):
+        CIFAR100().check_loaded(tmp_path, CIFAR100().card(tmp_path))
+    new_process()
+
+
+def test_litter_of_dead_processes_is_removed_and_nobody_elses(tmp_path: Path) -> None:
+    write_cifar100(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    old = time.time() - 2 * FORGOTTEN
+
+    def litter(where: str, pid: int, aged: bool = False) -> list[Path]:
+        folder = tmp_path / f"{SCRATCH}{where}-{pid}-x{len(list(tmp_path.iterdir()))}"
+        (folder / "inside").mkdir(parents=True)
+        file = tmp_path / f".cifar100.card.json.{where}-{pid}-{len(list(tmp_path.iterdir()))}.tmp"
+        file.write_text("")
+        for path in (folder, file):
+            if aged:
+                os.utime(path, (old, old))
+        return [folder, file]
+
+    gone = litter(machine(), process.pid) + litter("0" * 8, process.pid, aged=True)
+    stays = [*litter(machine(), os.getpid()), *litter("0" * 8, process.pid), tmp_path / ".mine.tmp"]
+    stays[-1].write_text("somebody else's")
+    os.utime(stays[-1], (old, old))
+    CIFAR100().source(tmp_path)
+    remove_abandoned(tmp_path)
+    assert not [path for path in gone if path.exists()]
+    assert all(path.exists() for path in stays)

@@ -1,0 +1,79 @@
+"""The promise that a local step can be captured, and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.events import EventDriven
+from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.training.graphs import GraphLauncher
+from fl_hydra.training.rows import Batch, Gradient, Rows
+from tests.support.capture import under_guard
+from tests.support.engines import PAIRS, arguments
+from tests.support.make import trainer
+
+
+@pytest.mark.parametrize(("algorithm", "optimizer"), PAIRS)
+@pytest.mark.parametrize("engine", ["loop", "stacked", "im2col"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_round_reads_nothing_back(algorithm: str, engine: str, optimizer: str, precision: str) -> None:
+    under_guard(trainer(*arguments(algorithm, optimizer, f"precision={precision}", "dataset.flip=true"), engine=engine))
+
+
+def test_the_guard_refuses() -> None:
+    @dataclass
+    class Peeking(FedAvg):
+        def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+            super().step(rows, gradient, batches, j)
+            if float(rows.parameters.norm()) > 1e9:
+                raise AssertionError
+
+    @dataclass
+    class Masking(FedAvg):
+        def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+            super().step(rows, gradient, batches, j)
+            rows.parameters[rows.parameters > 1e9] = 0
+
+    for bad, reason in ((Peeking(), "reads a value back"), (Masking(), "boolean mask|data-dependent")):
+        with pytest.raises(AssertionError, match=reason):
+            under_guard(trainer(*arguments("fedavg", "sgd"), algorithm=bad))
+
+
+@pytest.mark.parametrize("algorithm", list(algorithms))
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph replays reads fixed memory only: here a replay runs what was recorded in an earlier round once more."""
+    monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 3)
+    settings = (*arguments(algorithm, "sgdm", "precision=fp64"), "rounds=null", "samples=4000")
+    eager, replayed = trainer(*settings, engine=engine), trainer(*settings, engine=engine)
+    replays = [0]
+
+    def record(work: Any) -> Any:
+        # Recording a graph runs the code without its effects.
+        buffers = [replayed.group.buffers.meter, *replayed.group.buffers.client_slots.values()]
+        for place in replayed.group.buffers.lanes:
+            buffers += [place.parameters, *place.slots.values()]
+        kept = [buffer.clone() for buffer in buffers]
+        work()
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+        def replay() -> None:
+            replays[0] += 1
+            work()
+
+        return replay
+
+    replayed.group.launcher = GraphLauncher(record)
+    while not eager.finished:
+        eager.run_round()
+        replayed.run_round()
+    assert replays[0] > 3 or isinstance(replayed.member.experiment.algorithm, EventDriven), "events differ from round to round"
+    assert torch.equal(eager.state.model, replayed.state.model)
+    assert eager.evaluate() == replayed.evaluate()
