@@ -10,7 +10,7 @@ import torch
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import experiment, kind, write_shakespeare
+from tests.support.make import experiment, inner, kind, write_shakespeare
 from tests.support.packs import assert_same, members, train
 
 pytestmark = [
@@ -41,7 +41,7 @@ def text(data: Path, kind: str, *more: str) -> list[str]:
 
 
 def arguments(algorithm: str, *more: str) -> list[str]:
-    return [f"algorithm={algorithm}", "optimizer=sgdm", *SETTINGS[kind(algorithm)], *more]
+    return [f"algorithm={algorithm}", f"optimizer={inner(algorithm)}", *SETTINGS[kind(algorithm)], *more]
 
 
 def trained(run: Trainer) -> Trainer:

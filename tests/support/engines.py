@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_hydra.algorithms.base import algorithms
-from tests.support.make import kind
+from tests.support.make import inner, kind
 
 SETTINGS = {
     "centralized": ("rounds=2",),
@@ -11,7 +11,7 @@ SETTINGS = {
     "fedavg": ("K=10", "C=0.3", "J=3", "samples=700"),
 }
 PAIRS = [
-    *((algorithm, "sgdm") for algorithm in algorithms),
+    *((algorithm, inner(algorithm)) for algorithm in algorithms),
     *(("localsgd", optimizer) for optimizer in ("sgd", "adamw", "lars", "lamb")),
     ("fedavg", "sgd"),
 ]

@@ -50,6 +50,16 @@ def kind(algorithm: str) -> str:
     return "fedavg" if cls.federated else "centralized" if cls.J is None else "localsgd"
 
 
+def inner(algorithm: str) -> str:
+    """A local optimizer with momentum, where the method allows one."""
+    return "sgd" if algorithms[algorithm].sgd_inside else "sgdm"
+
+
+def own_numbers(algorithm: str, position: int) -> tuple[str, ...]:
+    """Overrides of a method's own hyper-parameters that do not change shapes, others at every position."""
+    return tuple(f"algorithm.{name}={0.1 * position}" for name in algorithms[algorithm].hyper)
+
+
 def experiment(*overrides: str, **parts: Any) -> Experiment:
     """A resolved experiment; `parts` replace its fields afterwards."""
     return replace(resolve(config(*overrides)), **parts)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import kind
+from tests.support.make import inner, kind, own_numbers
 
 SHAPES = {
     "centralized": ("rounds=3", "batch_size=64"),
@@ -22,7 +22,7 @@ DIFFERENT = {
     "fedavg": [
         ("samples=700",),
         ("samples=700", "seed=3", "sharding=classes", "N_c=2", "optimizer.lr=0.03"),
-        ("samples=1100", "K=6", "C=0.5", "scheduler=linear"),
+        ("samples=1100", "participation.dropout=0.3", "scheduler=linear"),
     ],
 }
 """In what they differ; budgets too, so that their last rounds are cut at different times."""
@@ -30,8 +30,15 @@ DIFFERENT = {
 
 def members(algorithm: str, *more: str) -> list[tuple[str, ...]]:
     return [
-        (f"algorithm={algorithm}", "optimizer=sgdm", *SHAPES[kind(algorithm)], *more, *different)
-        for different in DIFFERENT[kind(algorithm)]
+        (
+            f"algorithm={algorithm}",
+            f"optimizer={inner(algorithm)}",
+            *SHAPES[kind(algorithm)],
+            *own_numbers(algorithm, position),
+            *more,
+            *different,
+        )
+        for position, different in enumerate(DIFFERENT[kind(algorithm)])
     ]
 
 

@@ -60,7 +60,11 @@ class Quadratics:
     def _gradient(self, parameters: Tensor, batch: Batch, objective: Any = None, *, metered: bool = True) -> Tensor:
         """Rows are the clients of the cohort, in order, which the plan of the round says."""
         batch.calls[:, GRADIENTS] += 1
-        rows = torch.from_numpy(self.ids)
+        return self.gradient_at(parameters, self.ids)
+
+    def gradient_at(self, parameters: Tensor, ids: Indices) -> Tensor:
+        """Gradients of some clients, int64 [n], at parameters [n, P]."""
+        rows = torch.from_numpy(ids)
         answer: Tensor = self._a[rows] * (parameters - self._b[rows])
         return answer
 
@@ -82,7 +86,7 @@ class Quadratics:
         return self._cohort[1]
 
 
-def fixed_point_of(algorithm: Algorithm, J: int, rounds: int = 400) -> float:
+def fixed_point_of(algorithm: Algorithm, J: int) -> float:
     """Where a method comes to on two clients with a = (1, 3), b = (0, 1), equal weights and rate 0.1."""
     made = Quadratics(f"algorithm={algorithm.name}", "C=1" if algorithm.federated else "seed=0", f"J={J}", algorithm=algorithm)
-    return made.rounds(rounds)[-1]
+    return made.rounds(max(3, 300 // J))[-1]

@@ -16,7 +16,7 @@ from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.graphs import GraphLauncher
 from tests.support.capture import under_guard
 from tests.support.engines import PAIRS, arguments
-from tests.support.make import trainer
+from tests.support.make import inner, trainer
 
 
 @pytest.mark.parametrize(("algorithm", "optimizer"), PAIRS)
@@ -50,7 +50,7 @@ def test_the_guard_refuses() -> None:
 def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a graph replays reads fixed memory only: here a replay runs what was recorded in an earlier round once more."""
     monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 3)
-    settings = (*arguments(algorithm, "sgdm", "precision=fp64"), "rounds=null", "samples=4000")
+    settings = (*arguments(algorithm, inner(algorithm), "precision=fp64"), "rounds=null", "samples=4000")
     eager, replayed = trainer(*settings, engine=engine), trainer(*settings, engine=engine)
     replays = [0]
 
@@ -58,7 +58,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
         # Recording a graph runs the code without its effects.
         buffers = [replayed.group.buffers.meter, *replayed.group.buffers.kept.values()]
         for place in replayed.group.buffers.lanes:
-            buffers += [place.parameters, *place.slots.values()]
+            buffers += [place.parameters, *place.slots.values(), *([] if place.starts is None else [place.starts])]
         kept = [buffer.clone() for buffer in buffers]
         work()
         for buffer, value in zip(buffers, kept, strict=True):
