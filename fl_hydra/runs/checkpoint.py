@@ -140,6 +140,32 @@ class Checkpoints:
             _remove(damaged)
 
 
+def check_fits(content: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Compare what a checkpoint holds of a trainer with what it holds before its first round.
+
+    Raises:
+        CorruptFile: something is missing, or of another kind or shape.
+    """
+    import torch
+
+    for name, value in fresh.items():
+        if name not in content:
+            raise CorruptFile(f"it has no {name}")
+        other = content[name]
+        if isinstance(value, torch.Tensor):
+            like = isinstance(other, torch.Tensor) and (other.shape, other.dtype) == (value.shape, value.dtype)
+        elif isinstance(value, dict):
+            like = isinstance(other, dict)
+            if like and name in ("state", "traffic"):  # what else is a dictionary grows from round to round
+                check_fits(other, value)
+        elif isinstance(value, int | float):
+            like = isinstance(other, int | float) and not (isinstance(value, int) and isinstance(other, float))
+        else:  # None, until there is something
+            like = True
+        if not like:
+            raise CorruptFile(f"its {name} is of another kind or shape")
+
+
 def _remove(path: Path) -> None:
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():

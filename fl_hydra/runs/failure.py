@@ -10,6 +10,9 @@ from pathlib import Path
 from fl_hydra.files import CorruptFile, OddFile, write_atomically
 from fl_hydra.runs.ownership import OwnershipLost
 
+ERROR = "error.txt"
+"""The traceback of the error that a run ended with."""
+
 
 class ForeignRun(Exception):
     """The folder holds another run than its name says; the text says which, and what to do."""
@@ -43,3 +46,10 @@ def write_traceback(error: Exception, path: Path) -> bool:
         write_atomically(path, "".join(traceback.format_exception(error)).encode())
         return True
     return False
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, of the machine or of a device."""
+    from fl_hydra.training.engines import out_of_memory
+
+    return isinstance(error, MemoryError) or out_of_memory(error)

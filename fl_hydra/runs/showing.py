@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import read_file
+from fl_hydra.runs.failure import ERROR
 from fl_hydra.runs.folder import ENVIRONMENT, METRICS
 from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.listing import listed, shown
 from fl_hydra.runs.reading import Run, read_run
-from fl_hydra.runs.recording import ERROR
 from fl_hydra.runs.standing import in_bytes, in_words, is_written, part_seen, resumed_round, rows, seconds_spent, size
 
 
