@@ -17,7 +17,7 @@ from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
 from fl_hydra.seams.rows import Batch, Gradient, Rows
-from fl_hydra.sweeping.grid import _check_models
+from fl_hydra.sweeping.grid import check_models
 from fl_hydra.training.engine_selection import fastest
 from fl_hydra.training.engines import StackedEngine, _convolution_as_product
 from fl_hydra.training.trainer import Trainer
@@ -167,7 +167,7 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
     with pytest.raises(UserError, match=ODD[what][1]):
         trainer("algorithm=fedavg", engine=engine, model=OddModel())
     with pytest.raises(UserError, match=ODD[what][1]):  # before the first point of a sweep
-        _check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
+        check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "gossip"])
