@@ -17,7 +17,7 @@ from fl_hydra.models.layers import recurrent
 from fl_hydra.models.layers.recurrent import LSTM, Embedding
 from fl_hydra.models.lstm import character_lstm
 from fl_hydra.seams.layout import Layout
-from fl_hydra.seams.rows import METER_WIDTH, Batch
+from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
 from fl_hydra.training.precision import PRECISIONS, Precision
 from tests.support.capture import Capturable
@@ -246,7 +246,14 @@ def batch(rows: int, masters: torch.dtype) -> Batch:
     targets = torch.randint(11, (rows, 6), generator=drawn)
     weights = torch.ones(rows, 6, dtype=masters)
     weights[-1, 3:] = 0
-    return Batch(inputs, targets, weights, torch.zeros(rows, METER_WIDTH, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
+    return Batch(
+        inputs,
+        targets,
+        weights,
+        torch.zeros(rows, METER_WIDTH, dtype=masters),
+        np.array([6, 6, 6, 3]),
+        np.zeros((rows, len(CALLS)), np.int64),
+    )
 
 
 def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,7 +267,7 @@ def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tupl
     given = batch(len(rows), precision.master)
     gradient = made.gradient(rows, given).clone()
     with torch.no_grad():
-        return gradient, given.meter, made._logits(models, given.inputs[0])
+        return gradient, given.meter, made.outputs_of(models, given.inputs[: len(models)]).logits
 
 
 @pytest.mark.parametrize("shared", ["own", "one"])
