@@ -20,7 +20,7 @@ from fl_hydra.models.small import Small
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.sweeping.grid import check_models
 from fl_hydra.training.engine_selection import fastest
-from fl_hydra.training.engines import _convolution_as_product
+from fl_hydra.training.engines import convolution_as_product
 from fl_hydra.training.trainer import Trainer
 from tests.support.engines import PAIRS, arguments
 from tests.support.make import experiment, trainer
@@ -75,7 +75,7 @@ def test_convolution_as_a_product_is_the_convolution() -> None:
     for stride, padding, dilation in ((1, 0, 1), (2, 1, 1), ((1, 2), (2, 0), 2)):
         weight, bias = torch.randn(5, 4, 3, 2, dtype=torch.float64, generator=generator), torch.randn(5, dtype=torch.float64)
         expected = nn.functional.conv2d(inputs, weight, bias, stride, padding, dilation)
-        torch.testing.assert_close(_convolution_as_product(inputs, weight, bias, stride, padding, dilation), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(convolution_as_product(inputs, weight, bias, stride, padding, dilation), expected, rtol=0, atol=1e-12)
 
 
 def test_many_models_are_evaluated_as_each_alone() -> None:
