@@ -33,7 +33,7 @@ def _train() -> None:
     register_schema()
     sys.argv[1:] = prepare(typed)
     try:
-        hydra.main(config_path=str(CONF), config_name="config")(_task)()
+        hydra.main(config_path=str(CONF), config_name="config")(train_point)()
     except RunExit as ended:
         _leave(ended.outcome, typed)
     except SweepExit as ended:
@@ -44,7 +44,7 @@ def _train() -> None:
         fail(explain(error), USAGE_ERROR)
 
 
-def _task(composed: DictConfig) -> Outcome:
+def train_point(composed: DictConfig) -> Outcome:
     """One run, alone or as a point of a sweep."""
     from dataclasses import replace
 

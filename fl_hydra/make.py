@@ -57,12 +57,12 @@ def main() -> None:
     elif program == "best":
         from fl_hydra.tuning.__main__ import main as choose
 
-        sys.argv = ["tuning.py", "best", *_of_report([*given, *typed])]
+        sys.argv = ["tuning.py", "best", *report_arguments([*given, *typed])]
         choose()
     elif program == "runs":
         from fl_hydra.runs.__main__ import main as ask
 
-        sys.argv = ["runs.py", *_of_list(given, typed)]
+        sys.argv = ["runs.py", *list_arguments(given, typed)]
         ask()
     elif program == "smoke":
         from fl_hydra.sweeping.smoke import main as smoke
@@ -72,11 +72,11 @@ def main() -> None:
     else:
         from fl_hydra.report.__main__ import main as report
 
-        sys.argv = ["report.py", *_of_report([*given, *typed])]
+        sys.argv = ["report.py", *report_arguments([*given, *typed])]
         report()
 
 
-def _of_list(given: list[str], typed: list[str]) -> list[str]:
+def list_arguments(given: list[str], typed: list[str]) -> list[str]:
     """What is asked about runs: FILTER and SORT are variables of make, and so are conditions with an equals sign."""
     words = list(given)
     for word in typed:
@@ -93,7 +93,7 @@ def _of_list(given: list[str], typed: list[str]) -> list[str]:
     return words
 
 
-def _of_report(words: list[str]) -> list[str]:
+def report_arguments(words: list[str]) -> list[str]:
     """What of a training command says which report is drawn, and from where."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -300,7 +300,7 @@ MOMENTS = {
     "composing a run": ("fl_hydra.schema", "typed", 1),
     "composing points": ("fl_hydra.schema", "typed", 2),
     "checking": ("fl_hydra.resolving", "resolve", 1),
-    "between points": ("fl_hydra.app", "_task", 2),
+    "between points": ("fl_hydra.app", "train_point", 2),
 }
 
 

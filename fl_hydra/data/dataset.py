@@ -85,7 +85,7 @@ class Dataset(Component):
     def info(self, root: Path) -> DatasetInfo:
         """The description, from the small file beside the data where that is up to date, else from the data."""
         root = root.resolve()
-        return _info(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
+        return read_info(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
 
     def check_loaded(self, root: Path, info: DatasetInfo) -> None:
         """Compare what a run was named after with what it would be trained with, as it was loaded.
@@ -108,7 +108,8 @@ datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 
 
 @lru_cache(maxsize=8)
-def _info(name: str, source: Path | None, root: Path, settings: str) -> DatasetInfo:
+def read_info(name: str, source: Path | None, root: Path, settings: str) -> DatasetInfo:
+    """The description of a dataset with these settings, as JSON, from beside the data or made from them; kept for this process."""
     dataset = datasets[name](**json.loads(settings))
     identity = {"version": dataset.version, "file": _identity(source)}
     path = _info_path(name, root)

@@ -82,7 +82,7 @@ class ImageDataset(Dataset):
 
     def load(self, root: Path) -> Arrays:
         """The images in canonical order; read once per process."""
-        return _load(self.name, root.resolve())
+        return load_arrays(self.name, root.resolve())
 
     def describe(self, root: Path) -> DatasetInfo:
         arrays = self.load(root)
@@ -122,7 +122,8 @@ class ImageDataset(Dataset):
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, root: Path) -> Arrays:
+def load_arrays(name: str, root: Path) -> Arrays:
+    """The images of a dataset in their canonical order; the last two are kept for this process."""
     dataset = datasets[name]()
     assert isinstance(dataset, ImageDataset)
     return dataset.read(root).canonical()

@@ -32,7 +32,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         elif field.name != "data":
             described[field.name] = value
     described = _changed(described, type(experiment))
-    revisions = _revisions(experiment)
+    revisions = revisions_of(experiment)
     return {**described, "revisions": revisions} if revisions else described
 
 
@@ -42,7 +42,7 @@ def _changed(values: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in before or value != before[name]}
 
 
-def _revisions(experiment: Experiment) -> dict[str, int]:
+def revisions_of(experiment: Experiment) -> dict[str, int]:
     """What was mended in a way that changes some runs' results and leaves others alone: by its name, how it trains now, from 2.
 
     The version of a component would rename every run that has it. A revision belongs here, and is returned only where it can change

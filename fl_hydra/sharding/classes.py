@@ -113,7 +113,7 @@ def _divide(counts: Indices, K: int, N_c: int, seed: int) -> _Division | None:
 
 def _even_flow(counts: Indices, holds: NDArray[np.bool_], N_c: int) -> Indices | None:
     """Images of each class for each client, as even as these holdings allow; None if they allow none."""
-    return next((taken for slack in SLACKS if (taken := _flow(counts, holds, N_c, slack)) is not None), None)
+    return next((taken for slack in SLACKS if (taken := integer_flow(counts, holds, N_c, slack)) is not None), None)
 
 
 def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.bool_]]:
@@ -168,7 +168,7 @@ def _degrees(counts: Indices, K: int, N_c: int) -> Indices | None:
     return None
 
 
-def _flow(counts: Indices, holds: NDArray[np.bool_], N_c: int, slack: float) -> NDArray[np.int64] | None:
+def integer_flow(counts: Indices, holds: NDArray[np.bool_], N_c: int, slack: float) -> NDArray[np.int64] | None:
     """Images of each class for each client: an integer flow in which no share strays from size / N_c by more than `slack`."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow

@@ -61,7 +61,7 @@ class DirichletClasses(Sharding):
     def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
         super().check(sample_counts, K, N_c, seed)
         counts = class_counts(sample_counts, self.name)
-        drawn = self._divide(counts, K, seed)
+        drawn = self.divide(counts, K, seed)
         if not self.equal and drawn.least < self.min_size:
             each = "1 draw" if drawn.draws == 1 else f"each of {drawn.draws} draws"
             clients = "a client" if drawn.short == 1 else f"{drawn.short} clients or more"
@@ -74,19 +74,20 @@ class DirichletClasses(Sharding):
         assert sample_owners.labels is not None
         counts = np.bincount(sample_owners.labels)
         self.check(SampleCounts.of_classes(counts), K, N_c, seed)
-        return deal(sample_owners.labels, self._divide(counts, K, seed).taken, seed)
+        return deal(sample_owners.labels, self.divide(counts, K, seed).taken, seed)
 
     def least_size(self, total: int, K: int) -> int:
         return super().least_size(total, K) if self.equal else self.min_size
 
-    def _divide(self, counts: Indices, K: int, seed: int, draws: int = DRAWS) -> _Drawn:
+    def divide(self, counts: Indices, K: int, seed: int, draws: int = DRAWS) -> Drawn:
+        """How many samples of each class go to each client, after at most so many draws. counts: int64 [classes]."""
         return _divide(self.alpha, self.min_size, self.equal, tuple(counts.tolist()), K, seed, draws)
 
     def _what_works(self, counts: Indices, K: int, seed: int, most: int) -> str:
         """Nearby settings that can be met with this seed, each with the others as they are."""
 
         def works(alpha: float, K: int, min_size: int) -> bool:
-            return DirichletClasses(alpha=alpha, min_size=min_size)._divide(counts, K, seed, FEW_DRAWS).least >= min_size
+            return DirichletClasses(alpha=alpha, min_size=min_size).divide(counts, K, seed, FEW_DRAWS).least >= min_size
 
         alphas = [alpha for power in range(1, 12) if (alpha := float(f"{self.alpha * 2**power:.3g}")) <= MOST]
         if alphas and not works(alphas[-1], K, self.min_size):
@@ -100,7 +101,7 @@ class DirichletClasses(Sharding):
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """The best of all draws: samples of each class for each client, int64 [K, classes], and those of the smallest client.
 
     draws: how many there were. short: clients with fewer than `min_size` samples, in the draw that had the fewest of them.
@@ -113,7 +114,7 @@ class _Drawn:
 
 
 @lru_cache(maxsize=2)
-def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K: int, seed: int, draws: int) -> _Drawn:
+def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K: int, seed: int, draws: int) -> Drawn:
     """The first draw in which every client has enough samples, or the best of so many; fewer where the rest would be in vain.
 
     Clients are short of samples independently, or nearly so: the more one has, the less is left for others. If n are on average, the
@@ -139,7 +140,7 @@ def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K
     assert best is not None
     taken = np.zeros((K, len(counts)), np.int64)
     taken[:, present] = best.T
-    return _Drawn(taken, int(best.sum(0).min()), draw + 1, fewest if short else 0)
+    return Drawn(taken, int(best.sum(0).min()), draw + 1, fewest if short else 0)
 
 
 def _free(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:

@@ -211,7 +211,7 @@ class GridSweeper(BasicSweeper):
                 part = (config.until or 1.0) - part_kept(folder, describe(experiment))
                 asked.setdefault(folder, (label, experiment.budget * max(0.0, part)))
                 experiments.append(experiment)
-        _check_models(experiments)
+        check_models(experiments)
         self._describe(checked)
         here = course.current() or course.Course(len(set(folders)), len(outcomes))
         here.ask(asked)
@@ -223,7 +223,7 @@ class GridSweeper(BasicSweeper):
         return [outcomes[folder] for folder in folders]
 
 
-def _check_models(experiments: list[Experiment]) -> None:
+def check_models(experiments: list[Experiment]) -> None:
     """Look at each model once before the first of these runs is trained, as a mistake in one would end the sweep in its middle.
 
     Raises:

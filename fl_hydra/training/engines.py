@@ -604,11 +604,11 @@ class _ConvolutionsAsProducts(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (torch.conv2d, F.conv2d):
-            return _convolution_as_product(*args, **(kwargs or {}))
+            return convolution_as_product(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
-def _convolution_as_product(
+def convolution_as_product(
     inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """`F.conv2d` of [n, in, height, width] by one matrix product over the unfolded images."""

@@ -15,7 +15,7 @@ from fl_hydra.seams.rows import Batch
 from fl_hydra.training.planning import plan_round
 from fl_hydra.training.trainer import Trainer
 from tests.support.exact import assert_exact
-from tests.support.quadratic import HETEROGENEOUS, PLAIN, column, finish, on_quadratics, trained
+from tests.support.small import HETEROGENEOUS, PLAIN, column, finish, on_quadratics, trained
 
 
 def same_run(one: Trainer, other: Trainer) -> None:

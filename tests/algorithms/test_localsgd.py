@@ -13,7 +13,7 @@ from fl_hydra.algorithms.localsgd import POLICIES
 from fl_hydra.optim.sgdm import SGDM
 from tests.support.exact import RecordingLocalSGD, assert_exact, module_of, weights_of
 from tests.support.make import trainer
-from tests.support.quadratic import HETEROGENEOUS, PLAIN, finish, normal, on_quadratics, trained
+from tests.support.small import HETEROGENEOUS, PLAIN, finish, normal, on_quadratics, trained
 
 ON_SHARED = ("K=4", "samples=256", "optimizer.lr=0.05")
 

@@ -15,7 +15,7 @@ from fl_hydra.runs.identity import describe
 from fl_hydra.training.planning import plan_round
 from tests.support.exact import assert_exact
 from tests.support.make import experiment, trainer
-from tests.support.quadratic import HETEROGENEOUS, PLAIN, column, on_quadratics, rates, small, trained
+from tests.support.small import HETEROGENEOUS, PLAIN, column, on_quadratics, rates, small, trained
 
 
 @dataclass

@@ -130,8 +130,8 @@ def test_card_is_made_again_when_the_data_change(tmp_path: Path) -> None:
     first = CIFAR100().info(write_cifar100(tmp_path).parent)
     (tmp_path / ".cifar100.card.json").write_text("{broken")
     for changed in (False, True):
-        module._info.cache_clear()
-        images._load.cache_clear()
+        module.read_info.cache_clear()
+        images.load_arrays.cache_clear()
         if changed:
             write_cifar100(tmp_path, train=2000)
         again = CIFAR100().info(tmp_path)
@@ -163,8 +163,8 @@ def test_a_card_that_is_not_of_what_was_loaded_is_refused_once(change: Callable[
     from fl_hydra.data import images
 
     def new_process() -> None:
-        module._info.cache_clear()
-        images._load.cache_clear()
+        module.read_info.cache_clear()
+        images.load_arrays.cache_clear()
 
     path = write_cifar100(tmp_path)
     new_process()
@@ -177,7 +177,7 @@ def test_a_card_that_is_not_of_what_was_loaded_is_refused_once(change: Callable[
     new_process()
     CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
     other_content(path)  # between the description and the loading
-    images._load.cache_clear()
+    images.load_arrays.cache_clear()
     with pytest.raises(UserError):
         CIFAR100().check_loaded(tmp_path, CIFAR100().info(tmp_path))
     new_process()

@@ -19,7 +19,7 @@ from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.rows import Batch
 from fl_hydra.training.noise import DECAY, NoiseScale
 from tests.support.exact import RecordingLocalSGD, assert_exact, module_of
-from tests.support.quadratic import PLAIN, column, finish, on_quadratics, small, trained
+from tests.support.small import PLAIN, column, finish, on_quadratics, small, trained
 
 
 def learned(rule: Any, J: int, *rounds: tuple[Measured, float]) -> list[int]:

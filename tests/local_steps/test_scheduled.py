@@ -12,7 +12,7 @@ import torch
 from fl_hydra.local_steps.base import local_step_rules
 from fl_hydra.local_steps.scheduled import Doubling, Fixed, Linear, Phases, PostLocal
 from tests.support.exact import assert_exact
-from tests.support.quadratic import HETEROGENEOUS, PLAIN, column, finish, normal, on_quadratics, small, steps_of_rounds, trained
+from tests.support.small import HETEROGENEOUS, PLAIN, column, finish, normal, on_quadratics, small, steps_of_rounds, trained
 
 
 @pytest.mark.parametrize(("switch", "J"), [(0, 4), (1, 1)])

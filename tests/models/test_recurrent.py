@@ -17,7 +17,7 @@ from fl_hydra.models.layers import recurrent
 from fl_hydra.models.layers.recurrent import LSTM, Embedding
 from fl_hydra.models.lstm import character_lstm
 from fl_hydra.seams.layout import Layout
-from fl_hydra.seams.rows import METER_WIDTH, Batch
+from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
 from fl_hydra.training.precision import PRECISIONS, Precision
 from tests.support.capture import Capturable
@@ -40,11 +40,11 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if "onednn" in request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
     if "onednn" not in request.param:
-        monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)
+        monkeypatch.setattr(recurrent, "runs_on_onednn", lambda inputs: False)
     if "fused" in request.param:
-        monkeypatch.setattr(recurrent, "_passes", lambda given: (recurrent._forward_fused, recurrent._backward_fused))
-        monkeypatch.setattr(recurrent, "_cell", cell)
-        monkeypatch.setattr(recurrent, "_cell_backward", cell_backward)
+        monkeypatch.setattr(recurrent, "passes", lambda given: (recurrent.forward_fused, recurrent.backward_fused))
+        monkeypatch.setattr(recurrent, "fused_cell", cell)
+        monkeypatch.setattr(recurrent, "fused_cell_backward", cell_backward)
     monkeypatch.setattr(recurrent, "CPU_CHUNK", 2 * SAMPLES * 4 * HIDDEN)  # some steps at once, and a shorter rest
     return dtype, tolerance
 
@@ -197,7 +197,7 @@ def test_operations_are_counted(onednn: bool, monkeypatch: pytest.MonkeyPatch) -
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
     if not onednn:
-        monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)
+        monkeypatch.setattr(recurrent, "runs_on_onednn", lambda inputs: False)
     layers = sum(80 * 4 * 256 * width + 79 * 4 * 256 * 256 for width in (8, 256))
     for every_position, heads in ((False, 1), (True, 80)):
         module = character_lstm(80, every_position=every_position)
@@ -246,7 +246,14 @@ def batch(rows: int, masters: torch.dtype) -> Batch:
     targets = torch.randint(11, (rows, 6), generator=drawn)
     weights = torch.ones(rows, 6, dtype=masters)
     weights[-1, 3:] = 0
-    return Batch(inputs, targets, weights, torch.zeros(rows, METER_WIDTH, dtype=masters), np.array([6, 6, 6, 3]), np.zeros(rows, np.int64))
+    return Batch(
+        inputs,
+        targets,
+        weights,
+        torch.zeros(rows, METER_WIDTH, dtype=masters),
+        np.array([6, 6, 6, 3]),
+        np.zeros((rows, len(CALLS)), np.int64),
+    )
 
 
 def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,7 +267,7 @@ def row_gradients(kind: type[Engine], precision: Precision, shared: str) -> tupl
     given = batch(len(rows), precision.master)
     gradient = made.gradient(rows, given).clone()
     with torch.no_grad():
-        return gradient, given.meter, made._logits(models, given.inputs[0])
+        return gradient, given.meter, made.outputs_of(models, given.inputs[: len(models)]).logits
 
 
 @pytest.mark.parametrize("shared", ["own", "one"])
@@ -273,7 +280,7 @@ def test_engines_agree(precision: str, tolerance: float, shared: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_reads_nothing_back(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)  # as on a GPU
+    monkeypatch.setattr(recurrent, "runs_on_onednn", lambda inputs: False)  # as on a GPU
     for kind in (LoopEngine, StackedEngine):
         for shared in ("own", "one"):
             with Capturable():
@@ -285,7 +292,7 @@ def test_a_gradient_reads_nothing_back(precision: str, monkeypatch: pytest.Monke
 def test_bf16_is_close_to_fp32(shared: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of each row is off by at most 2 % of its length: bf16 rounds to 0.4 %."""
     if not onednn:
-        monkeypatch.setattr(recurrent, "_by_onednn", lambda inputs: False)
+        monkeypatch.setattr(recurrent, "runs_on_onednn", lambda inputs: False)
     exact = row_gradients(LoopEngine, PRECISIONS["fp32"], shared)[0]
     for kind in (LoopEngine, StackedEngine):
         rounded = row_gradients(kind, PRECISIONS["bf16"], shared)[0]

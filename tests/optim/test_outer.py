@@ -14,7 +14,7 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.seams.clients import Clients
 from tests.support.exact import assert_exact
 from tests.support.make import PROJECT
-from tests.support.quadratic import HETEROGENEOUS, on_quadratics
+from tests.support.small import HETEROGENEOUS, on_quadratics
 
 
 @dataclass

@@ -12,7 +12,7 @@ from fl_hydra.errors import UserError
 from fl_hydra.optim.schedules import Cosine, Exponential, Linear, Polynomial, Step, schedulers
 from fl_hydra.training.planning import plan_round
 from tests.support.make import config, experiment
-from tests.support.quadratic import small
+from tests.support.small import small
 
 
 @pytest.mark.parametrize("name", list(schedulers))

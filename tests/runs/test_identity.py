@@ -151,12 +151,12 @@ def test_later_fields_and_groups_of_the_experiment_are_left_out_too() -> None:
 def test_a_revision_renames_only_the_runs_whose_results_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     of_two, of_three = experiment("algorithm=localsgd", "K=2", "rounds=9"), experiment("algorithm=localsgd", "K=3", "rounds=9")
     before = run_hash(of_two), run_hash(of_three)
-    monkeypatch.setattr(identity, "_revisions", lambda e: {"mean": 2} if e.K > 2 else {})
+    monkeypatch.setattr(identity, "revisions_of", lambda e: {"mean": 2} if e.K > 2 else {})
     assert run_hash(of_two) == before[0]
     assert run_hash(of_three) != before[1]
     assert "revisions" not in describe(of_two)
     second = run_hash(of_three)
-    monkeypatch.setattr(identity, "_revisions", lambda e: {"mean": 3} if e.K > 2 else {})
+    monkeypatch.setattr(identity, "revisions_of", lambda e: {"mean": 3} if e.K > 2 else {})
     assert run_hash(of_two) == before[0]
     assert run_hash(of_three) not in (before[1], second)
 
@@ -165,7 +165,7 @@ def test_the_report_reads_runs_from_before_a_field_and_keeps_revisions_apart(mon
     old = experiment("algorithm=fedavg")
     runs = [Run(Path("nowhere"), describe(e), [{}], "finished") for e in (old, replace(old, algorithm=Later(mu=0.0), seed=1))]
     runs.append(Run(Path("nowhere"), describe(replace(old, algorithm=Later(mu=0.2))), [{}], "finished"))
-    monkeypatch.setattr(identity, "_revisions", lambda e: {"mean": 2})
+    monkeypatch.setattr(identity, "revisions_of", lambda e: {"mean": 2})
     runs.append(Run(Path("nowhere"), describe(old), [{}], "finished"))
     label = "FedAvg K=100 C=0.1 J=4, iid"
     assert [(name, len(group)) for name, group in by_setting(runs)] == [

@@ -11,7 +11,7 @@ from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.errors import UserError
 from fl_hydra.runs.identity import describe
 from fl_hydra.sharding.base import equal_sizes
-from fl_hydra.sharding.classes import Classes, _flow
+from fl_hydra.sharding.classes import Classes, integer_flow
 from fl_hydra.sharding.divisions import UndecidedError, groups, holders
 from tests.support.divisions import CIFAR_COUNTS, DIGIT_COUNTS, assert_partition, labels_of
 from tests.support.make import experiment
@@ -92,7 +92,7 @@ def test_counting_decides_as_an_integer_programme_does() -> None:
             holds = holders(counts, parts, N_c)
             assert holds is not None
             assert (holds.sum(1) == N_c).all()
-            assert _flow(counts, holds, N_c, slack=np.inf) is not None, "images of each class that fit"
+            assert integer_flow(counts, holds, N_c, slack=np.inf) is not None, "images of each class that fit"
     assert 30 < sum(answers) < 90
 
 
@@ -113,7 +113,7 @@ def test_whatever_counting_allows_is_found(seed: int) -> None:
             holds = holders(counts, parts, N_c)
             assert holds is not None, (counts, K, N_c)
             assert (holds.sum(1) == N_c).all()
-            assert _flow(counts, holds, N_c, slack=np.inf) is not None
+            assert integer_flow(counts, holds, N_c, slack=np.inf) is not None
             found += 1
     assert found > 20
 

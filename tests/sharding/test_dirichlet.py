@@ -79,7 +79,7 @@ def test_alpha_means_other_things_for_clients_and_for_classes() -> None:
 def test_shares_of_a_class_are_dirichlet() -> None:
     """A client's share of a class has mean 1/K and the variance of Dir(alpha, ..., alpha); rounding adds at most a sample."""
     K, counts, alpha = 8, np.array([4000, 6000, 2000]), 0.7
-    shares = np.array([DirichletClasses(alpha=alpha)._divide(counts, K, seed).taken / counts for seed in range(400)])
+    shares = np.array([DirichletClasses(alpha=alpha).divide(counts, K, seed).taken / counts for seed in range(400)])
     variance = (1 / K) * (1 - 1 / K) / (K * alpha + 1)
     assert np.abs(shares.mean(0) - 1 / K).max() < 5 * np.sqrt(variance / 400)
     np.testing.assert_allclose(shares.var(0).mean(), variance, rtol=0.05)
@@ -89,7 +89,7 @@ def test_shares_of_a_class_are_dirichlet() -> None:
 def test_equal_sizes_change_class_proportions_only_as_far_as_needed(alpha: float) -> None:
     """Balanced by factors of rows and columns, the table keeps its odds ratios, up to rounding to whole samples."""
     counts = np.array([6000, 4000, 5000, 9000])
-    free, equal = (DirichletClasses(alpha=alpha, equal=equal)._divide(counts, 6, seed=1).taken for equal in (False, True))
+    free, equal = (DirichletClasses(alpha=alpha, equal=equal).divide(counts, 6, seed=1).taken for equal in (False, True))
     assert (equal.sum(0) == counts).all()
     assert equal.sum(1).max() - equal.sum(1).min() <= 1
     compared = 0

@@ -145,7 +145,7 @@ def test_draws_go_on_until_every_client_has_enough(min_size: int, seed: int, dra
         taken = in_proportion(rng, np.exp(log_dirichlet(rng, concentration)), counts)
         smallest.append(taken.sum(0).min())
     assert max(smallest[:-1], default=0) < min_size <= smallest[-1]
-    found = DirichletClasses(alpha=1, min_size=min_size)._divide(counts, 100, seed)
+    found = DirichletClasses(alpha=1, min_size=min_size).divide(counts, 100, seed)
     assert np.array_equal(found.taken, taken.T)
     assert found.draws == draws
 

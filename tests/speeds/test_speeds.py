@@ -8,7 +8,7 @@ import torch
 
 from fl_hydra.speeds import models as speeds
 from fl_hydra.speeds.base import speed_models
-from tests.support.quadratic import HETEROGENEOUS, finish, on_quadratics, trained
+from tests.support.small import HETEROGENEOUS, finish, on_quadratics, trained
 
 
 @pytest.mark.parametrize("overrides", ["localsgd J=4", "localsgd J=32", "slowmo J=8", "hierarchical J=4", "post_local J=16"])

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fl_hydra.arguments import as_text, as_typed
 from fl_hydra.errors import UserError
-from fl_hydra.make import _of_list, _of_report
+from fl_hydra.make import list_arguments, report_arguments
 from fl_hydra.runs.folder import run_folders, section_runs, sections
 from fl_hydra.runs.foresight import pace_key
 from fl_hydra.runs.identity import describe
@@ -113,9 +113,9 @@ def test_sections_at_smoke_size_end_well_only_if_all_points_do(tmp_path: Path) -
 
 
 def test_make_passes_sizes_filters_and_orders_on() -> None:
-    assert _of_report(["localsgd", "size=smoke", "K=2", "outputs=x"]) == ["localsgd-smoke", "--outputs=x"]
-    assert _of_report(["localsgd", "size=smoke", "section=mine"]) == ["mine"]
-    assert _of_list(["list"], ["FILTER=K=2 optimizer.lr<0.1", "SORT=-val/acc", "outputs=x", "J=4"]) == [
+    assert report_arguments(["localsgd", "size=smoke", "K=2", "outputs=x"]) == ["localsgd-smoke", "--outputs=x"]
+    assert report_arguments(["localsgd", "size=smoke", "section=mine"]) == ["mine"]
+    assert list_arguments(["list"], ["FILTER=K=2 optimizer.lr<0.1", "SORT=-val/acc", "outputs=x", "J=4"]) == [
         "list",
         "K=2",
         "optimizer.lr<0.1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,10 +16,11 @@ from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
 from fl_hydra.models.base import Model
+from fl_hydra.models.small import Small
 from fl_hydra.seams.rows import Batch, Gradient, Rows
-from fl_hydra.sweeping.grid import _check_models
+from fl_hydra.sweeping.grid import check_models
 from fl_hydra.training.engine_selection import fastest
-from fl_hydra.training.engines import StackedEngine, _convolution_as_product
+from fl_hydra.training.engines import convolution_as_product
 from fl_hydra.training.trainer import Trainer
 from tests.support.engines import PAIRS, arguments
 from tests.support.make import experiment, trainer
@@ -74,7 +75,7 @@ def test_convolution_as_a_product_is_the_convolution() -> None:
     for stride, padding, dilation in ((1, 0, 1), (2, 1, 1), ((1, 2), (2, 0), 2)):
         weight, bias = torch.randn(5, 4, 3, 2, dtype=torch.float64, generator=generator), torch.randn(5, dtype=torch.float64)
         expected = nn.functional.conv2d(inputs, weight, bias, stride, padding, dilation)
-        torch.testing.assert_close(_convolution_as_product(inputs, weight, bias, stride, padding, dilation), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(convolution_as_product(inputs, weight, bias, stride, padding, dilation), expected, rtol=0, atol=1e-12)
 
 
 def test_many_models_are_evaluated_as_each_alone() -> None:
@@ -84,6 +85,44 @@ def test_many_models_are_evaluated_as_each_alone() -> None:
     torch.testing.assert_close(together[0], together[1], rtol=1e-12, atol=1e-9)
     alone = runs[0].group.engine.evaluate(models[1:2], runs[0].split.test)
     torch.testing.assert_close(together[1][1:2], alone, rtol=1e-12, atol=1e-9)
+
+
+class Weighed(torch.autograd.Function):
+    """Passes inputs on, and notes of each stacked call whether its weights are those of one model."""
+
+    shared: ClassVar[list[bool]] = []
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, inputs: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        Weighed.shared.append(in_dims[1] is None)
+        return inputs.clone(), in_dims[0]
+
+
+class Observing(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(Weighed.apply(inputs, next(self.network.parameters())))
+        return logits
+
+
+@dataclass
+class Observed(Small):
+    def build(self, info: DatasetInfo) -> nn.Module:
+        return Observing(super().build(info))
 
 
 def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
@@ -98,21 +137,14 @@ def test_the_first_step_is_shared_only_while_rows_are_equal() -> None:
             rows.parameters.sub_(first, alpha=0.1)
             rows.descend(there, j)
 
-    runs = [trainer(*arguments("fedavg", "sgd", "precision=fp64"), engine=engine, algorithm=Sharp()) for engine in ("loop", "stacked")]
-    asked = {True: 0, False: 0}
-    engine = runs[1].group.engine
-    assert isinstance(engine, StackedEngine)
-    shared = engine._shared
-
-    def counted(parameters: Tensor) -> Tensor | None:
-        model = shared(parameters)
-        asked[model is not None] += 1
-        return model
-
-    engine._shared = counted  # type: ignore[method-assign]
+    runs = [
+        trainer(*arguments("fedavg", "sgd", "precision=fp64"), engine=engine, algorithm=Sharp(), model=Observed())
+        for engine in ("loop", "stacked")
+    ]
+    Weighed.shared.clear()
     for run in runs:
         run.run_round()
-    assert asked == {True: 1, False: 5}, "of two gradients in each of three steps, the first is taken at equal rows"
+    assert Weighed.shared == [True] + [False] * 5, "of two gradients in each of three steps, the first is taken at equal rows"
     torch.testing.assert_close(runs[0].state.model, runs[1].state.model, rtol=1e-12, atol=1e-12)
 
 
@@ -167,7 +199,7 @@ def test_models_that_engines_would_train_differently_are_refused_by_all(what: st
     with pytest.raises(UserError, match=ODD[what][1]):
         trainer("algorithm=fedavg", engine=engine, model=OddModel())
     with pytest.raises(UserError, match=ODD[what][1]):  # before the first point of a sweep
-        _check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
+        check_models([experiment("algorithm=fedavg"), experiment("algorithm=fedavg", model=OddModel())])
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "gossip"])

@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fl_hydra.seams.rows import Batch
-from fl_hydra.training.engines import CPU_GRADIENT_BATCH, Objective, StackedEngine
+from fl_hydra.data.dataset import DatasetInfo
+from fl_hydra.models.small import Small
+from fl_hydra.training.engines import CPU_GRADIENT_BATCH
 from fl_hydra.training.trainer import Trainer
 from tests.support.engines import arguments
 from tests.support.make import experiment, trainer
+
+
+class Fits(torch.autograd.Function):
+    """Lets inputs of so many samples pass, and of so many rows where rows are stacked; else raises the error."""
+
+    @staticmethod
+    def forward(inputs: Tensor, rows: int, samples: int, error: Exception) -> Tensor:
+        if len(inputs) > samples:
+            raise error
+        return inputs.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, inputs: Tensor, rows: int, samples: int, error: Exception) -> tuple[Tensor, int]:
+        if info.batch_size > rows:
+            raise error
+        stacked = inputs.movedim(in_dims[0], 0)
+        Fits.apply(stacked[0], rows, samples, error)
+        return stacked.clone(), 0
+
+
+@dataclass
+class Cramped(Small):
+    """The small network on a device whose memory holds no more rows, or no more samples of a row."""
+
+    rows: int = 2**31
+    samples: int = 2**31
+    error: Exception = field(default_factory=lambda: torch.OutOfMemoryError("made up"))
+
+    def build(self, info: DatasetInfo) -> nn.Module:
+        network, limits = super().build(info), (self.rows, self.samples, self.error)
+
+        class Module(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                if torch.is_grad_enabled():  # what is evaluated keeps nothing for a backward pass
+                    inputs = Fits.apply(inputs, *limits)
+                logits: Tensor = self.network(inputs)
+                return logits
+
+        return Module()
 
 
 def test_chunked_rows_equal_whole_ones() -> None:
@@ -23,18 +75,7 @@ def test_chunked_rows_equal_whole_ones() -> None:
     assert [block.rows.stop - block.rows.start for block in blocks.group.division.blocks[0]] == [1, 2, 2]
 
     lines: list[str] = []
-    short = Trainer(experiment(*settings), engine="stacked", notify=lines.append)
-    engine = short.group.engine
-    assert isinstance(engine, StackedEngine)
-    for method, rows_of in (("_own_gradient", lambda args: len(args[0])), ("_shared_gradient", lambda args: len(args[2]))):
-        original = getattr(engine, method)
-
-        def limited(*args: Any, original: Any = original, rows_of: Any = rows_of) -> Any:
-            if rows_of(args) > 2:
-                raise torch.OutOfMemoryError("made up")
-            return original(*args)
-
-        setattr(engine, method, limited)
+    short = Trainer(experiment(*settings, model=Cramped(rows=2)), engine="stacked", notify=lines.append)
     for run in (whole, blocks, short):
         while not run.finished:
             run.run_round()
@@ -53,21 +94,16 @@ def test_accumulated_batches_equal_whole_ones(engine: str, settings: tuple[str, 
     whole = trainer(*settings, engine=engine)
     parts = Trainer(experiment(*settings), engine=engine, samples_at_once=7)
     lines: list[str] = []
-    short = Trainer(experiment(*settings), engine=engine, notify=lines.append)
-    original = short.group.engine._gradient
-
-    def limited(parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
-        if batch.targets.shape[1] > 30:
-            raise torch.OutOfMemoryError("made up")
-        return original(parameters, batch, objective)
-
-    short.group.engine._gradient = limited  # type: ignore[method-assign]
+    short = Trainer(experiment(*settings, model=Cramped(samples=30)), engine=engine, notify=lines.append)
     assert (whole.group.samples_at_once, parts.group.samples_at_once) == (100, 7)
     for run in (whole, parts, short):
         while not run.finished:
             run.run_round()
     assert short.group.samples_at_once == 25
-    assert lines == [f"{size} samples at once do not fit into memory; going on with {size // 2}" for size in (100, 50)]
+    sizes = [("samples", 100, 50), ("samples", 50, 25)]
+    if engine != "loop" and "K=3" in settings:  # fewer rows are tried first
+        sizes = [("rows", 3, 2), ("rows", 2, 1), *sizes]
+    assert lines == [f"{before} {what} at once do not fit into memory; going on with {after}" for what, before, after in sizes]
     expected = whole.evaluate()[0]
     for run in (parts, short):
         torch.testing.assert_close(run.state.model, whole.state.model, rtol=1e-12, atol=1e-12)
@@ -102,11 +138,6 @@ def test_free_memory_decides_no_bit_unless_it_is_short_which_is_said(monkeypatch
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    run = trainer(*arguments("fedavg", "sgd"), engine="stacked")
-
-    def broken(*args: Any) -> Any:
-        raise RuntimeError("something else")
-
-    run.group.engine._own_gradient = run.group.engine._shared_gradient = broken  # type: ignore[attr-defined]
+    run = trainer(*arguments("fedavg", "sgd"), engine="stacked", model=Cramped(rows=2, error=RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
         run.run_round()

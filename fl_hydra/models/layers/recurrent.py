@@ -25,7 +25,7 @@ from torch.utils.flop_counter import register_flop_formula
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**26
 """Gate values that are prepared at once: on a CPU, what stays in its cache until the steps that need it."""
 
-_cell, _cell_backward = torch.ops.aten._thnn_fused_lstm_cell, torch.ops.aten._thnn_fused_lstm_cell_backward_impl
+fused_cell, fused_cell_backward = torch.ops.aten._thnn_fused_lstm_cell, torch.ops.aten._thnn_fused_lstm_cell_backward_impl
 """What `torch.nn.LSTMCell` launches on a GPU, forward and backward: gates in the order i, f, g, o."""
 
 ONEDNN_LSTM = 2
@@ -103,7 +103,7 @@ class _Layer(Function):
 
     @staticmethod
     def forward(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return _passes(inputs)[0](inputs, weight_ih, weight_hh, bias, keep)
+        return passes(inputs)[0](inputs, weight_ih, weight_hh, bias, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -126,7 +126,9 @@ class _Layer(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         rows, (inputs, *weights, keep), (dim, *weight_dims, _) = info.batch_size, args, in_dims
-        if all(weight_dim is None for weight_dim in weight_dims) and not _by_onednn(inputs):  # the rows are further samples of one model
+        if all(weight_dim is None for weight_dim in weight_dims) and not runs_on_onednn(
+            inputs
+        ):  # the rows are further samples of one model
             outputs = _Layer.apply(_into(inputs, dim, 2, rows), *weights, keep)
             return tuple(output.unflatten(2, (rows, -1)) for output in outputs), (2, 2, 2)
         outputs = _Layer.apply(*(_into(tensor, dim, 0, rows) for tensor, dim in zip(args[:-1], in_dims[:-1], strict=True)), keep)
@@ -142,7 +144,7 @@ class _LayerBackward(Function):
     @staticmethod
     def forward(gradient: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         *layer, parts = args
-        return _passes(gradient)[1](gradient, _Computed(*layer), parts)
+        return passes(gradient)[1](gradient, _Computed(*layer), parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -169,7 +171,7 @@ class _LayerBackward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         rows, parts = info.batch_size, args[-1]
-        if all(dim is None for dim in in_dims[2:5]) and not _by_onednn(args[0]):
+        if all(dim is None for dim in in_dims[2:5]) and not runs_on_onednn(args[0]):
             of_samples = (0, 1, 5, 6, 7)
             merged = [_into(args[i], in_dims[i], 2, rows) if i in of_samples else args[i] for i in range(8)]
             of_inputs, *of_weights = _LayerBackward.apply(*merged, rows * parts)
@@ -190,11 +192,11 @@ class _Computed(NamedTuple):
     cells: Tensor
 
 
-def _passes(given: Tensor) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]]:
+def passes(given: Tensor) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]]:
     """The passes forward and backward for tensors like this one."""
     if given.is_cuda:
-        return _forward_fused, _backward_fused
-    return (_forward_onednn, _backward_onednn) if _by_onednn(given) else (_forward, _backward)
+        return forward_fused, backward_fused
+    return (_forward_onednn, _backward_onednn) if runs_on_onednn(given) else (_forward, _backward)
 
 
 def _into(tensor: Tensor, dim: int | None, place: int, rows: int) -> Tensor:
@@ -333,7 +335,8 @@ def _products(of_gates: Tensor, inputs: Tensor, weight_ih: Tensor, outputs: Tens
 # together: what is kept for the backward pass is laid out step by step, [T, G, B, ...], and seen as [G, T, B, ...].
 
 
-def _forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps forward, each with :data:`fused_cell`: outputs, and, if they are to be kept, gates and cells."""
     models, steps, samples = inputs.shape[:3]
     hidden = weight_hh.shape[-1]
     exact = torch.promote_types(inputs.dtype, torch.float32)
@@ -347,7 +350,7 @@ def _forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: T
         for step in projected.to(exact).unflatten(1, (-1, samples)).transpose(0, 1).contiguous():
             if outputs:
                 recurrent = torch.bmm(outputs[-1], weight_hh.mT).to(exact)
-            output, cell, gate = _cell(step.flatten(0, 1), recurrent.flatten(0, 1), cell)
+            output, cell, gate = fused_cell(step.flatten(0, 1), recurrent.flatten(0, 1), cell)
             outputs.append(output.to(inputs.dtype).view(models, samples, hidden))
             if keep:
                 gates.append(gate)
@@ -361,7 +364,8 @@ def _forward_fused(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: T
     return torch.stack(outputs, 1), laid_out(gates), laid_out(cells)
 
 
-def _backward_fused(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_fused(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All steps back, each with :data:`fused_cell_backward`: gradients of inputs, both weights, and the bias."""
     inputs, weight_ih, weight_hh, _, outputs, gates, cells = layer
     models, steps, samples, hidden = outputs.shape
     gates, cells = (kept.transpose(0, 1).reshape(steps, models * samples, -1) for kept in (gates, cells))
@@ -372,13 +376,13 @@ def _backward_fused(gradient: Tensor, layer: _Computed, parts: int) -> tuple[Ten
         if of_gates:
             _multiply(of_outputs[step], of_gates[-1], weight_hh)
         before = cells[step - 1] if step else torch.zeros_like(cells[0])
-        of_gate, of_cell, _ = _cell_backward(of_outputs[step].flatten(0, 1), of_cell, before, cells[step], gates[step], False)
+        of_gate, of_cell, _ = fused_cell_backward(of_outputs[step].flatten(0, 1), of_cell, before, cells[step], gates[step], False)
         of_gates.append(of_gate.to(inputs.dtype).view(models, samples, 4 * hidden))
     of_inputs, of_weight_ih, of_weight_hh, of_bias = _products(torch.stack(of_gates[::-1], 1), inputs, weight_ih, outputs, parts)
     return of_inputs, of_weight_ih, of_weight_hh, of_bias[..., 0]
 
 
-def _by_onednn(inputs: Tensor) -> bool:
+def runs_on_onednn(inputs: Tensor) -> bool:
     """Whether `torch.nn.LSTM` would take oneDNN's layer."""
     if inputs.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.make import trainer
-from tests.support.quadratic import finish, on_quadratics, trained
+from tests.support.small import finish, on_quadratics, trained
 
 
 def ledger(*overrides: str, rows: int = 4) -> dict[str, float]:

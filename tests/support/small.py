@@ -1,4 +1,4 @@
-"""Trainers whose rows descend quadratics: local steps are what they are in training, but gradients are known."""
+"""Trainers of a small network, and of the same rows on quadratics, where gradients are known."""
 
 from __future__ import annotations
 
