@@ -417,6 +417,8 @@ assert "torch" not in sys.modules, "torch was imported"
 @pytest.mark.parametrize(
     ("page", "heading"),
     [
+        ("README.md", "## Adding a model"),
+        ("README.md", "## Adding a dataset"),
         ("README.md", "## Adding an algorithm"),
         ("docs/distributed.md", "## Choosing J while training"),
         ("docs/participation.md", "## Adding a scheme"),
