@@ -14,13 +14,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from fl_hydra.arguments import check_option, did_you_mean, groups, nearest_keys, sections
-from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.config import Config
 from fl_hydra.errors import UserError, require
-from fl_hydra.paths import CONF, SWEEPS
+from fl_hydra.options import default_of, head, read_option
+from fl_hydra.paths import SWEEPS
 
 EXAMPLES = """\
 fl_hydra trains and compares distributed and federated learning algorithms.
@@ -44,38 +44,6 @@ def help_text(topics: Sequence[str] = ()) -> str:
     return "\n\n".join(map(_topic, topics)) if topics else _overview()
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """An option of a group, as its file has it: what it is, its class, its values and what else it chooses."""
-
-    about: str
-    part: type[Any]
-    values: dict[str, Any]
-    chooses: dict[str, str]
-
-
-@cache
-def read_option(group: str, name: str) -> Option:
-    """An option of a group, from its file, without composing a configuration."""
-    from omegaconf import OmegaConf
-
-    path = CONF / group / f"{name}.yaml"
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(content, dict)
-    defaults = [entry for entry in content.pop("defaults") if isinstance(entry, dict)]
-    schema = next(value for entry in defaults for key, value in entry.items() if key.startswith("/schema/"))
-    part = next(registry for registry in REGISTRIES if registry.group == group)[schema]
-    values = {field.name: _default(field) for field in dataclasses.fields(part) if field.name != "name"}
-    values |= {str(key): value for key, value in content.items()}
-    return Option(head(path), part, values, _chosen(path))
-
-
-def head(path: Path) -> str:
-    """The comment at the top of a file."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @")]
-    return "\n".join(line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("# "))])
-
-
 def meanings(cls: type[Any]) -> dict[str, str]:
     """What the text below each field of a dataclass says; a subclass that changes only a default need not repeat it."""
     found: dict[str, str] = {}
@@ -94,27 +62,10 @@ def _body(cls: type[Any]) -> list[ast.stmt]:
     return tree.body
 
 
-def _chosen(path: Path) -> dict[str, str]:
-    """The options of other groups that a file's `defaults` choose, also through a file that it includes."""
-    from omegaconf import OmegaConf
-
-    found: dict[str, str] = {}
-    for entry in OmegaConf.to_container(OmegaConf.load(path)).get("defaults", ()):  # type: ignore[union-attr]
-        if isinstance(entry, str) and entry.startswith("/"):
-            found = _chosen(CONF / f"{entry[1:]}.yaml") | found
-        elif isinstance(entry, dict):
-            found |= {key.split("@")[0].removeprefix("override /"): name for key, name in entry.items() if key.startswith("override /")}
-    return found
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
 def _fields() -> Iterator[tuple[str, str, str]]:
     """Every key that belongs to no group's option: its name, its default and what it means."""
     for field in dataclasses.fields(Config):
-        value = _default(field)
+        value = default_of(field)
         if dataclasses.is_dataclass(value):
             told = meanings(type(value))
             yield from ((f"{field.name}.{below}", written(inner), told[below]) for below, inner in dataclasses.asdict(value).items())  # type: ignore[arg-type]

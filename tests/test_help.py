@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from fl_hydra.arguments import groups, keys
 from fl_hydra.config import REGISTRIES, Checkpoint, Config, Evaluation, Tune
 from fl_hydra.errors import UserError
-from fl_hydra.help import help_text, meanings, read_option
+from fl_hydra.help import help_text, meanings
+from fl_hydra.options import read_option
 from fl_hydra.paths import CONF
 from fl_hydra.schema import register_schema
 
