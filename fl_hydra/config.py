@@ -119,7 +119,7 @@ class Config:
     speeds: Speeds = MISSING
     """How fast workers are, on a simulated clock."""
     uplink: Uplink = MISSING
-    """What a client sends in place of its update: compression, for example."""
+    """How what clients send is compressed on its way to the server."""
     tracker: Tracker = MISSING
     """Who follows runs while they train; does not change a run's result."""
 
