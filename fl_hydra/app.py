@@ -23,11 +23,16 @@ def _train() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fl_hydra.arguments import prepare
+    from fl_hydra.arguments import help_topics, prepare
     from fl_hydra.paths import CONF
     from fl_hydra.schema import explain, register_schema
 
     typed = sys.argv[1:]
+    if (topics := help_topics(typed)) is not None:
+        from fl_hydra.help import help_text
+
+        print(help_text(topics))
+        return
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print as a traceback; it is told in one line here
     register_schema()

@@ -43,7 +43,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         UserError: one of them cannot be meant so; the line says what was probably meant.
     """
     options, unknown = _options(arguments)
-    if options.shell_completion or options.help or options.hydra_help:
+    if options.shell_completion or options.hydra_help:
         return list(arguments)
     for word in unknown:
         _refuse_dashes(word, arguments)
@@ -57,7 +57,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
                 _check_path(match["key"], match["value"])
             _check_key(match["key"], match["value"], appended="+" in match["prefix"])
             if not options.config_dir:
-                _check_option(match["key"], match["value"])
+                check_option(match["key"], match["value"])
     require(
         many or bool(options.info or options.cfg) or not any(word.startswith(("+sweep/", "+search=")) for word in options.overrides),
         f"a section is a sweep of many runs, which takes -m: {command(['-m', *arguments])}",
@@ -66,6 +66,16 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         for word in options.overrides:
             _check_grammar(word, prepared[word], many, arguments)
     return [prepared.get(word, word) for word in arguments]
+
+
+def help_topics(arguments: Sequence[str]) -> list[str] | None:
+    """What `--help` is asked about, nothing in particular if the list is empty; None if it is not asked for.
+
+    Raises:
+        UserError: an option of Hydra lacks its value, or has a wrong one.
+    """
+    options, _ = _options(arguments)
+    return list(options.overrides) if options.help and not (options.hydra_help or options.shell_completion) else None
 
 
 def as_text(override: str, many: bool = False) -> str:
@@ -162,9 +172,9 @@ def _refuse_dashes(word: str, arguments: Sequence[str]) -> NoReturn:
     if not equals and following and "=" not in following[0] and not following[0].startswith("-"):
         word, equals, value = f"{word} {following[0]}", "=", following[0]
     name = name.replace("-", "_") if name.replace("-", "_") in keys() else name
-    meant = _nearest_keys(name) or [name]
+    meant = nearest_keys(name) or [name]
     raise UserError(
-        f"{word}: keys have no dashes; " + _did_you_mean(shlex.quote(f"{key}={value}") if equals else f"{key}=..." for key in meant)
+        f"{word}: keys have no dashes; " + did_you_mean(shlex.quote(f"{key}={value}") if equals else f"{key}=..." for key in meant)
     )
 
 
@@ -186,8 +196,8 @@ def _refuse_bare_words(overrides: Sequence[str]) -> None:
             _check_section("sweep", word.rpartition("/")[2], appended=word.startswith("+"))
         wanted = [f"{group}={word}" for group, options in groups().items() if word in options]
         wanted += [f"-m +sweep/{track}={word}" for track, names in sections().items() if word in names]
-        wanted += [f"{key}=..." for key in _nearest_keys(word)] if not wanted else []
-        hint = _did_you_mean(wanted) if wanted else "train.py --help lists the keys"
+        wanted += [f"{key}=..." for key in nearest_keys(word)] if not wanted else []
+        hint = did_you_mean(wanted) if wanted else "train.py --help lists the keys"
         raise UserError(f"{word}: not of the form KEY=VALUE, as K=4 or optimizer.lr=0.1; {hint}")
 
 
@@ -197,11 +207,11 @@ def _check_key(key: str, value: str, *, appended: bool) -> None:
         return
     if key.partition("/")[0].rstrip("s") == "sweep" or key in sections():
         _check_section(key, value, appended=appended)
-    elif "/" not in key and (meant := _nearest_keys(key)):
-        raise UserError(f"{key}={value}: no such key; " + _did_you_mean(shlex.quote(f"{name}={value}") for name in meant))
+    elif "/" not in key and (meant := nearest_keys(key)):
+        raise UserError(f"{key}={value}: no such key; " + did_you_mean(shlex.quote(f"{name}={value}") for name in meant))
 
 
-def _nearest_keys(key: str) -> list[str]:
+def nearest_keys(key: str) -> list[str]:
     """The keys that were probably meant: in other letters, without their group, of another group, or with a slip."""
     plain = key.lower().replace("-", "_")
     plain = OTHER_NAMES.get(plain.rpartition(".")[2], plain)
@@ -237,7 +247,7 @@ def _check_section(key: str, value: str, *, appended: bool) -> None:
         homes, name = [track], value
     what = f"{'+' if appended else ''}{key}={value}"
     if homes:
-        raise UserError(f"{what}: a section is chosen as +sweep/TRACK=NAME; " + _did_you_mean(f"-m +sweep/{home}={name}" for home in homes))
+        raise UserError(f"{what}: a section is chosen as +sweep/TRACK=NAME; " + did_you_mean(f"-m +sweep/{home}={name}" for home in homes))
     listed = "; ".join(f"+sweep/{home}= has {', '.join(names)}" for home, names in sections().items())
     raise UserError(f"{what}: a section is chosen as +sweep/TRACK=NAME: {listed}")
 
@@ -251,8 +261,12 @@ def _refuse_several_sections(overrides: Sequence[str]) -> None:
         raise UserError(f"{len(chosen)} sections in one command; a command trains one: give {each} one after the other")
 
 
-def _check_option(key: str, value: str) -> None:
-    """Refuse an option that is not there, where it can be told which one was meant; Hydra refuses the others."""
+def check_option(key: str, value: str) -> None:
+    """Refuse an option that is not there, where it can be told which one was meant; Hydra refuses the others.
+
+    Raises:
+        UserError: naming the option that was probably meant.
+    """
     options = groups().get(key)
     if options is None or not _PLAIN_LIST.fullmatch(value):
         return
@@ -263,7 +277,7 @@ def _check_option(key: str, value: str) -> None:
         close = [_letters(name)] if _letters(name) in plain else difflib.get_close_matches(_letters(name), plain, n=1, cutoff=0.7)
         elsewhere = [f"{group}={name}" for group, others in groups().items() if name in others]
         if close or elsewhere:
-            hint = _did_you_mean([f"{key}={plain[letters]}" for letters in close] or elsewhere)
+            hint = did_you_mean([f"{key}={plain[letters]}" for letters in close] or elsewhere)
             raise UserError(f"{key}={name}: no such option; {hint} There are {', '.join(options)}")
 
 
@@ -290,5 +304,6 @@ def _check_grammar(typed: str, override: str, many: bool, arguments: Sequence[st
     )
 
 
-def _did_you_mean(choices: Iterable[str]) -> str:
+def did_you_mean(choices: Iterable[str]) -> str:
+    """The end of a message that names what was probably meant."""
     return f"did you mean {' or '.join(choices)}?"

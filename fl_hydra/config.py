@@ -60,11 +60,11 @@ class Evaluation:
     """When a run is evaluated."""
 
     points: int = 50
-    """Equally spaced in the budget; each falls on the first border of a round after it. The end is always one."""
+    """Evaluations, equally spaced in the budget, and one at the end. Each takes place at the end of a round."""
     final: float = 1.0
-    """Fraction of the validation and test samples that the last evaluation looks at: the first ones of an order that never changes."""
+    """Fraction of the validation and test samples in the last evaluation. They are the first ones of an order that never changes."""
     test: bool = True
-    """Whether the test set is looked at; runs that help to choose leave it alone."""
+    """Whether the test set is evaluated. Trials of a search leave it alone."""
 
     def __post_init__(self) -> None:
         require(self.points >= 1, f"evaluation.points={self.points}: at least 1 is needed")
@@ -73,10 +73,10 @@ class Evaluation:
 
 @dataclass
 class Checkpoint:
-    """How often a run can be gone back to; not part of its identity."""
+    """How often a run is saved; not part of its identity."""
 
     seconds: float = 60.0
-    """A checkpoint is written at the first border of a round after this time."""
+    """Seconds between checkpoints, which are written at the end of a round. 0: after every round."""
 
     def __post_init__(self) -> None:
         require(self.seconds >= 0, f"checkpoint.seconds={self.seconds}: must be 0 (every round) or more")
@@ -87,7 +87,7 @@ class Tune:
     """How a search trains; not part of a run's identity."""
 
     seeds: list[int] = field(default_factory=lambda: [100])
-    """Of the runs of each trial, whose mean is its value: other seeds than those that are reported."""
+    """Seeds of each trial of a search. Its value is their mean; choose other seeds than those that are reported."""
 
     def __post_init__(self) -> None:
         require(bool(self.seeds), "tune.seeds=[]: at least 1 seed is needed for a trial")
@@ -99,52 +99,93 @@ class Config:
     """The keys of a run. `K`, `C`, `J` and the budget default to the algorithm's; the `K` of clients to the dataset's users, if any."""
 
     dataset: Dataset = MISSING
+    """The samples; a dataset also chooses a model."""
     model: Model = MISSING
+    """The model that is trained."""
     optimizer: Optimizer = MISSING
+    """The local optimizer, which takes the steps of each worker or client."""
     server: Outer = MISSING
+    """The outer optimizer, which steps along the pseudo-gradient, old model minus new; by default the mean is taken as it is."""
     scheduler: Scheduler = MISSING
+    """How the learning rate changes over the budget."""
     algorithm: Algorithm = MISSING
+    """The method; it also chooses an optimizer, a scheduler and so on, where the command line does not."""
     local_steps: LocalSteps = MISSING
+    """How many local steps each round has."""
     sharding: Sharding = MISSING
+    """How the training samples are divided among workers or clients."""
     participation: Participation = MISSING
+    """Which clients take part in a round."""
     speeds: Speeds = MISSING
+    """How fast workers are, on a simulated clock."""
     uplink: Uplink = MISSING
+    """How what clients send is compressed on its way to the server."""
     tracker: Tracker = MISSING
+    """Who follows runs while they train; does not change a run's result."""
 
     K: int | None = None
+    """Workers or clients; null: the algorithm's default, or one per user of the dataset."""
     C: float | None = None
+    """Fraction of the clients in a round; null: the algorithm's default."""
     J: int | None = None
+    """Local steps (mini-batches, not epochs) in a round; null: the algorithm's default."""
     N_c: int | None = None
+    """Classes per client, for sharding=classes."""
     gamma: float | None = None
+    """Concentration for participation=skewed; the lower, the more skewed."""
     batch_size: int = 64
+    """Samples of one local step of one worker."""
     data_parallel: int = 1
+    """Workers that share each step of centralized training. Averaging their gradients is charged as communication."""
     epochs: float | None = None
+    """Budget in passes over the training set. If epochs, rounds and samples are all null: 150 epochs, or
+    5,120,000 samples for federated methods."""
     rounds: int | None = None
+    """Budget in rounds, instead."""
     samples: int | None = None
+    """Budget in training samples, instead."""
     seed: int = 0
+    """Determines shards, initial weights, cohorts and batches."""
     split_seed: int = 0
+    """Determines the validation split."""
     noise_scale: bool = False
+    """Whether to measure the gradient noise scale in each round. The one more averaged gradient that this takes is charged."""
     precision: str = "fp32"
+    """fp32, tf32, bf16, fp16 or fp64. Under tf32, bf16 and fp16, weights and averages stay in fp32."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     objective: str = "val/acc"
+    """What a search optimises. val/acc, val/loss, train/acc, train/loss, the cost of reaching a validation accuracy (bytes@0.5), or
+    two of them joined by +."""
     tune: Tune = field(default_factory=Tune)
 
     engine: str = "auto"
+    """auto, loop, stacked, im2col, graph, graph-im2col or graph-loop. How gradients are computed: docs/performance.md."""
     device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
+    """CPU threads; null: one per core."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     until: float | None = None
+    """Fraction of the budget after which a run pauses, at an evaluation. The same command without it continues the run."""
     data: str = str(DATA)
+    """Folder of the datasets, taken as typed."""
     outputs: str = str(OUTPUTS)
+    """Folder of runs and reports, taken as typed."""
     section: str | None = None
+    """Section of the report that the run belongs to. Letters, digits, `_` and `-`."""
     size: str = "full"
+    """Size of a section: smoke (seconds), short (real data, one seed) or full."""
     dry_run: bool = False
+    """Only print what would run, how long it takes here and how much disk it needs."""
     study: str | None = None
+    """Study that the run is a trial of, for its tracker. Set by searches."""
     resume: str | None = None
+    """wandb: continue from W&B's checkpoint where it is newer than that in outputs."""
     tuned: str | None = None
+    """Section or study whose best values are used where none are typed."""
     chosen: dict[str, Any] = field(default_factory=dict)
-    """What `tuned` has put in, and on what grounds, for the reader of config.yaml; not typed."""
+    """What `tuned` has filled in, and from which study. Not typed; for readers of config.yaml."""
 
     def __post_init__(self) -> None:
         for registry in REGISTRIES:

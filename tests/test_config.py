@@ -383,7 +383,15 @@ def test_the_grid_of_the_brief_composes_into_fifteen_runs(program: Program, tmp_
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--cfg", "job"], ["--info", "searchpath"], ["-sc", "query=bash"], ["epochs=1", "outputs=outputs"]],
+    [
+        ["--help"],
+        ["--help", "optimizer"],
+        ["--hydra-help"],
+        ["--cfg", "job"],
+        ["--info", "searchpath"],
+        ["-sc", "query=bash"],
+        ["epochs=1", "outputs=outputs"],
+    ],
     ids=lambda arguments: " ".join(arguments),
 )
 def test_answers_without_importing_torch(arguments: list[str], program: Program, tmp_path: Path) -> None:
@@ -417,6 +425,8 @@ assert "torch" not in sys.modules, "torch was imported"
 @pytest.mark.parametrize(
     ("page", "heading"),
     [
+        ("README.md", "## Adding a model"),
+        ("README.md", "## Adding a dataset"),
         ("README.md", "## Adding an algorithm"),
         ("docs/distributed.md", "## Choosing J while training"),
         ("docs/participation.md", "## Adding a scheme"),

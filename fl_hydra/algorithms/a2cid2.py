@@ -39,15 +39,15 @@ class A2CiD2(EventDriven):
     x_i <- x_i - m / 2,  x~_i <- x~_i - alpha~ m, and the same for j with -m. eta and alpha~ follow from the graph. Time is
     counted in gradients of a worker of speed 1. At a gradient's event a worker mixes first and takes the gradient at the mixed model, as
     in the paper's equation; the authors' code takes it before it mixes, and steps along it from the mixed model.
-
-    topology: undirected: ring, exponential, torus, complete or star. rate: meetings of a worker for each gradient at speed 1.
-    accelerated: false is the baseline, eta = 0 and alpha~ = 1/2.
     """
 
     name: str = "a2cid2"
     topology: str = "ring"
+    """Who meets whom: ring, exponential, torus, complete or star (undirected)."""
     rate: float = 1.0
+    """Meetings of a worker per gradient at speed 1."""
     accelerated: bool = True
+    """Whether models are mixed with their shadows. false: AD-PSGD, the baseline, with eta = 0 and alpha~ = 1/2."""
 
     def __post_init__(self) -> None:
         require(0 < self.rate <= 1000, f"algorithm.rate={self.rate}: must be greater than 0 meetings for each gradient, and at most 1,000")

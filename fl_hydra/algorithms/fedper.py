@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class FedPer(Algorithm):
     """FedAvg of the base layers; the personal layers of a client are trained together with them, and are never sent.
 
-    personal: `head` (the last linear layer), `none` (FedAvg), `all` (every client for itself), or names of parameters or of module classes
-    with wildcards, as in `fc*` or `Linear|LayerNorm`. All clients begin with the same personal layers. There is no global model to be
-    evaluated: `personal/val/acc` is the figure to look at.
+    With `none` this is FedAvg, with `all` every client trains for itself. All clients begin with the same personal layers. There is no
+    global model to be evaluated: `personal/val/acc` is the figure to look at.
     """
 
     name: str = "fedper"
     personal_layers: str = "head"
+    """head (the last linear layer), none, all, or names of parameters or module classes with wildcards (fc*, Linear|LayerNorm)."""
 
     @property
     def global_model(self) -> bool:

@@ -23,6 +23,7 @@ class FedProx(Algorithm):
 
     name: str = "fedprox"
     mu: float = 0.01
+    """Strength of the proximal term; 0: FedAvg."""
 
     hyper: ClassVar[tuple[str, ...]] = ("mu",)
 

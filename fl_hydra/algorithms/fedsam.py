@@ -21,6 +21,7 @@ class FedSAM(Algorithm):
 
     name: str = "fedsam"
     rho: float = 0.05
+    """Distance from the weights at which the gradient is taken; 0: FedAvg, at twice the price."""
 
     hyper: ClassVar[tuple[str, ...]] = ("rho",)
     gradients_per_batch: ClassVar[float] = 2.0

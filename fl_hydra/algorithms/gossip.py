@@ -25,9 +25,8 @@ class GossipPGA(LocalSGD):
     It steps, then mixes: x_k <- sum_l W_kl (x_l - lr g_l), as Gossip-PGA's algorithm 1 does. Lian et al.'s mixes, then steps along the
     gradient at the model before: x_k <- sum_l W_kl x_l - lr g_k. Both move the mean alike.
 
-    topology: ring, exponential, directed_exponential, one_peer_exponential, torus, complete or star; its weights W are doubly stochastic.
-    J is the paper's period H. With J=1 this is minibatch SGD, with a topology without edges LocalSGD. `local_steps=loss` is the paper's
-    Gossip-AGA, which lengthens the period as the loss falls.
+    The weights W of a topology are doubly stochastic. J is the paper's period H. With J=1 this is minibatch SGD, with a topology without
+    edges LocalSGD. `local_steps=loss` is the paper's Gossip-AGA, which lengthens the period as the loss falls.
 
     In simulated time every exchange waits for all workers, not for neighbours alone: in a connected graph a slow worker holds up the
     others all the same, some exchanges later.
@@ -35,6 +34,7 @@ class GossipPGA(LocalSGD):
 
     name: str = "gossip_pga"
     topology: str = "ring"
+    """Who mixes with whom: ring, exponential, directed_exponential, one_peer_exponential, torus, complete or star."""
 
     coupled: ClassVar[bool] = True
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class Hierarchical(LocalSGD):
     """Workers are averaged within their block after every J steps, and all of them after every J_b such periods, which is a round.
 
-    blocks: how many there are, of neighbouring workers (the machines of a rack, say). J_b: block periods in a round (the paper's H^b).
     With J_b=1 this is LocalSGD; with one block and momentum kept, too, up to the weights of a last round that the budget cuts.
     """
 
     name: str = "hierarchical"
     blocks: int = 2
+    """Blocks of neighbouring workers (the machines of a rack, say); must divide K."""
     J_b: int = 4
+    """Block averages in a round, the last of which is one of all workers (the paper's H^b)."""
 
     coupled: ClassVar[bool] = True
     lockstep: ClassVar[bool] = True

@@ -45,6 +45,7 @@ class LocalSGD(Workers):
 
     name: str = "localsgd"
     momentum: str = "keep"
+    """What becomes of the local optimizer's state when models are averaged: keep, reset or average."""
 
     def __post_init__(self) -> None:
         require(self.momentum in POLICIES, f"algorithm.momentum={self.momentum}: choose keep, reset or average")

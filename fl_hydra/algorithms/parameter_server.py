@@ -39,11 +39,10 @@ class ParameterServer(EventDriven):
     """Each worker takes J steps and then talks to the server, whenever it is ready.
 
     Evaluated is the server's model; steps that workers have taken since their last visit are not in it.
-
-    delay: simulated seconds that sending a model there and back takes.
     """
 
     delay: float = 0.0
+    """Simulated seconds that sending a model to the server and back takes."""
 
     J: ClassVar[int | None] = 1
     slowest: ClassVar[float] = SLOWEST
@@ -96,6 +95,7 @@ class AsyncSGD(ParameterServer):
 
     name: str = "async_sgd"
     power: float = 0.0
+    """Exponent of (1 + staleness), which divides an update; 0: no correction, 1: staleness-aware SGD."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,12 +116,13 @@ class EASGD(ParameterServer):
     """Asynchronous elastic averaging (Zhang, Choromanska and LeCun, NeurIPS 2015, algorithm 1): d = a (x_k - x),
     x_k <- x_k - d, x <- x + d.
 
-    elasticity: the paper's beta; a = beta / K. J is its communication period. Workers meet the server after each J-th step; the paper
-    has them meet while they take the gradient of the next one.
+    J is its communication period. Workers meet the server after each J-th step; the paper has them meet while they take the gradient of
+    the next one.
     """
 
     name: str = "easgd"
     elasticity: float = 0.9
+    """The paper's beta; a = beta / K."""
 
     J: ClassVar[int | None] = 4
 

@@ -28,6 +28,7 @@ class Scaffold(Algorithm):
 
     name: str = "scaffold"
     control_option: int = 2
+    """How a client's control variate is renewed. 1: the gradient over all its samples; 2: the mean of the gradients on its way."""
     needs_ends: ClassVar[bool] = True
     sgd_inside: ClassVar[bool] = True
     messages: ClassVar[tuple[str, ...]] = ("control",)

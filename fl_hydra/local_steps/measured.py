@@ -15,6 +15,7 @@ class _Adaptive(LocalSteps):
     """Begins with `start` steps, or J if that is less, and remembers the number it has come to."""
 
     start: int = 4
+    """Local steps in the first rounds, or J if that is less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,6 +35,7 @@ class Loss(_Adaptive):
 
     name: str = "loss"
     warmup: float = 0.05
+    """Fraction of the budget in which J stays at `start` and the initial loss is averaged."""
 
     measures: ClassVar[frozenset[str]] = frozenset({"loss"})
 
@@ -62,7 +64,9 @@ class Drift(_Adaptive):
 
     name: str = "drift"
     low: float = 0.2
+    """J is doubled after a round with drift / progress below this."""
     high: float = 0.6
+    """J is halved after a round with drift / progress above this."""
 
     measures: ClassVar[frozenset[str]] = frozenset({"drift", "progress"})
 

@@ -29,7 +29,9 @@ class Phases(LocalSteps):
 
     name: str = "phases"
     borders: list[float] = field(default_factory=lambda: [0.25, 0.5])
+    """Fractions of the budget at which the number of steps changes."""
     numbers: list[int] = field(default_factory=lambda: [1, 4])
+    """Local steps before each border; J after the last."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +54,6 @@ class Phases(LocalSteps):
 class PostLocal(LocalSteps):
     """Post-local SGD (Lin et al., ICLR 2020, section 3): one step until the switch, J after it.
 
-    switch: a fraction of the budget. at_step: that many local steps of each worker instead; null: the fraction counts.
     In the paper the switch is the first fall of a learning rate that has been scaled and warmed up.
     Momentum stays with its worker before the switch too, as in the authors' code; PyTorch's averages gradients there, so that the momenta
     of all workers are equal at the switch.
@@ -60,7 +61,9 @@ class PostLocal(LocalSteps):
 
     name: str = "post_local"
     switch: float = 0.5
+    """Fraction of the budget after which J local steps are taken instead of one."""
     at_step: int | None = None
+    """The switch as a number of local steps of each worker; null: `switch` counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +91,7 @@ class Linear(LocalSteps):
 
     name: str = "linear"
     start: int = 1
+    """Local steps in the first round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,8 +25,11 @@ class CharacterLSTM(Model):
 
     name: str = "lstm"
     embedding: int = 8
+    """Numbers that represent a character."""
     hidden: int = 256
+    """Units of each LSTM layer."""
     layers: int = 2
+    """LSTM layers."""
 
     def __post_init__(self) -> None:
         for name in ("embedding", "hidden", "layers"):

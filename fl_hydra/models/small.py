@@ -21,7 +21,9 @@ class Small(Model):
 
     name: str = "small"
     filters: int = 8
+    """Channels of the convolution."""
     hidden: int = 32
+    """Units of the hidden layer."""
 
     def __post_init__(self) -> None:
         require(1 <= self.filters <= 10_000, f"model.filters={self.filters}: 1 to 10,000 are possible")

@@ -18,8 +18,11 @@ class Adagrad(Optimizer):
 
     name: str = "adagrad"
     lr_decay: float = 0.0
+    """How fast the rate falls with the number of steps t: by 1 / (1 + (t - 1) lr_decay)."""
     initial_accumulator_value: float = 0.0
+    """What the sum of squared gradients starts from."""
     eps: float = 1e-10
+    """Added to the denominator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,16 +53,17 @@ class Adagrad(Optimizer):
 @optimizers.register
 @dataclass
 class RMSprop(Optimizer):
-    """v <- alpha v + (1 - alpha) g^2;  u <- m u + g / (sqrt(v) + eps);  w <- w - lr u (Tieleman and Hinton 2012).
-
-    centered: v less the square of the gradient's moving average, an estimate of its variance (Graves 2013).
-    """
+    """v <- alpha v + (1 - alpha) g^2;  u <- m u + g / (sqrt(v) + eps);  w <- w - lr u (Tieleman and Hinton 2012)."""
 
     name: str = "rmsprop"
     alpha: float = 0.99
+    """Decay of the moving average of the squared gradient."""
     momentum: float = 0.0
+    """How much of the previous velocity is kept; 0: no momentum."""
     centered: bool = False
+    """Whether the gradient is divided by an estimate of its standard deviation: the squared mean is subtracted (Graves 2013)."""
     eps: float = 1e-8
+    """Added to the denominator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +101,9 @@ class Adadelta(Optimizer):
     name: str = "adadelta"
     lr: float = 1.0
     rho: float = 0.9
+    """Decay of the moving averages of squared gradients and squared steps."""
     eps: float = 1e-6
+    """Added under both square roots."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,8 +17,11 @@ class Moments(Optimizer):
 
     lr: float = 0.001
     beta1: float = 0.9
+    """Decay of the moving average of the gradient."""
     beta2: float = 0.999
+    """Decay of the moving average of the squared gradient."""
     eps: float = 1e-8
+    """Added to the denominator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +80,7 @@ class NAdam(Moments):
     name: str = "nadam"
     lr: float = 0.002
     momentum_decay: float = 0.004
+    """How fast momentum approaches beta1 from below; 0: from the start half of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,9 @@ class Optimizer(Component):
     """The configuration group that messages name."""
 
     lr: float = 0.01
+    """Peak learning rate, which the schedule multiplies."""
     weight_decay: float = 0.0
+    """Strength of weight decay: how much of each weight is subtracted, per unit of learning rate."""
     clip: float | None = None
     """The largest L2 norm of a row's gradient; a longer one is scaled down to it."""
 

@@ -30,7 +30,9 @@ class LARSRule(Optimizer):
     name: str = "lars"
     lr: float = 0.7
     trust: float = 0.001
+    """Length of a weight's step relative to the weight, at lr=1."""
     momentum: float = 0.9
+    """How much of the previous velocity is kept; 0: no momentum."""
     weight_decay: float = 0.0005
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ class OuterSGD(SGDM, Outer):
     lr: float = 1.0
     momentum: float = 0.0
     per_rate: bool = False
+    """Whether the pseudo-gradient is divided by the local learning rate, as in SlowMo."""
 
     @property
     def option(self) -> str:

@@ -122,6 +122,7 @@ class Cosine(Scheduler):
 
     name: str = "cosine"
     end: float = 0.0
+    """Fraction of the peak rate at the end of the budget."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +139,9 @@ class Step(Scheduler):
 
     name: str = "step"
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    """Fractions of the budget at which the rate falls."""
     drop: float = 0.1
+    """What the rate is multiplied by at each milestone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +162,7 @@ class Linear(Scheduler):
 
     name: str = "linear"
     end: float = 0.0
+    """Fraction of the peak rate at the end of the budget."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,6 +179,7 @@ class Exponential(Scheduler):
 
     name: str = "exponential"
     end: float = 0.01
+    """Fraction of the peak rate at the end of the budget."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +196,9 @@ class Polynomial(Scheduler):
 
     name: str = "polynomial"
     power: float = 2.0
+    """Exponent of the remaining fraction of the budget; 1: a straight line."""
     end: float = 0.0
+    """Fraction of the peak rate at the end of the budget."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

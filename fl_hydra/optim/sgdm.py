@@ -19,7 +19,9 @@ class SGDM(Optimizer):
 
     name: str = "sgdm"
     momentum: float = 0.9
+    """How much of the previous velocity is kept; 0: no momentum."""
     nesterov: bool = False
+    """Whether momentum is Nesterov's, which looks one step ahead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -140,16 +140,21 @@ class Oort(Participation):
     name: str = "oort"
     version: ClassVar[int] = 2
     epsilon: float = 0.9
+    """Part of the cohort, in the first round, that is for clients that never took part."""
     decay: float = 0.98
+    """What that part is multiplied by after each round."""
     least_epsilon: float = 0.2
+    """The smallest that part becomes."""
     alpha: float = 2.0
     """How much being slow is punished."""
     cutoff: float = 0.95
+    """Clients with a utility above this times that of the last place are drawn from."""
     clip: float = 0.95
     """Utilities are clipped at this quantile of them."""
     preferred: float = 0.3
     """The quantile of the clients' durations that is the preferred one of a round."""
     normalise: bool = True
+    """Whether statistical utilities are scaled to [0, 1], as in the authors' code; false: as in the paper's listing."""
 
     measures: ClassVar[frozenset[str]] = frozenset({"root_square"})
 

@@ -39,12 +39,19 @@ class FedCor(Participation):
     name: str = "fedcor"
     version: ClassVar[int] = 2
     warmup: int = 15
+    """First rounds with uniform cohorts, in which changes of losses are observed."""
     interval: int = 10
+    """After `warmup`, one round in so many has a uniform cohort."""
     beta: float = 0.95
+    """Factor of a client's value for each time it was chosen since the last fit."""
     dimension: int = 15
+    """Dimensions of the clients' places X_k."""
     history: int = 11
+    """How many of the last observations the process is fitted to."""
     forget: float = 1.0
+    """Factor of an observation's weight per step of its age."""
     noise: float = 0.01
+    """Standard deviation of the noise in observed changes."""
     samples: int | None = None
     """Samples of each client that its loss is taken of; null: all."""
 

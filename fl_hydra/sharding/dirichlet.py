@@ -38,6 +38,7 @@ class Dirichlet(Sharding):
 
     name: str = "dirichlet"
     alpha: float = 0.5
+    """Total concentration, shared by all classes: 0 is one class per client, 1000 close to iid. Not that of dirichlet_classes."""
 
     def __post_init__(self) -> None:
         require_alpha(self.name, self.alpha, zero=True)

@@ -44,8 +44,11 @@ class DirichletClasses(Sharding):
 
     name: str = "dirichlet_classes"
     alpha: float = 0.5
+    """Concentration of each client in each class; 0.5 is close to iid with 100 clients and classes. Not that of dirichlet."""
     min_size: int = 1
+    """Fewest samples of a client; clients are drawn again until all have them."""
     equal: bool = False
+    """Whether all clients have equally many samples (±1)."""
 
     def __post_init__(self) -> None:
         require_alpha(self.name, self.alpha)

@@ -23,7 +23,9 @@ class Quantity(Sharding):
 
     name: str = "quantity"
     alpha: float = 0.5
+    """Concentration of clients' sizes: the smaller, the more unequal."""
     min_size: int = 1
+    """Fewest samples of a client."""
 
     def __post_init__(self) -> None:
         require_alpha(self.name, self.alpha)

@@ -32,6 +32,7 @@ class Linear(Speeds):
 
     name: str = "linear"
     spread: float = 0.5
+    """Distance of the slowest and the fastest from speed 1."""
 
     version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "spread"
@@ -51,6 +52,7 @@ class LogNormal(Speeds):
 
     name: str = "lognormal"
     sigma: float = 0.5
+    """Standard deviation of the logarithm of speeds."""
 
     version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "sigma"
@@ -70,7 +72,9 @@ class Stragglers(Speeds):
 
     name: str = "stragglers"
     fraction: float = 0.25
+    """Fraction of the workers that are slow, at least one."""
     speed: float = 0.2
+    """Speed of the slow workers."""
 
     version: ClassVar[int] = 2
     differ_by: ClassVar[str] = "speed"

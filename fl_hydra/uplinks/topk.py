@@ -22,12 +22,14 @@ class TopK(Uplink):
     """Of each vector the `fraction` of entries that are largest in absolute value is sent; what is not sent is added to the next one.
 
     p <- change + error;  sent <- top_k(p);  error <- p - sent, with k = max(1, round(fraction x width)). Each entry takes its number
-    and a 4-byte index. error_feedback: without it, what is not sent is lost. A client keeps its error from one of its rounds to the next.
+    and a 4-byte index. A client keeps its error from one of its rounds to the next.
     """
 
     name: str = "topk"
     fraction: float = 0.01
+    """Fraction of the entries that is sent."""
     error_feedback: bool = True
+    """Whether what is not sent is added to the next vector; false: it is lost."""
 
     def __post_init__(self) -> None:
         require(

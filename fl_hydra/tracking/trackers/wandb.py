@@ -20,6 +20,7 @@ class Wandb(Tracker):
 
     name: str = "wandb"
     project: str = "fl-hydra"
+    """W&B project; letters, digits, `_`, `-` and `.`."""
     entity: str | None = None
     """User or team; None: whom the key belongs to."""
     mode: str = "online"
@@ -27,6 +28,7 @@ class Wandb(Tracker):
     artifact_minutes: float | None = 15.0
     """Between uploads of checkpoints, beside the last one of a run; None: checkpoints are not uploaded."""
     tags: list[str] = field(default_factory=list)
+    """Further tags of the runs."""
 
     def __post_init__(self) -> None:
         for key, value in (("project", self.project), ("entity", self.entity)):
