@@ -10,8 +10,11 @@ from fl_hydra.algorithms.events import EventDriven, WorkersState
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.participation.base import Losses
 from fl_hydra.training.batch_stream import BatchStream
 from fl_hydra.training.gradients import RowGradient
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.planning import RoundPlan, plan_events
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
@@ -31,6 +34,14 @@ class EventPhase:
 
     def __init__(self, algorithm: EventDriven, group: RowGroup, samples: Samples) -> None:
         self._algorithm, self._group, self._samples = algorithm, group, samples
+
+    def plan(self, run: PackedRun, losses: Losses) -> RoundPlan:
+        """The next block of events of a run."""
+        return plan_events(run, self._algorithm)
+
+    def encode(self, part: RunRound, name: str, vectors: Tensor) -> Tensor:
+        """What arrives of what workers send: all of it, as no uplink stands between them."""
+        return vectors
 
     def send(self, inputs: RoundInputs) -> None:
         """Workers have their models."""

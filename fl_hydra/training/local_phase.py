@@ -14,11 +14,14 @@ from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.participation.base import Losses
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training import round_inputs
 from fl_hydra.training.batch_stream import BatchStream
 from fl_hydra.training.gradients import RowGradient
 from fl_hydra.training.noise import NoiseScale
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.round_inputs import RoundInputs, RunRound, StepInputs
 from fl_hydra.training.row_group import PERSONAL, UPLINK, Block, Lane, RowGroup
 from fl_hydra.training.samples import Samples
@@ -43,6 +46,10 @@ class LocalPhase:
         self._noise, self._measures_displacement = noise, measures_displacement
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
+
+    def plan(self, run: PackedRun, losses: Losses) -> RoundPlan:
+        """The next round of a run. losses: of its present model, for a participation scheme that asks for them."""
+        return plan_round(run, losses)
 
     def send(self, inputs: RoundInputs) -> None:
         """Send every row what it begins with."""

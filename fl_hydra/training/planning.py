@@ -71,8 +71,6 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
         losses: of the present model, for schemes that ask for them.
     """
     e = run.experiment
-    if isinstance(e.algorithm, EventDriven):
-        return _plan_events(run, e.algorithm)
     J = None if e.J is None else e.local_steps.steps(e.J, run.samples / e.budget, run.traffic.steps, run.memory)
     work = _samples_of_whole_round(run, J)
     queries = _QueryAccount(losses, run.shard_sizes)
@@ -122,8 +120,8 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     )
 
 
-def _plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
-    """The next block of events. It has K J gradients; the last block, as many as the budget leaves."""
+def plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
+    """The next block of events of an asynchronous method. It has K J gradients; the last block, as many as the budget leaves."""
     e = run.experiment
     assert e.J is not None
     K, size, left = e.K, e.step_samples, e.budget - run.samples

@@ -25,12 +25,11 @@ from torch import Tensor
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.arrays import Indices, Reals
-from fl_hydra.devices import computes_in, keep_freed_memory, to_device
-from fl_hydra.seams.clients import Clients, Mask, Server
-from fl_hydra.seams.fabric import Fabric, Wire
+from fl_hydra.devices import computes_in, keep_freed_memory
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.cohorts import Cohorts
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.event_phase import EventPhase
@@ -39,12 +38,12 @@ from fl_hydra.training.local_phase import LocalPhase
 from fl_hydra.training.measurements import LossQueries, Measurements
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.personal_evaluation import PersonalEvaluation, PersonalScores
-from fl_hydra.training.planning import RoundPlan, plan_round
+from fl_hydra.training.planning import RoundPlan
 from fl_hydra.training.precision import PRECISIONS
-from fl_hydra.training.round_inputs import RoundInputs, RunRound, is_masked, step_inputs
-from fl_hydra.training.row_group import STATE, RowGroup
+from fl_hydra.training.round_inputs import RoundInputs, step_inputs
+from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
-from fl_hydra.training.shard_passes import RunShards, ShardPasses
+from fl_hydra.training.shard_passes import ShardPasses
 from fl_hydra.training.split import load_split
 
 
@@ -100,7 +99,7 @@ class Trainer:
         self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares
         self.loss_queries = LossQueries(group.engine, self.split.train, notify)
-        self.passes = ShardPasses(group, self.split.train)
+        self.cohorts = Cohorts(first, group, ShardPasses(group, self.split.train))
         self.personal = PersonalEvaluation(algorithm, group)
         self._phase: LocalPhase | EventPhase
         if isinstance(algorithm, EventDriven):
@@ -119,7 +118,7 @@ class Trainer:
         """
         if any(run.finished for run in self.runs):
             raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
-        plans = [plan_round(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
+        plans = [self._phase.plan(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
         if (counts := [len(plan.ids) for plan in plans]) != self.group.division.counts:
             self._allocate(counts)
         inputs = self._begin(plans)
@@ -142,80 +141,24 @@ class Trainer:
             if of_rounds is not None:
                 run.observe_round(part.plan, of_rounds[index])
             if run.finished and self._first.algorithm.concludes:
-                self._conclude(index)
+                self._first.algorithm.conclude(part.state, self.cohorts.everyone(run, index))
+                run.settle()
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
         """Charge what planning took, check the cohorts' state out, and lay out what local steps need."""
         for run, plan in zip(self.runs, plans, strict=True):
             run.begin(plan, self.group.payload)
         steps, counts = step_inputs(plans, self.runs, self.device, self.group.dtype)
-        parts = [self._part(index, plan) for index, plan in enumerate(plans)]
+        parts = [
+            self.cohorts.part(run, index, plan, self._state_of(index))
+            for index, (run, plan) in enumerate(zip(self.runs, plans, strict=True))
+        ]
+        for part in parts:
+            part.clients.uplink = partial(self._phase.encode, part)
         self.group.buffers.meter.zero_()
         if self.measurements.noise is not None:
             self.measurements.noise.begin()
         return RoundInputs(steps, counts, np.zeros((*counts.shape, len(CALLS)), np.int64), parts)
-
-    def _part(self, index: int, plan: RoundPlan) -> RunRound:
-        """A run's part in a round: its cohort, whose state is checked out."""
-        run, rows, group = self.runs[index], self.group.division.sections[index], self.group
-        reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
-        kept = {name: values[rows] for name, values in group.buffers.kept.items()}
-        run.clients.check_out(plan.ids, run.round, kept)
-        for name, values in group.buffers.facts.items():
-            values[rows].copy_(to_device(run.fact(name, plan.ids), self.device))
-        lost: list[int] = np.flatnonzero(~reports).tolist()
-        numbers = to_device(np.append(plan.weights, plan.mean_rate), self.device).to(group.dtype)
-        clients = self._clients(index, plan.ids, reports, numbers[:-1], replace(self._servers[index], local_lr=numbers[-1:, None]))
-        clients.steps = -(-plan.samples // run.experiment.step_samples)
-        clients.rates = to_device(plan.rates.sum(1), self.device).to(group.dtype)[:, None]
-        clients.state = {name.removeprefix(STATE): values for name, values in kept.items() if name.startswith(STATE)}
-        clients.slots = {name: kept[name] for name in group.kept_slots}
-        part = RunRound(
-            plan,
-            rows,
-            self.state.of_runs(slice(index, index + 1)),
-            clients,
-            is_masked(plan, run),
-            tuple(mixing is not None for mixing in plan.mixing),
-            int(reports.sum()),
-            frozenset(rows.start + row for row in lost),
-            [(values[row], values[row].clone()) for values in kept.values() for row in lost],
-            to_device(run.uplink_streams(plan.ids), self.device),
-            int(run.uplink_streams(np.array([-1]))[0]),
-        )
-        if isinstance(self._phase, LocalPhase):
-            clients.uplink = partial(self._phase.encode, part)
-        return part
-
-    def _clients(self, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server) -> Clients:
-        """Some clients of a run, as its method sees them, without what they carry."""
-        run, group = self.runs[index], self.group
-        uplink = self._first.uplink
-        wire = Wire(group.layout.size, group.personal.width, None if uplink.bypassed else uplink.size)
-        return Clients(
-            run.facts,
-            run.round,
-            ids,
-            weights,
-            reports,
-            np.zeros(len(ids), np.int64),
-            torch.zeros_like(weights)[:, None],
-            {},
-            {},
-            Fabric(self._first.algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
-            server,
-            {name: values[group.division.sections[index].start][None] for name, values in group.buffers.own_hyper.items()},
-            RunShards(self.passes, run),
-        )
-
-    def _conclude(self, index: int) -> None:
-        """What the method does with all clients of a run that has come to its end; a part of its last round."""
-        run = self.runs[index]
-        ids = np.flatnonzero(run.shard_sizes)
-        weights = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self.device).to(self.group.dtype)
-        clients = self._clients(index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
-        self._first.algorithm.conclude(self.state.of_runs(slice(index, index + 1)), clients)
-        run.settle()
 
     def _outer_slots(self) -> dict[str, Tensor]:
         """The outer optimizer's state at first, of every field that it steps."""
@@ -232,13 +175,7 @@ class Trainer:
         group = self.group
         experiments = [run.experiment for run in self.runs]
         group.allocate(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
-        outer = [run.experiment.server for run in self.runs]
-        hyper = group.hyper(outer)
-        rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=self.device)
-        self._servers = [
-            Server(rule, {name: values[run : run + 1] for name, values in hyper.items()}, rates[run : run + 1], rates[:0], group.layers)
-            for run, rule in enumerate(outer)
-        ]
+        self.cohorts.allocate([each.server for each in experiments])
         if self.measurements.noise is not None:
             self.measurements.noise.allocate(group.division.lanes, counts, group.layout.size, group.dtype)
 
@@ -294,22 +231,20 @@ class Trainer:
         return [self._evaluate(run) for run in runs]
 
     def _evaluate(self, run: int) -> Metrics:
-        state = self.state.of_runs(slice(run, run + 1))
+        state = self._state_of(run)
         # A copy, as all that is evaluated: at another address a product may have other last bits.
         models = self._first.algorithm.models(state).clone()
         personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 
     def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
-        """How clients of a run do with models of their own; what they compute for it is not charged."""
+        """How clients of a run do with models of their own."""
         run = self.runs[index]
+        return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids))
 
-        def clients(ids: Indices) -> Clients:
-            weights = torch.full((len(ids),), 1 / len(ids), dtype=self.group.dtype, device=self.device)
-            made = self._clients(index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
-            return replace(made, shards=RunShards(self.passes, run, charged=False))
-
-        return self.personal.scores(run, state, samples, looked_at, clients)
+    def _state_of(self, run: int) -> State:
+        """What a run carries, the trainer's own memory."""
+        return self.state.of_runs(slice(run, run + 1))
 
     def weights(self, run: int = 0) -> Tensor:
         """A run's model, [P], on the host."""

@@ -20,7 +20,7 @@ from fl_hydra.optim.schedules import Constant
 from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.planning import RoundPlan, plan_round
+from fl_hydra.training.planning import RoundPlan, plan_events, plan_round
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment
 
@@ -66,7 +66,8 @@ def timed(run: Trainer) -> list[RoundPlan]:
     """Only the clock of a run: its plans, without the gradients."""
     plans = []
     while not run.finished:
-        plans.append(plan_round(run.sole_run))
+        algorithm = run.sole_run.experiment.algorithm
+        plans.append(plan_events(run.sole_run, algorithm) if isinstance(algorithm, EventDriven) else plan_round(run.sole_run))
         run.sole_run.begin(plans[-1], 0)
         run.sole_run.advance(plans[-1], np.zeros(3, np.int64), 0)
     return plans

@@ -28,7 +28,7 @@ from tests.support.make import experiment, trainer
 
 @pytest.mark.parametrize(("algorithm", "optimizer"), PAIRS)
 @pytest.mark.parametrize("engine", ["stacked", "im2col"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 2e-5), ("tf32", 2e-5)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 2e-5)])
 def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: str, tolerance: float) -> None:
     loop, stacked = (trainer(*arguments(algorithm, optimizer, f"precision={precision}"), engine=name) for name in ("loop", engine))
     while not loop.finished:
@@ -38,6 +38,9 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
     one, other = loop.evaluate()[0], stacked.evaluate()[0]
     assert one.keys() == other.keys()
     for name, value in one.items():
+        if value is None:
+            assert other[name] is None
+            continue
         assert other[name] == pytest.approx(
             value, rel=100 * tolerance, abs=0.011 if "acc" in name and precision != "fp64" else tolerance
         ), name

@@ -1,0 +1,113 @@
+"""What a method is given of the clients of a run: a round's cohort, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_hydra.algorithms.base import State
+from fl_hydra.arrays import Indices
+from fl_hydra.devices import to_device
+from fl_hydra.optim.outer import Outer
+from fl_hydra.seams.clients import Clients, Mask, Server
+from fl_hydra.seams.fabric import Fabric, Wire
+from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.planning import RoundPlan
+from fl_hydra.training.round_inputs import RunRound, is_masked
+from fl_hydra.training.row_group import STATE, RowGroup
+from fl_hydra.training.shard_passes import RunShards, ShardPasses
+
+
+class Cohorts:
+    """Makes :class:`fl_hydra.seams.clients.Clients` of the runs of a trainer.
+
+    Args:
+        experiment: the first run, with which all others have method and uplink in common.
+        group: the rows. passes: over all samples of clients.
+    """
+
+    def __init__(self, experiment: Experiment, group: RowGroup, passes: ShardPasses) -> None:
+        self._algorithm, self._uplink = experiment.algorithm, experiment.uplink
+        self._group, self.passes = group, passes
+        self._servers: list[Server] = []
+
+    def allocate(self, outer: Sequence[Outer]) -> None:
+        """Make the servers of all runs, by their outer optimizers."""
+        group = self._group
+        hyper = group.hyper(outer)
+        rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=group.device)
+        self._servers = [
+            Server(rule, {name: values[run : run + 1] for name, values in hyper.items()}, rates[run : run + 1], rates[:0], group.layers)
+            for run, rule in enumerate(outer)
+        ]
+
+    def part(self, run: PackedRun, index: int, plan: RoundPlan, state: State) -> RunRound:
+        """A run's part in a round, with its cohort, whose state is checked out. index: the run's. state: what it carries, [1, ...]."""
+        group = self._group
+        rows = group.division.sections[index]
+        reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
+        kept = {name: values[rows] for name, values in group.buffers.kept.items()}
+        run.clients.check_out(plan.ids, run.round, kept)
+        for name, values in group.buffers.facts.items():
+            values[rows].copy_(to_device(run.fact(name, plan.ids), group.device))
+        lost: list[int] = np.flatnonzero(~reports).tolist()
+        numbers = to_device(np.append(plan.weights, plan.mean_rate), group.device).to(group.dtype)
+        server = replace(self._servers[index], local_lr=numbers[-1:, None])
+        clients = replace(
+            self._clients(run, index, plan.ids, reports, numbers[:-1], server),
+            steps=-(-plan.samples // run.experiment.step_samples),
+            rates=to_device(plan.rates.sum(1), group.device).to(group.dtype)[:, None],
+            state={name.removeprefix(STATE): values for name, values in kept.items() if name.startswith(STATE)},
+            slots={name: kept[name] for name in group.kept_slots},
+        )
+        return RunRound(
+            plan,
+            rows,
+            state,
+            clients,
+            is_masked(plan, run),
+            tuple(mixing is not None for mixing in plan.mixing),
+            int(reports.sum()),
+            frozenset(rows.start + row for row in lost),
+            [(values[row], values[row].clone()) for values in kept.values() for row in lost],
+            to_device(run.uplink_streams(plan.ids), group.device),
+            int(run.uplink_streams(np.array([-1]))[0]),
+        )
+
+    def everyone(self, run: PackedRun, index: int) -> Clients:
+        """All clients of a run that have samples, weighed by these."""
+        ids = np.flatnonzero(run.shard_sizes)
+        shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
+        return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, self._servers[index])
+
+    def uncharged(self, run: PackedRun, index: int, ids: Indices) -> Clients:
+        """Some clients, int64 [n], for an evaluation: what they compute costs nothing."""
+        weights = torch.full((len(ids),), 1 / len(ids), dtype=self._group.dtype, device=self._group.device)
+        clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
+        return replace(clients, shards=RunShards(self.passes, run, charged=False))
+
+    def _clients(self, run: PackedRun, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server) -> Clients:
+        """Some clients of a run, without what they carry."""
+        group = self._group
+        wire = Wire(group.layout.size, group.personal.width, None if self._uplink.bypassed else self._uplink.size)
+        first = group.division.sections[index].start
+        return Clients(
+            run.facts,
+            run.round,
+            ids,
+            weights,
+            reports,
+            np.zeros(len(ids), np.int64),
+            torch.zeros_like(weights)[:, None],
+            {},
+            {},
+            Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
+            server,
+            {name: values[first : first + 1] for name, values in group.buffers.own_hyper.items()},
+            RunShards(self.passes, run),
+        )
