@@ -16,7 +16,10 @@ def print_outcomes(labels: list[str], outcomes: list[Outcome]) -> None:
     from rich.text import Text
 
     table = Table(title=f"{sum(outcome.status == 'finished' for outcome in outcomes)} of {len(outcomes)} points finished")
-    for column in ("point", "status", "rounds", "samples", "train loss", "val acc %", "test acc %", "run"):
+    figures = [
+        figure for figure in FIGURES if figure[1] in ALWAYS or any(outcome.metrics.get(figure[1]) is not None for outcome in outcomes)
+    ]
+    for column in ("point", "status", *(figure[0] for figure in figures), "run"):
         table.add_column(column, justify="left" if column in ("point", "status", "run") else "right", overflow="fold")
     for label, outcome in zip(labels, outcomes, strict=True):
         metrics = outcome.metrics
@@ -24,7 +27,7 @@ def print_outcomes(labels: list[str], outcomes: list[Outcome]) -> None:
         table.add_row(
             Text(label),
             status,
-            *(_number(metrics.get(name), scale, digits) for name, scale, digits in COLUMNS),
+            *(_number(metrics.get(name), scale, digits) for _, name, scale, digits in figures),
             outcome.folder.name,
         )
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -34,7 +37,19 @@ def print_outcomes(labels: list[str], outcomes: list[Outcome]) -> None:
             console.print(f"{label}: {outcome.status}: {outcome.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
-COLUMNS = (("round", 1, 0), ("samples", 1, 0), ("train/loss", 1, 4), ("val/acc", 100, 2), ("test/acc", 100, 2))
+FIGURES = (
+    ("rounds", "round", 1, 0),
+    ("samples", "samples", 1, 0),
+    ("train loss", "train/loss", 1, 4),
+    ("val acc %", "val/acc", 100, 2),
+    ("test acc %", "test/acc", 100, 2),
+    ("personal val acc %", "personal/val/acc", 100, 2),
+    ("personal test acc %", "personal/test/acc", 100, 2),
+)
+"""Headers of columns, with the metric, its factor and its digits."""
+
+ALWAYS = ("round", "samples", "train/loss", "val/acc", "test/acc")
+"""Those that are shown even where no run has them."""
 
 
 def _number(value: float | None, scale: int, digits: int) -> str:
