@@ -145,7 +145,7 @@ class SearchSweeper(GridSweeper):
 
     def _foresee(self, searches: Sequence[_Search], space: Space) -> None:
         """Print what the search would do."""
-        from fl_hydra.tuning.foresight import Asked, foresee_search
+        from fl_hydra.tuning.search_foresight import Asked, foresee_search
         from fl_hydra.tuning.space import as_override
 
         corner = [as_override(key, value) for key, value in space.corners()[0].items()]

@@ -30,7 +30,7 @@ from fl_hydra.seams.clients import Clients, Mask, Server
 from fl_hydra.seams.fabric import Fabric, Wire
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.event_phase import EventPhase

@@ -44,7 +44,7 @@ def _main() -> None:
     outputs = arguments.outputs.expanduser()
     require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
     if arguments.what == "draw":
-        from fl_hydra.report.figures.study import draw_study
+        from fl_hydra.report.figures.trials import draw_study
 
         for study in _studies(arguments.name, outputs):
             path = draw_study(study, outputs / "report" / f"{study['study']}.png")

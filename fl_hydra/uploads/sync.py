@@ -22,7 +22,7 @@ from fl_hydra.tracking.trackers.base import Followed, Held
 
 if TYPE_CHECKING:
     from fl_hydra.tracking.trackers.wandb import Wandb
-    from fl_hydra.tracking.wandb import Connection
+    from fl_hydra.tracking.wandb_run import Connection
 
 UPLOAD_SECONDS = 3600.0
 """How long W&B may take for one run."""
@@ -73,7 +73,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _connected(tracker: Wandb, outputs: Path) -> Connection:
-    from fl_hydra.tracking.wandb import connection
+    from fl_hydra.tracking.wandb_run import connection
 
     said: list[str] = []
     there = connection(tracker, outputs, said.append)
@@ -136,7 +136,7 @@ def _held(folder: Path) -> tuple[Held, str] | None:
 def _sync_run(tracker: Wandb, followed: Followed, connection: Connection, counts: dict[str, int]) -> None:
     from fl_hydra.runs.folder import RunFolder
     from fl_hydra.runs.ownership import RunBusy
-    from fl_hydra.tracking.wandb import Unreachable, WandbRun, rows_there
+    from fl_hydra.tracking.wandb_run import Unreachable, WandbRun, rows_there
 
     try:
         with RunFolder(followed.folder).owned(print):
