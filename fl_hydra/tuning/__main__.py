@@ -136,9 +136,9 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
         UserError: there are no such runs, or not of every value with the same seeds.
     """
     from fl_hydra.arguments import keys
-    from fl_hydra.runs.folder import section_runs
     from fl_hydra.runs.identity import by_key
     from fl_hydra.runs.reading import read_run
+    from fl_hydra.runs.sections import section_runs
     from fl_hydra.tuning.chosen import Chosen
     from fl_hydra.tuning.objective import Objective
 

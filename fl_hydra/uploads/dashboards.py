@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     """Make a workspace for each section, and print where it is."""
     from fl_hydra.report.spec import KINDS, Spec
     from fl_hydra.runs.describing import read_description
-    from fl_hydra.runs.folder import sections
+    from fl_hydra.runs.sections import sections
     from fl_hydra.tracking.trackers.wandb import Wandb
     from fl_hydra.tracking.wandb_run import connection
 

@@ -31,7 +31,8 @@ CONTENT = "tracked/report_sha256"
 
 def main(arguments: list[str]) -> None:
     """Upload what is missing of all runs with `tracker=wandb`, or of the named sections' runs to a project."""
-    from fl_hydra.runs.folder import run_folders, section_runs, sections
+    from fl_hydra.runs.folder import run_folders
+    from fl_hydra.runs.sections import section_runs, sections
 
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.tracking sync", description=main.__doc__)
     parser.add_argument("section", nargs="*", help="upload only the runs of these sections; all runs if none is named")
@@ -111,7 +112,8 @@ def _tracked(folder: Path, outputs: Path, project: str | None, entity: str | Non
 def _held(folder: Path) -> tuple[Held, str] | None:
     """What a run's files hold that can be verified, and how it has ended; None if that is nothing."""
     from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
-    from fl_hydra.runs.folder import METRICS, read_ended
+    from fl_hydra.runs.folder import METRICS
+    from fl_hydra.runs.summary import read_ended
 
     checkpoints = Checkpoints(folder / "checkpoints")
     newest, path = None, None
@@ -186,7 +188,7 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
     import wandb
 
     from fl_hydra.report.runs import by_setting, read_run
-    from fl_hydra.runs.folder import section_runs, sections
+    from fl_hydra.runs.sections import section_runs, sections
 
     columns = ("val/acc", "val/loss", "test/acc", "test/loss")
     rows: list[list[Any]] = []
