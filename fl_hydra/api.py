@@ -17,9 +17,10 @@ from fl_hydra.files import CorruptFile, read_file, read_verified
 from fl_hydra.paths import CONF, DATA, OUTPUTS
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.checkpoint import Checkpoint
-from fl_hydra.runs.folder import CONFIG, METRICS, read_ended, rows_of
+from fl_hydra.runs.folder import CONFIG, METRICS, rows_of
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.progress import ConsoleReporter
+from fl_hydra.runs.summary import read_ended
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -87,10 +87,10 @@ class Choice:
         return float(speeds.max() / speeds.min())
 
 
-Rule = tuple[Callable[[Choice], bool], str]
+Requirement = tuple[Callable[[Choice], bool], str]
 """Whether a choice can be run, and, formatted with it as `c`, one line that says what is wrong, what is allowed and what to do."""
 
-RULES: tuple[Rule, ...] = (
+REQUIREMENTS: tuple[Requirement, ...] = (
     (
         lambda c: c.config.data_parallel == 1 or (c.K == 1 and not c.algorithm.federated and c.algorithm.synchronous),
         "data_parallel={c.config.data_parallel}: shares the steps of centralized training among workers; workers of "
@@ -170,8 +170,8 @@ def check_compatibility(choice: Choice) -> None:
     """Refuse options that do not go together.
 
     Raises:
-        UserError: what the first rule says that does not hold.
+        UserError: the line of the first requirement that does not hold.
     """
-    for holds, otherwise in RULES:
+    for holds, otherwise in REQUIREMENTS:
         if not holds(choice):
             raise UserError(otherwise.format(c=choice))

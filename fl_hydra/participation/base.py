@@ -92,7 +92,7 @@ class Cohort:
 
 @dataclass
 class Participation(Component):
-    """A rule that draws the cohort of a round.
+    """A scheme that draws the cohort of a round.
 
     To add one: subclass it with `@participations.register` and override `cohort`; say in `measures` what it wants to see of a round, if
     anything, and override `observe`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.

@@ -27,9 +27,9 @@ from fl_hydra.report.tuned import section_studies
 from fl_hydra.report.wording import plain_name
 from fl_hydra.runs.describing import description_file, read_description
 from fl_hydra.runs.finding import find_run
-from fl_hydra.runs.folder import section_file, section_runs, sections
 from fl_hydra.runs.listing import listed, print_runs
 from fl_hydra.runs.reading import Run, read_run
+from fl_hydra.runs.sections import section_file, section_runs, sections
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def _main() -> None:
     match arguments.what:
         case "status":
             from fl_hydra.runs.status import print_status
-            from fl_hydra.tuning.standing import print_searches
+            from fl_hydra.tuning.search_standing import print_searches
 
             print_status(outputs)
             print_searches(outputs)

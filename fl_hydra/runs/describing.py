@@ -12,8 +12,9 @@ from typing import Any
 
 from fl_hydra.errors import UserError
 from fl_hydra.files import CorruptFile, read_file, write_atomically
-from fl_hydra.runs.folder import as_json, section_file, section_locked
+from fl_hydra.runs.folder import as_json
 from fl_hydra.runs.identity import hash_of
+from fl_hydra.runs.sections import section_file, section_locked
 
 MOST_COMMANDS = 20
 """Commands that are kept of a section, the newest ones."""

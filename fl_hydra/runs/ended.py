@@ -8,9 +8,9 @@ from typing import Any
 
 from fl_hydra.files import CorruptFile
 from fl_hydra.runs.failure import ForeignRun, explain
-from fl_hydra.runs.folder import damaged_beside, read_ended
 from fl_hydra.runs.identity import by_key, describe, run_folder, run_hash
 from fl_hydra.runs.outcome import Outcome
+from fl_hydra.runs.summary import damaged_beside, read_ended
 from fl_hydra.training.experiment import Experiment
 
 

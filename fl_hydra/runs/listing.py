@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.errors import UserError, require
-from fl_hydra.runs.folder import run_folders, section_runs, sections
+from fl_hydra.runs.folder import run_folders
 from fl_hydra.runs.identity import by_key
 from fl_hydra.runs.reading import Run, inner_optimizer, outer_optimizer, read_run
+from fl_hydra.runs.sections import section_runs, sections
 from fl_hydra.runs.standing import is_written, part_seen, seconds_spent
 
 FIGURES = ("val/acc", "test/acc")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_hydra.files import CorruptFile, read_file
-from fl_hydra.runs.folder import FORMAT, METRICS, SUMMARY, read_ended, rows_of
+from fl_hydra.runs.folder import METRICS, SUMMARY, rows_of
 from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.standing import is_written
+from fl_hydra.runs.summary import FORMAT, read_ended
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints, check_fits
 from fl_hydra.runs.conditions import Conditions, Wish, environment
 from fl_hydra.runs.ended import find, known_outcome, refuse_foreign
 from fl_hydra.runs.failure import ERROR, ForeignRun, explain, is_out_of_memory, write_traceback
-from fl_hydra.runs.folder import FORMAT, METRICS, SEAL, SUMMARY, RowsFile, RunFolder, as_json, join_section, not_finite, rows_of, seal
+from fl_hydra.runs.folder import METRICS, SUMMARY, RowsFile, RunFolder, as_json, not_finite, rows_of
 from fl_hydra.runs.following import follower_of
 from fl_hydra.runs.identity import describe, run_folder, run_hash
 from fl_hydra.runs.milestones import next_evaluation, row_of_pause
 from fl_hydra.runs.outcome import Outcome
 from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.runs.reader_files import ReaderFiles
+from fl_hydra.runs.sections import join_section
+from fl_hydra.runs.summary import FORMAT, SEAL, seal
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:

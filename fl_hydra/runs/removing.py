@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fl_hydra.errors import UserError, require
 from fl_hydra.runs.describing import description_file
-from fl_hydra.runs.folder import SUMMARY, leave_sections, section_file, section_locked, section_runs
+from fl_hydra.runs.folder import SUMMARY
 from fl_hydra.runs.ownership import owned
+from fl_hydra.runs.sections import leave_sections, section_file, section_locked, section_runs
 
 
 def remove_runs(folders: Sequence[Path], notify: Callable[[str], None]) -> list[str]:

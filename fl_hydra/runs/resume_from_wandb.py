@@ -38,7 +38,7 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
         OSError: it cannot be written.
     """
     from fl_hydra.tracking.trackers.wandb import Wandb
-    from fl_hydra.tracking.wandb import Unreachable, connection
+    from fl_hydra.tracking.wandb_run import Unreachable, connection
 
     assert isinstance(config.tracker, Wandb)
     run = run_hash(experiment)

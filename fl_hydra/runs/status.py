@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fl_hydra.errors import UserError
 from fl_hydra.runs.failure import ERROR
-from fl_hydra.runs.folder import run_folders, section_runs, sections
+from fl_hydra.runs.folder import run_folders
 from fl_hydra.runs.reading import Run, read_run
+from fl_hydra.runs.sections import section_runs, sections
 from fl_hydra.runs.standing import in_words, is_written, part_kept, part_seen, seconds_per_sample
 
 

@@ -89,11 +89,11 @@ def require_min_size(size: int) -> None:
 
 @dataclass
 class Sharding(Component):
-    """A rule that divides training samples among K clients, by what they show, or whose they are, and the seed alone."""
+    """Divides training samples among K clients, by what they show, or whose they are, and the seed alone."""
 
     @property
     def tag(self) -> str:
-        """What a run's name says of this rule, in a word; nothing for even shards, and where N_c says it."""
+        """What a run's name says of this division, in a word; nothing for even shards, and where N_c says it."""
         return ""
 
     def least_size(self, total: int, K: int) -> int:
@@ -101,7 +101,7 @@ class Sharding(Component):
         return 1
 
     def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
-        """Raise before anything is loaded if the rule cannot be met.
+        """Raise before anything is loaded if samples cannot be divided so.
 
         Args:
             sample_counts: of the training samples.

@@ -186,10 +186,10 @@ class GridSweeper(BasicSweeper):
         its folder cannot be read or holds another run."""
         from fl_hydra.runs import course
         from fl_hydra.runs.ended import known_outcome
-        from fl_hydra.runs.folder import join_section
         from fl_hydra.runs.identity import describe, run_folder
         from fl_hydra.runs.outcome import Outcome
         from fl_hydra.runs.progress import ConsoleReporter
+        from fl_hydra.runs.sections import join_section
         from fl_hydra.runs.standing import part_kept
 
         assert self.launcher is not None

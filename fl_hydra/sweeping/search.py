@@ -145,7 +145,7 @@ class SearchSweeper(GridSweeper):
 
     def _foresee(self, searches: Sequence[_Search], space: Space) -> None:
         """Print what the search would do."""
-        from fl_hydra.tuning.foresight import Asked, foresee_search
+        from fl_hydra.tuning.search_foresight import Asked, foresee_search
         from fl_hydra.tuning.space import as_override
 
         corner = [as_override(key, value) for key, value in space.corners()[0].items()]
@@ -331,7 +331,7 @@ def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequen
 
     A run that was trained further before is seen as one that paused there, so that it does not make another search.
     """
-    from fl_hydra.runs.folder import read_ended
+    from fl_hydra.runs.summary import read_ended
 
     if outcome.status == "paused":
         return False, [each.at(outcome.metrics) for each in objectives]

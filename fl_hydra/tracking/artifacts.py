@@ -21,7 +21,7 @@ from fl_hydra.files import MAGIC, read_file
 from fl_hydra.tracking.trackers.base import Followed, Held
 
 if TYPE_CHECKING:
-    from fl_hydra.tracking.wandb import Connection
+    from fl_hydra.tracking.wandb_run import Connection
 
 TYPE = "checkpoint"
 CLIENTS = "clients"

@@ -19,7 +19,7 @@ from fl_hydra.seams.fabric import Traffic
 from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import GRADIENTS, OUTPUTS, PRODUCTS
 from fl_hydra.sharding.shard_sampler import ShardSampler
-from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.image_samples import augmentation_stream
 from fl_hydra.training.planning import RoundPlan

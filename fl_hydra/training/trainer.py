@@ -28,7 +28,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.cohorts import Cohorts
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate

@@ -44,7 +44,7 @@ def _main() -> None:
     outputs = arguments.outputs.expanduser()
     require(outputs.is_dir(), f"outputs={outputs}: there is no such folder")
     if arguments.what == "draw":
-        from fl_hydra.report.figures.study import draw_study
+        from fl_hydra.report.figures.trials import draw_study
 
         for study in _studies(arguments.name, outputs):
             path = draw_study(study, outputs / "report" / f"{study['study']}.png")
@@ -136,9 +136,9 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
         UserError: there are no such runs, or not of every value with the same seeds.
     """
     from fl_hydra.arguments import keys
-    from fl_hydra.runs.folder import section_runs
     from fl_hydra.runs.identity import by_key
     from fl_hydra.runs.reading import read_run
+    from fl_hydra.runs.sections import section_runs
     from fl_hydra.tuning.chosen import Chosen
     from fl_hydra.tuning.objective import Objective
 

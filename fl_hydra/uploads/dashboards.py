@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     """Make a workspace for each section, and print where it is."""
     from fl_hydra.report.spec import KINDS, Spec
     from fl_hydra.runs.describing import read_description
-    from fl_hydra.runs.folder import sections
+    from fl_hydra.runs.sections import sections
     from fl_hydra.tracking.trackers.wandb import Wandb
-    from fl_hydra.tracking.wandb import connection
+    from fl_hydra.tracking.wandb_run import connection
 
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.tracking dashboard", description=main.__doc__)
     parser.add_argument("section", nargs="*", help="sections; all that were trained if none is named")

@@ -22,7 +22,7 @@ from fl_hydra.tracking.trackers.base import Followed, Held
 
 if TYPE_CHECKING:
     from fl_hydra.tracking.trackers.wandb import Wandb
-    from fl_hydra.tracking.wandb import Connection
+    from fl_hydra.tracking.wandb_run import Connection
 
 UPLOAD_SECONDS = 3600.0
 """How long W&B may take for one run."""
@@ -31,7 +31,8 @@ CONTENT = "tracked/report_sha256"
 
 def main(arguments: list[str]) -> None:
     """Upload what is missing of all runs with `tracker=wandb`, or of the named sections' runs to a project."""
-    from fl_hydra.runs.folder import run_folders, section_runs, sections
+    from fl_hydra.runs.folder import run_folders
+    from fl_hydra.runs.sections import section_runs, sections
 
     parser = argparse.ArgumentParser(prog="python -m fl_hydra.tracking sync", description=main.__doc__)
     parser.add_argument("section", nargs="*", help="upload only the runs of these sections; all runs if none is named")
@@ -73,7 +74,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _connected(tracker: Wandb, outputs: Path) -> Connection:
-    from fl_hydra.tracking.wandb import connection
+    from fl_hydra.tracking.wandb_run import connection
 
     said: list[str] = []
     there = connection(tracker, outputs, said.append)
@@ -111,7 +112,8 @@ def _tracked(folder: Path, outputs: Path, project: str | None, entity: str | Non
 def _held(folder: Path) -> tuple[Held, str] | None:
     """What a run's files hold that can be verified, and how it has ended; None if that is nothing."""
     from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
-    from fl_hydra.runs.folder import METRICS, read_ended
+    from fl_hydra.runs.folder import METRICS
+    from fl_hydra.runs.summary import read_ended
 
     checkpoints = Checkpoints(folder / "checkpoints")
     newest, path = None, None
@@ -136,7 +138,7 @@ def _held(folder: Path) -> tuple[Held, str] | None:
 def _sync_run(tracker: Wandb, followed: Followed, connection: Connection, counts: dict[str, int]) -> None:
     from fl_hydra.runs.folder import RunFolder
     from fl_hydra.runs.ownership import RunBusy
-    from fl_hydra.tracking.wandb import Unreachable, WandbRun, rows_there
+    from fl_hydra.tracking.wandb_run import Unreachable, WandbRun, rows_there
 
     try:
         with RunFolder(followed.folder).owned(print):
@@ -186,7 +188,7 @@ def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection)
     import wandb
 
     from fl_hydra.report.runs import by_setting, read_run
-    from fl_hydra.runs.folder import section_runs, sections
+    from fl_hydra.runs.sections import section_runs, sections
 
     columns = ("val/acc", "val/loss", "test/acc", "test/loss")
     rows: list[list[Any]] = []

@@ -14,9 +14,9 @@ import pytest
 from fl_hydra.errors import UserError
 from fl_hydra.runs.course import Course
 from fl_hydra.runs.finding import find_run
-from fl_hydra.runs.folder import join_section, section_runs, sections
 from fl_hydra.runs.listing import Condition, chosen, listed, tells_apart
 from fl_hydra.runs.ownership import owned
+from fl_hydra.runs.sections import join_section, section_runs, sections
 from fl_hydra.runs.standing import in_words
 from fl_hydra.runs.status import standing
 from tests.conftest import Program

@@ -22,7 +22,7 @@ import torch
 from fl_hydra.processes import this_process
 from fl_hydra.runs import ownership
 from fl_hydra.runs.ownership import AFTER, OWNER, OwnershipLost, RunBusy, owned
-from fl_hydra.training.clients import ClientStore
+from fl_hydra.training.client_store import ClientStore
 
 
 @pytest.fixture(autouse=True)

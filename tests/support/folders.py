@@ -15,8 +15,9 @@ import pytest
 from fl_hydra.config import Config
 from fl_hydra.files import read_verified
 from fl_hydra.runs.execution import execute
-from fl_hydra.runs.folder import METRICS, read_ended
+from fl_hydra.runs.folder import METRICS
 from fl_hydra.runs.outcome import Outcome
+from fl_hydra.runs.summary import read_ended
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import config
 

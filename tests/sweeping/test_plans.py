@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from fl_hydra.arguments import as_text, as_typed
 from fl_hydra.errors import UserError
 from fl_hydra.make import list_arguments, report_arguments
-from fl_hydra.runs.folder import run_folders, section_runs, sections
+from fl_hydra.runs.folder import run_folders
 from fl_hydra.runs.foresight import pace_key
 from fl_hydra.runs.identity import describe
+from fl_hydra.runs.sections import section_runs, sections
 from fl_hydra.runs.status import all_standings
 from tests.conftest import Program
 from tests.support.asking import GRID, TINY, content

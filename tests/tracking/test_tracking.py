@@ -127,7 +127,7 @@ def test_an_artifact_of_another_configuration_is_refused_in_one_line(server: Ser
 
 
 def test_training_from_zero_again_is_a_new_attempt() -> None:
-    from fl_hydra.tracking.wandb import DIGEST, ROWS, Connection, digest_of
+    from fl_hydra.tracking.wandb_run import DIGEST, ROWS, Connection, digest_of
 
     class Run:
         def __init__(self, lines: list[str]) -> None:
@@ -191,7 +191,7 @@ def test_without_a_tracker_nothing_of_it_is_imported(tmp_path: Path) -> None:
         "import sys\nfrom tests.support.make import config\nfrom fl_hydra.runs.execution import execute\n"
         "from fl_hydra.runs.progress import ConsoleReporter\n"
         f"execute(config('rounds=1', 'K=2', 'J=1', 'algorithm=localsgd', 'threads=1', 'outputs={tmp_path}'), ConsoleReporter())\n"
-        "assert not {'wandb', 'tensorboard', 'fl_hydra.tracking.wandb'} & set(sys.modules)\n"
+        "assert not {'wandb', 'tensorboard', 'fl_hydra.tracking.wandb_run'} & set(sys.modules)\n"
         "import threading; assert not [t for t in threading.enumerate() if 'followers' in t.name]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT, capture_output=True)
@@ -201,7 +201,7 @@ def test_tensorboard_has_the_rows_of_the_file_alone(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from fl_hydra.tracking.tensorboard import TensorBoardRun
+    from fl_hydra.tracking.tensorboard_run import TensorBoardRun
 
     folder = tmp_path / "digits" / "fedavg" / "x"
     lines = [json.dumps({"round": n, "val/acc": n / 10, "test/acc": None}) for n in range(3)]

@@ -119,7 +119,7 @@ def test_two_objectives_have_a_front(program: Program, tmp_path: Path) -> None:
 
 
 def test_a_study_is_drawn(pruned: Path, tmp_path: Path) -> None:
-    from fl_hydra.report.figures.study import draw_study
+    from fl_hydra.report.figures.trials import draw_study
 
     (study,) = studies(pruned).values()
     assert draw_study(study, tmp_path / "one.png").stat().st_size > 10_000

@@ -25,6 +25,6 @@ class TensorBoard(Tracker):
         )
 
     def follow(self, followed: Followed, note: Callable[[str], None]) -> Follows:
-        from fl_hydra.tracking.tensorboard import TensorBoardRun
+        from fl_hydra.tracking.tensorboard_run import TensorBoardRun
 
         return TensorBoardRun(followed)

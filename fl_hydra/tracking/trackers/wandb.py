@@ -45,6 +45,6 @@ class Wandb(Tracker):
         require(all(0 < len(tag) <= 64 for tag in self.tags), f"tracker.tags={self.tags}: a tag has 1 to 64 characters")
 
     def follow(self, followed: Followed, note: Callable[[str], None]) -> Follows:
-        from fl_hydra.tracking.wandb import WandbRun, connection
+        from fl_hydra.tracking.wandb_run import WandbRun, connection
 
         return WandbRun(self, followed, connection(self, followed.outputs, note), note)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from fl_hydra.files import CorruptFile
-from fl_hydra.runs import folder as folder_module
 from fl_hydra.runs.execution import execute
-from fl_hydra.runs.folder import BESIDE, METRICS, SEAL, read_ended
+from fl_hydra.runs.folder import BESIDE, METRICS, rows_of
+from fl_hydra.runs.summary import SEAL, read_ended
 from tests.support.folders import FEDAVG, LOCALSGD, TINY, Notes, copied, flipped, folder_of, result, run
 
 
@@ -184,9 +184,9 @@ def test_a_torn_row_of_timings_is_mended_on_resume(settings: Any) -> None:
     setting = settings(*FEDAVG)
     run(setting, killed_after=4)
     path = folder_of(setting) / "timings.jsonl"
-    rounds = [row["round"] for row in folder_module.rows_of(path.read_bytes())]
+    rounds = [row["round"] for row in rows_of(path.read_bytes())]
     path.write_bytes(path.read_bytes() + b'{"round": 5, "sam')
     run(setting)
-    metrics = folder_module.rows_of((path.parent / METRICS).read_bytes())
-    found = [row["round"] for row in folder_module.rows_of(path.read_bytes())]
+    metrics = rows_of((path.parent / METRICS).read_bytes())
+    found = [row["round"] for row in rows_of(path.read_bytes())]
     assert found[: len(rounds)] == rounds and found == [row["round"] for row in metrics]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fl_hydra.runs import folder as folder_module
+from fl_hydra.runs import sections as sections_module
 from fl_hydra.runs.execution import execute, execute_together
 from fl_hydra.runs.folder import METRICS
 from fl_hydra.runs.ownership import locked
@@ -117,7 +117,7 @@ def test_odd_files_end_at_most_their_run_and_block_nothing(put: Any, name: str, 
 def test_a_list_of_a_section_that_is_held_is_not_waited_for_for_ever(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from fl_hydra.errors import UserError
 
-    monkeypatch.setattr(folder_module, "SECTION_SECONDS", 0.3)
+    monkeypatch.setattr(sections_module, "SECTION_SECONDS", 0.3)
     setting = settings(*FEDAVG, "section=mine")
     sections = Path(setting.outputs) / "sections"
     sections.mkdir(parents=True)

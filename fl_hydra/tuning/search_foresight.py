@@ -9,7 +9,7 @@ from pathlib import Path
 from fl_hydra.config import Config
 from fl_hydra.runs.foresight import Planned, print_cost
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.tuning.standing import ENDED, trial_states
+from fl_hydra.tuning.search_standing import ENDED, trial_states
 
 
 @dataclass(frozen=True)
