@@ -22,12 +22,12 @@ def ledger(*overrides: str, rows: int = 4) -> dict[str, float]:
     }
 
 
-def entries(averages: int, K: int, steps: int, within_blocks: int = 0) -> dict[str, float]:
-    """What so many means over K workers cost: everyone sends a model and receives one."""
+def entries(averages: int, K: int, steps: int, within_blocks: int = 0, tensors: int = 1) -> dict[str, float]:
+    """What so many means over K workers cost: everyone sends and receives one message, of a model and what else is averaged with it."""
     sent = averages * K
     return {
-        "bytes_up": sent,
-        "bytes_down": sent,
+        "bytes_up": sent * tensors,
+        "bytes_down": sent * tensors,
         "messages": 2 * sent,
         "steps": steps,
         "averages": averages,
@@ -58,7 +58,10 @@ def entries(averages: int, K: int, steps: int, within_blocks: int = 0) -> dict[s
 )
 def test_traffic_of(overrides: str, averages: int, steps: int) -> None:
     within_blocks = averages - 5 if "hierarchical" in overrides else 0
-    assert ledger(*overrides.split(), "K=4", "batch_size=4") == entries(averages, 4, steps, within_blocks)
+    tensors = 1
+    if "momentum=average" in overrides:
+        tensors += {"optimizer=adamw": 2, "optimizer=sgd": 0}.get(overrides.split()[-1], 1)
+    assert ledger(*overrides.split(), "K=4", "batch_size=4") == entries(averages, 4, steps, within_blocks, tensors)
 
 
 def test_shared_steps_cost_an_average_each_and_take_a_fraction_of_the_time() -> None:
