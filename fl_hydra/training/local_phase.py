@@ -144,7 +144,8 @@ class LocalPhase:
             # Rounds of other lengths share what they have in common: their first segments.
             own = tuple((min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last]) for part in parts)
             shapes = tuple(tensor.shape for tensor in segment.values())
-            key = None if masked else (rows.start, rows.stop, first, own, shapes)
+            blocks = tuple((lane, block.run, block.rows.start, block.rows.stop) for lane, block in wave.items())
+            key = None if masked else (blocks, first, own, shapes)
             inputs.calls[rows, batches] += launcher.run(key, train, segment)
 
     def _train_segment(
@@ -283,6 +284,8 @@ class LocalPhase:
         return arrived
 
     def _encode(self, name: str, vectors: Tensor, rows: slice, part: RunRound) -> None:
+        if name and name not in self._algorithm.messages:
+            raise TypeError(f"algorithm={self._algorithm.name}: sends {name!r}, which its `messages` does not declare")
         prefix = f"{UPLINK}{name}."
         slots = {key.removeprefix(prefix): kept[rows] for key, kept in self._group.buffers.kept.items() if key.startswith(prefix)}
         first = part.rows.start

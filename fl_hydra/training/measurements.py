@@ -60,7 +60,7 @@ class Measurements:
         if not self.of_clients:
             return None
         samples = np.maximum(1, inputs.counts.sum(1))
-        read = torch.cat([buffers.meter.double(), buffers.squared_displacement.double()], 1).cpu().numpy()
+        read = torch.cat([buffers.meter.double(), buffers.squared_displacement.double()], 1)[: len(samples)].cpu().numpy()
         figures = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
         return figures | ({"root_square": np.sqrt(read[:, METER_WIDTH] / samples)} if self.squares else {})
 

@@ -28,7 +28,8 @@ class NoiseScale:
 
     def allocate(self, lanes: int, rows: list[int], size: int, dtype: torch.dtype) -> None:
         """Buffers for rounds with so many rows of each run, of `size` parameters, of which `lanes` blocks train at once."""
-        self._rows = rows
+        self.rows = rows
+        """Of each run in a round."""
         self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
 
@@ -51,7 +52,7 @@ class NoiseScale:
         for further in self._sums[1:]:  # one after the other: how many lanes there are, of which some stay empty, is not to matter
             large += further
         start = 0
-        for run, rows in enumerate(self._rows):
+        for run, rows in enumerate(self.rows):
             small_square = self._squares[start : start + rows].mean()
             start += rows
             if rows == 1 or not whole[run]:

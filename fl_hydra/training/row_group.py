@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from fl_hydra.training.memory import rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.sample_cost import product_flops, sample_flops
 from fl_hydra.training.threads import single_threaded_pool
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class RowGroup:
 
     def receive(self, name: str, run: int, rows: slice, values: Tensor) -> None:
         """Lay down what the server has sent the rows of a run beside the model, [1, width] or [rows, width]."""
-        runs, total = len(self.division.counts), sum(self.division.counts)
+        runs, total = len(self.division.counts), len(self.buffers.meter)
         alike = len(values) == 1
         if name not in self.buffers.received:
             self.buffers.received[name] = self.zeros(runs if alike else total, values.shape[1])
@@ -278,14 +281,13 @@ class RowGroup:
 
     def allocate(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> None:
         """Memory for rounds with so many rows of each run, by its optimizer and its method; fewer rows at once where it runs out."""
-        e, most = self._experiment, max(counts)
-        vectors = (
-            4 + len(self._fresh) + bool(self.personal.width)
-        )  # parameters, their gradient twice over, an intermediate of the optimizer, slots
+        most = max(counts)
+        # Parameters, their gradient twice over, an intermediate of the optimizer, its slots, starts of their own.
+        vectors = 4 + len(self._fresh) + bool(self.personal.width)
         row_bytes = vectors * self.layout.size * self.dtype.itemsize + 2 * self.samples_at_once * self.architecture.sample_bytes
         self.rows_at_once = self._limit or rows_that_fit(self.device, row_bytes, most, self._notify)
         while True:
-            self.division = self._divide(counts, together=e.algorithm.coupled or e.algorithm.event_driven)
+            self.division = self._divide(counts)
             try:
                 self.buffers = self._make_buffers(optimizers, algorithms)
                 break
@@ -301,8 +303,31 @@ class RowGroup:
         threads = max(self.division.threads)
         self.pool = single_threaded_pool(threads) if threads > 1 else None
 
-    def _divide(self, counts: list[int], together: bool) -> Division:
-        """together: whether all rows of a run take each step together."""
+    def resize(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> bool:
+        """Divide the memory that there is among other numbers of rows of the same runs, so that recorded graphs stay of use.
+
+        Returns:
+            whether it is enough for them; if not, nothing has changed.
+        """
+        division, lanes = self._divide(counts), self.buffers.lanes
+        rows = max(block.size for own in division.blocks for block in own)
+        threads = max(division.threads)
+        enough = sum(counts) <= len(self.buffers.meter) and rows <= len(lanes[0].parameters) and division.lanes <= len(lanes)
+        if not enough or threads > max(self.division.threads):
+            return False
+        self.division = division
+        for places, values in (
+            (self.buffers.hyper, self.hyper(_by_row(optimizers, counts))),
+            (self.buffers.own_hyper, self._own_hyper(_by_row(algorithms, counts))),
+        ):
+            for name, place in places.items():
+                place[: sum(counts)].copy_(values[name])
+        return True
+
+    def _divide(self, counts: list[int]) -> Division:
+        together = (
+            self._experiment.algorithm.coupled or self._experiment.algorithm.event_driven
+        )  # all rows of a run take each step together
         sections = [slice(stop - count, stop) for count, stop in zip(counts, np.cumsum(counts).tolist(), strict=True)]
         blocks = [
             [
@@ -331,15 +356,14 @@ class RowGroup:
             ends = self.zeros(total, size)
         else:
             ends = torch.zeros(max(division.threads), len(division.counts), size, dtype=self.dtype, device=self.device)
-        of_rows = [optimizer for optimizer, count in zip(optimizers, division.counts, strict=True) for _ in range(count)]
         return RowBuffers(
             lanes,
             ends,
             {name: self.zeros(total, width) for name, width in self.kept_widths.items()},
             self.zeros(total, METER_WIDTH + self.engine.squares),
             self.zeros(total, 1),
-            self.hyper(of_rows),
-            self._own_hyper([algorithm for algorithm, count in zip(algorithms, division.counts, strict=True) for _ in range(count)]),
+            self.hyper(_by_row(optimizers, division.counts)),
+            self._own_hyper(_by_row(algorithms, division.counts)),
             {name: self.zeros(total, width) for name, width in self._fact_widths().items()},
             {},
         )
@@ -361,3 +385,8 @@ class RowGroup:
     def zeros(self, rows: int, width: int) -> Tensor:
         """A buffer [rows, width]."""
         return torch.zeros(rows, width, dtype=self.dtype, device=self.device)
+
+
+def _by_row(of_runs: Sequence[T], counts: list[int]) -> list[T]:
+    """What each run has, for each of its rows."""
+    return [each for each, count in zip(of_runs, counts, strict=True) for _ in range(count)]

@@ -120,7 +120,7 @@ class Trainer:
             raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
         plans = [self._phase.plan(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
         if (counts := [len(plan.ids) for plan in plans]) != self.group.division.counts:
-            self._allocate(counts)
+            self._resize(counts)
         inputs = self._begin(plans)
 
         self._phase.send(inputs)
@@ -169,6 +169,20 @@ class Trainer:
                 key = name if stepped == "model" else f"{stepped}.{name}"
                 slots[key] = torch.zeros_like(vectors if width == "row" else vectors[:, :1])
         return slots
+
+    def _resize(self, counts: list[int]) -> None:
+        """Let rounds have so many rows of each run, in the memory that there is if it is enough."""
+        if not self._fits(counts):
+            self._allocate([max(count, before) for count, before in zip(counts, self.group.division.counts, strict=True)])
+            if not self._fits(counts):  # fewer rows may be shared by more threads
+                self._allocate(counts)
+        if self.measurements.noise is not None:
+            self.measurements.noise.rows = counts
+
+    def _fits(self, counts: list[int]) -> bool:
+        """Divide the memory that there is among so many rows of each run, if it is enough for them."""
+        experiments = [run.experiment for run in self.runs]
+        return self.group.resize(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
 
     def _allocate(self, counts: list[int]) -> None:
         """Memory of rounds with so many rows of each run."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fl_hydra.training.graphs import GraphLauncher
 from fl_hydra.training.trainer import Trainer
 
 REFUSED = {
@@ -41,3 +43,35 @@ def under_guard(run: Trainer) -> None:
     """A whole round under the guard: cohort, gathering and augmenting, local steps, averaging."""
     with Capturable():
         run.run_round()
+
+
+class Recorder:
+    """Stands in for CUDA graphs: recording runs the code without its effects, and a replay runs what was recorded once more.
+
+    Args:
+        run: whose steps are recorded from now on.
+    """
+
+    def __init__(self, run: Trainer) -> None:
+        self._run = run
+        self.replays: list[int] = []
+        """How often each graph was replayed."""
+        run.group.launcher = GraphLauncher(self._record)
+
+    def _record(self, work: Callable[[], object]) -> Callable[[], None]:
+        buffers = self._run.group.buffers
+        memory = [buffers.meter, *buffers.kept.values()]
+        for lane in buffers.lanes:
+            memory += [lane.parameters, *lane.slots.values(), *([] if lane.starts is None else [lane.starts])]
+        before = [tensor.clone() for tensor in memory]
+        work()
+        for tensor, value in zip(memory, before, strict=True):
+            tensor.copy_(value)
+        position = len(self.replays)
+        self.replays.append(0)
+
+        def replay() -> None:
+            self.replays[position] += 1
+            work()
+
+        return replay

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,11 +11,13 @@ import torch
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.participation.base import Cohort, Round
+from fl_hydra.participation.schemes import Uniform
 from fl_hydra.seams.rows import Batch, Gradient, Rows
-from fl_hydra.training.graphs import GraphLauncher
-from tests.support.capture import under_guard
+from fl_hydra.training.trainer import Trainer
+from tests.support.capture import Recorder, under_guard
 from tests.support.engines import PAIRS, arguments
-from tests.support.make import inner, trainer
+from tests.support.make import experiment, inner, trainer
 
 
 @pytest.mark.parametrize(("algorithm", "optimizer"), PAIRS)
@@ -52,28 +53,34 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
     monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 3)
     settings = (*arguments(algorithm, inner(algorithm), "precision=fp64"), "rounds=null", "samples=4000")
     eager, replayed = trainer(*settings, engine=engine), trainer(*settings, engine=engine)
-    replays = [0]
-
-    def record(work: Any) -> Any:
-        # Recording a graph runs the code without its effects.
-        buffers = [replayed.group.buffers.meter, *replayed.group.buffers.kept.values()]
-        for place in replayed.group.buffers.lanes:
-            buffers += [place.parameters, *place.slots.values(), *([] if place.starts is None else [place.starts])]
-        kept = [buffer.clone() for buffer in buffers]
-        work()
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)
-
-        def replay() -> None:
-            replays[0] += 1
-            work()
-
-        return replay
-
-    replayed.group.launcher = GraphLauncher(record)
+    recorder = Recorder(replayed)
     while not eager.finished:
         eager.run_round()
         replayed.run_round()
-    assert replays[0] > 3 or isinstance(replayed.sole_run.experiment.algorithm, EventDriven), "events differ from round to round"
+    assert sum(recorder.replays) > 3 or isinstance(replayed.sole_run.experiment.algorithm, EventDriven), "events differ from round to round"
     assert torch.equal(eager.state.model, replayed.state.model)
     assert eager.evaluate() == replayed.evaluate()
+
+
+@dataclass
+class Alternating(Uniform):
+    """Cohorts of three, two and four clients in turn."""
+
+    def cohort(self, round: Round) -> Cohort:
+        return Cohort(super().cohort(round).ids[: (3, 2, 4)[round.round % 3]])
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "fedper"])
+def test_graphs_outlive_a_change_of_the_cohorts_size(algorithm: str) -> None:
+    """Memory is that of the largest cohort, and a graph is recorded once for each size and run, not again after every change."""
+    settings = (f"algorithm={algorithm}", "optimizer=sgd", "K=8", "C=0.5", "J=2", "samples=4000", "batch_size=16", "precision=fp64")
+    e = experiment(*settings, participation=Alternating())
+    pack = [replace(e, seed=seed) for seed in (0, 1)]
+    eager, replayed = Trainer(*pack, engine="stacked"), Trainer(*pack, engine="stacked")
+    recorder = Recorder(replayed)
+    for _ in range(12):
+        eager.run_round()
+        replayed.run_round()
+    assert len(recorder.replays) <= 3 * 2 and sum(recorder.replays) > 2 * len(recorder.replays)
+    assert torch.equal(eager.state.model, replayed.state.model)
+    assert eager.evaluate([0, 1]) == replayed.evaluate([0, 1])
