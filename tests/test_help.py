@@ -52,7 +52,7 @@ def test_the_overview_fits_on_two_screens_and_leaves_no_key_out() -> None:
         ("checkpoint", "checkpoint.seconds=60.0\n"),
         ("optimizer.momentum", "0.9 in lars, sgdm; 0.0 in rmsprop, sgd"),
         ("speeds.throughput", "6400.0 in every option"),
-        ("algorithm", "LocalSGD with slow momentum outside"),
+        ("algorithm", "LocalSGD with a slow outer momentum"),
         ("algorithm=slowmo", "Also chooses: participation=all optimizer=sgdm scheduler=cosine server=slowmo"),
         ("algorithm=fedavg", "Defaults: K=100 C=0.1 J=4"),
         ("server=slowmo", "server.per_rate      true"),
