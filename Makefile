@@ -38,20 +38,20 @@ lint: setup ## ruff format and lint, mypy --strict
 	$(RUN) -m ruff check
 	$(RUN) -m mypy
 
-format: setup ## let ruff put format and imports right
+format: setup ## format the code and sort imports
 	$(RUN) -m ruff format
 	$(RUN) -m ruff check --fix
 
 bench: setup ## speed and memory against a plain loop; run it alone on the machine
 	$(RUN) -m benchmarks.bench
 
-chaos: setup ## try to spoil runs in a thousand ways: kills, damage, failing disks; ARGS=--write makes docs/chaos.md
+chaos: setup ## attack runs in a thousand ways: kills, damage, failing disks; ARGS=--write makes docs/chaos.md
 	$(RUN) -m tests.chaos $(ARGS)
 
-chaos-searches: setup ## kill searches at random moments, which must end as if nothing had happened
+chaos-searches: setup ## kill searches at random moments, which must end as if undisturbed
 	$(RUN) -m tests.chaos.searches $(ARGS)
 
-chaos-uploads: setup ## kill runs while they upload checkpoints, which must end elsewhere as if nothing had happened
+chaos-uploads: setup ## kill runs while they upload checkpoints, which must end elsewhere as if undisturbed
 	$(RUN) -m tests.chaos.uploads $(ARGS)
 
 peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
@@ -61,7 +61,7 @@ peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to comp
 gpu-check: setup ## on a GPU: its tests, the benchmark, the required figures, two full runs; outputs/gpu-check.md
 	$(RUN) -m benchmarks.gpu_check
 
-gpu-tables: setup ## on a GPU, with CIFAR-100 in data: the tables of docs, three seeds each; continues where it was, ARGS="--seconds 600" limits it
+gpu-tables: setup ## on a GPU, with CIFAR-100 in data: the tables of docs, three seeds each; continues where it was stopped, ARGS="--seconds 600" limits it
 	$(RUN) -m benchmarks.gpu_tables $(ARGS)
 
 cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour on two cores
@@ -69,18 +69,18 @@ cifar100: setup ## the first baselines on all of CIFAR-100: about half an hour o
 	$(TRAIN) section=cifar100 dataset=cifar100 algorithm=centralized precision=bf16 epochs=30
 	$(REPORT) cifar100
 
-# The sections of the report, for a GPU. Keys narrow one: make localsgd dataset=digits epochs=40 seed=0
+# The sections of the report, for a GPU. Keys narrow it: make localsgd dataset=digits epochs=40 seed=0
 # SIZE=short (real data, one seed) or smoke (the digits, seconds) takes what each file in sweeps/sweep says of that size.
-# So does ARGS="...", where something else than keys is needed: make localsgd ARGS="hydra/launcher=packed +optimizer.clip=1"
+# ARGS="..." does the same for what is not a key: make localsgd ARGS="hydra/launcher=packed +optimizer.clip=1"
 
 centralized: ## section: which optimizer, which schedule, how many epochs
 large_batch: ## section: LARS and LAMB against SGD, as the batch grows
 localsgd: ## section: LocalSGD over K and J
-slowmo: ## section: the same with slow momentum outside
+slowmo: ## section: the same with a slow outer momentum
 outer: ## section: outer optimizers beside the plain mean
-hierarchical: ## section: how often to average, and whom
-decentralized: ## section: workers that talk to their neighbours
-asynchronous: ## section: nobody waits, on a simulated clock
+hierarchical: ## section: how often to average, and which workers
+decentralized: ## section: workers that average with their neighbours
+asynchronous: ## section: methods without waiting, on a simulated clock
 local_steps: ## section: rules that choose J
 learning_rate: ## section: whether the best rate depends on K and J
 schedules: ## section: centralized baselines on CIFAR-100 and Shakespeare
@@ -101,7 +101,7 @@ track-a: $(TRACK_A) ## all sections of Track A, distributed
 
 track-b: $(TRACK_B) ## all sections of Track B, federated
 
-# Searches for a section's rates (sweeps/search); what is best goes to outputs/tuned, from where tuned=SECTION takes it.
+# Searches for a section's learning rates (sweeps/search). The best values go to outputs/tuned, where tuned=SECTION finds them.
 
 tune-centralized: ## search: rate and weight decay of SGDM and AdamW
 tune-large_batch: ## search: rate and weight decay of each optimizer at batch 64
@@ -118,7 +118,7 @@ $(SEARCHES): setup
 report: setup ## all sections that have been trained: figures, tables, index.html, report.tex; TRACK=a|b one track, RUNS="A B" any runs
 	$(if $(filter smoke,$(MAKECMDGOALS)),@true,$(REPORT) $(ARGS)) # smoke draws its own
 
-sync: setup ## upload to W&B what it lacks of runs with tracker=wandb; ARGS="SECTION --project NAME" names others
+sync: setup ## upload to W&B what it lacks of the runs with tracker=wandb; ARGS="SECTION --project NAME" names others
 	$(RUN) -m fl_hydra.tracking sync $(ARGS)
 
 dashboard: setup ## make the report's panels at W&B, for each section; ARGS="SECTION --project NAME"

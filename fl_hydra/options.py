@@ -21,6 +21,11 @@ class Option:
     chooses: dict[str, str]
 
 
+def has_option(group: str, name: str) -> bool:
+    """Whether `conf` has an option of this name."""
+    return (CONF / group / f"{name}.yaml").is_file()
+
+
 @cache
 def read_option(group: str, name: str) -> Option:
     """An option of a group, from its file, without composing a configuration."""

@@ -19,6 +19,11 @@ from fl_hydra.schema import register_schema
 PARTS = [Config, Evaluation, Checkpoint, Tune, *(part for registry in REGISTRIES for part in registry.values())]
 
 
+@pytest.fixture(autouse=True)
+def _screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.__module__}.{part.__name__}")
 def test_every_field_says_what_it_means(part: type[object]) -> None:
     """In a sentence below it, or below the field that it overrides; `name` and what is nested say it by themselves."""
@@ -28,8 +33,7 @@ def test_every_field_says_what_it_means(part: type[object]) -> None:
             assert meanings(part).get(field.name, "").endswith("."), f"{part.__name__}.{field.name} needs a sentence below it"
 
 
-def test_the_overview_fits_on_two_screens_and_leaves_no_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_overview_fits_on_two_screens_and_leaves_no_key_out() -> None:
     lines = help_text().splitlines()
     assert len(lines) <= 2 * 50 and max(map(len, lines)) <= 120
     assert "schema" not in help_text()
@@ -48,7 +52,7 @@ def test_the_overview_fits_on_two_screens_and_leaves_no_key_out(monkeypatch: pyt
         ("checkpoint", "checkpoint.seconds=60.0\n"),
         ("optimizer.momentum", "0.9 in lars, sgdm; 0.0 in rmsprop, sgd"),
         ("speeds.throughput", "6400.0 in every option"),
-        ("algorithm", "LocalSGD with slow momentum outside"),
+        ("algorithm", "LocalSGD with a slow outer momentum"),
         ("algorithm=slowmo", "Also chooses: participation=all optimizer=sgdm scheduler=cosine server=slowmo"),
         ("algorithm=fedavg", "Defaults: K=100 C=0.1 J=4"),
         ("server=slowmo", "server.per_rate      true"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -42,6 +43,9 @@ class A2CiD2(EventDriven):
     """
 
     name: str = "a2cid2"
+    label = "A2CiD2"
+    variants: ClassVar[Mapping[str, str]] = {"ad_psgd": "AD-PSGD"}
+    J_matters: ClassVar[bool] = False
     topology: str = "ring"
     """Who meets whom: ring, exponential, torus, complete or star (undirected)."""
     rate: float = 1.0

@@ -10,7 +10,7 @@ place and never rebound, with a leading axis of length 1 where below it says run
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,6 +89,15 @@ class Algorithm(Component):
     C: ClassVar[float | None] = 0.1
     J: ClassVar[int | None] = 4
     """Defaults of the top-level keys; None: the key means nothing to this method and is refused."""
+
+    label: ClassVar[str] = ""
+    """How reports name the method; a class that does not say it is named as its option is."""
+
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Names of what it is with another rule for local steps, outer optimizer or value of its own, by the name of that option."""
+
+    J_matters: ClassVar[bool] = True
+    """Whether J means more to it than how often it can be evaluated."""
 
     batches_per_step: ClassVar[int] = 1
     """How many batches `step` is given."""

@@ -15,6 +15,7 @@ class Centralized(Workers):
     """One worker that holds all images; a round is one pass over them."""
 
     name: str = "centralized"
+    label = "Centralized"
 
     K: ClassVar[int | None] = None
     C: ClassVar[float | None] = None

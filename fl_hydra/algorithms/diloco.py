@@ -18,5 +18,6 @@ class DiLoCo(LocalSGD):
     """
 
     name: str = "diloco"
+    label = "DiLoCo"
 
     J: ClassVar[int | None] = 64

@@ -21,6 +21,7 @@ class FedPer(Algorithm):
     """
 
     name: str = "fedper"
+    label = "FedPer"
     personal_layers: str = "head"
     """head (the last linear layer), none, all, or names of parameters or module classes with wildcards (fc*, Linear|LayerNorm)."""
 

@@ -22,6 +22,7 @@ class FedProx(Algorithm):
     """
 
     name: str = "fedprox"
+    label = "FedProx"
     mu: float = 0.01
     """Strength of the proximal term; 0: FedAvg."""
 

@@ -20,6 +20,7 @@ class FedSAM(Algorithm):
     """
 
     name: str = "fedsam"
+    label = "FedSAM"
     rho: float = 0.05
     """Distance from the weights at which the gradient is taken; 0: FedAvg, at twice the price."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,6 +34,8 @@ class GossipPGA(LocalSGD):
     """
 
     name: str = "gossip_pga"
+    label = "Gossip-PGA"
+    variants: ClassVar[Mapping[str, str]] = {"loss": "Gossip-AGA"}
     topology: str = "ring"
     """Who mixes with whom: ring, exponential, directed_exponential, one_peer_exponential, torus, complete or star."""
 
@@ -64,6 +67,9 @@ class Gossip(GossipPGA):
     """
 
     name: str = "gossip"
+    label = "Gossip"
+
+    J_matters: ClassVar[bool] = False
 
     ends_with_mean: ClassVar[bool] = False
     synchronous: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class Hierarchical(LocalSGD):
     """
 
     name: str = "hierarchical"
+    label = "Hierarchical"
     blocks: int = 2
     """Blocks of neighbouring workers (the machines of a rack, say); must divide K."""
     J_b: int = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -44,6 +45,8 @@ class LocalSGD(Workers):
     """
 
     name: str = "localsgd"
+    label = "LocalSGD"
+    variants: ClassVar[Mapping[str, str]] = {"post_local": "Post-local SGD"}
     momentum: str = "keep"
     """What becomes of the local optimizer's state when models are averaged: keep, reset or average."""
 

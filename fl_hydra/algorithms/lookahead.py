@@ -15,6 +15,7 @@ class Lookahead(LocalSGD):
     """One worker: J fast steps (the paper's k), then the slow weights go a part of the way, `server.lr` (alpha), towards the fast ones."""
 
     name: str = "lookahead"
+    label = "Lookahead"
 
     K: ClassVar[int | None] = 1
     J: ClassVar[int | None] = 5

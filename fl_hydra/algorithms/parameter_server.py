@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -94,6 +95,8 @@ class AsyncSGD(ParameterServer):
     """
 
     name: str = "async_sgd"
+    label = "Async SGD"
+    variants: ClassVar[Mapping[str, str]] = {"staleness_aware": "Staleness-aware SGD"}
     power: float = 0.0
     """Exponent of (1 + staleness), which divides an update; 0: no correction, 1: staleness-aware SGD."""
 
@@ -121,6 +124,7 @@ class EASGD(ParameterServer):
     """
 
     name: str = "easgd"
+    label = "EASGD"
     elasticity: float = 0.9
     """The paper's beta; a = beta / K."""
 
@@ -149,6 +153,7 @@ class SHAT(ParameterServer):
     """
 
     name: str = "shat"
+    label = "SHAT"
 
     J: ClassVar[int | None] = 4
 

@@ -27,6 +27,7 @@ class Scaffold(Algorithm):
     """
 
     name: str = "scaffold"
+    label = "SCAFFOLD"
     control_option: int = 2
     """How a client's control variate is renewed. 1: the gradient over all its samples; 2: the mean of the gradients on its way."""
     needs_ends: ClassVar[bool] = True

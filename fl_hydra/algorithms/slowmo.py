@@ -20,3 +20,4 @@ class SlowMo(LocalSGD):
     """
 
     name: str = "slowmo"
+    label = "SlowMo"

@@ -33,6 +33,10 @@ METHODS = {
     "FedAvgM": "#661100",
     "FedAdagrad": "#BB5566",
     "FedAdam": "#4D9221",
+    "FedProx": "#6699CC",
+    "SCAFFOLD": "#000099",
+    "FedSAM": "#99CC33",
+    "FedPer": "#330033",
 }
 """Each has its own. Those of a section are at least 24 apart in CIELAB, as those see them too who see no green (Machado et al., 2009)."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.options import has_option, read_option
 from fl_hydra.runs.folder import METRICS, SUMMARY, rows_of
 from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.standing import is_written
@@ -20,40 +22,17 @@ from fl_hydra.runs.summary import FORMAT, read_ended
 class Method:
     """How a method is labelled.
 
-    optimizer, server: what it usually has, which its label need not say. federated: its label says how images are divided, even if
-    evenly. J: whether J means more to it than how often it is evaluated.
+    optimizer, server: what it usually has, which its label need not say. variant: the option that makes another method of it, as
+    `post_local`. federated: its label says how images are divided, even if evenly. J: whether J means more to it than how often it is
+    evaluated.
     """
 
     title: str
-    optimizer: str = "sgdm"
-    server: str = "sgd"
-    federated: bool = False
-    J: bool = True
-
-
-METHODS = {
-    "centralized": Method("Centralized"),
-    "localsgd": Method("LocalSGD"),
-    "localsgd post_local": Method("Post-local SGD"),
-    "slowmo": Method("SlowMo", server="slowmo"),
-    "diloco": Method("DiLoCo", optimizer="adamw", server="nesterov"),
-    "lookahead": Method("Lookahead", server="lr=0.5"),
-    "hierarchical": Method("Hierarchical"),
-    "gossip": Method("Gossip", J=False),
-    "gossip_pga": Method("Gossip-PGA"),
-    "gossip_pga loss": Method("Gossip-AGA"),
-    "a2cid2": Method("A2CiD2", J=False),
-    "a2cid2 plain": Method("AD-PSGD", J=False),
-    "async_sgd": Method("Async SGD"),
-    "async_sgd aware": Method("Staleness-aware SGD"),
-    "easgd": Method("EASGD"),
-    "shat": Method("SHAT"),
-    "fedavg": Method("FedAvg", optimizer="sgd", federated=True),
-    "fedavg momentum": Method("FedAvgM", optimizer="sgd", server="momentum", federated=True),
-    "fedavg adagrad": Method("FedAdagrad", optimizer="sgd", server="adagrad", federated=True),
-    "fedavg adam": Method("FedAdam", optimizer="sgd", server="adam", federated=True),
-}
-"""By the name that runs wrote, and by what makes it another method. One that is not here is labelled with its name and all else."""
+    optimizer: str
+    server: str
+    variant: str
+    federated: bool
+    J: bool
 
 
 @dataclass(frozen=True)
@@ -83,7 +62,7 @@ class Run:
         inner, outer = inner_optimizer(c["optimizer"]), outer_optimizer(c.get("server", {}))
         title, method = method_of(c)
         J = [f"J={c['J']}"] if c["J"] is not None and (method is None or method.J) else []
-        if rule != "fixed" and f"{algorithm['name']} {rule}" not in METHODS:
+        if rule != "fixed" and (method is None or rule != method.variant):
             J.append(f"({rule})")
         words, further = [title], []
         if c["K"] == 1:
@@ -113,23 +92,24 @@ class Run:
 
 
 def method_of(config: Mapping[str, Any]) -> tuple[str, Method | None]:
-    """The method of a configuration by its title, and what is known of it; a method of the user's own by its name."""
+    """The method of a configuration by its title, and what is known of it; of one that is not here any more, the name alone.
+
+    The title is what its class says, the rest what its file in `conf` chooses.
+    """
     algorithm, rule = config["algorithm"], config.get("local_steps", {}).get("name", "fixed")
-    variant = f"{algorithm['name']} {_variant(algorithm, rule, outer_optimizer(config.get('server', {})))}"
-    method = METHODS.get(variant) or METHODS.get(algorithm["name"])
-    return str(algorithm["name"]) if method is None else method.title, method
-
-
-def _variant(algorithm: dict[str, Any], rule: str, outer: str) -> str:
-    """What makes an algorithm another method: its second word in `METHODS`."""
-    match algorithm["name"]:
-        case "a2cid2":
-            return "" if algorithm["accelerated"] else "plain"
-        case "async_sgd":
-            return "aware" if algorithm["power"] == 1 else ""
-        case "fedavg":
-            return outer
-    return rule
+    cls = algorithms.get(algorithm["name"])
+    if cls is None or not has_option("algorithm", cls.name):
+        return str(algorithm["name"]), None
+    known = {field.name for field in fields(cls)}
+    option = cls(**{key: value for key, value in algorithm.items() if key in known}).option
+    outer = outer_optimizer(config.get("server", {}))
+    own = vars(cls)  # a method that subclasses another has not its names
+    variant = next((each for each in (option, rule, outer) if each in own.get("variants", ())), "")
+    title = own["variants"][variant] if variant else own.get("label", cls.name)
+    usual = read_option("algorithm", cls.name).chooses
+    server = read_option("server", usual.get("server", "sgd"))
+    usual_outer = variant if variant == outer else outer_optimizer({"name": server.part.name, **server.values})
+    return title, Method(title, usual.get("optimizer", "sgd"), usual_outer, variant, cls.federated, cls.J_matters)
 
 
 def _division(sharding: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.report.colors import METHODS
 from fl_hydra.report.cost import TABLE, read_table
 from fl_hydra.report.figures import captions, draw_figures, draw_runs, drawing, search
@@ -19,7 +20,6 @@ from fl_hydra.report.figures.legends import apart
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.results import Results
 from fl_hydra.report.spec import Spec
-from fl_hydra.runs import reading
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.reading import Run
 from tests.support.make import experiment
@@ -308,7 +308,8 @@ def test_panels_without_results_are_left_out_and_do_not_touch_the_others_axes(tm
 
 
 def test_each_method_has_a_colour_of_its_own() -> None:
-    assert {method.title for method in reading.METHODS.values()} == METHODS.keys()
+    named = {title for method in algorithms.values() for title in (method.label, *method.variants.values())}
+    assert named == METHODS.keys()
     assert len(set(METHODS.values())) == len(METHODS)
 
 
