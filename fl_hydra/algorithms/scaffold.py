@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 class Scaffold(Algorithm):
     """Each step is corrected by the difference of two control variates: w <- w - lr (g_k(w) - c_k + c).
 
-    control_option=2: after its steps c_k <- c_k - c + (x - w) / (sum of its rates), the mean of the gradients on its way, weight decay
-    included. control_option=1: c_k <- the gradient over all its samples at x, which costs a pass over them. Then c <- c + the sum of
-    n_k / n times the change of c_k of those that report: the paper's 1 / N for shards of one size. The paper's eta_g is `server.lr`.
+    Then c <- c + the sum of n_k / n times the changes of c_k (1 / N of the paper, for shards of one size). eta_g is `server.lr`.
     """
 
     name: str = "scaffold"
     label = "SCAFFOLD"
     control_option: int = 2
-    """How a client's control variate is renewed. 1: the gradient over all its samples; 2: the mean of the gradients on its way."""
+    """What c_k becomes. 1: the gradient over all its samples at x; 2: c_k - c + (x - w) / (sum of its rates), weight decay included."""
     needs_ends: ClassVar[bool] = True
     sgd_inside: ClassVar[bool] = True
     messages: ClassVar[tuple[str, ...]] = ("control",)
