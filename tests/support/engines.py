@@ -16,6 +16,8 @@ PAIRS = [
     ("fedavg", "sgd"),
 ]
 """Every algorithm with one optimizer, and every kind of optimizer with one algorithm."""
+KINDS = [pair for pair in PAIRS if pair[0] in ("centralized", "localsgd", "fedavg", "fedsam", "a2cid2")]
+"""Each way to ask an engine for gradients: of one row and of several, cut, twice a step and away from a row's place, in events."""
 
 
 def arguments(algorithm: str, optimizer: str, *more: str) -> list[str]:
