@@ -46,9 +46,11 @@ def framed(program: Callable[[], None]) -> None:
         listen()
         program()
     except Interrupted as stopped:
-        leave_stopped(f"stopped by {stopped}; what was done is kept: run the same command again to go on", stopped.signal_number, arguments)
+        leave_stopped(
+            f"stopped by {stopped}; what was done is kept: run the same command again to continue", stopped.signal_number, arguments
+        )
     except KeyboardInterrupt:  # where somebody else handles the signal
-        leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to go on", signal.SIGINT, arguments)
+        leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to continue", signal.SIGINT, arguments)
     except (UsageExit, UserError) as error:
         fail(str(error), USAGE_ERROR)
     except Exception as error:

@@ -270,7 +270,7 @@ def _encode(text: str, whose: str) -> NDArray[np.uint8]:
         unknown = next(character for character in text if character not in LEAF_ALPHABET)
         raise UserError(
             f"{whose} holds {unknown!r}, which is none of the {len(LEAF_ALPHABET)} characters of LEAF's alphabet (letters, digits, blanks "
-            "and common punctuation); replace the file by a sound copy"
+            "and common punctuation); replace the file with an intact copy"
         )
     return codes
 
@@ -500,7 +500,7 @@ def _read_windows(file: Path, user: str, own: Any) -> NDArray[np.uint8]:
 
 
 def _unusable(file: Path, why: str) -> UserError:
-    return UserError(f"{file} {why}; make it again with LEAF's preprocessing of shakespeare, or replace it by a sound copy")
+    return UserError(f"{file} {why}; make it again with LEAF's preprocessing of shakespeare, or replace it with an intact copy")
 
 
 # --------------------------------------------------------------------------------------------- the sequences of Reddi et al.

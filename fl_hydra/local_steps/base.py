@@ -50,7 +50,9 @@ class LocalSteps(Component):
     """Whether every round has the same number of steps."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that nobody has no step")
+        require(
+            0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that every client takes a step"
+        )
 
     def check(self, J: int, steps: int) -> None:
         """Refuse a top-level J that the rule cannot end at, or never comes to.

@@ -157,7 +157,7 @@ def require_samples(samples: int | None) -> None:
     """
     require(
         samples is None or 1 <= samples <= 10**9,
-        f"participation.samples={samples}: a loss is of 1 to 1,000,000,000 samples of a client; leave it out for all",
+        f"participation.samples={samples}: choose 1 to 1,000,000,000 samples of a client, or leave it out for all",
     )
 
 

@@ -50,7 +50,7 @@ class PowerOfChoice(Participation):
         super().check(K, m, gamma)
         require(
             self.d is None or m <= self.d <= K,
-            f"participation.d={self.d}: of so many candidates {m} are taken, and there are K={K} clients; choose {m} to {K}",
+            f"participation.d={self.d}: {m} of the candidates are taken, and there are K={K} clients; choose {m} to {K}",
         )
 
     def cohort(self, round: Round) -> Cohort:

@@ -255,7 +255,7 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int, look: Look) ->
     _sorted(axis, counts, look)
     axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=0.8)
     never = int((counts == 0).sum())
-    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} never came")
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} never took part")
 
 
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:

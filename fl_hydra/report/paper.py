@@ -467,5 +467,5 @@ class _Latex:
         log = file.read_text(errors="replace") if file.exists() else "! no log"
         wrong = re.search(r"^! .*$(?:\n(?!l\.).*)*(?:\nl\.\d+.*)?", log, re.MULTILINE)
         where = self._target / "report.tex"
-        require(wrong is None, f"{where}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; mend that")
+        require(wrong is None, f"{where}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; fix that")
         return log

@@ -104,7 +104,7 @@ class Setting:
         return Curve(xs.mean(0), ys.mean(0), ys.std(0, ddof=1) if len(ys) > 1 else None, len(ys))
 
     def reached(self, x: Measure, target: float, y: Measure) -> Statistic | None:
-        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never came to it."""
+        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never took part to it."""
         found = []
         for run in self.finished:
             at = next((x.of(row, run.config) for row in run.rows if (y.of(row, run.config) or float("-inf")) >= target), None)

@@ -69,7 +69,7 @@ class Conditions:
         names = ["engine", "threads", "device", "torch"]
         names += ["rows_at_once", "samples_at_once"] if before["engine"] == after["engine"] else []
         return [
-            f"begun with {name}={before[name]} and goes on with {after[name]}: figures stay right, but are not the same bit by bit"
+            f"begun with {name}={before[name]} and goes on with {after[name]}: results stay valid, but are not bitwise the same"
             for name in names
             if before[name] != after[name]
         ]

@@ -39,9 +39,7 @@ def describe_section(
             content = {"commands": [*before, command][-MOST_COMMANDS:], "report": dict(report), "planned": plan}
             write_atomically(path, as_json(content))
     except OSError as error:
-        raise UserError(
-            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
-        ) from error
+        raise UserError(f"section={section}: {path} cannot be written ({error.strerror or error}); fix that, or choose outputs=") from error
 
 
 def planned_runs(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
     """The result of a run that has ended before; None if it has to be trained.
 
     A folder that cannot be read, or that holds another run, is an outcome, too: this run has failed. Of one whose files are damaged
-    `warn` is told, and it has to be trained: from its last checkpoint, which mends it, if there is one.
+    `warn` is told, and it has to be trained: from its last checkpoint, which repairs it, if there is one.
     """
     folder = run_folder(experiment, outputs)
     try:
@@ -36,7 +36,7 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
             else:
                 warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
     except CorruptFile as error:
-        warn(f"{folder}: this run had ended, but {error}; it is mended from its last checkpoint, or made again where there is none")
+        warn(f"{folder}: this run had ended, but {error}; it is repaired from its last checkpoint, or made again where there is none")
         return None
     except (OSError, ForeignRun) as error:
         return Outcome("failed", folder, {}, explain(error, folder))

@@ -30,7 +30,7 @@ def explain(error: Exception, folder: Path, kept: bool = False) -> str:
         return str(error)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "mend that"
+        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "fix that"
         where = error.filename or folder
         safe = "the last checkpoint is kept: " if kept else ""
         return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"

@@ -156,7 +156,7 @@ def read_run(folder: Path) -> Run:
             if is_written(folder):
                 return Run(folder, _begun(folder), [], "unfinished", "it is being trained now")
             failed = "it failed, as error.txt says" if (folder / "error.txt").exists() else "it has not ended"
-            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command goes on with it")
+            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command continues it")
         if _is_newer(folder):
             raise CorruptFile("")
         config, run = ended.summary["config"], ended.summary["run"]

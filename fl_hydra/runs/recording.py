@@ -146,7 +146,7 @@ class Recording:
 
     def _start(self) -> None:
         if self.metrics.found:
-            self.warn(f"{self.folder.path}: there are rows of metrics and no checkpoint to go on from; training begins again")
+            self.warn(f"{self.folder.path}: there are rows of metrics but no checkpoint to continue from; training starts again")
         self.metrics.restore(b"")
         self.reader_files.restore(b"", self.reader_files.environments)
 
@@ -274,7 +274,7 @@ class Recording:
         self.end(status, reason, asked_to_stop or 0)
 
     def _pause(self, row: Metrics, trained: bool, asked_to_stop: int | None = None) -> None:
-        reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it goes on"
+        reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it continues"
         self.outcome = Outcome("paused", self.folder.path, row, reason, trained, asked_to_stop or 0)
         self._follower.ended("paused")
 

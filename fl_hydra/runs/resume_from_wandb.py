@@ -51,9 +51,9 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
     except Exception as error:
         if own is None:
             raise ResumeRefused(
-                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; mend that, or leave resume out"
+                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; fix that, or leave resume out"
             ) from error
-        warn(f"resume=wandb: {' '.join(str(error).split())[:200]}; the run goes on from the checkpoint that is here")
+        warn(f"resume=wandb: {' '.join(str(error).split())[:200]}; the run continues from the local checkpoint")
         return
     newer = [version for version in found if own is None or int(version.metadata.get("round", -1)) > own.round]
     if not newer:
@@ -73,7 +73,9 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
     if own is None:
-        raise ResumeRefused(f"resume=wandb: no checkpoint of {collection_of(run)} at W&B is sound; leave resume out to begin")
+        raise ResumeRefused(
+            f"resume=wandb: no checkpoint of {collection_of(run)} at W&B is sound; leave resume out to start from the beginning"
+        )
 
 
 def _verified(version: Any, incoming: Path, experiment: Experiment, folder: Path) -> Checkpoint:

@@ -314,7 +314,7 @@ class Study:
                 return dict(asked.params), dict(scratch._storage.get_trial(asked._trial_id).system_attrs)
         if points is None:
             raise UserError(
-                f"hydra/sweeper/sampler: {self.sampler} asks for points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
+                f"hydra/sweeper/sampler: {self.sampler} proposes points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
             )
         fresh = [point for point in points if Trial(0, point).point not in tried]
         return fresh[int(self._random(number).integers(len(fresh)))], {}
@@ -336,7 +336,7 @@ class Study:
         if kind.endswith("GridSampler"):
             points = self.space.points()
             if points is None:
-                raise UserError("hydra/sweeper/sampler=grid: an interval has no end of points; use choice(...) or range(...)")
+                raise UserError("hydra/sweeper/sampler=grid: an interval has infinitely many points; use choice(...) or range(...)")
             made = made({name: sorted({point[name] for point in points}, key=str) for name in self.space.distributions})
         assert not callable(made)
         return made  # type: ignore[no-any-return]
