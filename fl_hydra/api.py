@@ -33,7 +33,7 @@ AT_ONCE = 500
 
 
 class RunFailed(Exception):
-    """A run that was asked for has no result: it failed, was interrupted, or is trained by another process; the text says which."""
+    """A requested run has no result: it failed, was interrupted, or is being trained by another process; the text says which."""
 
 
 class Metrics(Mapping[str, list[Any]]):
@@ -230,7 +230,7 @@ class Run:
 
 
 def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False) -> Run:
-    """Train a run, go on with it, or find its result, as `python train.py ...` does with the same words.
+    """Train a run, continue it, or find its result, as `python train.py ...` does with the same arguments.
 
     Args:
         overrides: as on the command line: `"algorithm=fedavg"`, `"K=20"`, `"optimizer.lr=0.1"`.
@@ -239,7 +239,7 @@ def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False)
 
     Raises:
         UserError: what is wrong in the configuration, in one line; nothing was trained.
-        RunFailed: it has no result; what was trained is kept, and the same call goes on.
+        RunFailed: it has no result; what was trained is kept, and the same call continues.
     """
     from fl_hydra.runs.execution import execute
 

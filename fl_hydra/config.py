@@ -1,4 +1,4 @@
-"""The configuration: what Hydra composes, each key checked by itself.
+"""The configuration that Hydra composes, with checks of single keys.
 
 Nothing here imports torch, so that `--help`, completion and the answer to a finished run are quick.
 """
@@ -261,7 +261,7 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _folder(key: str, typed: str) -> str:
-    """A folder as it was typed, with `~` replaced.
+    """A folder as it was typed, with `~` expanded.
 
     Raises:
         UserError: it cannot be a folder.

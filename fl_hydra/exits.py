@@ -63,7 +63,7 @@ def framed(program: Callable[[], None]) -> None:
 
 
 def leave_stopped(reason: str, signal_number: int, arguments: Sequence[str]) -> NoReturn:
-    """Leave after a signal, with the command to go on with."""
+    """Exit after a signal, with the command that continues."""
     print(f"{reason}:\n    {command(arguments)}", file=sys.stderr)
     sys.exit(128 + signal_number)
 

@@ -75,7 +75,7 @@ class Dataset(Component):
         """How many samples remain for training after the validation split.
 
         Raises:
-            UserError: what is asked for is more than there is.
+            UserError: more is requested than there is.
         """
 
     @abstractmethod

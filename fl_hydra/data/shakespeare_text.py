@@ -226,7 +226,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _speeches(lines: Sequence[str], shifted: bool) -> Iterator[_Speech]:
-    """The speeches of a play; in `shifted` ones (The Comedy of Errors), every line that names no role goes on with the speech."""
+    """The speeches of a play; in `shifted` ones (The Comedy of Errors), every line that names no role continues the speech."""
     cue_indent, speech_indent = ("", "") if shifted else (_INDENT, _INDENT * 2)
     speech: _Speech | None = None
     for line in lines:

@@ -85,7 +85,7 @@ def _report() -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """What cannot be written is told in one line, whatever wrote it."""
+    """Report in one line what cannot be written."""
     try:
         yield
     except OSError as error:

@@ -17,12 +17,12 @@ KEPT = 2
 FORMAT = 2
 """Of a checkpoint's content. Those of format 1 did not say it, nor whose they were."""
 SET_ASIDE_KEPT = 1
-"""Damaged checkpoints that are kept, for whoever wants to know what became of them, until the run has ended."""
+"""How many damaged checkpoints are kept for inspection until the run has ended."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """What a run continues from.
 
     run: the hash of the run that it belongs to. config: of the part of its configuration that changes its result. conditions: what
     decides its bits beside that. environments: what it has been trained with so far, for the reader. trainer: of

@@ -1,4 +1,4 @@
-"""What decides the last bits of a run beside its configuration: it is stored in each checkpoint, and kept when the run goes on."""
+"""What determines the last bits of a run besides its configuration. It is stored in each checkpoint and kept when the run continues."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Wish:
-    """The conditions that a trainer is asked for; None, or `auto`, leaves one to it."""
+    """The requested conditions; None, or `auto`, leaves the choice to the trainer."""
 
     engine: str
     threads: int | None
@@ -86,7 +86,7 @@ class Wish:
 
     @classmethod
     def of(cls, config: Config, stored: Conditions | None, device: str) -> Wish:
-        """What the command says counts most, then what the run was begun with; no graphs are asked of a device without them."""
+        """The command takes precedence, then what the run was begun with; graphs are not requested from a device without them."""
         if stored is None:
             return cls(config.engine, config.threads, None, None)
         engine = stored.engine if config.engine == "auto" else config.engine
@@ -102,12 +102,12 @@ class Wish:
 
     @classmethod
     def met_by(cls, conditions: Conditions) -> Wish:
-        """The wish for what is there already."""
+        """The request for what there is already."""
         return cls(conditions.engine, conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
 
 
 def machine() -> str:
-    """What this machine is, as far as a reader may want to know."""
+    """A description of this machine, for information."""
     return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
 
 

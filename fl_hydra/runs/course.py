@@ -11,7 +11,7 @@ from fl_hydra.runs.standing import in_words
 
 
 class Course:
-    """A sweep's progress, which the reporters of its runs are told and tell.
+    """A sweep's progress, which the reporters of its runs update and print.
 
     Args:
         total: distinct runs of the sweep.
@@ -20,9 +20,9 @@ class Course:
 
     def __init__(self, total: int, ended: int) -> None:
         self.said = ""
-        """In place of the number of the run, where runs are not all asked for at once."""
+        """Replaces the number of the run if not all runs are requested at once."""
         self.further = 0.0
-        """Samples of runs that have not been asked for yet."""
+        """Samples of runs that have not been requested yet."""
         self.at_most = False
         """Whether some of what is left may be spared."""
         self._total, self._ended = total, ended

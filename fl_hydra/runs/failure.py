@@ -1,4 +1,4 @@
-"""What a run that could not go on says of it."""
+"""The message of a run that could not continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def explain(error: Exception, folder: Path, kept: bool = False) -> str:
     Args:
         error: that did.
         folder: of the run.
-        kept: whether there is a checkpoint to go on from.
+        kept: whether there is a checkpoint to continue from.
     """
     if isinstance(error, ForeignRun | OwnershipLost):
         return str(error)
@@ -35,7 +35,7 @@ def explain(error: Exception, folder: Path, kept: bool = False) -> str:
         safe = "the last checkpoint is kept: " if kept else ""
         return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"
     if isinstance(error, CorruptFile):
-        return f"{folder}: {error}; run the same command again, which goes on from a sound checkpoint"
+        return f"{folder}: {error}; run the same command again, which continues from an intact checkpoint"
     what = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {what[:300]}"
 

@@ -1,4 +1,4 @@
-"""A run as its tracker is told of it."""
+"""What a tracker is told of a run."""
 
 from __future__ import annotations
 

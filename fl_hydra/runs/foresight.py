@@ -24,12 +24,12 @@ from fl_hydra.training.experiment import Experiment
 MOST_TIMED = 60.0
 """Seconds after which no further setting is timed."""
 NAMED = 5
-"""Runs to go on with that are named."""
+"""The most runs to continue that are named."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that was asked for.
+    """A requested run.
 
     label: what sets it apart. status: `to train`, `to resume`, `being trained` by another process, or how it has ended. part: of its
     budget that is done.

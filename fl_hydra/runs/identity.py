@@ -43,7 +43,7 @@ def _changed(values: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
 
 
 def revisions_of(experiment: Experiment) -> dict[str, int]:
-    """What was mended in a way that changes some runs' results and leaves others alone: by its name, how it trains now, from 2.
+    """Fixes that change the results of some runs only: the present revision of each, from 2, by its name.
 
     The version of a component would rename every run that has it. A revision belongs here, and is returned only where it can change
     the result, so that all other runs keep their names. It should not depend on the seed, over which the report takes means; `sharding`

@@ -107,7 +107,7 @@ class ConsoleReporter:
             yield
 
     def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None:
-        """Say what is trained and where, and from which round and part of the budget it goes on."""
+        """Say what is trained and where, and from which round and fraction of the budget it continues."""
         self._prepared.set()
         if not runs:
             return

@@ -55,7 +55,7 @@ def rename_section(old: str, new: str, outputs: Path, notify: Callable[[str], No
 
 
 def empty_section(name: str, outputs: Path, notify: Callable[[str], None]) -> int:
-    """Forget which runs a section asked for, which stay where they are; how many they were.
+    """Forget which runs belong to a section, and return how many they were; the runs stay.
 
     Raises:
         UserError: there is no such section.

@@ -30,10 +30,10 @@ class ResumeRefused(ForeignRun):
 
 
 def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Checkpoints, warn: Callable[[str], None]) -> None:
-    """Bring the newest sound checkpoint of a run from W&B, if it is newer than those that are there.
+    """Download the newest intact checkpoint of a run from W&B, if it is newer than those that are here.
 
     Raises:
-        ResumeRefused: W&B cannot be reached and there is nothing here to go on from.
+        ResumeRefused: W&B cannot be reached and there is no checkpoint here to continue from.
         ForeignRun: what is at W&B is a checkpoint of another configuration.
         OSError: it cannot be written.
     """
@@ -66,7 +66,7 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
             shutil.rmtree(incoming, ignore_errors=True)
             checkpoint = _verified(version, incoming, experiment, folder)
             _place(incoming, checkpoint, checkpoints)
-            warn(f"{folder.name}: goes on from round {checkpoint.round}, whose checkpoint was brought from W&B ({version.name})")
+            warn(f"{folder.name}: continues from round {checkpoint.round}, with the checkpoint downloaded from W&B ({version.name})")
             return
         except CorruptFile as error:
             warn(f"{collection_of(run)}:{version.version} at W&B cannot be used ({error}); the one before it is tried")

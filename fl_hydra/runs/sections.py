@@ -1,4 +1,4 @@
-"""Which runs each section of the report has asked for: a list in `outputs/sections`, which sections may share runs in."""
+"""The runs of each section of the report: a list in `outputs/sections`. Sections may share runs."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ class SearchSweeper(GridSweeper):
 
     @property
     def _together(self) -> int:
-        """Trials that are asked for before one is told."""
+        """Trials that are proposed before a result is entered."""
         if self._n_jobs is not None:
             return self._n_jobs
         assert self.config is not None

@@ -34,12 +34,12 @@ STORAGES = {"journal": JOURNAL, "sqlite": DATABASE}
 STAGE = "stage "
 """The study's attributes that hold what was told in a stage: this and a number."""
 TRIES = 10
-"""How often a sampler is asked for another point where it gives one that was tried before."""
+"""How often a sampler is asked again if it proposes a point that was tried before."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point that was asked for. number: from 0. params: by key. passed: milestones that it has come by, and was not given up at."""
+    """A proposed point. number: from 0. params: by key. passed: milestones that it has come by, and was not given up at."""
 
     number: int
     params: dict[str, Value]
@@ -146,7 +146,7 @@ class Study:
             self.told()  # which needs a stage for each trial that has ended
 
     def active(self) -> list[Trial]:
-        """Trials that were asked for and have not ended."""
+        """Proposed trials that have not ended."""
         import optuna
 
         stages = self._stages()
