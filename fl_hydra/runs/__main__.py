@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.runs WHAT ...`: ask about runs, and take some away."""
+"""`python -m fl_hydra.runs WHAT ...`: list, show, compare and remove runs."""
 
 from __future__ import annotations
 

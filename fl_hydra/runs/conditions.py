@@ -49,7 +49,7 @@ class Conditions:
 
     @classmethod
     def now(cls, trainer: Trainer) -> Conditions:
-        """Those that a trainer works under."""
+        """The conditions of a trainer."""
         import torch
 
         cuda = trainer.device.type == "cuda"
@@ -64,7 +64,7 @@ class Conditions:
         )
 
     def changes(self, now: Conditions) -> list[str]:
-        """A note for each that was another one before."""
+        """A note for each condition that has changed."""
         before, after = asdict(self), asdict(now)
         names = ["engine", "threads", "device", "torch"]
         names += ["rows_at_once", "samples_at_once"] if before["engine"] == after["engine"] else []
@@ -112,7 +112,7 @@ def machine() -> str:
 
 
 def environment(conditions: Conditions, together: int) -> dict[str, Any]:
-    """The conditions, and what else a reader may want to know about where a run was trained, beside how many others."""
+    """The conditions, and other information about where a run was trained and beside how many others."""
     return {
         **asdict(conditions),
         "machine": machine(),

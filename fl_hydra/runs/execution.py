@@ -35,7 +35,7 @@ def execute(config: Config, reporter: Reporter) -> Outcome:
 def execute_together(configs: Sequence[Config], reporter: Reporter) -> list[Outcome]:
     """Run configurations of one shape (:func:`fl_hydra.runs.packing.shape`) as rows of one training, each in its own folder.
 
-    What is finished is found, what another process writes is left to it, and what ends early leaves the others going on. Runs that
+    Finished runs are found, runs that another process writes are left to it, and when one ends early the others continue. Runs that
     were begun under different conditions are trained one group after the other.
 
     Raises:

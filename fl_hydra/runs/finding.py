@@ -16,7 +16,7 @@ def find_run(word: str, outputs: Path) -> Path:
 
     Args:
         word: the name of its folder, the first digits of its hash (4 or more), or a path, of the folder or of a file in it.
-        outputs: where it is looked for by name.
+        outputs: the folder to look in for names.
 
     Raises:
         UserError: there is none, or there are several.
