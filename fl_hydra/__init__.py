@@ -15,7 +15,7 @@ __all__ = ["Run", "RunFailed", "UserError", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Hydra and the rest are imported when they are first asked for."""
+    """Hydra and the rest are imported on first use."""
     if name in __all__:
         from fl_hydra import api
 

@@ -33,7 +33,7 @@ AT_ONCE = 500
 
 
 class RunFailed(Exception):
-    """A run that was asked for has no result: it failed, was interrupted, or is trained by another process; the text says which."""
+    """A requested run has no result: it failed, was interrupted, or is being trained by another process; the text says which."""
 
 
 class Metrics(Mapping[str, list[Any]]):
@@ -79,7 +79,7 @@ class Run:
         except FileNotFoundError:
             rows = []
         except CorruptFile as error:
-            raise UserError(f"{folder}: {error}; give the run's command again, which mends it") from error
+            raise UserError(f"{folder}: {error}; give the run's command again, which repairs it") from error
         self.summary: dict[str, Any] = dict(ended.summary) if ended else {}
         """Of summary.json; empty if the run has not ended."""
         self.status: str = self.summary.get("status", "unfinished")
@@ -132,7 +132,9 @@ class Run:
         model = self._checkpoint.trainer["state"]["model"]
         digest = hashlib.sha256(model.contiguous().numpy().tobytes()).hexdigest()
         expected = self.summary.get("weights_sha256", digest)
-        require(digest == expected, f"{self.folder}: its last checkpoint has not the weights of its summary; give the run's command again")
+        require(
+            digest == expected, f"{self.folder}: its last checkpoint does not have the weights of its summary; give the run's command again"
+        )
         return self._module(model)
 
     @property
@@ -228,7 +230,7 @@ class Run:
 
 
 def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False) -> Run:
-    """Train a run, go on with it, or find its result, as `python train.py ...` does with the same words.
+    """Train a run, continue it, or find its result, as `python train.py ...` does with the same arguments.
 
     Args:
         overrides: as on the command line: `"algorithm=fedavg"`, `"K=20"`, `"optimizer.lr=0.1"`.
@@ -237,7 +239,7 @@ def run(*overrides: str, outputs: str | Path | None = None, quiet: bool = False)
 
     Raises:
         UserError: what is wrong in the configuration, in one line; nothing was trained.
-        RunFailed: it has no result; what was trained is kept, and the same call goes on.
+        RunFailed: it has no result; what was trained is kept, and the same call continues.
     """
     from fl_hydra.runs.execution import execute
 
@@ -284,7 +286,7 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
     for word in overrides:
         require(isinstance(word, str) and not word.startswith("-"), f"{word}: a run takes words of the form KEY=VALUE")
-        require(not re.match(r"\+*(hydra[./]|sweep/|search=)", word), f"{word}: this is of sweeps, and run() trains one run; leave it out")
+        require(not re.match(r"\+*(hydra[./]|sweep/|search=)", word), f"{word}: this is for sweeps, and run() trains one run; leave it out")
         several = re.fullmatch(r"[\w./]+=[\w.+-]+(,[\w.+-]+)+", word) and word.partition("=")[0] not in PATHS
         require(not several, f"{word}: several values are a sweep of many runs, and run() trains one; call it for each")
     register_schema()

@@ -93,7 +93,7 @@ def train_point(composed: DictConfig) -> Outcome:
         raise UsageExit(str(error)) from error
     except OSError as error:  # of a run that has begun it is an outcome
         where = f": {error.filename}" if error.filename else ""
-        raise UsageExit(f"{error.strerror or error}{where}; mend that, then run the same command again") from error
+        raise UsageExit(f"{error.strerror or error}{where}; fix that, then run the same command again") from error
     if alone:
         raise RunExit(outcome)
     if number := outcome.signal_number or Interruption.asked:  # the sweep ends, too, where the signal came in a run's last round
@@ -108,7 +108,7 @@ def _leave(outcome: Outcome, arguments: list[str]) -> NoReturn:
 
     if outcome.status == "interrupted":
         stopped = signal.Signals(outcome.signal_number).name
-        reason = outcome.reason or f"stopped by {stopped}; what was trained is kept: run the same command again to go on"
+        reason = outcome.reason or f"stopped by {stopped}; what was trained is kept: run the same command again to continue"
         leave_stopped(reason, outcome.signal_number, arguments)
     if outcome.status == "finished":
         print(f"{'finished' if outcome.trained else 'finished before'}: {brief(outcome.metrics)} in {outcome.folder}")

@@ -1,4 +1,4 @@
-"""What is typed after the command: text is taken as it stands, and what cannot be meant is refused in one line before Hydra reads it."""
+"""The command line's arguments: text is taken literally, and what cannot be meant is refused in one line before Hydra reads it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What cannot be chosen together: one table, in the order in which it is looked at.
 
-Here belongs what two or more groups have to say of each other. What one option can tell by itself is checked by that option, and what a
+Constraints between two or more groups belong here. What concerns one option alone is checked by that option, and what a
 key can tell by :class:`fl_hydra.config.Config`.
 """
 

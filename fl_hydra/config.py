@@ -1,4 +1,4 @@
-"""The configuration: what Hydra composes, each key checked by itself.
+"""The configuration that Hydra composes, with checks of single keys.
 
 Nothing here imports torch, so that `--help`, completion and the answer to a finished run are quick.
 """
@@ -206,17 +206,17 @@ class Config:
         require(self.threads is None or 1 <= self.threads <= 1024, f"threads={self.threads}: 1 to 1,024 are possible; null takes all cores")
         require(
             self.until is None or 0 < self.until < 1,
-            f"until={self.until}: a part of the budget, above 0 and below 1, after which the run pauses; null trains it to its end",
+            f"until={self.until}: a fraction of the budget, above 0 and below 1, at which the run pauses; null trains it to the end",
         )
         require(self.gamma is None or self.gamma > 0, f"gamma={self.gamma}: the concentration must be greater than 0")
         require(self.N_c is None or self.N_c >= 1, f"N_c={self.N_c}: every client needs at least 1 class")
         require(
             self.resume in (None, "wandb"),
-            f"resume={self.resume}: choose wandb, which takes up a newer checkpoint from there; what is in outputs is always gone on with",
+            f"resume={self.resume}: choose wandb, which continues from a newer checkpoint there; one in outputs is used in any case",
         )
         require(
             self.resume is None or self.tracker.name == "wandb",
-            f"resume={self.resume}: which project it is in is said by tracker.project; add tracker=wandb",
+            f"resume={self.resume}: add tracker=wandb, and tracker.project for the project",
         )
         for name in ("section", "tuned"):
             value = getattr(self, name)
@@ -261,7 +261,7 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _folder(key: str, typed: str) -> str:
-    """A folder as it was typed, with `~` replaced.
+    """A folder as it was typed, with `~` expanded.
 
     Raises:
         UserError: it cannot be a folder.

@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause."""
+"""The error for a user's mistakes."""
 
 
 class UserError(ValueError):

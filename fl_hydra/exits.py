@@ -1,6 +1,6 @@
-"""How a command ends: in one line and with a true exit status, whoever listens and whatever signal comes.
+"""How a command ends: with one line and a correct exit status, whatever becomes of its output and whatever signal comes.
 
-Exceptions that pass through Hydra are no ordinary ones, which it would announce as a failed job.
+Exceptions that pass through Hydra derive from BaseException: it would report ordinary ones as a failed job.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class UsageExit(BaseException):
 
 
 def framed(program: Callable[[], None]) -> None:
-    """Run a program, and leave with one line where it does not end well.
+    """Run a program, and exit with one line if it fails.
 
     Ends with status 2 after a mistake in the command, with 1 after another error, and with 128 + n after signal n, which may come at
     any moment from here on; what the program imports should therefore be imported in it.
@@ -46,9 +46,11 @@ def framed(program: Callable[[], None]) -> None:
         listen()
         program()
     except Interrupted as stopped:
-        leave_stopped(f"stopped by {stopped}; what was done is kept: run the same command again to go on", stopped.signal_number, arguments)
+        leave_stopped(
+            f"stopped by {stopped}; what was done is kept: run the same command again to continue", stopped.signal_number, arguments
+        )
     except KeyboardInterrupt:  # where somebody else handles the signal
-        leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to go on", signal.SIGINT, arguments)
+        leave_stopped("stopped by SIGINT; what was done is kept: run the same command again to continue", signal.SIGINT, arguments)
     except (UsageExit, UserError) as error:
         fail(str(error), USAGE_ERROR)
     except Exception as error:
@@ -61,13 +63,13 @@ def framed(program: Callable[[], None]) -> None:
 
 
 def leave_stopped(reason: str, signal_number: int, arguments: Sequence[str]) -> NoReturn:
-    """Leave after a signal, with the command to go on with."""
+    """Exit after a signal, with the command that continues."""
     print(f"{reason}:\n    {command(arguments)}", file=sys.stderr)
     sys.exit(128 + signal_number)
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Leave with one line on standard error."""
+    """Exit with one line on standard error."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

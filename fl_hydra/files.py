@@ -3,7 +3,7 @@
 A file of tensors is one line with the SHA-256 of what follows, and what follows is written by `torch.save`; so a torn,
 truncated or bit-flipped file is always noticed.
 
-What fails in passing, as network drives do, is tried again; a file is then written anew as a whole, since `fsync` of a file whose first
+What fails temporarily, as on network drives, is tried again; a file is then written anew as a whole, since `fsync` of a file whose first
 `fsync` has failed may say that all is well when it is not.
 """
 
@@ -118,7 +118,7 @@ def read_file(path: Path) -> bytes:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a process writes what will become `path`: a new name each time, from which can be told whose it is."""
+    """Where a process writes what will become `path`: a new name each time, which identifies the process."""
     return path.with_name(f".{path.name}.{machine()}-{os.getpid()}-{next(_count)}.tmp")
 
 

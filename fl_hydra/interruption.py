@@ -84,7 +84,7 @@ class Interruption:
         raise Interrupted(self.requested)
 
     def check(self) -> None:
-        """At a point where everything is saved: raise if a stop was asked for.
+        """At a point where everything is saved: raise if a stop was requested.
 
         Raises:
             Interrupted: it was.

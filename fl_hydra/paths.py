@@ -1,4 +1,4 @@
-"""Where the project's own folders are, wherever one stands."""
+"""The project's own folders, independent of the working directory."""
 
 from __future__ import annotations
 

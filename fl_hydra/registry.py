@@ -134,4 +134,4 @@ def _import(name: str) -> None:
         )
         what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
         where = f"{Path(*file.parts[-3:])}" + (f", line {line}" if line else "")
-        raise UserError(f"{where}: {type(error).__name__}: {what}; no command works until this file is mended or taken away") from error
+        raise UserError(f"{where}: {type(error).__name__}: {what}; no command works until this file is fixed or removed") from error

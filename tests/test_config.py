@@ -295,7 +295,7 @@ MISTAKES = [
     ("local_steps=linear", "algorithm=centralized has no J to choose; leave local_steps out"),
     ("algorithm=localsgd local_steps=linear rounds=5", "with local_steps=linear rounds differ in length"),
     ("algorithm=fedavg local_steps.spread=0.5 rounds=5", "with local_steps.spread rounds differ in length"),
-    ("algorithm=localsgd local_steps.spread=1", "so that nobody has no step"),
+    ("algorithm=localsgd local_steps.spread=1", "so that every client takes a step"),
     ("algorithm=localsgd local_steps=linear local_steps.start=9", "must be at most J=8, where the rule ends"),
     (
         "algorithm=localsgd local_steps=phases local_steps.numbers=[1]",

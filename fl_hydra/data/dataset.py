@@ -75,7 +75,7 @@ class Dataset(Component):
         """How many samples remain for training after the validation split.
 
         Raises:
-            UserError: what is asked for is more than there is.
+            UserError: more is requested than there is.
         """
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Dataset(Component):
             kept = _info_path(self.name, root)
             try:
                 kept.unlink(missing_ok=True)
-                way_out = "what was remembered of them is forgotten now: give the same command again"
+                way_out = "what was cached of them is deleted: give the same command again"
             except OSError as error:
                 way_out = f"delete {kept}, which cannot be done from here ({error.strerror}), and give the same command again"
             raise UserError(f"dataset={self.name}: the data in {root} are not those that the run was named after; {way_out}")

@@ -138,7 +138,7 @@ def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
     import zipfile
     import zlib
 
-    way_out = "replace it by a sound copy, or delete it to have it made again"
+    way_out = "replace it with an intact copy, or delete it to have it made again"
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             read = {field.name: file[field.name] for field in dataclasses.fields(Arrays)}

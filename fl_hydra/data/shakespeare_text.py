@@ -226,7 +226,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _speeches(lines: Sequence[str], shifted: bool) -> Iterator[_Speech]:
-    """The speeches of a play; in `shifted` ones (The Comedy of Errors), every line that names no role goes on with the speech."""
+    """The speeches of a play; in `shifted` ones (The Comedy of Errors), every line that names no role continues the speech."""
     cue_indent, speech_indent = ("", "") if shifted else (_INDENT, _INDENT * 2)
     speech: _Speech | None = None
     for line in lines:
@@ -270,7 +270,7 @@ def _encode(text: str, whose: str) -> NDArray[np.uint8]:
         unknown = next(character for character in text if character not in LEAF_ALPHABET)
         raise UserError(
             f"{whose} holds {unknown!r}, which is none of the {len(LEAF_ALPHABET)} characters of LEAF's alphabet (letters, digits, blanks "
-            "and common punctuation); replace the file by a sound copy"
+            "and common punctuation); replace the file with an intact copy"
         )
     return codes
 
@@ -500,7 +500,7 @@ def _read_windows(file: Path, user: str, own: Any) -> NDArray[np.uint8]:
 
 
 def _unusable(file: Path, why: str) -> UserError:
-    return UserError(f"{file} {why}; make it again with LEAF's preprocessing of shakespeare, or replace it by a sound copy")
+    return UserError(f"{file} {why}; make it again with LEAF's preprocessing of shakespeare, or replace it with an intact copy")
 
 
 # --------------------------------------------------------------------------------------------- the sequences of Reddi et al.

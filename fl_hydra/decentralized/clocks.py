@@ -85,7 +85,7 @@ def acid_constants(topology: str, K: int, rate: float = 1.0) -> AcidConstants:
 
 def _meeting_rates(topology: str, K: int, rate: float) -> Floats:
     """The rates of `edge_rates` as a symmetric matrix; float64 [K, K]."""
-    require(0 < rate < float("inf"), f"rate={rate}: workers must meet now and then; choose a positive number of meetings per gradient")
+    require(0 < rate < float("inf"), f"rate={rate}: workers must meet; choose a positive number of meetings per gradient")
     ways = adjacency(topology, K)
     started = ways / np.maximum(1, ways.sum(1, keepdims=True))
     both: Floats = rate / 2 * (started + started.T)

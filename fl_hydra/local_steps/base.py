@@ -19,7 +19,7 @@ Memory = dict[str, float]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a round has shown; NaN for what the rule does not ask for.
+    """What was measured in a round; NaN for what the rule does not ask for.
 
     loss: mean training loss over the round's batches. drift: sum of |w_k - w|^2 / (m (m - 1)) over the m rows, w being their mean:
     what independent noise adds to |w - x|^2, on average. progress: |w - x|^2, x being what the round began with.
@@ -34,9 +34,9 @@ class Measured:
 
 @dataclass
 class LocalSteps(Component):
-    """A rule that says, before each round, how many local steps it has. The top-level J is where it ends, or the most it may take.
+    """A rule that chooses the number of local steps before each round. The top-level J is its final or largest value.
 
-    To add one: subclass it with `@local_step_rules.register`, say in `measures` what it wants to see of a round, and override `steps`, and
+    To add one: subclass it with `@local_step_rules.register`, name in `measures` what should be measured, and override `steps`, and
     `observe` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
     """
 
@@ -50,14 +50,16 @@ class LocalSteps(Component):
     """Whether every round has the same number of steps."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that nobody has no step")
+        require(
+            0 <= self.spread < 1, f"local_steps.spread={self.spread}: at least 0 and below 1 is needed, so that every client takes a step"
+        )
 
     def check(self, J: int, steps: int) -> None:
-        """Refuse a top-level J that the rule cannot end at, or never comes to.
+        """Refuse a top-level J that the rule cannot end at, or never reaches.
 
         Args:
             J: the top-level J.
-            steps: local steps in a row of the whole run, if each round had one.
+            steps: total steps per worker at J=1.
 
         Raises:
             UserError: naming what works.
@@ -70,7 +72,7 @@ class LocalSteps(Component):
         Args:
             J: the top-level J.
             progress: fraction of the budget that is spent, in [0, 1).
-            taken: local steps in a row so far.
+            taken: consecutive local steps so far.
             memory: what the rule keeps.
         """
 

@@ -11,7 +11,7 @@ __all__ = ["LAMB", "LARS"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
+    """Import what needs torch only on first use."""
     if name in __all__:
         from fl_hydra.optim.torch_optim import layerwise
 

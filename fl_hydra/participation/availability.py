@@ -1,4 +1,4 @@
-"""Schemes in which clients are there at times only: in turns, or by the hour of their day."""
+"""Schemes in which clients are only available at times: in turns, or by the hour of their day."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fl_hydra.randomness import generator
 class Cyclic(Participation):
     """Clients take turns in blocks, in an order that is drawn once for a run (Eichner et al., ICML 2019; Cho et al., ICML 2023).
 
-    With `blocks`, clients are divided into so many of them, and while it is a block's turn, m of its clients are drawn uniformly in each
-    round (Cho et al., algorithm 1). Where a block has fewer than m clients with samples, the next ones in the order complete the cohort.
-    Without, a block is the next m clients in the order, which runs round: in each pass everyone takes part once.
+    `blocks` is the number of blocks; while it is a block's turn, m of its clients are drawn uniformly in each round (Cho et al., algorithm
+    1). If a block has fewer than m clients with samples, the next clients in the order complete the cohort. Without `blocks`, the cohort is
+    the next m clients in the cyclic order, so that everyone takes part once per cycle.
     """
 
     name: str = "cyclic"
     blocks: int | None = None
-    """How many blocks there are; null: blocks of m clients, of which all take part."""
+    """Number of blocks; null: blocks of m clients, all of which take part."""
     turn: int = 1
-    """Rounds that a block's turn lasts."""
+    """Rounds of a block's turn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,9 +54,11 @@ class Cyclic(Participation):
 @participations.register
 @dataclass
 class Diurnal(Participation):
-    """Clients follow a day: with phases a_k, uniform on [0, 1), client k is there in round r with probability (1 + sin 2 pi (r / period +
-    a_k)) / 2. m of those that are there are drawn uniformly; where they are fewer, all of them take part, and others, drawn uniformly,
-    complete the cohort, so that rounds have equally many clients.
+    """Clients follow a daily cycle: with phases a_k, uniform on [0, 1), client k is available in round r with probability
+    (1 + sin 2 pi (r / period + a_k)) / 2.
+
+    m of the available clients are drawn uniformly; if there are fewer, all of them take part, and others, drawn uniformly, complete the
+    cohort, so that all rounds have equally many clients.
 
     A smooth form of the day of Eichner et al. (ICML 2019, "Semi-Cyclic Stochastic Gradient Descent").
     """

@@ -20,21 +20,21 @@ SchemeState = Mapping[str, Reals]
 Losses = Callable[[Indices, int | None], Reals]
 """Mean losses of the run's present model over the targets of training samples, not augmented, of some clients, int64 [n]: float64 [n].
 
-The second argument says how many samples of each client, drawn for the round; None: all. It is charged: a model down to each client that is
-not in the cohort anyway, a forward pass for each sample, and the simulated seconds of the slowest. The number that a client sends back
-is too small to count.
+The second argument is the number of samples of each client, drawn for the round; None: all. The query is charged: a model sent to each
+client that is not in the cohort anyway, a forward pass per sample, and the simulated seconds of the slowest client. The number that a
+client sends back is too small to count.
 """
 
 ClientStats = Mapping[str, Reals]
-"""What a round has shown of each client that reported: float64 [n] by the names in `measures`."""
+"""What was measured of each client that reported: float64 [n] by the names in `measures`."""
 
 CLIENT_STATS = ("loss", "root_square", "norm")
-"""What can be measured: the mean loss over a client's batches of the round, the root of the mean of its samples' squared losses, and how
-far it has moved, |w_k - w|."""
+"""What can be measured: the mean loss over a client's batches of the round, the root of the mean of its samples' squared losses, and the
+norm of its update, |w_k - w|."""
 
 
 def no_losses(ids: Indices, samples: int | None) -> Reals:
-    """Stands where there is no model to be evaluated."""
+    """For use where there is no model to be evaluated."""
     raise ValueError("there is no model here whose losses could be asked for")
 
 
@@ -69,7 +69,7 @@ class Round:
         return shares
 
     def recall(self, name: str) -> Reals:
-        """What is remembered by this name, float64 [K]; NaN for clients of which nothing is known."""
+        """The remembered values of this name, float64 [K]; NaN for clients without one."""
         return self.memory[name] if name in self.memory else np.full(len(self.sizes), np.nan)
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -94,14 +94,14 @@ class Cohort:
 class Participation(Component):
     """A scheme that draws the cohort of a round.
 
-    To add one: subclass it with `@participations.register` and override `cohort`; say in `measures` what it wants to see of a round, if
+    To add one: subclass it with `@participations.register` and override `cohort`; name in `measures` what should be measured, if
     anything, and override `observe`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.
     """
 
     dropout: float = 0.0
-    """How likely a client that has trained drops out before it reports, each by itself: its update is lost and nothing is sent up, but its
-    samples count in the budget, since they were computed. The others' weights grow in proportion; if nobody is left, the model stays.
-    State that a method keeps for its clients is what it was before the round."""
+    """Probability that a client that has trained drops out before it reports, independently of others. Its update is lost and nothing is
+    sent up, but its samples count in the budget, since they were computed. The others' weights grow in proportion; if nobody is left, the
+    model stays as it is. State that a method keeps for its clients is what it was before the round."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
     """Of `CLIENT_STATS`, what is read back after every round, of every client in it."""
@@ -110,10 +110,10 @@ class Participation(Component):
     """Whether clients are asked for losses before they are chosen."""
 
     suits_all: ClassVar[bool] = False
-    """Whether it is meant for rounds of everyone too; for other schemes C=1 is refused, which leaves them no choice."""
+    """Whether it also makes sense when everyone takes part; other schemes refuse C=1, which leaves them no choice."""
 
     weighs: ClassVar[bool] = False
-    """Whether weights need not sum to 1, so that only methods can use them that want no more of a round than a mean of its ends."""
+    """Whether weights need not sum to 1, so that only methods that need nothing but a weighted mean of a round can use them."""
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, f"participation.dropout={self.dropout}: a probability in [0, 1) is needed")
@@ -140,7 +140,7 @@ class Participation(Component):
         return {}
 
     def reports(self, ids: Indices, seed: int, round: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which of the clients of a round, int64 [m], do not drop out; bool [m], each a function of (seed, round, client)."""
+        """Which clients of a round, int64 [m], do not drop out; bool [m], each a function of (seed, round, client)."""
         if not self.dropout:
             return np.ones(len(ids), np.bool_)
         return generator(seed, "dropout", round).random(int(ids.max()) + 1)[ids] >= self.dropout
@@ -150,14 +150,14 @@ participations: Registry[Participation] = Registry("participation", "fl_hydra.pa
 
 
 def require_samples(samples: int | None) -> None:
-    """Refuse a loss that would be of no sample.
+    """Refuse losses of no sample.
 
     Raises:
         UserError: naming what works.
     """
     require(
         samples is None or 1 <= samples <= 10**9,
-        f"participation.samples={samples}: a loss is of 1 to 1,000,000,000 samples of a client; leave it out for all",
+        f"participation.samples={samples}: choose 1 to 1,000,000,000 samples of a client, or leave it out for all",
     )
 
 
@@ -171,7 +171,7 @@ def noted(round: Round, name: str, ids: Indices, values: Reals) -> Reals:
 def gumbel_top(log_weights: Reals, count: int, rng: np.random.Generator) -> Indices:
     """`count` positions, one after the other without replacement, each time with probabilities in proportion to their weights.
 
-    The largest of log w + Gumbel noise, in descending order, are distributed just so (Yellott 1977; Kool et al., ICML 2019).
+    The largest of log w + Gumbel noise, in descending order, have exactly this distribution (Yellott 1977; Kool et al., ICML 2019).
     In logarithms no weight is too small.
 
     Args:

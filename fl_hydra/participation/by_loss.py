@@ -28,17 +28,18 @@ from fl_hydra.participation.base import (
 class PowerOfChoice(Participation):
     """Of d candidates, the m with the largest loss (Cho, Wang and Joshi 2020, "pi_pow-d").
 
-    Candidates are drawn without replacement, in proportion to their data, and are sent the model to say their loss, which is charged. The
-    cohort's updates count alike, as in the paper: data size is in the draw already. With d=m this is sampling by data size; with d=K it is
-    the m largest losses. With `samples`, losses are of so many samples of each candidate, drawn for the round (the paper's cpow-d).
+    Candidates are drawn without replacement, in proportion to their data, and are sent the model to report their loss, which is charged.
+    The cohort's updates have equal weights, as in the paper: the draw accounts for data size already. With d=m this is sampling by data
+    size; with d=K it is the m largest losses. With `samples`, losses are of so many samples of each candidate, drawn for the round (the
+    paper's cpow-d).
     """
 
     name: str = "power_of_choice"
     version: ClassVar[int] = 2
     d: int | None = None
-    """Candidates; null: two for each place, as far as there are clients."""
+    """Candidates; null: twice as many as are chosen, if there are so many clients."""
     samples: int | None = None
-    """Samples of each candidate that its loss is taken of; null: all."""
+    """Samples of each candidate that its loss is computed on; null: all."""
 
     asks: ClassVar[bool] = True
 
@@ -50,7 +51,7 @@ class PowerOfChoice(Participation):
         super().check(K, m, gamma)
         require(
             self.d is None or m <= self.d <= K,
-            f"participation.d={self.d}: of so many candidates {m} are taken, and there are K={K} clients; choose {m} to {K}",
+            f"participation.d={self.d}: {m} of the candidates are taken, and there are K={K} clients; choose {m} to {K}",
         )
 
     def cohort(self, round: Round) -> Cohort:
@@ -68,21 +69,21 @@ class ActiveFL(Participation):
     """Active federated learning (Goetz et al. 2019, algorithm 1): clients are drawn by the value of their data.
 
     Client k's value is sqrt(n_k) times its mean loss, as of when it was last in a cohort: the mean over its batches of that
-    round, which costs nothing more. At first every client is asked for its loss, which is charged. Of all clients the fraction alpha1 with
-    the smallest values is set aside; of the others, (1 - alpha3) m are drawn with probabilities in proportion to exp(alpha2 value); and the
-    rest of the cohort, alpha3 m, uniformly from all that are left. Of equal values chance decides.
+    round, which costs nothing more. At first every client is asked for its loss, which is charged. The fraction alpha1 of all clients with
+    the smallest values is excluded; of the others, (1 - alpha3) m are drawn with probabilities in proportion to exp(alpha2 value); and the
+    rest of the cohort, alpha3 m, uniformly from all that are left. Ties are broken at random.
     """
 
     name: str = "afl"
     version: ClassVar[int] = 2
     alpha1: float = 0.75
-    """The fraction of the clients that is set aside for having the smallest values."""
+    """Fraction of the clients that is excluded, those with the smallest values."""
     alpha2: float = 0.01
     """How much values matter: the inverse temperature of the softmax."""
     alpha3: float = 0.1
     """The fraction of the cohort that is drawn uniformly."""
     samples: int | None = None
-    """Samples of each client that its first loss is taken of; null: all."""
+    """Samples of each client that its first loss is computed on; null: all."""
 
     asks: ClassVar[bool] = True
     measures: ClassVar[frozenset[str]] = frozenset({"loss"})
@@ -125,30 +126,30 @@ class Oort(Participation):
         Util(i) = (U(i) + sqrt(0.1 ln R / L(i))) * (T / t_i)^alpha if client i is slower than T,   U(i) = |B_i| sqrt(mean of loss^2),
 
     with U(i) from the round L(i) in which client i took part last, clipped at the 95th percentile. Those above `cutoff` times the
-    utility of the last place are drawn in proportion to it. Where either kind has too few clients the other has more places.
+    utility of the last place are drawn in proportion to it. If there are too few clients of either kind, the other kind gets more places.
 
     As in the authors' code, U is put on a scale from 0 (0.999 of the least) to 1 (the largest before it was clipped), before uncertainty is
     added, without which U, in the hundreds, would hide it; `normalise=false` is the paper's listing as it stands. t_i are the run's
     simulated seconds (`speeds=`), T is their quantile `preferred`. Losses are those of the samples of the client's batches, before
     each step.
 
-    The authors' code differs in five things: its pacer moves T while a run goes on; clients that took part too often can be left out;
-    unknown clients are drawn in proportion to their data, less if they are slower than T, from a window of the best; epsilon has fallen
-    once before the first round; and the cut-off is of the utility of the place after the last.
+    The authors' code differs in five points: its pacer moves T during a run; clients that took part too often can be excluded;
+    unknown clients are drawn in proportion to their data, less if they are slower than T, from a window of the best; epsilon has decayed
+    once before the first round; and the cut-off refers to the utility of the place after the last.
     """
 
     name: str = "oort"
     version: ClassVar[int] = 2
     epsilon: float = 0.9
-    """Part of the cohort, in the first round, that is for clients that never took part."""
+    """Fraction of the first round's cohort that is reserved for clients that never took part."""
     decay: float = 0.98
-    """What that part is multiplied by after each round."""
+    """Factor of that fraction after each round."""
     least_epsilon: float = 0.2
-    """The smallest that part becomes."""
+    """Lower limit of that fraction."""
     alpha: float = 2.0
-    """How much being slow is punished."""
+    """Exponent of the penalty for slow clients."""
     cutoff: float = 0.95
-    """Clients with a utility above this times that of the last place are drawn from."""
+    """Clients compete for the places if their utility is above this fraction of the last place's."""
     clip: float = 0.95
     """Utilities are clipped at this quantile of them."""
     preferred: float = 0.3
@@ -206,5 +207,5 @@ def quantile(values: Reals, fraction: float) -> float:
 
 
 def _finite(losses: Reals) -> Reals:
-    """Losses of a model that has diverged are large ones."""
+    """Losses of a diverged model count as large."""
     return np.nan_to_num(losses, nan=1e30, posinf=1e30).clip(max=1e30)

@@ -1,4 +1,4 @@
-"""FedCor: clients whose losses tell most of everybody's (Tang et al., CVPR 2022)."""
+"""FedCor: clients whose losses are most informative about everyone's (Tang et al., CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fl_hydra.participation.base import Cohort, Participation, Round, SchemeStat
 @participations.register
 @dataclass
 class FedCor(Participation):
-    """Losses of clients change together: a Gaussian process over these changes says whose training lowers the loss of all most.
+    """Losses of clients change together: a Gaussian process over these changes predicts whose training lowers the total loss most.
 
-    Changes in a round are taken for N(0, S) with S = X^T X + noise^2 I, client k having place X_k in `dimension` dimensions (the paper's
-    linear kernel). A cohort is chosen one by one: the client k with the largest expected fall of the total loss,
+    Changes in a round are modelled as N(0, S) with S = X^T X + noise^2 I, client k having the embedding X_k in `dimension` dimensions (the
+    paper's linear kernel). The cohort is chosen greedily: next the client k with the largest expected decrease of the total loss,
 
         alpha_k sum_i p_i S_ik / sqrt(S_kk),    p_i = n_i / n,
 
     after which S is conditioned on k: S <- S - S_k S_k^T / S_kk, as in the authors' code. alpha_k is `beta` to the power of how often k
     was chosen since the last fit, so that clients take turns.
 
-    The authors' code differs in three things: where changes are observed, how X is fitted, and how updates are weighed.
+    The authors' code differs in three points: where changes are observed, how X is fitted, and how updates are weighted.
 
     Changes are observed in rounds with uniform cohorts: the first `warmup` rounds, and one in `interval` after that; before and after
     such a round all clients are asked for their losses, which is charged. (The authors' code trains a random cohort beside the chosen one
@@ -39,21 +39,21 @@ class FedCor(Participation):
     name: str = "fedcor"
     version: ClassVar[int] = 2
     warmup: int = 15
-    """First rounds with uniform cohorts, in which changes of losses are observed."""
+    """Rounds at the start with uniform cohorts, in which loss changes are observed."""
     interval: int = 10
-    """After `warmup`, one round in so many has a uniform cohort."""
+    """After `warmup`, every how many rounds the cohort is uniform."""
     beta: float = 0.95
-    """Factor of a client's value for each time it was chosen since the last fit."""
+    """Discount of a client for each time that it was chosen since the last fit."""
     dimension: int = 15
-    """Dimensions of the clients' places X_k."""
+    """Dimension of the clients' embeddings X_k."""
     history: int = 11
-    """How many of the last observations the process is fitted to."""
+    """Number of the latest observations that the process is fitted to."""
     forget: float = 1.0
     """Factor of an observation's weight per step of its age."""
     noise: float = 0.01
     """Standard deviation of the noise in observed changes."""
     samples: int | None = None
-    """Samples of each client that its loss is taken of; null: all."""
+    """Samples of each client that its loss is computed on; null: all."""
 
     asks: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Importance sampling: those that move the model most, weighed so that the expected update is that of everyone."""
+"""Importance sampling: clients with large updates are preferred, and reweighted so that the expected update is that of all clients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fl_hydra.participation.base import ClientStats, Cohort, Participation, Roun
 @participations.register
 @dataclass
 class Importance(Participation):
-    """Clients are drawn in proportion to |w_i U_i|, and their updates divided by how likely they were.
+    """Clients are drawn in proportion to |w_i U_i|, and their updates are divided by their inclusion probabilities.
 
     U_i is client i's update, w_i = n_i / n. That proportion has the least variance of all (Chen, Horvath and Richtarik, TMLR 2022;
-    Nemeth et al. 2022); it would take every client's update, so that the last known norm stands for the present one. Clients
-    that never took part are taken for average ones.
+    Nemeth et al. 2022); it would need every client's current update, so the last known norm is used instead. Clients
+    that never took part count as average.
 
     The design has exactly m distinct clients and exact inclusion probabilities pi_i = m p_i, of which none is above 1 (what is above goes
     to the others): randomized systematic sampling (Madow 1949; Goodman and Kish 1950). With w + sum of (w_i / pi_i) U_i over the cohort
@@ -28,7 +28,7 @@ class Importance(Participation):
 
     name: str = "importance"
     mixing: float = 0.2
-    """How much of p is uniform: p = (1 - mixing) |w_i U_i| / sum + mixing / K, so that no weight exceeds w_i K / (mixing m)."""
+    """Uniform fraction of p: p = (1 - mixing) |w_i U_i| / sum + mixing / K, so that no weight exceeds w_i K / (mixing m)."""
 
     measures: ClassVar[frozenset[str]] = frozenset({"norm"})
     weighs: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Everyone, a uniform sample, or a skewed one."""
+"""All clients, a uniform sample, or a skewed one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Skewed(Participation):
     """m of the clients by probabilities p ~ Dirichlet(gamma 1_K), drawn once for a run; without replacement.
 
     In each round the clients are drawn one after the other, each time from those left, in proportion to p. The smaller gamma, the fewer
-    take nearly all places; for a large one all are equally likely. Weights below the smallest normal float64 count as that: where fewer
+    clients take most places; for a large gamma all are equally likely. Weights below the smallest normal float64 count as that: where fewer
     than m clients have more, all the others are equally likely to fill the cohort.
     """
 

@@ -72,7 +72,7 @@ def _draw() -> None:
     except OSError as error:
         fail(f"the picture cannot be written: {error}", 1)
     if panel is None and (experiment.participation.asks or experiment.participation.measures):
-        print(f"participation={experiment.participation.name} depends on what is trained, so how often clients come is not drawn")
+        print(f"participation={experiment.participation.name} depends on what is trained, so how often clients take part is not drawn")
     print(f"wrote {path}")
 
 

@@ -61,7 +61,7 @@ def draw_clients(experiment: Experiment, path: Path, panel: str | None = None) -
     """Write a picture of what the clients of an experiment hold, how much, and how often they come; nothing is trained.
 
     Raises:
-        UserError: the data or the division that is asked for cannot be had, or the panel.
+        UserError: the requested data, division or panel is not available.
     """
     draw_beside([("", experiment)], path, panel)
 
@@ -70,7 +70,7 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
     """The same of several experiments, each with a name: curves over each other, maps beside each other. panel: draw this one alone.
 
     Raises:
-        UserError: the data or the division that is asked for cannot be had, or the panel.
+        UserError: the requested data, division or panel is not available.
     """
     require(len(experiments) <= len(PALETTE), f"{len(experiments)} configurations: at most {len(PALETTE)} can be told apart in a picture")
     found: dict[str, list[tuple[Look, Any, Panel]]] = {}
@@ -255,7 +255,7 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int, look: Look) ->
     _sorted(axis, counts, look)
     axis.axhline(rounds * m / len(counts), color="black", linestyle=":", linewidth=0.8)
     never = int((counts == 0).sum())
-    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} never came")
+    axis.set(xlabel="client, by rounds", ylabel="rounds", title="" if look.name else f"{rounds} rounds; {never} never took part")
 
 
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:

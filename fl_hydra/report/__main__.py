@@ -63,7 +63,7 @@ def _report() -> None:
         return
     table = read_table(arguments.cost.expanduser())
     if arguments.runs:
-        require(not names and arguments.track is None, "--runs: any runs are drawn, of no section and no track; leave those out")
+        require(not names and arguments.track is None, "--runs draws runs of any section; leave sections and --track out")
         _report_runs(arguments.runs, outputs, table)
         return
     reported, mistakes = [], 0
@@ -85,12 +85,12 @@ def _report() -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """What cannot be written is told in one line, whatever wrote it."""
+    """Report in one line what cannot be written."""
     try:
         yield
     except OSError as error:
         where = error.filename or "the report"
-        raise UserError(f"{where} cannot be written ({error.strerror or error}); mend that, or choose outputs=") from error
+        raise UserError(f"{where} cannot be written ({error.strerror or error}); fix that, or choose outputs=") from error
 
 
 def _refuse(message: str) -> NoReturn:
@@ -158,7 +158,7 @@ def _spec(results: Results, section: str, outputs: Path, table: CostTable) -> Sp
         spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
         spec.check(table)
     except UserError as error:
-        raise UserError(f"section={section}: {error}; mend {file}, or the sweep's own file and give its command again") from error
+        raise UserError(f"section={section}: {error}; fix {file}, or the sweep's own file and give its command again") from error
     if unknown := spec.unknown_axes(results):
         print(f"{section}: {', '.join(unknown)}: named in its report block, but no key of its runs; left out", file=sys.stderr)
     return spec

@@ -1,4 +1,4 @@
-"""Colours: one for each method and optimizer everywhere, told apart also by those who see fewer of them."""
+"""Colours: the same one for each method and optimizer everywhere, distinguishable with colour blindness too."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def ink(color: str) -> str:
 
 
 def palette_of_one(methods: Sequence[str]) -> str:
-    """The colour of what nothing is told apart in: the method's, if there is one."""
+    """The colour of figures with one series: the method's, if there is one method."""
     return METHODS.get(methods[0], BLUE) if len(set(methods)) == 1 else BLUE

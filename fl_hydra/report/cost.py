@@ -93,7 +93,7 @@ class Network:
         )
 
     def seconds(self, in_a_row: float, carried: float) -> float:
-        """Time of so many messages in a row, of so many bytes together."""
+        """Time of so many consecutive messages with so many bytes in total."""
         return in_a_row * self.latency + 8 * carried / self.bandwidth
 
 

@@ -1,7 +1,7 @@
-"""The paper that a student goes on with: `report.tex` in two columns, its numbers, its references, and room for the authors' words.
+"""The draft of a paper: `report.tex` in two columns, its numbers, its references, and room for the authors' words.
 
 The class is IEEEtran, as Debian's texlive-publishers and Overleaf have it: a conference's captions, columns and bibliography without a
-package of our own. What is generated is written anew each time; what authors write lies in `authors.yaml` and `words/*.tex`, which are
+package of our own. What is generated is rewritten each time; what authors write is in `authors.yaml` and `words/*.tex`, which are
 written once and never again.
 """
 
@@ -467,5 +467,5 @@ class _Latex:
         log = file.read_text(errors="replace") if file.exists() else "! no log"
         wrong = re.search(r"^! .*$(?:\n(?!l\.).*)*(?:\nl\.\d+.*)?", log, re.MULTILINE)
         where = self._target / "report.tex"
-        require(wrong is None, f"{where}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; mend that")
+        require(wrong is None, f"{where}: LaTeX stops: {' '.join(wrong[0].split())[:300] if wrong else ''}; fix that")
         return log

@@ -52,7 +52,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but the seed. label: in the field's letters. runs: all that were asked for, also those in no mean."""
+    """Runs that differ only in the seed. label: in the field's letters. runs: all that were requested, including those in no mean."""
 
     label: str
     runs: Sequence[Run]
@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def state(self) -> str:
-        """`finished`, or how many have and what became of the others."""
+        """`finished`, or how many have finished and the status of the others."""
         return state(list(self.runs))
 
     @property
@@ -104,7 +104,7 @@ class Setting:
         return Curve(xs.mean(0), ys.mean(0), ys.std(0, ddof=1) if len(ys) > 1 else None, len(ys))
 
     def reached(self, x: Measure, target: float, y: Measure) -> Statistic | None:
-        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never came to it."""
+        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never took part to it."""
         found = []
         for run in self.finished:
             at = next((x.of(row, run.config) for row in run.rows if (y.of(row, run.config) or float("-inf")) >= target), None)
@@ -116,7 +116,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Results:
-    """A section's settings, in the order in which they were asked for. settings: those of which a configuration is known."""
+    """A section's settings, in the order of the request. settings: those with a known configuration."""
 
     name: str
     settings: Sequence[Setting]
@@ -125,7 +125,7 @@ class Results:
     studies: Sequence[Mapping[str, Any]] = ()
     """What is kept of the searches with the section's name, as their `study.json` has it."""
     unknown: int = 0
-    """Runs that were asked for and of which no configuration is known: what was asked of them is in no comparison."""
+    """Requested runs without a known configuration, which are in no comparison."""
     others: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     """Settings of other sections, by their names, that a figure shows beside its own."""
 

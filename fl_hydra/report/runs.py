@@ -32,7 +32,7 @@ def told_from(folders: Sequence[Path], outputs: Path) -> tuple[list[Path], int]:
 
 
 def state(runs: Sequence[Run]) -> str:
-    """How the runs of a setting have ended: `finished`, or how many have and what became of the others."""
+    """How the runs of a setting have ended: `finished`, or how many have finished and the status of the others."""
     numbers = Counter(run.status for run in runs)
     if numbers["finished"] == len(runs):
         return "finished"

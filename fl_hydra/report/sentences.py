@@ -87,9 +87,7 @@ def _there(results: Results) -> list[Sentence]:
     finished = sum(run.finished for run in runs)
     unknown: list[Sentence] = []
     if results.unknown:
-        unknown = [
-            (f"Of {_count(results.unknown, 'further run')} nothing is known but the name: no count has what these are compared with.",)
-        ]
+        unknown = [(f"Of {_count(results.unknown, 'further run')} only the names are known, so comparisons with them are not counted.",)]
     if not finished:
         return [("No run of this section has finished, so that nothing can be said.",), *unknown]
     seeds = sorted({len(setting.finished) for setting in results.drawn})
@@ -287,7 +285,7 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
             (
                 f"Of the others that are undecided, {len(needed)} would take ",
                 *((fewest, " to ", most) if fewest.text != most.text else (most,)),
-                " seeds of each side, if they are as they look.",
+                " seeds of each side, if they are as observed.",
             )
         )
     return said
@@ -319,12 +317,12 @@ def _difference(results: Results, each: Difference, name: str) -> Sentence:
     if each.p is None:
         return (*sentence, ": seeds do not differ at all, so that there is no test.")
     if each.seeds is None:
-        return (*sentence, f", and would take more than {MOST_SEEDS} seeds of each side, if it is as it looks.")
+        return (*sentence, f", and would take more than {MOST_SEEDS} seeds of each side, if it is as observed.")
     return (
         *sentence,
         ", and would take about ",
         Number(f"{name}/seeds", str(max(each.seeds, each.n + 1))),
-        " seeds of each side, if it is as it looks.",
+        " seeds of each side, if it is as observed.",
     )
 
 

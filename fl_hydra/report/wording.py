@@ -105,7 +105,7 @@ def phrase(of: Axis, value: Value) -> str:
 
 
 def spelled(key: str) -> str:
-    """A key without its group and underscores, as far as words can be made of it."""
+    """A key without its group and underscores, as words."""
     return AXES[key].title if key in AXES and AXES[key].title != key else key.rpartition(".")[2].replace("_", " ")
 
 

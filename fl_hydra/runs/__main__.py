@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.runs WHAT ...`: ask about runs, and take some away."""
+"""`python -m fl_hydra.runs WHAT ...`: list, show, compare and remove runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def main() -> None:
 def _main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fl_hydra.runs",
-        description="Ask about runs. A RUN is the name of its folder, 4 or more digits of its hash, or a path.",
+        description="List, show, compare and remove runs. A RUN is the name of its folder, 4 or more digits of its hash, or a path.",
     )
     parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of the runs; the project's own")
     whats = parser.add_subparsers(dest="what", required=True)
     shapes: tuple[tuple[str, tuple[tuple[str, int | str], ...], str], ...] = (
         ("status", (), "by section: done, running, failed, to do, time left"),
-        ("list", (("filter", "*"),), "runs that all conditions take, as algorithm=localsgd 'optimizer.lr<0.1'"),
+        ("list", (("filter", "*"),), "runs that meet all conditions, as algorithm=localsgd 'optimizer.lr<0.1'"),
         ("show", (("run", 1),), "all that is known of a run"),
         ("compare", (("run", 2),), "where two runs differ: keys and results; and their curves, drawn into OUTPUTS/report"),
         ("remove", (("run", "+"),), "delete runs, also from the lists of sections"),
@@ -103,7 +103,7 @@ def _draw(folders: Sequence[Path]) -> None:
     for path in written:
         print(f"wrote {path}")
     if not written:
-        print("no picture: " + ("their curves are the same" if all(run.rows for run in runs) else "no figures of them differ yet"))
+        print("no picture: " + ("their curves are the same" if all(run.rows for run in runs) else "none of their results differ yet"))
     for run in runs:
         if written and not run.finished:
             print(f"{run.folder.name}: {run.status}; {'its curve ends there' if run.rows else 'it has no figures yet'}")
@@ -117,7 +117,7 @@ def _remove(folders: Sequence[Path], yes: bool) -> None:
     for folder in folders:
         print(f"{folder}: {read_run(folder).status}, {in_bytes(size(folder))}")
     if not yes:
-        require(sys.stdin.isatty(), "remove asks, and nobody can answer here; give --yes")
+        require(sys.stdin.isatty(), "remove asks for confirmation, and there is no terminal to answer; give --yes")
         answer = input(f"delete {'this run' if len(folders) == 1 else f'these {len(folders)} runs'} for good? [y/N] ")
         require(answer.strip().lower() in ("y", "yes"), "nothing was deleted")
     homes = remove_runs(folders, lambda line: print(f"note: {line}", file=sys.stderr))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whose they are is written in them, they are verified when they are read, the last two are kept."""
+"""Checkpoints of a run. They name the run that they belong to and are verified when they are read; the last two are kept."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fl_hydra.runs.conditions import Conditions
 
 KEPT = 2
 FORMAT = 2
-"""Of a checkpoint's content. Those of format 1 did not say it, nor whose they were."""
+"""Format of a checkpoint's content. Format 1 recorded neither its format nor its run."""
 SET_ASIDE_KEPT = 1
-"""Damaged checkpoints that are kept, for whoever wants to know what became of them, until the run has ended."""
+"""How many damaged checkpoints are kept for inspection until the run has ended."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """What a run continues from.
 
     run: the hash of the run that it belongs to. config: of the part of its configuration that changes its result. conditions: what
-    decides its bits beside that. environments: what it has been trained with so far, for the reader. trainer: of
+    else determines its bits. environments: what it has been trained with so far, for information. trainer: from
     :meth:`fl_hydra.training.trainer.Trainer.checkpoint`. metrics, timings: all rows of metrics.jsonl and timings.jsonl. seconds: spent.
     """
 
@@ -40,7 +40,7 @@ class Checkpoint:
 
     @property
     def round(self) -> int:
-        """Rounds that it comes after."""
+        """The number of rounds before it."""
         return int(self.trainer["round"])
 
     @classmethod
@@ -48,7 +48,7 @@ class Checkpoint:
         """From what a file holds.
 
         Raises:
-            CorruptFile: it is something else, or of another version.
+            CorruptFile: it holds something else, or is of another version.
         """
         if not isinstance(content, dict):
             raise CorruptFile("it is no checkpoint")
@@ -71,7 +71,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie.
-        check: raises where nothing may be written (any more).
+        check: raises if this process may not write (any more).
         warn: is told about each that cannot be used.
     """
 
@@ -105,10 +105,10 @@ class Checkpoints:
         return rounds[:KEPT]
 
     def newest(self) -> Checkpoint | None:
-        """The newest that can be read; those that cannot are named, set aside and passed over.
+        """The newest readable one; unreadable ones are reported, set aside and skipped.
 
         Raises:
-            OSError: one cannot be read now, which says nothing about what it holds.
+            OSError: one cannot be read at present, which says nothing about its content.
         """
         for round in self.rounds():
             try:
@@ -134,7 +134,7 @@ class Checkpoints:
             _remove(damaged)
 
     def forget_damaged(self) -> None:
-        """Delete what was set aside: the run has ended."""
+        """Delete what was set aside, once the run has ended."""
         for damaged in self.folder.glob("*.damaged"):
             self._check()
             _remove(damaged)

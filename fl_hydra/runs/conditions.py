@@ -1,4 +1,4 @@
-"""What decides the last bits of a run beside its configuration: it is stored in each checkpoint, and kept when the run goes on."""
+"""What determines the last bits of a run besides its configuration. It is stored in each checkpoint and kept when the run continues."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Conditions:
 
     @classmethod
     def now(cls, trainer: Trainer) -> Conditions:
-        """Those that a trainer works under."""
+        """The conditions of a trainer."""
         import torch
 
         cuda = trainer.device.type == "cuda"
@@ -64,12 +64,12 @@ class Conditions:
         )
 
     def changes(self, now: Conditions) -> list[str]:
-        """A note for each that was another one before."""
+        """A note for each condition that has changed."""
         before, after = asdict(self), asdict(now)
         names = ["engine", "threads", "device", "torch"]
         names += ["rows_at_once", "samples_at_once"] if before["engine"] == after["engine"] else []
         return [
-            f"begun with {name}={before[name]} and goes on with {after[name]}: figures stay right, but are not the same bit by bit"
+            f"begun with {name}={before[name]} and goes on with {after[name]}: results stay valid, but are not bitwise the same"
             for name in names
             if before[name] != after[name]
         ]
@@ -77,7 +77,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Wish:
-    """The conditions that a trainer is asked for; None, or `auto`, leaves one to it."""
+    """The requested conditions; None, or `auto`, leaves the choice to the trainer."""
 
     engine: str
     threads: int | None
@@ -86,7 +86,7 @@ class Wish:
 
     @classmethod
     def of(cls, config: Config, stored: Conditions | None, device: str) -> Wish:
-        """What the command says counts most, then what the run was begun with; no graphs are asked of a device without them."""
+        """The command takes precedence, then what the run was begun with; graphs are not requested from a device without them."""
         if stored is None:
             return cls(config.engine, config.threads, None, None)
         engine = stored.engine if config.engine == "auto" else config.engine
@@ -102,17 +102,17 @@ class Wish:
 
     @classmethod
     def met_by(cls, conditions: Conditions) -> Wish:
-        """The wish for what is there already."""
+        """The request for what there is already."""
         return cls(conditions.engine, conditions.threads, conditions.rows_at_once, conditions.samples_at_once)
 
 
 def machine() -> str:
-    """What this machine is, as far as a reader may want to know."""
+    """A description of this machine, for information."""
     return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
 
 
 def environment(conditions: Conditions, together: int) -> dict[str, Any]:
-    """The conditions, and what else a reader may want to know about where a run was trained, beside how many others."""
+    """The conditions, and other information about where a run was trained and beside how many others."""
     return {
         **asdict(conditions),
         "machine": machine(),

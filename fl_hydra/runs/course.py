@@ -1,4 +1,4 @@
-"""How far a sweep is: `7 of 45, 3 h 10 min left`, from the samples that it has trained so far."""
+"""Progress of a sweep, as `7 of 45, 3 h 10 min left`, from the samples that it has trained so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fl_hydra.runs.standing import in_words
 
 
 class Course:
-    """A sweep's progress, which the reporters of its runs are told and tell.
+    """A sweep's progress, which the reporters of its runs update and print.
 
     Args:
         total: distinct runs of the sweep.
@@ -20,21 +20,21 @@ class Course:
 
     def __init__(self, total: int, ended: int) -> None:
         self.said = ""
-        """In place of the number of the run, where runs are not all asked for at once."""
+        """Replaces the number of the run if not all runs are requested at once."""
         self.further = 0.0
-        """Samples of runs that have not been asked for yet."""
+        """Samples of runs that have not been requested yet."""
         self.at_most = False
-        """Whether some of what is left may be spared."""
+        """Whether some of what is left may be pruned."""
         self._total, self._ended = total, ended
         self._labels: dict[Path, str] = {}
         self._left: dict[Path, float] = {}
         self._now: dict[Path, float] = {}
         """The samples of each run that trains now."""
         self._done = 0.0
-        """The part of its budget that the one of them with the longest way to go has done."""
+        """The fraction of the budget that the least advanced of them has done."""
         self._over: set[Path] = set()
         self._began: float | None = None
-        """When the first run began to train: until then programs and data are loaded, which is done once."""
+        """When the first run began to train; loading programs and data before that happens once."""
         self._trained = 0.0
 
     def ask(self, runs: Mapping[Path, tuple[str, float]]) -> None:
@@ -69,7 +69,7 @@ class Course:
         return f"{where}{self._time_left()}"
 
     def advanced(self, done: float) -> None:
-        """The part of the budget, of the run that has the longest way to go, that is done by now."""
+        """The fraction of the budget that the least advanced run has done by now."""
         for folder, budget in self._now.items():  # all of them train as many samples in a round
             trained = min(self._left[folder], budget * max(0.0, done - self._done))
             self._trained += trained
@@ -99,7 +99,7 @@ def current() -> Course | None:
 
 @contextmanager
 def on(course: Course) -> Iterator[None]:
-    """Within this, runs belong to a sweep."""
+    """A context in which runs belong to a sweep."""
     global _current
     before, _current = _current, course
     try:

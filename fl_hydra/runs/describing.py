@@ -1,6 +1,6 @@
-"""What a sweep notes of its section for the report: the command, how its file says that results are shown, and what is to be trained.
+"""What a sweep records about its section for the report: the command, the `report` block of its file, and what is to be trained.
 
-What is compared is what was asked for: a section that is half trained may claim no more than it could when it is complete.
+Comparisons count as planned: a section that is half trained must not claim more than it could when it is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.sections import section_file, section_locked
 
 MOST_COMMANDS = 20
-"""Commands that are kept of a section, the newest ones."""
+"""The most commands of a section that are kept, the newest ones."""
 
 
 def describe_section(
@@ -25,7 +25,7 @@ def describe_section(
 ) -> None:
     """Write `sections/SECTION.json`, with the commands that were given before and what they planned.
 
-    planned: the described configuration of every run that is asked for, by the name of its folder.
+    planned: the described configuration of every requested run, by the name of its folder.
 
     Raises:
         UserError: nothing can be written there.
@@ -39,13 +39,11 @@ def describe_section(
             content = {"commands": [*before, command][-MOST_COMMANDS:], "report": dict(report), "planned": plan}
             write_atomically(path, as_json(content))
     except OSError as error:
-        raise UserError(
-            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
-        ) from error
+        raise UserError(f"section={section}: {path} cannot be written ({error.strerror or error}); fix that, or choose outputs=") from error
 
 
 def planned_runs(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configurations of all runs that were asked for, by the names of their folders; empty where none are noted, or not readably."""
+    """The configurations of all requested runs, by the names of their folders; empty if none are recorded, or they cannot be read."""
     try:
         noted = {key: json.loads(text) for key, text in description["planned"].items()}
         common, values = noted["common"], noted["values"]
@@ -80,7 +78,7 @@ def _folded(planned: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def read_description(section: str, outputs: Path) -> dict[str, Any]:
-    """What was written; empty where nothing was, or it cannot be read."""
+    """What was written; empty if nothing was, or it cannot be read."""
     try:
         content = json.loads(read_file(description_file(section, outputs)))
     except (OSError, CorruptFile, ValueError):

@@ -17,8 +17,8 @@ from fl_hydra.training.experiment import Experiment
 def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = lambda line: None) -> Outcome | None:
     """The result of a run that has ended before; None if it has to be trained.
 
-    A folder that cannot be read, or that holds another run, is an outcome, too: this run has failed. Of one whose files are damaged
-    `warn` is told, and it has to be trained: from its last checkpoint, which mends it, if there is one.
+    A folder that cannot be read, or that holds another run, is an outcome, too: this run has failed. If its files are
+    damaged, `warn` is told, and it has to be trained: from its last checkpoint, which repairs it, if there is one.
     """
     folder = run_folder(experiment, outputs)
     try:
@@ -36,7 +36,7 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
             else:
                 warn(f"{what}, which changes no result; there is no checkpoint to rebuild from")
     except CorruptFile as error:
-        warn(f"{folder}: this run had ended, but {error}; it is mended from its last checkpoint, or made again where there is none")
+        warn(f"{folder}: this run had ended, but {error}; it is repaired from its last checkpoint, or made again where there is none")
         return None
     except (OSError, ForeignRun) as error:
         return Outcome("failed", folder, {}, explain(error, folder))
@@ -44,7 +44,7 @@ def find(experiment: Experiment, outputs: Path, warn: Callable[[str], None] = la
 
 
 def known_outcome(experiment: Experiment, outputs: Path, warn: Callable[[str], None]) -> Outcome | None:
-    """As :func:`find`, before it is decided who looks closer: of a run that has to be trained nothing is said yet."""
+    """As :func:`find`, but without messages about a run that has to be trained."""
     notes: list[str] = []
     if (outcome := find(experiment, outputs, notes.append)) is not None:
         for note in notes:
@@ -53,7 +53,7 @@ def known_outcome(experiment: Experiment, outputs: Path, warn: Callable[[str], N
 
 
 def refuse_foreign(experiment: Experiment, folder: Path, run: str, config: dict[str, Any]) -> None:
-    """Compare whose a file is with whose it should be.
+    """Check that a file belongs to the run of its folder.
 
     Args:
         experiment: of the run that the folder is named after.

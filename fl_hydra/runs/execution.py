@@ -35,7 +35,7 @@ def execute(config: Config, reporter: Reporter) -> Outcome:
 def execute_together(configs: Sequence[Config], reporter: Reporter) -> list[Outcome]:
     """Run configurations of one shape (:func:`fl_hydra.runs.packing.shape`) as rows of one training, each in its own folder.
 
-    What is finished is found, what another process writes is left to it, and what ends early leaves the others going on. Runs that
+    Finished runs are found, runs that another process writes are left to it, and when one ends early the others continue. Runs that
     were begun under different conditions are trained one group after the other.
 
     Raises:
@@ -58,7 +58,7 @@ def execute_together(configs: Sequence[Config], reporter: Reporter) -> list[Outc
             if waiting:
                 _train(waiting, reporter)
     except Interrupted as error:
-        reason = f"stopped by {error}; everything up to the last checkpoint is kept: run the same command again to go on"
+        reason = f"stopped by {error}; everything up to the last checkpoint is kept: run the same command again to continue"
         for recording in recordings.values():
             recording.end("interrupted", reason, error.signal_number)
     except UserError:
@@ -93,7 +93,7 @@ def _train(recordings: list[Recording], reporter: Reporter) -> None:
             except Exception as error:
                 if len(group) > 1:  # one of them may be the reason, and the others need not end with it
                     reporter.warn(
-                        f"these {len(group)} runs cannot go on together ({explain(error, group[0].folder.path)}); each goes on alone"
+                        f"these {len(group)} runs cannot continue together ({explain(error, group[0].folder.path)}); each continues alone"
                     )
                     apart = True
                 else:

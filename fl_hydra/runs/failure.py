@@ -1,4 +1,4 @@
-"""What a run that could not go on says of it."""
+"""The message of a run that could not continue."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def explain(error: Exception, folder: Path, kept: bool = False) -> str:
     Args:
         error: that did.
         folder: of the run.
-        kept: whether there is a checkpoint to go on from.
+        kept: whether there is a checkpoint to continue from.
     """
     if isinstance(error, ForeignRun | OwnershipLost):
         return str(error)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "mend that"
+        way_out = "make room" if full else "move it away" if isinstance(error, OddFile) else "fix that"
         where = error.filename or folder
         safe = "the last checkpoint is kept: " if kept else ""
         return f"{error.strerror or error}: {where}; {safe}{way_out}, then run the same command again"
     if isinstance(error, CorruptFile):
-        return f"{folder}: {error}; run the same command again, which goes on from a sound checkpoint"
+        return f"{folder}: {error}; run the same command again, which continues from an intact checkpoint"
     what = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {what[:300]}"
 
@@ -49,7 +49,7 @@ def write_traceback(error: Exception, path: Path) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory has run out, of the machine or of a device."""
+    """Whether the machine or a device is out of memory."""
     from fl_hydra.training.engines import out_of_memory
 
     return isinstance(error, MemoryError) or out_of_memory(error)

@@ -16,7 +16,7 @@ def find_run(word: str, outputs: Path) -> Path:
 
     Args:
         word: the name of its folder, the first digits of its hash (4 or more), or a path, of the folder or of a file in it.
-        outputs: where it is looked for by name.
+        outputs: the folder to look in for names.
 
     Raises:
         UserError: there is none, or there are several.
@@ -32,19 +32,19 @@ def find_run(word: str, outputs: Path) -> Path:
         for place in (path.resolve(), path.resolve().parent):  # of other outputs
             if len(place.parents) > 2 and place in run_folders(place.parents[2]):
                 return place
-        raise UserError(f"{word}: there is no run; make runs lists those there are")
+        raise UserError(f"{word}: there is no such run; make runs lists all")
     found = [folder for folder in folders if folder.name == word]
     if not found and re.fullmatch(r"[0-9a-f]{4,10}", word):
         found = [folder for folder in folders if folder.name.rpartition("-")[2].startswith(word)]
     if not found:
         found = [folder for folder in folders if folder.name.startswith(f"{word}-")]
     if len(found) > 1:
-        raise UserError(f"{word}: {len(found)} runs are named so: {_listed(found, outputs)}; give more digits of the hash, or a path")
+        raise UserError(f"{word}: {len(found)} runs match: {_listed(found, outputs)}; give more digits of the hash, or a path")
     if not found:
         close = set(difflib.get_close_matches(word, [folder.name for folder in folders], n=3))
         alike = [folder for folder in folders if folder.name in close]
-        hint = f"did you mean {_listed(alike, outputs)}?" if alike else "make runs lists those there are"
-        raise UserError(f"{word}: no run of this name, or with a hash of 4 digits or more that begins so, is in {outputs}; {hint}")
+        hint = f"did you mean {_listed(alike, outputs)}?" if alike else "make runs lists all"
+        raise UserError(f"{word}: no run of this name, or with a hash that begins with it (4 or more digits), is in {outputs}; {hint}")
     return found[0]
 
 

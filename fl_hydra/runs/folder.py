@@ -28,7 +28,7 @@ from fl_hydra.runs.ownership import Ownership, owned
 
 SUMMARY, METRICS = "summary.json", "metrics.jsonl"
 TIMINGS, ENVIRONMENT, CONFIG, CLIENTS = BESIDE = "timings.jsonl", "environment.json", "config.yaml", "clients.json"
-"""For the reader alone; rebuilt from a checkpoint."""
+"""For information only; rebuilt from a checkpoint."""
 
 
 def as_json(content: dict[str, Any]) -> bytes:
@@ -54,12 +54,12 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
 
 
 def not_finite(row: dict[str, Any]) -> list[str]:
-    """The losses of a row that were no numbers any more: the run has diverged."""
+    """The losses of a row that are not finite: the run has diverged."""
     return [name for name in ("train/loss", "val/loss", "test/loss") if row.get(name) is None and row.get(name[:-4] + "acc") is not None]
 
 
 class RunFolder:
-    """One run's directory. What is written goes through it, and only while this process owns it."""
+    """One run's directory. All writes go through it, and only while this process owns it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class RunFolder:
 
     @contextmanager
     def owned(self, notify: Callable[[str], None]) -> Iterator[None]:
-        """Be the only process that writes the run.
+        """Become the only process that writes the run.
 
         Args:
             notify: is told, in one line, if another process has to be waited for.
@@ -93,14 +93,14 @@ class RunFolder:
         """To be called before each write.
 
         Raises:
-            OwnershipLost: the folder is not this process's any more.
+            OwnershipLost: the folder does not belong to this process any more.
         """
         if self._ownership is not None:
             self._ownership.check()
 
     @property
     def lost(self) -> bool:
-        """Whether it was noticed that the folder is not this process's any more."""
+        """Whether the loss of the folder to another process was noticed."""
         return self._ownership is not None and bool(self._ownership.lost)
 
     def write(self, name: str, content: bytes) -> None:
@@ -114,7 +114,7 @@ class RunFolder:
 
 
 class RowsFile:
-    """metrics.jsonl or timings.jsonl. What it holds is kept in memory too, and that is what counts.
+    """metrics.jsonl or timings.jsonl. Its content is also kept in memory, which takes precedence.
 
     Args:
         folder: of the run.
@@ -127,10 +127,10 @@ class RowsFile:
         self._folder, self._name, self._warn = folder, name, warn
         self._path = folder.path / name
         self._sure = True
-        """Whether the file was written as it should be when it was last written."""
+        """Whether the last write was correct."""
 
     def restore(self, content: bytes) -> None:
-        """Go back to what a checkpoint holds. Rows that were appended after it will come again."""
+        """Go back to what a checkpoint holds. Rows that were appended after it will be produced again."""
         self.content = content
         present = self._present()
         if present == content:
@@ -149,7 +149,7 @@ class RowsFile:
         return bool(self._present())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append a row. If that fails in passing, or somebody has changed the file, it is written again as a whole.
+        """Append a row. If that fails temporarily, or the file was changed, it is rewritten as a whole.
 
         Raises:
             OwnershipLost, OSError: it was not written; a checkpoint that is still to be written will have the row.
@@ -175,7 +175,7 @@ class RowsFile:
         self._write()
 
     def settle(self) -> None:
-        """See that the file is what it should be, before a summary vouches for it."""
+        """Verify the file before a summary vouches for it."""
         if self._present() != self.content:
             self._warn(f"{self._path} was changed or removed while the run was being written; written again")
             self._write()
@@ -196,6 +196,6 @@ class RowsFile:
 
 
 def run_folders(outputs: Path) -> list[Path]:
-    """Every folder in which there is something of a run, by name."""
+    """Every folder with files of a run, by name."""
     parts = (SUMMARY, METRICS, CONFIG, "checkpoints")
     return sorted({path.parent for part in parts for path in outputs.glob(f"*/*/*/{part}")})

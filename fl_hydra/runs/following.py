@@ -1,4 +1,4 @@
-"""A run as its tracker is told of it."""
+"""What a tracker is told of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fl_hydra.training.experiment import Experiment
 
 
 def follower_of(config: Config, experiment: Experiment, folder: Path, warn: Callable[[str], None]) -> Follower:
-    """Who follows a run that is written in this folder."""
+    """The tracker of a run that is written in this folder."""
     followed = Followed(
         folder=folder.absolute(),
         run=run_hash(experiment),

@@ -24,12 +24,12 @@ from fl_hydra.training.experiment import Experiment
 MOST_TIMED = 60.0
 """Seconds after which no further setting is timed."""
 NAMED = 5
-"""Runs to go on with that are named."""
+"""The most runs to continue that are named."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that was asked for.
+    """A requested run.
 
     label: what sets it apart. status: `to train`, `to resume`, `being trained` by another process, or how it has ended. part: of its
     budget that is done.
@@ -49,7 +49,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a setting takes.
+    """The cost of a setting.
 
     sample, evaluation: seconds. disk: bytes of a run. source: runs of equal settings that were `trained` here, rounds that were `timed`
     now, or `alike`: other settings that were timed.
@@ -61,14 +61,14 @@ class Cost:
     source: str
 
     def seconds(self, run: Planned) -> float:
-        """To train what is left of a run."""
+        """Seconds to train what is left of a run."""
         e = run.experiment
         evaluations = min(e.points, e.rounds or e.points)
         return run.left * (self.sample * e.budget + self.evaluation * evaluations)
 
 
 def plan(points: Sequence[tuple[Config, Experiment]], labels: Sequence[str]) -> list[Planned]:
-    """What is to be done for each distinct run of some points."""
+    """What remains to be done for each distinct run of some points."""
     planned: dict[Path, Planned] = {}
     for (config, experiment), label in zip(points, labels, strict=True):
         outputs = Path(config.outputs)
@@ -108,7 +108,7 @@ def print_cost(runs: Sequence[Planned], times: Sequence[float] | None = None, at
 
     Args:
         times: how many there are of each, of those of a search; None: one.
-        at_most: whether some of it may be spared.
+        at_most: whether some of it may be pruned.
     """
     if not runs:
         print("  nothing to train")
@@ -165,7 +165,7 @@ def pace_key(described: dict[str, Any]) -> str:
 
 
 def _trained(runs: Sequence[Planned]) -> dict[str, Cost]:
-    """By :func:`pace_key`, what runs took that were trained on this machine, as far as they have come."""
+    """By :func:`pace_key`, the cost of runs that were trained on this machine, finished or not."""
     found: dict[str, list[tuple[float, int]]] = {}
     wanted = {pace_key(describe(run.experiment)) for run in runs}
     for outputs in {Path(run.config.outputs) for run in runs}:
@@ -182,7 +182,7 @@ def _trained(runs: Sequence[Planned]) -> dict[str, Cost]:
 
 
 def _trained_here(folder: Path, config: Config) -> bool:
-    """Whether a run was trained on a machine like this one, and as this one would be."""
+    """Whether a run was trained on a machine like this one, under the conditions of this one."""
     try:
         then = json.loads(read_file(folder / ENVIRONMENT))
         on_cpu = str(then["device"]).startswith("cpu")

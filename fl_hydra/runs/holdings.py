@@ -1,4 +1,4 @@
-"""What each client holds and how probable it is in a round, as a run writes it down for the report."""
+"""What each client holds and how likely it is to take part, as a run records it for the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fl_hydra.sharding.base import Shards
 from fl_hydra.training.experiment import Experiment
 
 MOST = 1_000_000
-"""Counts that are written down, at most: of more clients or classes only the sizes are."""
+"""The most counts that are recorded; for more clients or classes, only sizes are."""
 
 
 def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is: its resolved configuration. A hash of the part that changes the result names its directory."""
+"""A run's identity: its resolved configuration. A hash of the part that changes the result names its directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
     Irrelevant keys are null, as the experiment holds only what is read; each component carries its version, and the data
     their fingerprint. Fields that came later are there only where they are not as before (:func:`fl_hydra.registry.as_before`), and
-    revisions only where there are any, so that runs made before them keep their names. Where, how fast and under whose eyes a run
-    trains is not part of it.
+    revisions only where there are any, so that runs made before them keep their names. Where and how fast a run
+    trains, and who tracks it, is not part of it.
     """
     described: dict[str, Any] = {}
     for field in fields(experiment):
@@ -43,7 +43,7 @@ def _changed(values: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
 
 
 def revisions_of(experiment: Experiment) -> dict[str, int]:
-    """What was mended in a way that changes some runs' results and leaves others alone: by its name, how it trains now, from 2.
+    """Fixes that change the results of some runs only: the present revision of each, from 2, by its name.
 
     The version of a component would rename every run that has it. A revision belongs here, and is returned only where it can change
     the result, so that all other runs keep their names. It should not depend on the seed, over which the report takes means; `sharding`
@@ -62,7 +62,7 @@ def revisions_of(experiment: Experiment) -> dict[str, int]:
 
 
 def _ends_within_a_batch(e: Experiment) -> bool:
-    """Whether the budget may leave some step with a part of its samples."""
+    """Whether the budget may leave some step with fewer samples than a batch."""
     if e.local_steps.spread:  # rows take different numbers of steps, so that a cut round may cut any of them
         return e.round_samples is None or e.budget % e.round_samples != 0
     together = 1 if isinstance(e.algorithm, EventDriven) else e.m  # events end with one worker, rounds are divided among all rows

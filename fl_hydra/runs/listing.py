@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
 
 
 def chosen(runs: Sequence[Listed], words: Sequence[str], order: Sequence[str] = ()) -> list[Listed]:
-    """The runs that all conditions take, in an order.
+    """The runs that meet all conditions, in an order.
 
     Args:
         words: of the filter, as :class:`Condition` takes them.

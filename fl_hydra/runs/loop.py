@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train_together(recordings: Sequence[Recording], device: str, reporter: Reporter, interruption: Interruption) -> None:
-    """Train runs as rows of one training until each has an outcome, or has to go on under other conditions.
+    """Train runs together until each has an outcome, or has to continue under other conditions.
 
     Raises:
         Interrupted: a signal asked to stop; what is not finished is saved.
@@ -52,7 +52,8 @@ def train_together(recordings: Sequence[Recording], device: str, reporter: Repor
 
 
 def _resume_or_start(recordings: Sequence[Recording], trainer: Trainer, reporter: Reporter) -> list[Recording]:
-    """Bring a trainer to where its runs are; those that it trains. What is not as it was is said, and noted in their folders."""
+    """Restore a trainer's runs from their checkpoints, and return those that it trains. Changed conditions are reported, and noted in their
+    folders."""
     here = []
     for run, recording in enumerate(recordings):
         with alone(recording):
@@ -93,7 +94,7 @@ def _finish(recordings: Sequence[Recording], here: Sequence[Recording], trainer:
     """Conclude the runs that have come to their end; the others, which are then the trainer's only ones.
 
     Args:
-        recordings: of the trainer's runs. here: those of them that go on in this trainer at all.
+        recordings: of the trainer's runs. here: those of them that continue in this trainer.
     """
     for run, recording in enumerate(recordings):
         if recording in here and recording.outcome is None and (verdict := recording.verdict(trainer.runs[run])):

@@ -179,7 +179,7 @@ def owned(folder: Path, notify: Callable[[str], None]) -> Iterator[Ownership]:
 
     Args:
         folder: that will be written.
-        notify: is told, in one line, that it has to be waited for.
+        notify: is told in one line whom this process waits for.
 
     Raises:
         RunBusy: another process writes it; the text says which, and how to stop it.
@@ -199,14 +199,14 @@ def owned(folder: Path, notify: Callable[[str], None]) -> Iterator[Ownership]:
 
 
 def observe(folder: Path) -> None:
-    """Begin to watch the owner of a folder that is asked for later, so that the times of waiting for several are one."""
+    """Start to watch the owner of a folder that is needed later, so that waiting times for several folders overlap."""
     with suppress(OSError):
         if (holder := _holder(folder)) is not None:
             _silent_for(holder)
 
 
 def writer(folder: Path) -> tuple[Process | None, bool | None]:
-    """Who owns a folder, as far as that can be understood, and whether it is gone; None if only watching can tell.
+    """The owner of a folder, if it can be read, and whether it is gone; None if only watching can tell.
 
     A folder without an owner is one whose owner is gone.
     """
@@ -286,7 +286,7 @@ def _is_gone(folder: Path, holder: _Owner, notify: Callable[[str], None]) -> boo
 
 
 def _silent_for(holder: _Owner) -> float:
-    """Seconds for which an owner has shown no sign of it, as far as this process has seen."""
+    """Seconds without a sign of life of an owner, as far as this process has seen."""
     now, key = time.monotonic(), (holder.path.parent, holder.token)
     beat, since = _unchanged_since.get(key, (b"", now))
     if beat != holder.beat:
@@ -331,7 +331,7 @@ def locked(path: Path, seconds: float, notify: Callable[[str], None]) -> Iterato
     Args:
         path: of the file; made if need be, never removed.
         seconds: to wait for another process that holds it.
-        notify: is told, in one line, that it is waited for.
+        notify: is told in one line whom this process waits for.
 
     Yields:
         Whether nobody else is known to hold it; True, too, on a file system that has no such locks.

@@ -32,7 +32,7 @@ def shape(config: Config, experiment: Experiment) -> str:
 
 
 def packs(shapes: list[str], most: int) -> list[list[int]]:
-    """Positions of runs in groups of equal shape, each of at most `most`, in the order in which they were asked for."""
+    """Positions of runs in groups of equal shape, each of at most `most`, in the order of the request."""
     groups: dict[str, list[list[int]]] = {}
     ordered: list[list[int]] = []
     for position, text in enumerate(shapes):

@@ -103,11 +103,11 @@ class ConsoleReporter:
     def preparing(self) -> Iterator[None]:
         """Within this, say so where it takes long until a run has started."""
         self._prepared.clear()
-        with patience(lambda: "still preparing: the configuration is checked, data are read, an engine is chosen", self._prepared):
+        with patience(lambda: "still preparing: checking the configuration, reading data, choosing an engine", self._prepared):
             yield
 
     def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None:
-        """Say what is trained and where, and from which round and part of the budget it goes on."""
+        """Say what is trained and where, and from which round and fraction of the budget it continues."""
         self._prepared.set()
         if not runs:
             return

@@ -1,6 +1,6 @@
 """What a run writes for its reader alone: no result depends on it, so that a failure is a note.
 
-`timings.jsonl`, `environment.json` (what it was begun and goes on with), `config.yaml` and `clients.json` (what each client holds).
+`timings.jsonl`, `environment.json` (what it was begun and continued with), `config.yaml` and `clients.json` (what each client holds).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ReaderFiles:
             write()
         except OSError as error:
             if not self._failed:
-                self._warn(f"{error.strerror or error}: {error.filename or self._folder.path}; the run goes on without it")
+                self._warn(f"{error.strerror or error}: {error.filename or self._folder.path}; the run continues without it")
             self._failed = True
 
 

@@ -1,4 +1,4 @@
-"""Runs as their folders show them: what was asked for, how it ended, and a label in the field's letters."""
+"""Runs as read from their folders: what was requested, how it ended, and a label in the field's letters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was asked for.
+    """A requested run.
 
     config: the resolved configuration; empty where no file tells it. rows: of metrics.jsonl, at least one if the run has ended, else none.
     status: `finished` or `diverged`; `unfinished`, `damaged` or `missing` if there is no result to report. why: it is not finished.
@@ -147,7 +147,7 @@ def outer_optimizer(server: dict[str, Any]) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    """A run from its folder, as far as it can be read; a result is one only if all that can be verified of it holds."""
+    """Read a run from its folder. A result counts only if everything that can be verified holds."""
     if not folder.is_dir():
         return Run(folder, {}, [], "missing", "it has not begun, or its folder was removed")
     try:
@@ -156,7 +156,7 @@ def read_run(folder: Path) -> Run:
             if is_written(folder):
                 return Run(folder, _begun(folder), [], "unfinished", "it is being trained now")
             failed = "it failed, as error.txt says" if (folder / "error.txt").exists() else "it has not ended"
-            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command goes on with it")
+            return Run(folder, _begun(folder), [], "unfinished", f"{failed}; the same command continues it")
         if _is_newer(folder):
             raise CorruptFile("")
         config, run = ended.summary["config"], ended.summary["run"]
@@ -177,7 +177,7 @@ def read_run(folder: Path) -> Run:
 
 
 def with_rows(run: Run) -> Run:
-    """A run that has not ended, with the rows that it has written so far, as far as they can be read; others as they are."""
+    """A run that has not ended, with the readable rows that it has written so far; other runs unchanged."""
     if run.status != "unfinished" or not run.config:
         return run
     try:

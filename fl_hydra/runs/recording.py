@@ -106,7 +106,7 @@ class Recording:
         return checkpoint
 
     def pause_if_reached(self, checkpoint: Checkpoint | None) -> None:
-        """Note that the run has paused, if it has come as far as it is to come now. Nothing need be trained to see that."""
+        """Note that the run has paused, if it has reached the point at which it is to pause. This needs no training."""
         if checkpoint is None or self.config.until is None:
             return
         try:
@@ -118,10 +118,10 @@ class Recording:
             self._pause(row, trained=False)
 
     def restore(self, trainer: Trainer, run: int) -> bool:
-        """Go on from the newest sound checkpoint, or start.
+        """Continue from the newest intact checkpoint, or start.
 
         Returns:
-            Whether the run goes on in this trainer. If a checkpoint cannot be used, and the one before it was written under other
+            Whether the run continues in this trainer. If a checkpoint cannot be used, and the one before it was written under other
             conditions, it does not.
 
         Raises:
@@ -146,12 +146,12 @@ class Recording:
 
     def _start(self) -> None:
         if self.metrics.found:
-            self.warn(f"{self.folder.path}: there are rows of metrics and no checkpoint to go on from; training begins again")
+            self.warn(f"{self.folder.path}: there are rows of metrics but no checkpoint to continue from; training starts again")
         self.metrics.restore(b"")
         self.reader_files.restore(b"", self.reader_files.environments)
 
     def _resume(self, checkpoint: Checkpoint, trainer: Trainer, run: int, fresh: dict[str, Any]) -> bool:
-        """Bring a trainer's run to where a checkpoint left it; False if it cannot be used, which leaves the trainer as it was: fresh."""
+        """Restore a trainer's run from a checkpoint; False if the checkpoint cannot be used, which leaves the trainer fresh."""
         try:
             check_fits(checkpoint.trainer, fresh)
             rows = rows_of(checkpoint.metrics.encode())
@@ -177,7 +177,7 @@ class Recording:
         Args:
             now: the present conditions.
             together: how many runs train.
-            trains: whether this one does, or is only mended.
+            trains: whether this one trains, or is only repaired.
         """
         files, present = self.reader_files, environment(now, together)
         if trains and present not in files.environments:
@@ -237,7 +237,7 @@ class Recording:
     # Its end
 
     def verdict(self, packed_run: PackedRun) -> tuple[str, str] | None:
-        """How the run has ended, and why, where it is not finished; None if it goes on."""
+        """How the run has ended, and why if it is not finished; None if it continues."""
         if bad := not_finite(self.row):
             narrow = ", or precision=bf16 or fp32: fp16 overflows above 65,504" if self.experiment.precision == "fp16" else ""
             return "diverged", f"{' and '.join(bad)} not finite at round {self.row['round']}; try a smaller optimizer.lr{narrow}"
@@ -274,7 +274,7 @@ class Recording:
         self.end(status, reason, asked_to_stop or 0)
 
     def _pause(self, row: Metrics, trained: bool, asked_to_stop: int | None = None) -> None:
-        reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it goes on"
+        reason = f"at round {row['round']}, as until={self.config.until:.6g} says; the same command without it continues"
         self.outcome = Outcome("paused", self.folder.path, row, reason, trained, asked_to_stop or 0)
         self._follower.ended("paused")
 

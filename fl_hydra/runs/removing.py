@@ -40,7 +40,7 @@ def rename_section(old: str, new: str, outputs: Path, notify: Callable[[str], No
     Raises:
         UserError: there is no such section, or there is one of the new name.
     """
-    require(old != new, f"{new}: it is named so already")
+    require(old != new, f"{new}: it has this name already")
     runs = section_runs(old, outputs)
     with section_locked(old, outputs, notify), section_locked(new, outputs, notify):
         target = section_file(new, outputs)
@@ -50,12 +50,12 @@ def rename_section(old: str, new: str, outputs: Path, notify: Callable[[str], No
             with suppress(FileNotFoundError):
                 description_file(old, outputs).rename(description_file(new, outputs))
         except OSError as error:
-            raise UserError(f"section={old}: it cannot be renamed ({error.strerror or error}); mend that") from error
+            raise UserError(f"section={old}: it cannot be renamed ({error.strerror or error}); fix that") from error
     return len(runs)
 
 
 def empty_section(name: str, outputs: Path, notify: Callable[[str], None]) -> int:
-    """Forget which runs a section asked for, which stay where they are; how many they were.
+    """Forget which runs belong to a section, and return how many they were; the runs stay.
 
     Raises:
         UserError: there is no such section.
@@ -66,5 +66,5 @@ def empty_section(name: str, outputs: Path, notify: Callable[[str], None]) -> in
             section_file(name, outputs).unlink(missing_ok=True)
             description_file(name, outputs).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"section={name}: it cannot be emptied ({error.strerror or error}); mend that") from error
+            raise UserError(f"section={name}: it cannot be emptied ({error.strerror or error}); fix that") from error
     return len(runs)

@@ -1,4 +1,4 @@
-"""Who is told how runs are getting on."""
+"""Reporting the progress of runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """Who is told how a run, or several that train together, are getting on."""
+    """Receives the progress of a run, or of several that train together."""
 
     def started(self, runs: Sequence[tuple[Experiment, Path, int, float]]) -> None:
-        """Training begins or goes on: each run's configuration, folder, rounds so far and the part of its budget that is done."""
+        """Training begins or continues: each run's configuration, folder, rounds so far and the part of its budget that is done."""
 
     def advanced(self, round: int, done: float) -> None:
         """A round has ended: the most rounds of a run, and the least part of a budget that is done."""

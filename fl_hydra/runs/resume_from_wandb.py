@@ -30,10 +30,10 @@ class ResumeRefused(ForeignRun):
 
 
 def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Checkpoints, warn: Callable[[str], None]) -> None:
-    """Bring the newest sound checkpoint of a run from W&B, if it is newer than those that are there.
+    """Download the newest intact checkpoint of a run from W&B, if it is newer than those that are here.
 
     Raises:
-        ResumeRefused: W&B cannot be reached and there is nothing here to go on from.
+        ResumeRefused: W&B cannot be reached and there is no checkpoint here to continue from.
         ForeignRun: what is at W&B is a checkpoint of another configuration.
         OSError: it cannot be written.
     """
@@ -51,9 +51,9 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
     except Exception as error:
         if own is None:
             raise ResumeRefused(
-                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; mend that, or leave resume out"
+                f"resume=wandb: {' '.join(str(error).split())[:200]}, and {folder} has no checkpoint; fix that, or leave resume out"
             ) from error
-        warn(f"resume=wandb: {' '.join(str(error).split())[:200]}; the run goes on from the checkpoint that is here")
+        warn(f"resume=wandb: {' '.join(str(error).split())[:200]}; the run continues from the local checkpoint")
         return
     newer = [version for version in found if own is None or int(version.metadata.get("round", -1)) > own.round]
     if not newer:
@@ -66,14 +66,16 @@ def bring(config: Config, experiment: Experiment, folder: Path, checkpoints: Che
             shutil.rmtree(incoming, ignore_errors=True)
             checkpoint = _verified(version, incoming, experiment, folder)
             _place(incoming, checkpoint, checkpoints)
-            warn(f"{folder.name}: goes on from round {checkpoint.round}, whose checkpoint was brought from W&B ({version.name})")
+            warn(f"{folder.name}: continues from round {checkpoint.round}, with the checkpoint downloaded from W&B ({version.name})")
             return
         except CorruptFile as error:
             warn(f"{collection_of(run)}:{version.version} at W&B cannot be used ({error}); the one before it is tried")
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
     if own is None:
-        raise ResumeRefused(f"resume=wandb: no checkpoint of {collection_of(run)} at W&B is sound; leave resume out to begin")
+        raise ResumeRefused(
+            f"resume=wandb: no checkpoint of {collection_of(run)} at W&B is sound; leave resume out to start from the beginning"
+        )
 
 
 def _verified(version: Any, incoming: Path, experiment: Experiment, folder: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Which runs each section of the report has asked for: a list in `outputs/sections`, which sections may share runs in."""
+"""The runs of each section of the report: a list in `outputs/sections`. Sections may share runs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def join_section(section: str, run: Path, outputs: Path, notify: Callable[[str],
                 remove_abandoned(path.parent)
                 write_atomically(path, "\n".join([*names, *([] if name in names else [name]), ""]).encode())
     except OSError as error:
-        raise UserError(
-            f"section={section}: {path} cannot be written ({error.strerror or error}); mend that, or choose outputs="
-        ) from error
+        raise UserError(f"section={section}: {path} cannot be written ({error.strerror or error}); fix that, or choose outputs=") from error
 
 
 def section_file(section: str, outputs: Path) -> Path:
@@ -112,7 +110,7 @@ def section_runs(section: str, outputs: Path) -> list[Path]:
     try:
         return [outputs / name for name in dict.fromkeys(_listed(path))]
     except OSError as error:
-        raise UserError(f"section={section}: {path} cannot be read ({error.strerror or error}); mend that or remove it") from error
+        raise UserError(f"section={section}: {path} cannot be read ({error.strerror or error}); fix that or remove it") from error
 
 
 def _listed(path: Path) -> list[str]:

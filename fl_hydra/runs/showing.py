@@ -72,7 +72,7 @@ def _about(run: Run, homes: Sequence[str]) -> dict[str, str]:
     running = run.status == "unfinished" and is_written(folder)
     status = "running" if running else run.status
     if run.status == "unfinished" and run.config:
-        status += f", {part_seen(folder, run.config):.0%} done" + ("" if running else f", to go on from round {resumed_round(folder)}")
+        status += f", {part_seen(folder, run.config):.0%} done" + ("" if running else f", to continue from round {resumed_round(folder)}")
     about = {"status": status, **({"why": run.why} if run.why and not running else {})}
     if (folder / ERROR).exists():
         about["failed"] = f"see {folder / ERROR}"

@@ -29,7 +29,7 @@ def rows(path: Path) -> list[Row]:
 
 
 def resumed_round(folder: Path) -> int:
-    """The round that a run would go on from: of its newest checkpoint; 0 where there is none."""
+    """The round that a run would continue from: that of its newest checkpoint, 0 without one."""
     with suppress(OSError):
         return max(Checkpoints(folder / "checkpoints").rounds(), default=0)
     return 0

@@ -45,7 +45,7 @@ def new_trainer(recordings: Sequence[Recording], wish: Wish, device: str, notify
 
 @lru_cache(maxsize=1)
 def _default_threads() -> int:
-    """The threads that PyTorch takes by itself, read before any run has changed them."""
+    """PyTorch's default number of threads, read before any run has changed it."""
     import torch
 
     return torch.get_num_threads()

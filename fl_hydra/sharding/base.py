@@ -63,7 +63,7 @@ def class_counts(sample_counts: SampleCounts, name: str) -> Indices:
 
 
 def deal(labels: Indices, taken: Indices, seed: int) -> Shards:
-    """Give every client its samples of each class, which ones being drawn with the seed.
+    """Give every client its samples of each class; the seed decides which ones.
 
     Args:
         labels: int64 [N], classes of all samples.
@@ -82,7 +82,7 @@ def require_min_size(size: int) -> None:
     """Check `sharding.min_size`.
 
     Raises:
-        UserError: clients without samples are asked for.
+        UserError: it would allow clients without samples.
     """
     require(size >= 1, f"sharding.min_size={size}: every client needs at least 1 sample")
 

@@ -47,8 +47,8 @@ class Classes(Sharding):
             found = "found no division"
         if found:
             raise UserError(
-                f"K={K} N_c={N_c}: {found} that gives every client exactly {N_c} class{'es' if N_c > 1 else ''}, equal sizes and "
-                "every image to someone; " + _what_works(counts, K, N_c)
+                f"K={K} N_c={N_c}: {found} with exactly {N_c} class{'es' if N_c > 1 else ''} per client, equal sizes and every image used; "
+                + _what_works(counts, K, N_c)
             )
 
     def shards(self, sample_owners: SampleOwners, K: int, N_c: int | None, seed: int) -> Shards:

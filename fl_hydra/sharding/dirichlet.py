@@ -27,10 +27,10 @@ class Dirichlet(Sharding):
     5.14 (from 1.4 to 13.5) and 98.59 (from 41 to 100), with deviations between seeds of 0, 0.19 and 0.12.
 
     alpha is the total concentration, to be shared by all classes: it is not the alpha of `sharding=dirichlet_classes`, whose
-    0.5 is near to iid on the same data. Sizes are equal (±1) by definition; for free sizes choose that one.
+    0.5 is close to iid on the same data. Sizes are equal (±1) by definition; for free sizes choose that one.
 
     Two things are inferred from the released split. A client's samples are q_k times its size, rounded: a multinomial draw would
-    spread them more than is seen there (7.4 against 2.46 in the variance of a client's counts at alpha=1000). And a client that
+    spread them more than observed there (7.4 against 2.46 in the variance of a client's counts at alpha=1000). And a client that
     asks for more of a class than is left takes that, and fills up by another draw over the classes that are left, of the same
     distribution given those: with the first draw renormalised instead, alpha=0.5 has 3.9 classes a client. So the clients that
     come last, which are random ones, have what is left.

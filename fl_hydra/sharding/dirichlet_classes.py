@@ -20,7 +20,7 @@ DRAWS, FEW_DRAWS = 100, 20
 """Draws of all clients before a request is refused, and before another is not offered in its place."""
 
 IN_VAIN = 1e-3
-"""A chance below which no more is drawn."""
+"""A probability of success below which drawing stops."""
 
 SWEEPS = 500
 
@@ -35,7 +35,7 @@ class DirichletClasses(Sharding):
     once they have an equal share, which makes classes depend on their order and is not in the papers; here it is not done.
 
     alpha is the concentration of each client in each class: it is not the alpha of `sharding=dirichlet`. With 100 clients and
-    100 classes, 0.5 is near to iid here, and about 5 classes for each client there.
+    100 classes, 0.5 is close to iid here, and about 5 classes for each client there.
 
     Sizes are free, and all clients are drawn again while one has fewer than `min_size` samples. With `equal` they differ by at
     most one: the table of clients and classes is scaled by rows and columns to equal sizes and the classes' totals (iterative
@@ -118,7 +118,7 @@ class Drawn:
 
 @lru_cache(maxsize=2)
 def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K: int, seed: int, draws: int) -> Drawn:
-    """The first draw in which every client has enough samples, or the best of so many; fewer where the rest would be in vain.
+    """The first draw in which every client has enough samples, or the best of so many; fewer if the rest would be futile.
 
     Clients are short of samples independently, or nearly so: the more one has, the less is left for others. If n are on average, the
     chance that none is, is at most exp(-n). So a few draws can tell that a hundred will not do: the estimate of n is lowered by three of

@@ -14,18 +14,18 @@ from fl_hydra.registry import Component, Registry
 
 @dataclass
 class Speeds(Component):
-    """The simulated clock: worker k computes throughput * speed_k samples a second. Nothing but simulated time depends on it,
-    except in asynchronous methods, and who takes fewer steps where `local_steps.spread` says that some do.
+    """The simulated clock: worker k computes throughput * speed_k samples a second. Only simulated time depends on it,
+    and, in asynchronous methods or with `local_steps.spread`, who takes how many steps.
 
     Workers wait for the slowest wherever they meet: at the end of a round, at every exchange within it, and after each step that
     `data_parallel` shares among them.
     """
 
     throughput: float = 6400.0
-    """Training samples a second at speed 1."""
+    """Training samples per second at speed 1."""
 
     differ_by: ClassVar[str] = ""
-    """The field that says how far speeds are from each other; none where they are not."""
+    """The field that says how much speeds differ; empty if they do not."""
 
     def __post_init__(self) -> None:
         require(0 < self.throughput < math.inf, f"speeds.throughput={self.throughput}: must be greater than 0 samples a second, and finite")

@@ -137,7 +137,7 @@ class GridSweeper(BasicSweeper):
             )
             require(
                 not override.is_sweep_override() or override.key_or_group != "until",
-                f"{as_typed(str(override.input_line))}: a run pauses at one place; give one command for each",
+                f"{as_typed(str(override.input_line))}: a run pauses once; give one command for each",
             )
         points = self.split_arguments(overrides, max_batch_size=None)[0]
         require(bool(points), "the grid is empty: a glob matches nothing")
@@ -169,7 +169,7 @@ class GridSweeper(BasicSweeper):
                 except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
                     bad.append((label, explain(error)))
         if len(bad) == len(points) > 1 and len({reason for _, reason in bad}) == 1:
-            raise UserError(f"{bad[0][1]} (this is so at all {len(points)} points; nothing was trained)")
+            raise UserError(f"{bad[0][1]} (at all {len(points)} points; nothing was trained)")
         if bad and len({reason for _, reason in bad}) == 1 == len(points):
             raise UserError(bad[0][1])
         if bad:

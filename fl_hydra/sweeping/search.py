@@ -98,7 +98,7 @@ class SearchSweeper(GridSweeper):
         whole = isinstance(n_trials, int) and not isinstance(n_trials, bool) and n_trials >= 1
         require(whole, f"hydra.sweeper.n_trials={n_trials}: a whole number of trials, at least 1, is needed")
         rate = isinstance(max_failure_rate, int | float) and 0 <= max_failure_rate <= 1
-        require(rate, f"hydra.sweeper.max_failure_rate={max_failure_rate}: a part from 0 to 1 is needed")
+        require(rate, f"hydra.sweeper.max_failure_rate={max_failure_rate}: a fraction from 0 to 1 is needed")
         require(n_jobs is None or (isinstance(n_jobs, int) and n_jobs >= 1), f"hydra.sweeper.n_jobs={n_jobs}: at least 1 trial at once")
         require(storage in STORAGES, f"hydra.sweeper.storage={storage}: choose {' or '.join(STORAGES)}; it lies in the study's folder")
         self._sampler, self._n_trials, self._failing, self._n_jobs = sampler, n_trials, max_failure_rate, n_jobs
@@ -274,7 +274,7 @@ class SearchSweeper(GridSweeper):
                 told, best = study.told(), study.best()
                 write_atomically(search.folder / KEPT, as_json(_summary(search, objectives, study, told, best)))
         except OSError as error:
-            raise UserError(f"{search.folder}: {error.strerror or error}; mend that, then give the same command again") from error
+            raise UserError(f"{search.folder}: {error.strerror or error}; fix that, then give the same command again") from error
         _print(search, objectives, told, best, self._n_trials)
         for each in failed:
             print(f"trial {each.trial.number} failed, and will be tried again by the same command: {each.why}")
@@ -282,7 +282,7 @@ class SearchSweeper(GridSweeper):
 
     @property
     def _together(self) -> int:
-        """Trials that are asked for before one is told."""
+        """Trials that are proposed before a result is entered."""
         if self._n_jobs is not None:
             return self._n_jobs
         assert self.config is not None

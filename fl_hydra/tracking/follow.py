@@ -140,7 +140,7 @@ class Following:
     def _failed(self, run: Any, error: Exception) -> None:
         key = str(run["folder"]) if isinstance(run, dict) else str(run)
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        self._note(f"a run is not followed any more ({type(error).__name__}: {what}); it goes on, and make sync uploads what is missing")
+        self._note(f"a run is no longer tracked ({type(error).__name__}: {what}); it continues, and make sync uploads what is missing")
         if (follows := self._runs.pop(key, None)) is not None:
             self._close(follows)
 

@@ -110,7 +110,9 @@ class Followers:
                 process.stdin.flush()
         except Exception as error:
             if not self._closed.is_set():
-                self.warn(f"the tracker has stopped ({type(error).__name__}: {error}); runs go on, and make sync uploads what is missing")
+                self.warn(
+                    f"the tracker has stopped ({type(error).__name__}: {error}); runs continue, and make sync uploads what is missing"
+                )
             self._closed.set()
 
     def _read(self) -> None:

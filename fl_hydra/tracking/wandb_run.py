@@ -136,7 +136,7 @@ class Connection:
         """Send nothing from here on."""
         if not self.offline:
             self.offline = why
-            self.note(f"{why}: runs are followed offline; {AGAIN}")
+            self.note(f"{why}: runs are tracked offline; {AGAIN}")
 
     def settings(self, **more: Any) -> Any:
         """Of the client: quiet, of bounded patience, and without what it would find out about the machine and the program."""
@@ -257,7 +257,7 @@ class WandbRun:
             count, digest = self._claim
             self._claim = None
             if digest_of(self._lines[:count]) != digest:
-                self._note(f"{self._followed.folder}: W&B has other rows of this run, made elsewhere; it goes on as a new attempt")
+                self._note(f"{self._followed.folder}: W&B has other rows of this run, made elsewhere; it continues as a new attempt")
                 self._finish(1)
                 self._open()
         self._send()

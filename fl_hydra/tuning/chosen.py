@@ -73,7 +73,7 @@ def read_chosen(name: str, outputs: Path) -> list[Chosen]:
         return [Chosen(**entry) for entry in entries]
     except Exception as error:  # whatever YAML and OmegaConf raise over it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"tuned={name}: {path} cannot be read ({reason}); mend it or choose again") from error
+        raise UserError(f"tuned={name}: {path} cannot be read ({reason}); fix it or choose again") from error
 
 
 def with_chosen(compose: Callable[[list[str]], DictConfig], overrides: Sequence[str]) -> DictConfig:

@@ -52,7 +52,7 @@ class Objective:
                 accuracy = float(target)
             except ValueError:
                 accuracy = math.nan
-            require(0 < accuracy <= 1, f"objective={typed}: an accuracy above 0 and at most 1 is needed behind @, as in {figure}@0.5")
+            require(0 < accuracy <= 1, f"objective={typed}: an accuracy above 0 and at most 1 is needed after @, as in {figure}@0.5")
             return cls(figure, accuracy)
         raise UserError(f"objective={typed}: choose {', '.join(FINAL)}, or {', '.join(f'{cost}@0.5' for cost in COSTS)}")
 

@@ -49,7 +49,7 @@ class Pruning:
         rising = all(isinstance(rung, int | float) for rung in rungs) and all(a < b for a, b in zip([0, *rungs], [*rungs, 1], strict=True))
         require(
             bool(rungs) and rising,
-            f"hydra.sweeper.rungs={list(rungs)}: parts of the budget between 0 and 1 are needed, each above the one before, as [0.1,0.3]",
+            f"hydra.sweeper.rungs={list(rungs)}: ascending fractions of the budget between 0 and 1 are needed, as [0.1,0.3]",
         )
         made = cls(config, tuple(float(rung) for rung in rungs))
         try:

@@ -34,12 +34,12 @@ STORAGES = {"journal": JOURNAL, "sqlite": DATABASE}
 STAGE = "stage "
 """The study's attributes that hold what was told in a stage: this and a number."""
 TRIES = 10
-"""How often a sampler is asked for another point where it gives one that was tried before."""
+"""How often a sampler is asked again if it proposes a point that was tried before."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point that was asked for. number: from 0. params: by key. passed: milestones that it has come by, and was not given up at."""
+    """A proposed point. number: from 0. params: by key. passed: milestones that it has come by, and was not given up at."""
 
     number: int
     params: dict[str, Value]
@@ -146,7 +146,7 @@ class Study:
             self.told()  # which needs a stage for each trial that has ended
 
     def active(self) -> list[Trial]:
-        """Trials that were asked for and have not ended."""
+        """Proposed trials that have not ended."""
         import optuna
 
         stages = self._stages()
@@ -314,7 +314,7 @@ class Study:
                 return dict(asked.params), dict(scratch._storage.get_trial(asked._trial_id).system_attrs)
         if points is None:
             raise UserError(
-                f"hydra/sweeper/sampler: {self.sampler} asks for points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
+                f"hydra/sweeper/sampler: {self.sampler} proposes points that were tried before; choose tpe, random, cmaes, gp or nsgaii"
             )
         fresh = [point for point in points if Trial(0, point).point not in tried]
         return fresh[int(self._random(number).integers(len(fresh)))], {}
@@ -336,7 +336,7 @@ class Study:
         if kind.endswith("GridSampler"):
             points = self.space.points()
             if points is None:
-                raise UserError("hydra/sweeper/sampler=grid: an interval has no end of points; use choice(...) or range(...)")
+                raise UserError("hydra/sweeper/sampler=grid: an interval has infinitely many points; use choice(...) or range(...)")
             made = made({name: sorted({point[name] for point in points}, key=str) for name in self.space.distributions})
         assert not callable(made)
         return made  # type: ignore[no-any-return]

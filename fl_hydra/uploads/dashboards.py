@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     tracker: Wandb = Wandb(project=given.project, entity=given.entity)
     said: list[str] = []
     there = connection(tracker, outputs, said.append)
-    require(not there.offline, f"{there.offline}; mend that, then run the same command again")
+    require(not there.offline, f"{there.offline}; fix that, then run the same command again")
     for name in names:
         report = read_description(name, outputs).get("report")
         figures = [figure.name for figure in Spec.of(report, name).figures] if report else list(KINDS)

@@ -78,7 +78,7 @@ def _connected(tracker: Wandb, outputs: Path) -> Connection:
 
     said: list[str] = []
     there = connection(tracker, outputs, said.append)
-    require(not there.offline, f"{there.offline}; mend that, then run the same command again")
+    require(not there.offline, f"{there.offline}; fix that, then run the same command again")
     return there
 
 
@@ -163,13 +163,13 @@ def _sync_run(tracker: Wandb, followed: Followed, connection: Connection, counts
             uploads = run.uploads
             counts["checkpoints"] += 0 if uploads is None else uploads.count
             run.close()
-            require(not connection.offline, f"{followed.folder}: {connection.offline}; run the same command again to go on")
+            require(not connection.offline, f"{followed.folder}: {connection.offline}; run the same command again to continue")
             counts["rows"] += max(0, missing)
             counts["runs"] += 1
     except RunBusy as error:
         print(f"{followed.folder}: {error}")
     except Unreachable as error:
-        raise UserError(f"{error}; run the same command again to go on") from error
+        raise UserError(f"{error}; run the same command again to continue") from error
 
 
 def _uploaded(held: Held, status: str, followed: Followed, connection: Connection) -> bool:

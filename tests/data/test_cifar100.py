@@ -38,7 +38,7 @@ def test_damaged_prepared_file_is_one_line_with_the_way_out(damage, says: str, t
     damage(write_cifar100(tmp_path))
     with pytest.raises(UserError, match=says) as refused:
         CIFAR100().info(tmp_path)
-    assert "replace it by a sound copy, or delete it" in str(refused.value)
+    assert "replace it with an intact copy, or delete it" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar100.npz"]
 

@@ -238,7 +238,7 @@ def test_a_run_that_is_being_trained_is_said_to_be(tmp_path: Path) -> None:
     folder = write_run(tmp_path, *LOCAL, status="unfinished")
     with RunFolder(folder).owned(print):
         assert read_run(folder).why == "it is being trained now"
-    assert read_run(folder).why == "it has not ended; the same command goes on with it"
+    assert read_run(folder).why == "it has not ended; the same command continues it"
 
 
 GONE: dict[str, tuple[Callable[[Path], object], str]] = {

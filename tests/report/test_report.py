@@ -223,7 +223,7 @@ def test_what_cannot_be_written_is_one_line(
         (tmp_path / where).mkdir(parents=True)
     assert reported(tmp_path, monkeypatch, "mine") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / where} cannot be written (") and line.endswith("mend that, or choose outputs=")
+    assert line.startswith(f"error: {tmp_path / where} cannot be written (") and line.endswith("fix that, or choose outputs=")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_made_leaves_the_others(program: Program, tmp_pa
     assert section.output.count("\n") == 1, section.output
     assert "section=mine: " in section.output and "other/sections/mine.txt cannot be written" in section.output
     file = program(*GRID, "seed=0,1", "outputs=other/sections", cwd=tmp_path)
-    assert file.status == 2 and "other/sections is not a folder; choose another (this is so at all 2 points" in file.output, file.output
+    assert file.status == 2 and "other/sections is not a folder; choose another (at all 2 points" in file.output, file.output
 
 
 def test_options_of_the_launcher_are_checked(program: Program, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_run_continued_on_an_empty_machine_ends_as_an_undisturbed_one(server: 
     (id,) = server.runs
     assert not list(first.glob("outputs/digits/*/*/summary.json"))
     output = finish(start(server, second, *RUN, *TRACKED, "outputs=outputs", "resume=wandb"))
-    assert "brought from W&B" in output
+    assert "downloaded from W&B" in output
     assert "resumed at round" in output
     assert digests(second) == digests(undisturbed)
     assert_sent(server, id, rows_of(undisturbed))

@@ -80,7 +80,7 @@ Trainer.run_round = broken"""
     words = (*PRUNED, "hydra.sweeper.max_failure_rate=0.5")
     assert program(*words, cwd=tmp_path, before=before, kill={"kind": "replace", "n": 30}).status == -9
     result = program(*words, cwd=tmp_path, before=before)
-    assert result.status == 0 and "each goes on alone" in result.output, result.output
+    assert result.status == 0 and "each continues alone" in result.output, result.output
     (study,) = studies(tmp_path).values()
     assert [trial["number"] for trial in study["trials"]] == list(range(12))
     states = {trial["number"]: trial["state"] for trial in study["trials"]}

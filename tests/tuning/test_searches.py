@@ -203,7 +203,7 @@ def test_every_search_of_a_section_is_one(program: Program, tmp_path: Path) -> N
         (("optimizer.lr=interval(0.1,1)", "seed=1"), "trials have seeds of their own"),
         (("optimizer.speed=interval(0.1,1)",), "optimizer.speed"),
         (("optimizer.lr=interval(-1,1)",), "the learning rate must be greater than 0"),
-        (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/sampler=grid"), "an interval has no end of points"),
+        (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/sampler=grid"), "an interval has infinitely many points"),
         (("optimizer.lr=interval(0.1,1)", "tune.seeds=[]"), "at least 1 seed is needed"),
         (("optimizer.lr=interval(0.1,1)", "hydra/sweeper/pruner=asha", "objective=bytes@0.5"), "nothing can be pruned by it"),
         (("optimizer.lr=interval(0.1,1)", "hydra.sweeper.storage=mysql"), "choose journal or sqlite"),

@@ -106,7 +106,7 @@ def test_a_sampler_that_asks_for_the_same_again_is_named(tmp_path: Path) -> None
         trial = study.ask()
         assert trial is not None
         study.tell([Report(trial, [value], True)])
-    with pytest.raises(UserError, match="QMCSampler asks for points that were tried before"):
+    with pytest.raises(UserError, match="QMCSampler proposes points that were tried before"):
         study.ask()
 
 

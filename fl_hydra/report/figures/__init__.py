@@ -1,4 +1,4 @@
-"""Figures of a section: `draw_figures`, `draw_runs` for any runs, `captions` for what is said below them."""
+"""Figures of a section: `draw_figures`, `draw_runs` for any runs, `captions` for their captions."""
 
 from fl_hydra.report.figures.captions import captions
 from fl_hydra.report.figures.drawing import draw_figures, draw_runs

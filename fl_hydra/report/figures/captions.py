@@ -1,4 +1,4 @@
-"""What is said below a figure: what it shows, of how many seeds, and what its marks mean."""
+"""Captions: what a figure shows, over how many seeds, and what its marks mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All figures of a section, and what is said below them."""
+"""All figures of a section, and their captions."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def write_page(sections: Sequence[tuple[Results, Spec]], table: CostTable, targe
         make_folder(target)
         write_atomically(page, text.encode())
     except OSError as error:
-        raise UserError(f"{page} cannot be written ({error.strerror or error}); mend that, or choose outputs=") from error
+        raise UserError(f"{page} cannot be written ({error.strerror or error}); fix that, or choose outputs=") from error
     return page
 
 

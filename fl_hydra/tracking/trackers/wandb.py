@@ -37,7 +37,7 @@ class Wandb(Tracker):
                 f"tracker.{key}={value}: at most 128 letters, digits, _, - and . are allowed, no spaces; as in "
                 f"tracker.{key}={re.sub(r'[^A-Za-z0-9_.-]+', '-', value or '').strip('-')[:128] or 'fl-hydra'}",
             )
-        require(self.mode in MODES, f"tracker.mode={self.mode}: choose {' or '.join(MODES)}; tracker=none follows nothing")
+        require(self.mode in MODES, f"tracker.mode={self.mode}: choose {' or '.join(MODES)}; tracker=none turns tracking off")
         require(
             self.artifact_minutes is None or self.artifact_minutes >= 0,
             f"tracker.artifact_minutes={self.artifact_minutes}: must be 0 (every checkpoint) or more; null uploads none",

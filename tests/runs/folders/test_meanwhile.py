@@ -98,7 +98,7 @@ def test_training_from_zero_is_never_silent(whole: Any, settings: Any) -> None:
     run(setting, killed_after=4)
     shutil.rmtree(folder_of(setting) / "checkpoints")
     outcome, notes = run(setting)
-    assert "there are rows of metrics and no checkpoint to go on from; training begins again" in str(notes)
+    assert "there are rows of metrics but no checkpoint to continue from; training starts again" in str(notes)
     assert outcome is not None and result(outcome.folder) == expected
 
 

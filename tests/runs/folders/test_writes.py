@@ -76,7 +76,7 @@ def test_files_for_the_reader_end_no_run(settings: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "open", full)
     outcome, notes = run(setting)
     assert outcome is not None and outcome.status == "finished"
-    assert len(notes.lines) == 1 and "goes on without it" in notes.lines[0]
+    assert len(notes.lines) == 1 and "continues without it" in notes.lines[0]
 
 
 # Odd files
