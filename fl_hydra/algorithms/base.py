@@ -83,7 +83,7 @@ class Algorithm(Component):
     """A method: FedAvg, unless a subclass says otherwise."""
 
     federated: ClassVar[bool] = True
-    """Clients far from a server (averages weigh by shard size), or workers among themselves (equal weights)."""
+    """Clients of a server (averages weigh by shard size), or workers among themselves (equal weights)."""
 
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.1
@@ -138,7 +138,7 @@ class Algorithm(Component):
     """Whether rows begin with what `start` gives them, and not all with the model."""
 
     needs_ends: ClassVar[bool] = False
-    """Whether `update` needs what every row has come to, and not only the mean of that."""
+    """Whether `update` needs the end of every row, and not only their mean."""
 
     event_driven: ClassVar[bool] = False
     """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""

@@ -14,10 +14,10 @@ class Traffic:
     """What a run has sent so far, and how often it had to wait for it.
 
     bytes_up: payload that workers have sent. bytes_down: payload that a server, or the average, has sent back. messages: of both.
-    steps: local steps in a row, those of the row with most steps in each round. averages: means over all rows of a round that the rows
-    wait for; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages in a row between neighbours
-    that wait for each other, those of the worker with most of them; exchanged: payload bytes between neighbours, whether they wait or
-    not, of all workers; they are in `bytes_up` too. served: of the messages, those to and from a server.
+    steps: local steps on the critical path: in each round, those of the row with most. averages: means over all rows of a round, for which
+    the rows wait; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages on the critical path between
+    neighbours that wait for each other, those of the worker with most of them. exchanged: payload bytes between neighbours, of all
+    workers, whether they wait or not; `bytes_up` has them too. served: of the messages, those to and from a server.
     """
 
     bytes_up: int = 0
@@ -58,9 +58,9 @@ class Fabric:
     All that a row is sent in a round is one message, and so is all that it sends; rows wait for one average.
 
     Args:
-        remote: whether a single row, too, is far from its model (a client), or is where the model is (a lone worker).
+        remote: whether even one row communicates (a client with its server), or not (a lone worker has the model).
         rows: how many there are. reports: how many of them will send what they have. traffic: the run's ledger.
-        wire: bytes that a vector of so many bytes takes up, and down: less than its own where a part of it stays, or is compressed.
+        wire: how many bytes a vector takes on the wire.
     """
 
     def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None) -> None:

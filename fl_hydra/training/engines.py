@@ -134,10 +134,10 @@ class Engine(ABC):
         return torch.stack([mean_loss * count, (correct * mask).sum(), count, *squares])
 
     def bind(self, places: Sequence[Tensor]) -> None:
-        """Be told where rows will lie in all rounds, each [rows, P], so that what depends on the place alone is made once."""
+        """Make, once, what belongs to fixed memory of rows: `places`, each [rows, P], in which rows lie in all rounds."""
 
     def mark_equal(self, rows: Tensor) -> None:
-        """Be told that `rows` [rows, P] are copies of one model. It holds until they are written to: their version counter tells."""
+        """Note that `rows` [rows, P] are copies of one model, which holds until they are written to (by their version counter)."""
 
     def threads(self, rows: int, batch_size: int) -> int:
         """How many threads of a CPU, each with a core of its own, share the blocks of a run that has so many rows in a round."""

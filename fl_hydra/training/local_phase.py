@@ -1,4 +1,4 @@
-"""The local steps of a round: each row takes its own, block by block, and what rows come to is summed as they come in."""
+"""The local steps of a round, block by block; the ends of rows are summed as blocks finish."""
 
 from __future__ import annotations
 
