@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
 from fl_hydra.resolving import resolve
+from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.kills import FEDAVG, LOCALSGD, SMALL, digests, half_done, run_folder
-from tests.support.make import PROJECT, config
+from tests.support.make import PROJECT, config, experiment
 
 
 @pytest.fixture(scope="module", params=[LOCALSGD, FEDAVG], ids=["localsgd", "fedavg"])
@@ -56,26 +58,43 @@ METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algo
 RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
 OPTIMIZERS = [f"optimizer={name}" for name in ("lars", "lamb", "radam")]
 """Those of their own, and one of torch's whose step depends on its count."""
-SCHEMES = [f"participation={path.stem}" for path in sorted((PROJECT / "conf" / "participation").glob("*.yaml"))]
 SERVERS = [f"server={path.stem}" for path in sorted((PROJECT / "conf" / "server").glob("*.yaml"))]
 
-SCHEME = ["K=10", "C=0.3", "participation.dropout=0.2", "speeds=linear"]
-PARTICULAR = {
-    "participation=all": ["C=1"],
-    "participation=skewed": ["gamma=0.5"],
-    "participation=fedcor": ["participation.warmup=2", "participation.interval=2"],
-}
+SCHEME = "participation=oort"
+"""One that keeps state of clients."""
 
 
-@pytest.mark.parametrize("choice", [*METHODS, *RULES, *OPTIMIZERS, *SCHEMES, *SERVERS])
-def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
-    """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
-    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice in SCHEMES else ["algorithm=localsgd"])]
-    command += SCHEME if choice in SCHEMES else []
-    command += PARTICULAR.get(choice, [])
+def seven_rounds(choice: str) -> list[str]:
+    """A command of seven rounds with an option of conf."""
+    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice == SCHEME else ["algorithm=localsgd"])]
+    command += ["K=10", "C=0.3", "participation.dropout=0.2", "speeds=linear"] if choice == SCHEME else []
     command += ["local_steps.spread=0.4"] if choice in RULES else []
     command += [] if config(choice).algorithm.J is None else ["J=5"]
-    command.append(f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}")
+    return [*command, f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}"]
+
+
+@pytest.mark.parametrize("choice", [*OPTIMIZERS, *SERVERS])
+def test_every_state_goes_on_from_its_files(choice: str, tmp_path: Path) -> None:
+    """What an optimizer or a server keeps is all in the files of a checkpoint. Of schemes, tests of participation say the same."""
+    e = experiment(*seven_rounds(choice))
+    whole, begun, resumed = (Trainer(e, client_folders=[tmp_path / name]) for name in ("whole", "clients", "clients"))
+    while not whole.finished:
+        whole.run_round()
+    for _ in range(4):
+        begun.run_round()
+    write_verified(tmp_path / "checkpoint.pt", begun.checkpoint())
+    resumed.restore(read_verified(tmp_path / "checkpoint.pt"))
+    assert resumed.sole_run.round == 4
+    while not resumed.finished:
+        resumed.run_round()
+    assert torch.equal(resumed.state.model, whole.state.model)
+    assert resumed.evaluate() == whole.evaluate()
+
+
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, "optimizer=lamb", "server=adam", SCHEME])
+def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
+    """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
+    command = seven_rounds(choice)
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     whole = program(*command, cwd=tmp_path / "whole")
