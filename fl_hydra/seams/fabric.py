@@ -14,10 +14,10 @@ class Traffic:
     """What a run has sent so far, and how often it had to wait for it.
 
     bytes_up: payload that workers have sent. bytes_down: payload that a server, or the average, has sent back. messages: of both.
-    steps: local steps on the critical path: in each round, those of the row with most. averages: means over all rows of a round, for which
-    the rows wait; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages on the critical path between
-    neighbours that wait for each other, those of the worker with most of them. exchanged: payload bytes between neighbours, of all
-    workers, whether they wait or not; `bytes_up` has them too. served: of the messages, those to and from a server.
+    steps: local steps on the critical path: in each round, those of the row with most. averages: means over all rows of a round, for
+    which they wait; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages on the critical path
+    between neighbours that wait for each other, those of the worker with most of them. exchanged: payload bytes between neighbours, of
+    all workers, whether they wait or not; `bytes_up` has them too. served: of the messages, those to and from a server.
     """
 
     bytes_up: int = 0

@@ -79,7 +79,8 @@ class Division:
 class RowBuffers:
     """Fixed memory of rounds with so many rows; nothing of it is rebound within one, so that graphs can be recorded.
 
-    ends: of rows, after their local steps. Where only their mean is needed, a weighted sum for each thread and run [threads, runs, P], else [rows, P].
+    ends: of rows, after their local steps, [rows, P]; where only their mean is needed, a weighted sum for each thread and run, [threads,
+    runs, P].
     kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], what each row's batches have
     shown in the round. travel: [rows, 1], the squared length of each row's way, where it is measured.
     hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is fixed of each row's client, by name,
