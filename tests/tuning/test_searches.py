@@ -15,15 +15,6 @@ from tests.conftest import Program
 from tests.support.searches import LOCAL, SEARCH, TINY, digests, studies, summaries
 
 
-@pytest.fixture(scope="module")
-def searched(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed search of two studies with four trials each."""
-    folder = tmp_path_factory.mktemp("searched")
-    result = program(*SEARCH, "hydra.sweeper.n_trials=4", cwd=folder)
-    assert result.status == 0, result.output
-    return folder
-
-
 def test_a_search_has_a_study_for_each_point_and_no_more_than_its_trials(searched: Path, program: Program) -> None:
     found = studies(searched)
     assert sorted(study["where"]["J"] for study in found.values()) == [4, 8]
