@@ -12,6 +12,7 @@ from fl_hydra.algorithms.base import algorithms
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
+from tests.support.engines import KINDS
 from tests.support.make import config, experiment, trainer
 from tests.support.packs import assert_same, members, train
 
@@ -26,8 +27,10 @@ def test_runs_with_and_without_weight_decay_train_together(optimizer: str) -> No
         assert_same(one, other)
 
 
-@pytest.mark.parametrize("algorithm", list(algorithms))
-@pytest.mark.parametrize("engine", ["loop", "stacked"])
+@pytest.mark.parametrize(
+    ("algorithm", "engine"),
+    [*((algorithm, "stacked") for algorithm in algorithms), *((algorithm, "loop") for algorithm in dict(KINDS))],
+)
 def test_packed_runs_are_the_runs_alone(algorithm: str, engine: str) -> None:
     settings = members(algorithm)
     assert len({shape(config(*s), experiment(*s)) for s in settings}) == 1
