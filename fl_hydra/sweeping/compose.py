@@ -20,7 +20,7 @@ class Composer:
     """Composes the points of a sweep.
 
     Most points differ in values only (K, a learning rate, a seed) and not in what is composed (options of groups). Hydra takes a tenth of
-    a second to compose options, so what it makes of each choice of them is kept, and values are put into a copy.
+    a second to compose options, so the composition of each choice of options is cached, and values are put into a copy.
     """
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
@@ -49,7 +49,7 @@ class Composer:
         return typed(with_chosen(compose, overrides))
 
     def _options(self, choices: tuple[str, ...]) -> DictConfig:
-        """What Hydra composes of a choice of options."""
+        """Hydra's composition of a choice of options."""
         if choices not in self._composed:
             composed = copy.deepcopy(self._context.config_loader.load_sweep_config(self._config, list(choices)))
             with open_dict(composed):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fl_hydra.training.experiment import Experiment
 
 BUDGETS = {"epochs", "rounds", "samples"}
-"""Of these a run has one: what the command line names takes the place of another one that a section has."""
+"""A run has only one of these: one on the command line replaces another one of a section."""
 
 Point = list[str]
 """The overrides of one run."""
@@ -34,7 +34,7 @@ class GridSweeper(BasicSweeper):
 
     Args:
         params: keys and values, of a section; the command line comes before them.
-        sizes: what each `size` has in place of these.
+        sizes: what each `size` changes in these.
         report: how the section's results are shown (:mod:`fl_hydra.report.spec`).
     """
 
@@ -49,7 +49,7 @@ class GridSweeper(BasicSweeper):
         self._sizes = sizes or {}
         self._report: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(report or {}))  # type: ignore[assignment]
         self._noted = set[str]()
-        """What the user was told about the points."""
+        """Messages about the points that were printed."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train every point that is not finished yet, and print one table of all of them.
@@ -75,7 +75,7 @@ class GridSweeper(BasicSweeper):
         raise SweepExit(0 if all(outcome.status in ("finished", "paused") for outcome in outcomes) else 1)
 
     def _describe(self, checked: Iterable[tuple[Config, Experiment]]) -> None:
-        """Note the command, how results are shown and all that is planned, for the report of each section that the sweep belongs to."""
+        """Record the command, the `report` block and all planned runs, for the report of each section that the sweep belongs to."""
         import shlex
         import sys
 
@@ -95,7 +95,7 @@ class GridSweeper(BasicSweeper):
             describe_section(section, Path(outputs), command, self._report, runs)
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
-        """What the section and the command line say, the latter in place of the former."""
+        """The section's parameters, replaced by those on the command line."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
@@ -109,7 +109,7 @@ class GridSweeper(BasicSweeper):
         return overrides
 
     def _of_size(self, given: list[Override]) -> list[str]:
-        """What a section changes where it is not run at its full size: its runs are noted for a section of another name."""
+        """What a section changes at a size other than full: its runs are recorded in a section of another name."""
         from fl_hydra.arguments import PATHS, as_text
 
         assert self.config is not None
@@ -182,7 +182,7 @@ class GridSweeper(BasicSweeper):
         return checked
 
     def _train(self, points: list[Point], checked: list[tuple[Config, Experiment]], labels: list[str]) -> list[Outcome]:
-        """Outcomes in the order of the points. A run is launched once, however many points ask for it, and not if it has ended, or if
+        """Outcomes in the order of the points. A run is launched once, however many points need it, and not if it has ended, or if
         its folder cannot be read or holds another run."""
         from fl_hydra.runs import course
         from fl_hydra.runs.ended import known_outcome
@@ -224,7 +224,7 @@ class GridSweeper(BasicSweeper):
 
 
 def check_models(experiments: list[Experiment]) -> None:
-    """Look at each model once before the first of these runs is trained, as a mistake in one would end the sweep in its middle.
+    """Build each model once before the first run is trained, as a mistake in one would stop the sweep halfway.
 
     Raises:
         UserError: one cannot be trained.
@@ -237,7 +237,7 @@ def check_models(experiments: list[Experiment]) -> None:
 
 
 def label_points(points: list[Point]) -> list[str]:
-    """Points named by the overrides in which they differ, as a shell takes them; by all of them where there is only one."""
+    """Points named by the overrides in which they differ, as for a shell; a single point by all of them."""
     from fl_hydra.arguments import as_typed
 
     common = set(points[0]).intersection(*points) if len(points) > 1 else {f"{budget}=null" for budget in BUDGETS}

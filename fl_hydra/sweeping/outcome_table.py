@@ -49,7 +49,7 @@ FIGURES = (
 """Headers of columns, with the metric, its factor and its digits."""
 
 ALWAYS = ("round", "samples", "train/loss", "val/acc", "test/acc")
-"""Those that are shown even where no run has them."""
+"""Columns that are shown even if no run has them."""
 
 
 def _number(value: float | None, scale: int, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""Points of a sweep that train together: `hydra/launcher=packed`."""
+"""Training points of a sweep together: `hydra/launcher=packed`."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from fl_hydra.tuning.study import Report, Study, Told, Trial
 
 LETTERS = ("K", "C", "J", "N_c", "gamma", "batch_size")
-"""Keys that say where what a search finds applies, also where it has one value of them."""
+"""Keys that say where the values found by a search apply, even if the search has a single value of them."""
 
 OF_TRIALS = {"evaluation.test": "false", "until": "null"}
-"""What every trial has."""
+"""Settings of every trial."""
 
 SEED = "seed"
 """Not searched, and not of a section: trials have the seeds `tune.seeds`."""
@@ -37,7 +37,7 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class _Search:
-    """What one study asks. point: overrides that are fixed in it. where: of these, what sets it apart. config: composed of them."""
+    """One study. point: its fixed overrides. where: those that set it apart. config: composed from them."""
 
     point: Point
     where: dict[str, Any]
@@ -47,11 +47,11 @@ class _Search:
 
     @property
     def folder(self) -> Path:
-        """Where its journal and its results lie."""
+        """The folder of its journal and results."""
         return Path(self.config.outputs) / "studies" / self.name
 
     def trial_points(self, trial: Trial, until: float | None) -> list[Point]:
-        """The overrides of a trial's runs, one for each seed, up to a part of their budget."""
+        """The overrides of a trial's runs, one for each seed, up to a fraction of their budget."""
         from fl_hydra.tuning.space import as_override
 
         params = [as_override(key, value) for key, value in trial.params.items()]
@@ -70,10 +70,10 @@ class SearchSweeper(GridSweeper):
     Args:
         sampler: one of Hydra's Optuna sweeper, from the group `hydra/sweeper/sampler`.
         n_trials: of each study in total, however often the command is given.
-        max_failure_rate: the part of the trials told that may have failed; more end the search, and are tried again by the same command.
-        n_jobs: trials that are asked for at once; None: as many as train together, but at most a quarter of `n_trials`.
+        max_failure_rate: fraction of the finished trials that may fail; beyond it the search ends, and the same command tries them again.
+        n_jobs: trials that are proposed at once; None: as many as train together, but at most a quarter of `n_trials`.
         pruner: one of Optuna's, from the group `hydra/sweeper/pruner`; None: every trial is trained to its end.
-        rungs: parts of the budget at which trials are looked at; None: what suits the pruner.
+        rungs: fractions of the budget at which trials are compared; None: the pruner's defaults.
         storage: of studies, one of :data:`fl_hydra.tuning.study.STORAGES`.
         params, sizes, report: as in a grid.
     """
@@ -156,7 +156,7 @@ class SearchSweeper(GridSweeper):
         foresee_search(asked, self._n_trials, bool(self._pruning.rungs))
 
     def _say(self, search: _Search, told: int, active: Sequence[Trial], pruning: Pruning) -> None:
-        """Tell those who report on runs how far the search is."""
+        """Pass the search's progress to the reporters of runs."""
         from fl_hydra.resolving import resolve
 
         at, studies = self._searches.index(search), len(self._searches)
@@ -168,7 +168,7 @@ class SearchSweeper(GridSweeper):
         self._course.further = (missing + later) * len(search.config.tune.seeds) * resolve(search.config).budget
 
     def _check_pruning(self, objectives: Sequence[Objective]) -> None:
-        """Refuse to give up trials by what cannot be seen before their end."""
+        """Refuse to prune by an objective that is not known before the end."""
         if not self._pruning.rungs:
             return
         typed = "+".join(map(str, objectives))
@@ -180,9 +180,9 @@ class SearchSweeper(GridSweeper):
         )
 
     def _asked(self, points: list[Point], space: Space) -> list[_Search]:
-        """What each study asks: its fixed configuration, without what is searched, its space and objective.
+        """The identity of each study: its fixed configuration without the searched keys, its space and its objective.
 
-        The configuration is described at each corner of the space, as an option that is searched decides what others have an effect.
+        The configuration is described at each corner of the space, as a searched option may decide which other keys have an effect.
 
         Raises:
             UserError: a corner cannot be run, or a key of the space changes nothing.
@@ -239,7 +239,7 @@ class SearchSweeper(GridSweeper):
         return list(searches.values())
 
     def _search(self, search: _Search, space: Space, objectives: Sequence[Objective]) -> int:
-        """Go on with a study until it has all its trials; the exit status."""
+        """Continue a study until it has all its trials; returns the exit status."""
         from fl_hydra.files import write_atomically
         from fl_hydra.runs.folder import as_json
         from fl_hydra.runs.ownership import owned
@@ -327,9 +327,9 @@ class SearchSweeper(GridSweeper):
 
 
 def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequence[Objective]) -> tuple[bool, list[float]]:
-    """Whether a run has ended when a part of its budget is done, and its values there; None: of all of it.
+    """Whether a run has ended at a fraction of its budget (None: the whole), and its values there.
 
-    A run that was trained further before is seen as one that paused there, so that it does not make another search.
+    A run that was trained further before counts as if it had paused there, so that the search stays the same.
     """
     from fl_hydra.runs.summary import read_ended
 
@@ -345,7 +345,7 @@ def _seen(outcome: Outcome, budget: int, until: float | None, objectives: Sequen
 
 
 def _kept_together(folder: Path) -> int | None:
-    """How many trials of a study were asked for at once, as what is kept of it says; None if nothing says so."""
+    """How many trials of a study were proposed at once, from its stored content; None if unknown."""
     from fl_hydra.files import CorruptFile
     from fl_hydra.tuning.kept import read_kept
 
@@ -356,9 +356,9 @@ def _kept_together(folder: Path) -> int | None:
 
 
 def _summary(search: _Search, objectives: Sequence[Objective], study: Study, told: Sequence[Told], best: Sequence[Told]) -> dict[str, Any]:
-    """What is kept of a study for the report, and for those who choose by it.
+    """The content of `study.json`, for the report and for choosing values.
 
-    best: one trial, or the Pareto front. pruned_at: of a trial that was given up, the part of its budget at which.
+    best: one trial, or the Pareto front. pruned_at: the fraction of its budget at which a trial was pruned.
     """
     return {
         "study": search.name,

@@ -1,6 +1,6 @@
 """`python -m fl_hydra.sweeping.smoke [SECTION ...] [KEY=VALUE ...]`: every section at smoke size, in one process, then their report.
 
-A section that fails leaves the others going on; a signal ends all. What is finished is found, as in every sweep.
+If a section fails, the others continue; a signal ends all. Finished runs are found, as in every sweep.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = OUTPUTS / "smoke"
 
 
 def main() -> None:
-    """Run all sections, or those that are named; leave with 0 if every point of each is finished and the report is drawn, with 1 if not."""
+    """Run all sections, or the named ones; exit with 0 if every point of each is finished and the report is drawn, with 1 if not."""
     framed(_main)
 
 
@@ -52,7 +52,7 @@ def _main() -> None:
 
 
 def _status(program: Callable[[], None], argv: Sequence[str]) -> int:
-    """Run a program as if these had been typed; its exit status.
+    """Run a program with these arguments; returns its exit status.
 
     Raises:
         SystemExit: a signal asked to stop.

@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.tracking sync|dashboard`; `follow` is what runs start by themselves."""
+"""`python -m fl_hydra.tracking sync|dashboard`; `follow` is started by runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Checkpoints as artifacts of W&B: the file, and the client state that it refers to.
 
-Files are linked, or copied where there are no links, into `outputs/wandb/staging` by the followers' process; a run goes on meanwhile, and
-may delete them. An artifact whose files are gone by then is left out for the next one. An artifact is committed by the server as a whole or
-not at all, and those before it are deleted only then.
+Files are linked, or copied where there are no links, into `outputs/wandb/staging` by the followers' process; the run continues meanwhile,
+and may delete them. If an artifact's files are gone by then, the next one is uploaded instead. An artifact is committed by the server as a
+whole or not at all, and those before it are deleted only then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLIENTS = "clients"
 
 
 def collection_of(run: str) -> str:
-    """The artifact's name, of which checkpoints are versions."""
+    """The artifact's name; checkpoints are its versions."""
     return f"checkpoint-{run}"
 
 
@@ -83,12 +83,12 @@ class Staged:
         return sum(path.stat().st_size for path in self.files.values())
 
     def remove(self) -> None:
-        """Delete what was kept."""
+        """Delete the kept files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _Waiting(threading.Thread):
-    """Waits until the server has committed an artifact, which the client can only be asked once."""
+    """Waits until the server has committed an artifact; the client can only be asked once."""
 
     def __init__(self, artifact: Any) -> None:
         super().__init__(daemon=True)

@@ -1,1 +1,1 @@
-"""Searches for hyper-parameters, and what was chosen by them."""
+"""Hyper-parameter searches, and the values that they chose."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Choose, and print what was chosen; or draw."""
+    """Choose values and print them, or draw studies."""
     framed(_main)
 
 
@@ -72,10 +72,10 @@ def _refuse(message: str) -> NoReturn:
 
 
 def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chosen]:
-    """The best trial of each study of a section, or of one study; or, of a study with two objectives, the trial of its front that is named.
+    """The best trial of each study of a section, or of one study; or, for a study with two objectives, the named trial of its front.
 
     Raises:
-        UserError: there is none, or one has no best trial, or a front of which none is named.
+        UserError: there is none, or one has no best trial, or a front without a named trial.
     """
     from fl_hydra.tuning.chosen import Chosen
 
@@ -109,7 +109,7 @@ def of_studies(name: str, outputs: Path, trial: int | None = None) -> list[Chose
 
 
 def _studies(name: str, outputs: Path) -> list[dict[str, Any]]:
-    """What is kept of each study of a section, or of one study.
+    """The `study.json` of each study of a section, or of one study.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -133,7 +133,7 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
     """The best values of some keys among the runs of a section, for each setting of the other keys that differ.
 
     Raises:
-        UserError: there are no such runs, or not of every value with the same seeds.
+        UserError: there are no such runs, or not all values have the same seeds.
     """
     from fl_hydra.arguments import keys
     from fl_hydra.runs.identity import by_key
@@ -189,7 +189,7 @@ def of_runs(section: str, outputs: Path, by: Sequence[str], over: Sequence[str],
 
 
 def _as_typed(where: dict[str, Any]) -> dict[str, Any]:
-    """Options by their group, as `optimizer`, and without what is not there."""
+    """Options by their group, as `optimizer`, without missing ones."""
     return {key.removesuffix(".name"): value for key, value in where.items() if value is not None}
 
 

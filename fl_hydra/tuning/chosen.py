@@ -1,6 +1,6 @@
-"""What was chosen by a search, or from a grid: `outputs/tuned/NAME.yaml`, which runs take up with `tuned=NAME`.
+"""The values chosen by a search, or from a grid: `outputs/tuned/NAME.yaml`, which runs use with `tuned=NAME`.
 
-The file is a list: each entry has the values that were chosen, where they apply (`where`: K=2 and J=4, say), and on what grounds.
+The file is a list: each entry has the values that were chosen, where they apply (`where`, such as K=2 and J=4), and what they are based on.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Chosen:
 
 
 def file_of(name: str, outputs: Path) -> Path:
-    """Where the choices of this name lie."""
+    """The file of the choices of this name."""
     return outputs / "tuned" / f"{name}.yaml"
 
 
 def write_chosen(name: str, outputs: Path, chosen: Sequence[Chosen]) -> Path:
-    """Write choices, in place of what was there; the file.
+    """Write choices, replacing earlier ones, and return the file.
 
     Raises:
         OSError: it cannot be written.
@@ -84,7 +84,7 @@ def with_chosen(compose: Callable[[list[str]], DictConfig], overrides: Sequence[
         overrides: what was typed.
 
     Raises:
-        UserError: there is no such choice, or none that suits the configuration.
+        UserError: there is no such choice, or none matches the configuration.
     """
     from omegaconf import OmegaConf
 

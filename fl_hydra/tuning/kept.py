@@ -1,4 +1,4 @@
-"""`study.json`: what is kept of a study for the report, and for those who choose by it."""
+"""`study.json`: a study's content for the report and for choosing values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARTS = ("study", "section", "where", "question", "together", "objectives", "bes
 
 
 def read_kept(folder: Path) -> dict[str, Any]:
-    """What is kept of the study in a folder.
+    """The stored content of the study in a folder.
 
     Raises:
         CorruptFile: it is damaged, or of another version.

@@ -1,4 +1,4 @@
-"""What a search looks for, as a number of a run's rows of metrics. Validation chooses; the test set never does."""
+"""A search's objective, as a number computed from a run's rows of metrics. Validation chooses; the test set never does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Direction = Literal["maximize", "minimize"]
 """As Optuna calls it."""
 
 COSTS = {"samples": ("samples",), "rounds": ("round",), "bytes": ("bytes_up", "bytes_down"), "flops": ("flops",), "seconds": ("seconds",)}
-"""What it takes to reach a validation accuracy, and the columns that it is the sum of. Seconds are simulated ones."""
+"""Costs of reaching a validation accuracy, each the sum of these columns. Seconds are simulated."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""When the trials of a search are looked at, and who decides that one is given up before its end."""
+"""When the trials of a search are compared, and which of them are pruned."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FINEST = 1000
-"""Rungs are told apart to this part of a budget."""
+"""Rungs closer than this fraction of a budget are the same."""
 
 
 @dataclass(frozen=True)
 class Pruning:
     """config: of Optuna's pruner, as the sweeper's group `pruner` has it; None: every trial is trained to its end.
 
-    rungs: parts of the budget at which trials are looked at, rising. lockstep: whether trials train together, and wait for each other
+    rungs: ascending fractions of the budget at which trials are compared. lockstep: whether trials train together, and wait for each other
     between rungs too.
     """
 
@@ -62,9 +62,9 @@ class Pruning:
 
     @cached_property
     def milestones(self) -> tuple[float, ...]:
-        """Parts of the budget at which trials wait for each other: the rungs, and steps as long as the shortest way between two of them.
+        """Fractions of the budget at which trials wait for each other: the rungs, and steps of the shortest distance between two rungs.
 
-        So those that go on and those that have taken freed places move on together, and as many train at all times.
+        So trials that continue and new ones in freed places advance together, and equally many train at all times.
         """
         if not self.rungs:
             return ()
@@ -78,13 +78,13 @@ class Pruning:
         return tuple(float(part) for part in sorted(apart | set(rungs)))
 
     def until(self, passed: int) -> float | None:
-        """The part of the budget that a trial is trained to, after so many milestones; None: to its end."""
+        """The fraction of the budget up to which a trial is trained after so many milestones; None: to its end."""
         return self.milestones[passed] if passed < len(self.milestones) else None
 
     def step(self, passed: int) -> int | None:
-        """The step that Optuna knows the next milestone by; None if it is none at which trials are looked at.
+        """Optuna's step of the next milestone; None if trials are not compared there.
 
-        Of successive halving they are powers of the reduction factor, which is how it knows its rungs.
+        For successive halving these are powers of the reduction factor, by which it recognises its rungs.
         """
         at = self.until(passed)
         rungs = [float(Fraction(rung).limit_denominator(FINEST)) for rung in self.rungs]
@@ -103,7 +103,7 @@ class Pruning:
         return made
 
     def identity(self) -> dict[str, Any]:
-        """What of it belongs to a study's question; empty if nothing is pruned."""
+        """The part that identifies a study; empty if nothing is pruned."""
         from omegaconf import OmegaConf
 
         return {} if self.config is None else {"pruner": OmegaConf.to_container(self.config), "rungs": list(self.rungs)}
@@ -111,7 +111,7 @@ class Pruning:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warnings of Optuna and Hydra that something is experimental, or will be otherwise one day."""
+    """A context without the warnings of Optuna and Hydra about experimental or changing features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

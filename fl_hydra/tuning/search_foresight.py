@@ -14,7 +14,7 @@ from fl_hydra.tuning.search_standing import ENDED, trial_states
 
 @dataclass(frozen=True)
 class Asked:
-    """A study: where it lies or would lie, and what a run of its trials is like."""
+    """A study: its folder, present or future, and the configuration of its trials' runs."""
 
     folder: Path
     config: Config
@@ -22,7 +22,7 @@ class Asked:
 
 
 def foresee_search(studies: Sequence[Asked], n_trials: int, prunes: bool) -> None:
-    """Print how many trials are missing, and what they take; those that were begun are counted whole."""
+    """Print how many trials are missing and their cost; those that were begun count in full."""
     ended = [sum(trial_states(study.folder)[state] for state in ENDED) for study in studies]
     missing = [max(0, n_trials - count) for count in ended]
     several = f"{len(studies)} studies of {n_trials} trials" if len(studies) > 1 else f"1 study of {n_trials} trials"

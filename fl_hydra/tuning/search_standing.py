@@ -1,4 +1,4 @@
-"""How far searches are, as their folders say; without torch, and without a word in them."""
+"""The progress of searches, read from their folders without torch and without writing to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDED = ("complete", "pruned", "fail")
 
 @dataclass(frozen=True)
 class SearchStanding:
-    """A study: trials that have ended, of which some were pruned or failed; those that were asked for and have not; whether it runs."""
+    """A study: how many trials have ended, were pruned, have failed or are unfinished, and whether it is running."""
 
     name: str
     ended: int
@@ -67,7 +67,7 @@ def print_searches(outputs: Path) -> None:
 def trial_states(folder: Path) -> Counter[str]:
     """How many trials of a study are in each of Optuna's states, in small letters.
 
-    A copy is read, so that a search that goes on meanwhile is not disturbed.
+    A copy is read, so as not to disturb a running search.
 
     Raises:
         UserError: the study cannot be read.
@@ -91,7 +91,7 @@ def trial_states(folder: Path) -> Counter[str]:
 
 
 def _best(folder: Path) -> str:
-    """What is the best so far, as study.json says."""
+    """The best trial so far, from study.json."""
     try:
         study = read_kept(folder)
         (number,) = study["best"]

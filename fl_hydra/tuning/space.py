@@ -1,4 +1,4 @@
-"""What is searched: the overrides of a command line that are neither fixed nor a grid, as Optuna's distributions."""
+"""The search space: the overrides of a command line that are neither fixed nor a grid, as Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 MOST_POINTS = 100_000
-"""A space of more points than this is searched as if it had no end."""
+"""A space of more points than this is searched as if it were infinite."""
 
 Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Space:
-    """distributions: of each key that is searched."""
+    """distributions: of each searched key."""
 
     distributions: dict[str, BaseDistribution]
 
@@ -56,7 +56,7 @@ class Space:
         return {name: json.loads(distribution_to_json(distribution)) for name, distribution in sorted(self.distributions.items())}
 
     def points(self) -> list[dict[str, Value]] | None:
-        """All points, in an order of their own; None if there is no end of them."""
+        """All points, in a fixed order; None if there are infinitely many."""
         axes = [_values(distribution) for distribution in self.distributions.values()]
         size = 1
         for axis in axes:
@@ -85,7 +85,7 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
 
 
 def _values(distribution: BaseDistribution) -> list[Any] | None:
-    """The values of a distribution; None if there is no end of them."""
+    """The values of a distribution; None if there are infinitely many."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(distribution, CategoricalDistribution):

@@ -1,9 +1,9 @@
-"""A search on the disk: what has been asked and told so far, in Optuna's storage, and what is asked next.
+"""A search on the disk: its proposals and results so far, in Optuna's storage, and its next proposals.
 
-A search is a sequence of stages. In each, as many trials as train together are there, new ones in the places of those that have ended;
-each trains up to its next milestone; then all of them are told at once, and it is decided which are given up. What is asked and decided
-is a function of the study's name, the trial's number and what was told before. A stage is written with one entry, from which all else
-follows. So a search that was killed at any moment goes on to the same end, and one whose storage is lost is rebuilt from its runs.
+A search is a sequence of stages. In each, a fixed number of trials train together, new ones taking the places of those that have ended, up
+to the next milestone of each; then all results are entered at once, and hopeless trials are pruned. Proposals and decisions are functions
+of the study's name, the trial's number and earlier results. A stage is stored as one entry, from which everything else follows. So a search
+that was killed at any moment continues to the same end, and one whose storage is lost is rebuilt from its runs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ JOURNAL, DATABASE = "journal.log", "study.db"
 STORAGES = {"journal": JOURNAL, "sqlite": DATABASE}
 """Where a study is kept in its folder."""
 STAGE = "stage "
-"""The study's attributes that hold what was told in a stage: this and a number."""
+"""Prefix of the study's attributes that hold the results of a stage; a number follows."""
 TRIES = 10
 """How often a sampler is asked again if it proposes a point that was tried before."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A proposed point. number: from 0. params: by key. passed: milestones that it has come by, and was not given up at."""
+    """A proposed point. number: from 0. params: by key. passed: milestones that it has passed without being pruned."""
 
     number: int
     params: dict[str, Value]
@@ -47,12 +47,12 @@ class Trial:
 
     @property
     def point(self) -> str:
-        """The point as text that equal points share."""
+        """The point as text, equal for equal points."""
         return json.dumps(self.params, sort_keys=True)
 
     @property
     def typed(self) -> str:
-        """The point as overrides that a shell takes."""
+        """The point as overrides for a shell."""
         from fl_hydra.arguments import as_typed
 
         return " ".join(as_typed(as_override(key, value)) for key, value in self.params.items())
@@ -60,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of a trial after a stage.
+    """A trial's result after a stage.
 
     values: of the objectives, at the milestone or at the end; None if it failed. ended: whether it has ended. why: it failed.
     """
@@ -73,7 +73,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Told:
-    """A trial that has ended: `complete`, `pruned` (given up at a milestone) or `failed`.
+    """A trial that has ended: `complete`, `pruned` (at a milestone) or `failed`.
 
     values: of the objectives, of a pruned trial at the milestone; None if it failed. why: it failed.
     """
@@ -86,9 +86,9 @@ class Told:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What one entry of a study holds.
+    """One entry of a study.
 
-    reports: by trial, {"values", "ended", "why"}. pruned: trials that are given up. remembered: by trial, what the pruner keeps of it.
+    reports: by trial, {"values", "ended", "why"}. pruned: trials that were pruned. remembered: by trial, the pruner's memory of it.
     """
 
     reports: dict[str, dict[str, Any]]
@@ -104,9 +104,9 @@ class Study:
         space: what is searched.
         directions: of each objective, `maximize` or `minimize`.
         sampler: the configuration of Optuna's sampler, as the sweeper's group `sampler` has it.
-        pruning: when trials are looked at, and who gives them up.
-        together: trials that are asked before one is told; a study that was begun keeps its own number.
-        storage: one of :data:`STORAGES`; a study that was begun in another one is not found in it, and is rebuilt from its runs.
+        pruning: when trials are compared, and the pruner.
+        together: trials proposed before results are entered; a study that was begun keeps its own number.
+        storage: one of :data:`STORAGES`; a study that was begun in another one is rebuilt from its runs.
 
     Raises:
         UserError: what lies there is damaged, or locked.
@@ -169,7 +169,7 @@ class Study:
         return told
 
     def ask(self) -> Trial | None:
-        """The next point; None if the space is used up."""
+        """The next point; None if the space is exhausted."""
         from optuna.trial import TrialState, create_trial
 
         number = len(self._trials())
@@ -185,7 +185,7 @@ class Study:
         return Trial(number, self._trials()[number].params)
 
     def tell(self, reports: Sequence[Report]) -> None:
-        """Note how far the active trials have come, all of them, and give up those that the pruner finds hopeless."""
+        """Enter the results of all active trials, and prune those that the pruner finds hopeless."""
         pruned, remembered = self._judged(reports)
         stage = _Stage(
             {str(each.trial.number): {"values": each.values, "ended": each.ended, "why": each.why} for each in reports}, pruned, remembered
@@ -196,7 +196,7 @@ class Study:
             self._apply(stage, before)
 
     def best(self) -> list[Told]:
-        """The best complete trial, of equal ones the first; of two objectives the Pareto front, by number. Empty if none is complete."""
+        """The best complete trial, the first of equal ones; with two objectives the Pareto front, by number. Empty if none is complete."""
         complete = [each for each in self.told() if each.state == "complete"]
         if len(self._directions) == 1:
             return ranked(complete, self._directions[0])[:1]
@@ -214,7 +214,7 @@ class Study:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Within this, what cannot be read is one line."""
+        """A context in which unreadable storage is reported in one line."""
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
@@ -229,7 +229,7 @@ class Study:
             ) from error
 
     def _apply(self, stage: _Stage, before: Sequence[_Stage]) -> None:
-        """Bring Optuna's trials to where a stage, after others, left them; those that are there already stay."""
+        """Apply a stage to Optuna's trials, after earlier stages; existing trials stay."""
         from optuna.trial import TrialState
 
         trials = self._trials()
@@ -253,10 +253,10 @@ class Study:
                 self._study.tell(number, state=TrialState.PRUNED)
 
     def _judged(self, reports: Sequence[Report]) -> tuple[list[int], dict[str, dict[str, Any]]]:
-        """Trials that are given up, and what the pruner remembers of each that it looked at.
+        """Trials to prune, and the pruner's memory of each trial that it considered.
 
-        Optuna's pruner is asked in memory about one trial after the other, each as if it were the last of its stage, so that the order
-        in which they are asked about does not matter.
+        Optuna's pruner considers the trials in memory one by one, each as if it were the last of its stage, so that their order does not
+        matter.
         """
         looked_at = {
             each.trial.number: (step, each.values[0])
@@ -273,7 +273,7 @@ class Study:
     def _asked_about(
         self, number: int, looked_at: dict[int, tuple[int, float]], remembered: dict[int, dict[str, Any]]
     ) -> tuple[bool, dict[str, Any]]:
-        """Whether Optuna's pruner gives a trial up, and what it then remembers of it."""
+        """Whether Optuna's pruner prunes a trial, and its memory of the trial afterwards."""
         import copy
 
         import optuna
@@ -295,9 +295,9 @@ class Study:
         return bool(hopeless), {key: value for key, value in after.items() if before.get(key) != value}
 
     def _sample(self, number: int) -> tuple[dict[str, Value], dict[str, Any]] | None:
-        """A point that was not tried, and what the sampler wants to remember of it.
+        """A point that was not tried yet, and the sampler's memory of it.
 
-        The sampler is asked in memory, on a copy of what is known, as a trial that is asked for on the disk is there for good.
+        The sampler is run in memory, on a copy of the study, as a trial that is created on the disk cannot be removed.
         """
         import optuna
 
@@ -321,7 +321,7 @@ class Study:
 
     @property
     def sampler(self) -> str:
-        """Which of Optuna's samplers asks."""
+        """The name of Optuna's sampler."""
         return str(self._sampler.get("_target_", "")).rpartition(".")[2]
 
     def _made(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
@@ -342,7 +342,7 @@ class Study:
         return made  # type: ignore[no-any-return]
 
     def _random(self, *more: int) -> Any:
-        """A generator of numbers that belong to the study's question, a trial and an attempt."""
+        """A generator that is a function of the study's name, a trial and an attempt."""
         name = int.from_bytes(hashlib.sha256(f"{self.name.rpartition('-')[2]} {self._sampler.get('seed')}".encode()).digest()[:7], "big")
         return generator(name, "search", *more)
 
@@ -361,12 +361,12 @@ def storage_at(path: Path) -> optuna.storages.BaseStorage:
 
 
 def question_hash(question: dict[str, Any]) -> str:
-    """Ten hex digits of what a study asks: its fixed configuration, space and objective."""
+    """Ten hex digits that identify a study: its fixed configuration, space and objective."""
     return hashlib.sha256(json.dumps(question, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
 
 
 def ranked(told: Sequence[Told], direction: Direction) -> list[Told]:
-    """By the first objective, the best first; then those that were pruned; those that failed last."""
+    """Sorted by the first objective, the best first, then pruned trials, then failed ones."""
     sign = -1 if direction == "maximize" else 1
     order = {"complete": 0, "pruned": 1, "failed": 2}
     return sorted(told, key=lambda each: (order[each.state], sign * each.values[0] if each.values else 0.0, each.trial.number))

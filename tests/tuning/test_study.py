@@ -214,7 +214,7 @@ def test_a_database_holds_the_same_study(tmp_path: Path) -> None:
 
 def test_rungs_and_pruners_that_are_none_are_refused() -> None:
     for rungs in ([0.5, 0.2], [0.0, 0.5], [1.0], []):
-        with pytest.raises(UserError, match="parts of the budget between 0 and 1"):
+        with pytest.raises(UserError, match="fractions of the budget between 0 and 1"):
             Pruning.of(OmegaConf.create(PRUNERS["asha"]), rungs)
     with pytest.raises(UserError, match="nothing is pruned"):
         Pruning.of(None, [0.5])
