@@ -135,7 +135,7 @@ class Run:
         require(
             digest == expected, f"{self.folder}: its last checkpoint does not have the weights of its summary; give the run's command again"
         )
-        return self._module(model)
+        return self._module(model, "model")
 
     @property
     def clients(self) -> int:
@@ -153,7 +153,7 @@ class Run:
         name = self.experiment.algorithm.option
         require(count > 0, f"client({k}): in algorithm={name} there is one model after a round; see .module")
         require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
-        return self._module(self._checkpoint.trainer["state"]["workers"][k])
+        return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
 
     def predict(self, inputs: Any) -> Tensor:
         """Probabilities of each class, float32 [n, classes], under the trained model.
@@ -216,16 +216,22 @@ class Run:
             why = f"{path.name} is of another run"
         raise UserError(f"{self.folder}: there are no weights to load ({why}); give the run's command again")
 
-    def _module(self, vector: Tensor) -> nn.Module:
+    def _module(self, vector: Tensor, whose: str, worker: int | None = None) -> nn.Module:
+        """A module of some parameters [P], with the running statistics of `model`, or of one of the `workers`."""
         import torch
 
         from fl_hydra.seams.layout import Layout
 
-        module = self.experiment.model.build(self.experiment.dataset_info)
-        views = Layout.of(module).views(vector.float())
+        state = self._checkpoint.trainer["state"]
+        statistics, frozen = state.get(f"buffers.{whose}"), state.get("buffers.frozen")
+        if statistics is not None and worker is not None:
+            statistics = statistics[worker]
+        module = self.experiment.algorithm.extend(self.experiment.model.build(self.experiment.dataset_info))
+        layout = Layout.of(module)
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(views[name])
+            for name, view in layout.whole_views(layout.whole(vector[None], statistics, frozen)[0].float()).items():
+                tensors[name].copy_(view)
         return module.eval().requires_grad_(False)
 
 

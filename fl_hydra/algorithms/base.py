@@ -37,11 +37,14 @@ class State:
     model: [runs, P], one row for each run that trains together. carried: what else the method carries, by name, [runs, ...].
     server: the outer optimizer's state by name, [runs, width] or [runs, 1]; that of something carried, which `outer_steps` declares, has
     its name before its own: `control.momentum`.
+    buffers: what the model has beside its parameters, by name; the trainer keeps it: the running statistics of `model`, [runs, size], and
+    of `workers` that have models of their own, [runs, K, size]; what is `frozen`, [runs, size].
     """
 
     model: Tensor
     carried: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
     server: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+    buffers: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, each with a row for each run."""

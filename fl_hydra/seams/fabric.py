@@ -69,19 +69,19 @@ class Fabric:
         self._wire = wire or Wire()
         self._sent_down = self._sent_up = False
 
-    def count_down(self, values: Tensor) -> None:
-        """Enter in the ledger that every row was sent one of `values` [1 or rows, width]."""
+    def count_down(self, values: Tensor, plain: bool = False) -> None:
+        """Enter in the ledger that every row was sent one of `values` [1 or rows, width]; `plain`: all of it, as it is."""
         if self._apart:
-            self.traffic.bytes_down += self._rows * self._wire.down(values)
+            self.traffic.bytes_down += self._rows * (_bytes(values) if plain else self._wire.down(values))
             if not self._sent_down:
                 self.traffic.messages += self._rows
                 self.traffic.served += self._rows * self._remote
             self._sent_down = True
 
-    def count_up(self, values: Tensor) -> None:
-        """Enter in the ledger that every row that reports sent one of `values` [any, width] to be averaged."""
+    def count_up(self, values: Tensor, plain: bool = False) -> None:
+        """Enter in the ledger that every row that reports sent one of `values` [any, width] to be averaged; `plain`: all, as it is."""
         if self._apart:
-            self.traffic.bytes_up += self._reports * self._wire.up(values)
+            self.traffic.bytes_up += self._reports * (_bytes(values) if plain else self._wire.up(values))
             if not self._sent_up:
                 self.traffic.messages += self._reports
                 self.traffic.served += self._reports * self._remote
@@ -91,7 +91,7 @@ class Fabric:
     def count_average(self, values: Tensor) -> None:
         """Enter an average [1, width] in the middle of a round, which all rows wait for and receive: messages of its own."""
         if self._apart:
-            size = values[0].numel() * values.element_size()
+            size = _bytes(values)
             self.traffic.bytes_down += self._rows * size
             self.traffic.bytes_up += self._reports * size
             self.traffic.messages += self._rows + self._reports
@@ -140,3 +140,8 @@ class Wire:
         """Bytes of one of `values` [any, width] to the server."""
         width, each = self._width(values), values.element_size()
         return width * each if self._encoded is None else self._encoded(width, each)
+
+
+def _bytes(values: Tensor) -> int:
+    """Of one of `values` [any, width]."""
+    return values[0].numel() * values.element_size()

@@ -7,7 +7,7 @@ handful of kernels whatever the number of layers, a message is a vector, and a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate, compress
@@ -19,7 +19,9 @@ from fl_hydra.errors import require
 from fl_hydra.optim.base import Layers
 from fl_hydra.randomness import key
 
-_NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+_NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, BATCH_NORM)
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,41 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Tensors:
+    """Tensors of a module that no optimizer steps, in the order in which they lie in a vector of their own: names and unstacked shapes."""
+
+    names: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Tensors:
+        """The layout of some tensors."""
+        return cls(tuple(named), tuple(tuple(tensor.shape) for tensor in named.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """The length of the vector."""
+        return sum(self.sizes)
+
+    def views(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Them inside vectors [..., size], as views [..., *shape] by name."""
+        return _views(self.names, self.shapes, vectors)
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Names and unstacked shapes of the parameters, in the order in which they lie in the vector.
+    """Names and unstacked shapes of the parameters that are trained, in the order in which they lie in the vector.
 
     weights: whether each is a weight, and neither a bias nor a parameter of a normalisation. modules: the class names of the modules to
     which they belong. head: the name of the last linear layer, None where there is none.
+    statistics: running means and variances of BatchNorm, which are state of a row. momenta: by which each is updated.
+    frozen: parameters that are not trained, and other buffers: constants of a run, drawn with its initial weights.
+    random: whether a layer draws in training, as dropout does.
     """
 
     names: tuple[str, ...]
@@ -68,11 +100,16 @@ class Layout:
     weights: tuple[bool, ...]
     modules: tuple[str, ...]
     head: str | None
+    statistics: Tensors = Tensors()
+    momenta: tuple[float, ...] = ()
+    frozen: Tensors = Tensors()
+    random: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
         """The layout of a module, of which :func:`fl_hydra.training.architecture.check_architecture` has no complaint."""
-        named = dict(module.named_parameters())
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        statistics = running_statistics(module)
         normalising = {id(p) for part in module.modules() if isinstance(part, _NORMALISATIONS) for p in part.parameters()}
         return cls(
             tuple(named),
@@ -80,7 +117,15 @@ class Layout:
             tuple(parameter.dim() > 1 and id(parameter) not in normalising for parameter in named.values()),
             tuple(type(module.get_submodule(name.rpartition(".")[0])).__name__ for name in named),
             last_linear(module),
+            Tensors.of(statistics),
+            tuple(_momentum(module, name) for name in statistics),
+            Tensors.of(frozen_tensors(module)),
         )
+
+    @property
+    def modal(self) -> bool:
+        """Whether the model does in training what it does not in evaluation."""
+        return self.random or bool(self.statistics.names)
 
     @property
     def sizes(self) -> list[int]:
@@ -105,18 +150,7 @@ class Layout:
     def columns(self, chosen: Callable[[str, str], bool]) -> Columns:
         """The columns of the parameters for which `chosen(name, class name of its module)` holds; there may be none."""
         which = [chosen(name, module) for name, module in zip(self.names, self.modules, strict=True)]
-        stops = list(accumulate(self.sizes))
-        slices: list[slice] = []
-        for taken, size, stop in zip(which, self.sizes, stops, strict=True):
-            if taken and slices and slices[-1].stop == stop - size:
-                slices[-1] = slice(slices[-1].start, stop)
-            elif taken:
-                slices.append(slice(stop - size, stop))
-        return Columns(
-            tuple(compress(self.names, which)),
-            tuple(slices),
-            Layers(tuple(compress(self.sizes, which)), tuple(compress(self.weights, which))),
-        )
+        return _columns(self.names, self.sizes, self.weights, which)
 
     def select(self, pattern: str, key: str) -> Columns:
         """The columns of the parameters that a pattern chooses.
@@ -145,18 +179,87 @@ class Layout:
 
     def views(self, vectors: Tensor) -> dict[str, Tensor]:
         """The parameters inside vectors [..., P], as views [..., *shape] by name; convolutions lie in channels_last order."""
-        pieces = torch.split(vectors, self.sizes, dim=-1)
-        views, leading = {}, vectors.shape[:-1]
-        for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True):
-            if len(shape) == 4:
-                views[name] = piece.view(*leading, shape[0], shape[2], shape[3], shape[1]).movedim(-1, -3)
-            else:
-                views[name] = piece.view(*leading, *shape)
-        return views
+        return _views(self.names, self.shapes, vectors)
+
+    def whole(self, vectors: Tensor, statistics: Tensor | None, frozen: Tensor | None) -> Tensor:
+        """Parameters [rows, P] followed by what else makes a model: statistics [rows or 1, size], frozen tensors [size]."""
+        others = [values.expand(len(vectors), -1) for values in (statistics, frozen) if values is not None]
+        return torch.cat([vectors, *others], 1) if others else vectors
+
+    def whole_views(self, vectors: Tensor) -> dict[str, Tensor]:
+        """All tensors inside whole models [..., P or more], as views by name."""
+        size, statistics = self.size, self.statistics.size
+        if vectors.shape[-1] == size:
+            return self.views(vectors)
+        parameters, running, frozen = torch.split(vectors, [size, statistics, vectors.shape[-1] - size - statistics], -1)
+        return self.views(parameters) | self.statistics.views(running) | self.frozen.views(frozen)
+
+    def statistics_beside(self, columns: Columns) -> Columns:
+        """The columns of the statistics of modules that have some of these parameters; of all modules where they are all parameters."""
+        modules = {name.rpartition(".")[0] for name in columns.names}
+        everything = columns.width == self.size
+        running = self.statistics
+        return _columns(
+            running.names,
+            running.sizes,
+            (False,) * len(running.names),
+            [everything or name.rpartition(".")[0] in modules for name in running.names],
+        )
 
     def flat(self, parameters: Iterable[Tensor]) -> Tensor:
         """The reverse: tensors of the unstacked shapes, in order, as one vector [P]."""
-        return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in parameters])
+        return flat(parameters)
+
+
+def _views(names: Sequence[str], shapes: Sequence[tuple[int, ...]], vectors: Tensor) -> dict[str, Tensor]:
+    if not names:
+        return {}
+    pieces = torch.split(vectors, [math.prod(shape) for shape in shapes], dim=-1)
+    views, leading = {}, vectors.shape[:-1]
+    for name, shape, piece in zip(names, shapes, pieces, strict=True):
+        if len(shape) == 4:
+            views[name] = piece.view(*leading, shape[0], shape[2], shape[3], shape[1]).movedim(-1, -3)
+        else:
+            views[name] = piece.view(*leading, *shape)
+    return views
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors as they lie in one vector; convolutions in channels_last order."""
+    return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in tensors])
+
+
+def _columns(names: Sequence[str], sizes: Sequence[int], weights: Sequence[bool], which: Sequence[bool]) -> Columns:
+    slices: list[slice] = []
+    for taken, size, stop in zip(which, sizes, accumulate(sizes), strict=True):
+        if taken and slices and slices[-1].stop == stop - size:
+            slices[-1] = slice(slices[-1].start, stop)
+        elif taken:
+            slices.append(slice(stop - size, stop))
+    return Columns(tuple(compress(names, which)), tuple(slices), Layers(tuple(compress(sizes, which)), tuple(compress(weights, which))))
+
+
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of BatchNorm in a module, by name."""
+    return {
+        f"{name}.{each}" if name else each: getattr(part, each)
+        for name, part in module.named_modules()
+        if isinstance(part, BATCH_NORM) and part.running_mean is not None
+        for each in ("running_mean", "running_var")
+    }
+
+
+def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What of a module is not trained, and neither running statistics nor integers: by name."""
+    running = running_statistics(module)
+    named: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    named |= {name: buffer for name, buffer in module.named_buffers() if name not in running}
+    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+
+
+def _momentum(module: nn.Module, name: str) -> float:
+    """By which a running statistic is updated."""
+    return float(getattr(module.get_submodule(name.rpartition(".")[0]), "momentum", None) or 0.0)
 
 
 def last_linear(module: nn.Module) -> str | None:
@@ -164,9 +267,8 @@ def last_linear(module: nn.Module) -> str | None:
     return next((name for name, part in reversed(list(module.named_modules())) if isinstance(part, nn.Linear)), None)
 
 
-def initial_vector(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Tensor:
-    """Initial parameters [P], drawn on the CPU by the module's own initialisation, as a function of the seed alone."""
+def initial_module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A module with initial weights, drawn on the CPU by its own initialisation, as a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "weights") & 0x7FFF_FFFF_FFFF_FFFF)
-        module = build()
-    return Layout.of(module).flat(parameter.detach().to("cpu", dtype) for parameter in module.parameters())
+        return build()

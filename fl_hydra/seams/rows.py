@@ -39,16 +39,52 @@ class Batch:
     calls: Indices
     metered: bool = False
     """Whether a gradient of it has been metered."""
+    draws: Tensor | None = None
+    """The number that names each sample's draws in random layers, int64 [rows, B]; None where no layer draws."""
+    statistics: Tensor | None = None
+    """The running statistics of each row's model, [rows, size], which the metered gradient updates; None where it has none."""
+    frozen: Tensor | None = None
+    """What is not trained of the model of all these rows, [size]; None where all of it is."""
+    training: bool = True
+    """Whether gradients are those of the model in training, or in evaluation: without dropout, with its running statistics."""
 
     def rows(self, part: slice) -> Batch:
         """The batches of some of the rows."""
-        weights = None if self.weights is None else self.weights[part]
-        return Batch(self.inputs[part], self.targets[part], weights, self.meter[part], self.counts[part], self.calls[part])
+        weights, draws, statistics = (None if each is None else each[part] for each in (self.weights, self.draws, self.statistics))
+        return Batch(
+            self.inputs[part],
+            self.targets[part],
+            weights,
+            self.meter[part],
+            self.counts[part],
+            self.calls[part],
+            draws=draws,
+            statistics=statistics,
+            frozen=self.frozen,
+            training=self.training,
+        )
 
     def samples(self, part: slice) -> Batch:
-        """Some samples of every row's batch, with the meter and the counts of the whole."""
-        weights = None if self.weights is None else self.weights[:, part]
-        return Batch(self.inputs[:, part], self.targets[:, part], weights, self.meter, self.counts, self.calls)
+        """Some samples of every row's batch, with the meter, the counts and the statistics of the whole."""
+        weights, draws = (None if each is None else each[:, part] for each in (self.weights, self.draws))
+        return Batch(
+            self.inputs[:, part],
+            self.targets[:, part],
+            weights,
+            self.meter,
+            self.counts,
+            self.calls,
+            draws=draws,
+            statistics=self.statistics,
+            frozen=self.frozen,
+            training=self.training,
+        )
+
+    @property
+    def beside(self) -> dict[str, Tensor]:
+        """What a pass of the model reads beside parameters and samples, by name: what there is of `draws`, `statistics`, `frozen`."""
+        named = {"draws": self.draws, "statistics": self.statistics, "frozen": self.frozen}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 @dataclass
@@ -107,7 +143,7 @@ class Gradient(Protocol):
         ...
 
     def outputs(self, parameters: Tensor, batch: Batch) -> Outputs:
-        """Logits and features of each row, detached; a forward pass."""
+        """Logits and features of each row, detached; a forward pass of models in evaluation: without dropout, with running statistics."""
         ...
 
     def product(

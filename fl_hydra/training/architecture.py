@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError, require
 from fl_hydra.models.base import Model
-from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.layout import BATCH_NORM, Layout, running_statistics
+from fl_hydra.training.batch_layers import BatchLayers
 from fl_hydra.training.sample_cost import example, sample_bytes
 
 
@@ -22,7 +26,7 @@ class Architecture:
     """A model, before it has parameters of a run.
 
     module: whose own parameters are never read. layout: of its parameters. sample_bytes: what one sample's forward pass keeps for its
-    backward pass.
+    backward pass. least_batch: samples of the smallest batch of which its BatchNorm layers can take a variance.
     """
 
     model: Model
@@ -31,6 +35,7 @@ class Architecture:
     module: nn.Module
     layout: Layout
     sample_bytes: int
+    least_batch: int = 1
 
     @classmethod
     def of(cls, model: Model, info: DatasetInfo, algorithm: Algorithm) -> Architecture:
@@ -40,45 +45,89 @@ class Architecture:
             UserError: it does not fit them, or engines would train it differently.
         """
         module = algorithm.extend(model.build(info))
-        check_architecture(module, info)
-        layout = Layout.of(module)
+        layers = check_architecture(module, info, lambda: algorithm.extend(model.build(info)))
+        layout = replace(Layout.of(module), random=layers.dropouts > 0)
         algorithm.check_layout(layout)
-        return cls(model, info, algorithm, module, layout, sample_bytes(module, info))
+        samples = 2 if layout.statistics.names else 1  # of one alone there may be no variance
+        with _in_training(module, samples) if layout.modal else nullcontext():
+            kept = sample_bytes(module, info, samples)
+        return cls(model, info, algorithm, module, layout, kept, 1 + (layers.per_sample == 1))
 
     def build(self) -> nn.Module:
         """A fresh module."""
         return self.algorithm.extend(self.model.build(self.dataset_info))
 
 
-def check_architecture(module: nn.Module, info: DatasetInfo) -> None:
-    """Refuse, from one forward and backward pass of two samples, models that engines would train differently, or not at all.
+def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[], nn.Module]) -> BatchLayers:
+    """Refuse, from passes of two samples, models that engines would train differently, or not at all; what its layers did in training.
+
+    Args:
+        module: is put into training mode. build: makes another one.
 
     Raises:
-        UserError: it has buffers, draws random numbers, or has parameters that are frozen or have no part in its output.
+        UserError: it changes buffers other than BatchNorm's, draws random numbers other than dropout's, or has parameters that have no part
+            in its output.
     """
     name = type(module).__name__
-    buffers = [key for key, _ in module.named_buffers()]
-    require(
-        not buffers, f"model {name}: {_few(buffers)} are buffers, such as running statistics, which are not supported; use GroupNorm, say"
-    )
-    frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
-    require(not frozen, f"model {name}: {_few(frozen)} have requires_grad=False; every parameter is trained: leave that out")
+    for key, part in module.named_modules():
+        if isinstance(part, BATCH_NORM):
+            require(
+                part.running_mean is not None and part.momentum is not None,
+                f"model {name}: {key or name} has track_running_stats=False or momentum=None; leave that out: with the running statistics "
+                "that PyTorch keeps by default a sample's logits do not depend on its batch",
+            )
+            part.num_batches_tracked = None  # only momentum=None needs it
+    trained = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
+    require(bool(trained), f"model {name}: no parameter has requires_grad=True, and there is nothing to train")
+    _check_integers(name, module, build)
     module.train()
+    before = {key: buffer.clone() for key, buffer in module.named_buffers()}
     inputs = example(info, 2)  # some do with several samples what they do not with one
     try:
-        with _Draws() as draws:
+        layers = _in_training(module, 2)
+        with _Draws() as draws, layers:
             output = module(inputs)
+        if layers.used:
+            with BatchLayers(torch.float32):
+                copy.deepcopy(module).eval()(inputs)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model {name}: its forward pass ends with {type(error).__name__}: {reason}; mend the model") from error
     require(
         not draws.found,
-        f"model {name}: its forward pass draws random numbers ({_few(draws.found)}), as Dropout does; they would differ from engine to "
-        "engine and after an interruption: leave such layers out",
+        f"model {name}: its forward pass draws random numbers ({_few(draws.found)}), which would differ from engine to engine and after an "
+        "interruption: leave such layers out; dropout of torch.nn is supported",
     )
-    gradients = torch.autograd.grad(output.sum(), list(module.parameters()), allow_unused=True)
-    unused = [key for (key, _), gradient in zip(module.named_parameters(), gradients, strict=True) if gradient is None]
+    changed = [key for key, buffer in module.named_buffers() if not torch.equal(buffer, before[key])]
+    require(
+        not changed,
+        f"model {name}: its forward pass changes {_few(changed)}; of running statistics those of BatchNorm are supported: use that, or "
+        "GroupNorm",
+    )
+    gradients = torch.autograd.grad(output.sum(), list(trained.values()), allow_unused=True)
+    unused = [key for key, gradient in zip(trained, gradients, strict=True) if gradient is None]
     require(not unused, f"model {name}: {_few(unused)} have no part in its output; leave them out")
+    return layers
+
+
+def _check_integers(name: str, module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Refuse tensors that are no floating-point numbers and differ from one module to the next: no seed decides about them."""
+
+    def found(module: nn.Module) -> dict[str, Tensor]:
+        tensors = (dict(module.named_parameters()) | dict(module.named_buffers())).items()
+        return {key: tensor for key, tensor in tensors if not tensor.is_floating_point() and not key.endswith("num_batches_tracked")}
+
+    own = found(module)
+    if not own:
+        return
+    other = found(build())
+    drawn = [key for key, tensor in own.items() if key not in other or not torch.equal(tensor, other[key])]
+    require(not drawn, f"model {name}: {_few(drawn)} are drawn when it is made, and only floating-point numbers may be; make them fixed")
+
+
+def _in_training(module: nn.Module, samples: int) -> BatchLayers:
+    """The layers of a module's pass in training, with some draws."""
+    return BatchLayers(torch.float32, running_statistics(module), draws=torch.arange(samples))
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]

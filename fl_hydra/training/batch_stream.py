@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,11 +11,24 @@ from torch import Tensor
 
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
+from fl_hydra.randomness import hash_uniform
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
 """Samples that are gathered (images: cropped and normalised) in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
+
+OF_LAYERS = 2**62
+"""Beyond every position of a sample: from a client's stream it makes the one that its model's random layers draw from."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What models of some rows have beside their parameters: running statistics [rows, size], and what is not trained, [size]; None where
+    there is none."""
+
+    statistics: Tensor | None = None
+    frozen: Tensor | None = None
 
 
 class BatchStream:
@@ -29,6 +43,7 @@ class BatchStream:
         meter: [rows, 3], to which each batch adds its summed loss, correct predictions and targets.
         counts: int64 [rows, batches], samples that count in each batch.
         calls: int64 [rows, batches, 3], counts up what each batch was computed for (:data:`fl_hydra.seams.rows.CALLS`).
+        draws: whether layers of the model draw.
     """
 
     def __init__(
@@ -41,6 +56,7 @@ class BatchStream:
         meter: Tensor,
         counts: Indices,
         calls: Indices,
+        draws: bool = False,
     ) -> None:
         rows, self._batches, self._batch_size = indices.shape
         self._samples, self._indices, self._weights = samples, indices, weights
@@ -48,6 +64,9 @@ class BatchStream:
         self._streams = streams.view(rows, 1, 1)
         within = torch.arange(self._batches * self._batch_size, device=samples.device).view(1, self._batches, self._batch_size)
         self._positions = cursors.view(rows, 1, 1) + within
+        # The numbers of crops and flips are those of the positions themselves.
+        names = hash_uniform(self._streams, torch.full_like(self._streams, OF_LAYERS)) if draws else None
+        self._draws = None if names is None else hash_uniform(names, self._positions)
         self._targets = samples.targets[indices]
         self._slab_size = CPU_SLAB if samples.device.type == "cpu" else GPU_SLAB
         self._slab = self._augment(slice(0, rows), slice(0, self._batches)) if indices.numel() <= self._slab_size else None
@@ -58,8 +77,11 @@ class BatchStream:
         inputs = self._samples.drawn(indices.reshape(-1), streams.reshape(-1), positions.reshape(-1))
         return inputs.view(*indices.shape, *inputs.shape[1:])
 
-    def at(self, rows: Indices, batches: Indices) -> Batch:
-        """One batch of each of some rows, int64 [n], of which each its own, int64 [n]. Its meter and its `calls` begin at 0."""
+    def at(self, rows: Indices, batches: Indices, beside: Beside) -> Batch:
+        """One batch of each of some rows, int64 [n], of which each its own, int64 [n].
+
+        Its meter and its `calls` begin at 0. beside: what the rows' models have beside their parameters.
+        """
         row, batch = (to_device(positions, self._indices.device) for positions in (rows, batches))
         indices = self._indices[row, batch]
         if self._slab is None:
@@ -71,11 +93,23 @@ class BatchStream:
         weights = None if self._weights is None else self._weights[row, batch]
         meter = torch.zeros(len(rows), METER_WIDTH, dtype=self.meter.dtype, device=self.meter.device)
         return Batch(
-            inputs, self._targets[row, batch], weights, meter, self.counts[rows, batches], np.zeros((len(rows), len(CALLS)), np.int64)
+            inputs,
+            self._targets[row, batch],
+            weights,
+            meter,
+            self.counts[rows, batches],
+            np.zeros((len(rows), len(CALLS)), np.int64),
+            draws=None if self._draws is None else self._draws[row, batch],
+            statistics=beside.statistics,
+            frozen=beside.frozen,
         )
 
-    def batches(self, rows: slice, cut: bool) -> Iterator[Batch]:
-        """The batches of some rows, one after the other. cut: whether there are samples among them that do not count."""
+    def batches(self, rows: slice, cut: bool, beside: Beside) -> Iterator[Batch]:
+        """The batches of some rows, one after the other.
+
+        Args:
+            cut: whether there are samples among them that do not count. beside: what the rows' models have beside their parameters.
+        """
         window = max(1, self._slab_size // ((rows.stop - rows.start) * self._batch_size))
         for first in range(0, self._batches, window):
             last = min(first + window, self._batches)
@@ -88,4 +122,7 @@ class BatchStream:
                     self.meter[rows],
                     self.counts[rows, batch],
                     self.calls[rows, batch],
+                    draws=None if self._draws is None else self._draws[rows, batch],
+                    statistics=beside.statistics,
+                    frozen=beside.frozen,
                 )

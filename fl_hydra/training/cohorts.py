@@ -59,7 +59,7 @@ class Cohorts:
         numbers = to_device(np.append(plan.weights, plan.mean_rate), group.device).to(group.dtype)
         server = replace(self._servers[index], local_lr=numbers[-1:, None])
         clients = replace(
-            self._clients(run, index, plan.ids, reports, numbers[:-1], server),
+            self._clients(run, index, plan.ids, reports, numbers[:-1], server, state),
             steps=-(-plan.samples // run.experiment.step_samples),
             rates=to_device(plan.rates.sum(1), group.device).to(group.dtype)[:, None],
             state={name.removeprefix(STATE): values for name, values in kept.items() if name.startswith(STATE)},
@@ -79,19 +79,19 @@ class Cohorts:
             int(run.uplink_streams(np.array([-1]))[0]),
         )
 
-    def everyone(self, run: PackedRun, index: int) -> Clients:
-        """All clients of a run that have samples, weighed by these."""
+    def everyone(self, run: PackedRun, index: int, state: State) -> Clients:
+        """All clients of a run that have samples, weighed by these. state: what it carries, [1, ...]."""
         ids = np.flatnonzero(run.shard_sizes)
         shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
-        return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, self._servers[index])
+        return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, self._servers[index], state)
 
-    def uncharged(self, run: PackedRun, index: int, ids: Indices) -> Clients:
-        """Some clients, int64 [n], for an evaluation: what they compute costs nothing."""
+    def uncharged(self, run: PackedRun, index: int, ids: Indices, state: State) -> Clients:
+        """Some clients, int64 [n], for an evaluation: what they compute costs nothing. state: what the run carries, [1, ...]."""
         weights = torch.full((len(ids),), 1 / len(ids), dtype=self._group.dtype, device=self._group.device)
-        clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index])
-        return replace(clients, shards=RunShards(self.passes, run, charged=False))
+        clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index], state)
+        return replace(clients, shards=RunShards(self.passes, run, state, charged=False))
 
-    def _clients(self, run: PackedRun, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server) -> Clients:
+    def _clients(self, run: PackedRun, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server, state: State) -> Clients:
         """Some clients of a run, without what they carry."""
         group = self._group
         wire = Wire(group.layout.size, group.personal.width, None if self._uplink.bypassed else self._uplink.size)
@@ -109,5 +109,5 @@ class Cohorts:
             Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
             server,
             {name: values[first : first + 1] for name, values in group.buffers.own_hyper.items()},
-            RunShards(self.passes, run),
+            RunShards(self.passes, run, state),
         )

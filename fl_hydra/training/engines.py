@@ -12,7 +12,7 @@ import copy
 import gc
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 
+from fl_hydra.errors import require
 from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import GRADIENTS, METER_WIDTH, OUTPUTS, PRODUCTS, Batch, Loss, Outputs
+from fl_hydra.training.batch_layers import BatchLayers
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.samples import Samples
 
@@ -90,27 +92,55 @@ class Engine(ABC):
         device: torch.device,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._architecture = module
+        self._architecture = module.to(device) if layout.modal or layout.frozen.names else module
+        self._in_evaluation = copy.deepcopy(self._architecture).eval() if layout.modal else self._architecture
+        self._uncast = frozenset(layout.statistics.names)
+        self._momenta = torch.tensor(
+            [momentum for momentum, size in zip(layout.momenta, layout.statistics.sizes, strict=True) for _ in range(size)],
+            dtype=precision.master,
+            device=device,
+        )
         self.layout = layout
         self.device = device
         self.precision = precision
         self._notify = notify
-        self.samples_at_once = CPU_GRADIENT_BATCH if device.type == "cpu" else 2**62
+        self.samples_at_once = CPU_GRADIENT_BATCH if device.type == "cpu" and not layout.statistics.names else 2**62
         """Samples of a row's batch that are computed at once; a larger batch is accumulated. Halved when memory runs out."""
         self.squares = False
         """Whether meters have a fourth figure: the sum of the squared losses of samples."""
 
-    def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Tensor:
-        views = self.layout.views(vector) if isinstance(vector, Tensor) else vector
+    def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor, layers: BatchLayers | None = None) -> Tensor:
+        """Logits of one model: a vector of parameters and what else makes it, or its tensors by name. layers: those of a pass in training;
+        None: the model in evaluation."""
+        views = self.layout.whole_views(vector) if isinstance(vector, Tensor) else vector
         if self.precision.compute is not None:  # by hand: autocast loses sight of parameters under nested transforms
-            views = {name: view.to(self.precision.compute) for name, view in views.items()}
-        with self.precision.active(self.device):
-            logits: Tensor = functional_call(self._architecture, views, (inputs,))
+            views = self._cast(views)
+        with self.precision.active(self.device), self._passing(layers):
+            logits: Tensor = functional_call(self._module(layers), views, (inputs,))
         return logits.to(self.precision.master)
 
-    def _outputs(self, vector: Tensor | dict[str, Tensor], inputs: Tensor) -> Outputs:
-        with _features_of(self._architecture, self.layout.head) as features:
-            logits = self._forward(vector, inputs)
+    def _cast(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a model as it computes with them; running statistics stay as they are."""
+        return {name: view if name in self._uncast else view.to(self.precision.compute) for name, view in views.items()}
+
+    def _module(self, layers: BatchLayers | None) -> nn.Module:
+        return self._in_evaluation if layers is None else self._architecture
+
+    def _passing(self, layers: BatchLayers | None) -> AbstractContextManager[object]:
+        if not self.layout.modal:
+            return nullcontext()
+        return BatchLayers(self.precision.master) if layers is None else layers
+
+    def _beside(self, beside: Mapping[str, Tensor], weights: Tensor | None, training: bool) -> tuple[dict[str, Tensor], BatchLayers | None]:
+        """What one row's pass reads beside parameters: tensors by name, and its layers, None where they do as in evaluation."""
+        running = self.layout.statistics.views(beside["statistics"]) if "statistics" in beside else {}
+        others = self.layout.frozen.views(beside["frozen"]) if "frozen" in beside else {}
+        layers = BatchLayers(self.precision.master, running, weights, beside.get("draws")) if training and self.layout.modal else None
+        return running | others, layers
+
+    def _outputs(self, vector: Tensor | dict[str, Tensor], inputs: Tensor, layers: BatchLayers | None = None) -> Outputs:
+        with _features_of(self._module(layers), self.layout.head) as features:
+            logits = self._forward(vector, inputs, layers)
         if not features:
             features.append(logits[..., :0])
         return Outputs(logits, features[-1].to(self.precision.master))
@@ -123,15 +153,18 @@ class Engine(ABC):
             return F.cross_entropy(logits, targets)
         return (_losses(logits, targets) * mask).sum() / mask.sum().clamp(min=1)
 
-    def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor) -> Tensor:
-        """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]."""
+    def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor, layers: BatchLayers | None) -> Tensor:
+        """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]; of models
+        with running statistics those of the batch follow."""
         correct = logits.argmax(-1) == targets
         mask = _target_mask(targets, weights)
         squares = [_squares(logits, targets, weights)] if self.squares else []
         if mask is None:
-            return torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets)), *squares])
-        count = mask.sum()
-        return torch.stack([mean_loss * count, (correct * mask).sum(), count, *squares])
+            meter = torch.stack([mean_loss * len(targets), correct.sum(), torch.full_like(mean_loss, len(targets)), *squares])
+        else:
+            count = mask.sum()
+            meter = torch.stack([mean_loss * count, (correct * mask).sum(), count, *squares])
+        return torch.cat([meter, layers.statistics]) if layers is not None and self.layout.statistics.names else meter
 
     def bind(self, places: Sequence[Tensor]) -> None:
         """Make, once, what belongs to fixed memory of rows: `places`, each [rows, P], in which rows lie in all rounds."""
@@ -155,13 +188,15 @@ class Engine(ABC):
     def gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None = None, *, metered: bool = True) -> Tensor:
         """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again.
 
-        Of a batch larger than `samples_at_once` it is the weighted sum of the gradients of its parts.
+        Of a batch larger than `samples_at_once` it is the weighted sum of the gradients of its parts. The metered gradient also updates the
+        running statistics of the batch's rows.
 
         Args:
             objective: cross-entropy if None. metered: whether the batch's meter is told of it.
 
         Raises:
             TypeError: a second gradient of a batch is to be metered.
+            UserError: the batch would be divided, and the model takes statistics of it.
         """
         if metered and batch.metered:
             raise TypeError("a second gradient of a batch is metered; say metered=False of all but the one at the rows' own parameters")
@@ -175,6 +210,9 @@ class Engine(ABC):
                 self._divide(batch.targets.shape[1], error)
         if metered:
             batch.metered = True
+            if batch.statistics is not None and batch.training:
+                meter, found = torch.split(meter, [batch.meter.shape[1], self.layout.statistics.size], 1)
+                batch.statistics.lerp_(found, self._momenta)
             batch.meter.add_(meter)
         batch.calls[:, GRADIENTS] += 1
         return gradient
@@ -183,6 +221,7 @@ class Engine(ABC):
         size = batch.targets.shape[1]
         if size <= self.samples_at_once or (objective is not None and objective.whole):
             return self._gradient(parameters, batch, objective)
+        self._check_whole(batch, size)
         total, meters = torch.zeros_like(parameters), torch.zeros_like(batch.meter)
         whole = _count(batch)
         for part in _even_parts(size, self.samples_at_once):
@@ -193,14 +232,18 @@ class Engine(ABC):
             meters.add_(meter)
         return total, meters
 
+    def _check_whole(self, batch: Batch, size: int) -> None:
+        if batch.training:
+            check_batch(self.layout, size, self.samples_at_once)
+
     def outputs(self, parameters: Tensor, batch: Batch) -> Outputs:
-        """What the models [rows, P] make of each row's batch."""
+        """What the models [rows, P] make of each row's batch, in evaluation."""
         batch.calls[:, OUTPUTS] += 1
-        return self.outputs_of(parameters, batch.inputs)
+        return self.outputs_of(self.layout.whole(parameters, batch.statistics, batch.frozen), batch.inputs)
 
     @torch.no_grad()
     def outputs_of(self, parameters: Tensor, inputs: Tensor) -> Outputs:
-        """What the models [rows, P] make of inputs [rows, B, ...]."""
+        """What whole models [rows, P or more] (:meth:`Layout.whole`) make of inputs [rows, B, ...]."""
         parts = [self._outputs_of_rows(parameters, inputs[:, part]) for part in _even_parts(inputs.shape[1], self.samples_at_once)]
         if len(parts) == 1:
             return parts[0]
@@ -212,6 +255,7 @@ class Engine(ABC):
         size = batch.targets.shape[1]
         if size <= self.samples_at_once or (objective is not None and objective.whole):
             return self._product(parameters, vectors, batch, objective)
+        self._check_whole(batch, size)
         total, whole = torch.zeros_like(parameters), _count(batch)
         for part in _even_parts(size, self.samples_at_once):
             piece = batch.samples(part)
@@ -247,18 +291,18 @@ class Engine(ABC):
 
     @abstractmethod
     def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
-        """parameters [rows, P], inputs [rows, B, ...]."""
+        """parameters [rows, P or more], inputs [rows, B, ...]."""
 
     @abstractmethod
     def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor: ...
 
     @abstractmethod
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
-        """models [models, P], inputs [n, ...] -> [models, n, classes]."""
+        """models [models, P or more], inputs [n, ...] -> [models, n, classes]."""
 
     @torch.no_grad()
     def evaluate(self, models: Tensor, samples: Samples, which: Tensor | None = None) -> Tensor:
-        """Summed loss, number of correct predictions and number of targets of each model [models, P]: float64 [models, 3].
+        """Summed loss, number of correct predictions and number of targets of each whole model [models, P or more]: float64 [models, 3].
 
         Args:
             which: int64 [n], of which samples; None: of all.
@@ -273,7 +317,11 @@ class Engine(ABC):
 
     @torch.no_grad()
     def losses(self, model: Tensor, samples: Samples, which: Tensor) -> Tensor:
-        """Of each of some samples, int64 [n], the summed loss of its targets under a model [P], and how many they are: float64 [n, 2]."""
+        """The summed loss of the targets of each of some samples, int64 [n], under a whole model [P or more], and how many they are.
+
+        Returns:
+            float64 [n, 2].
+        """
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else GPU_EVALUATION_BATCH
         found = []
         for indices in torch.split(which, size):
@@ -287,12 +335,14 @@ class Engine(ABC):
 class _Bound:
     """A row that lies in one place for good, with what is made once for it.
 
-    module: the architecture with its `parameters` inside `source`. source: [P], the row itself or its copy in a lower precision.
-    gradient: [P], where the row's gradient is written, and its parts, `views`.
+    module: the architecture with its `parameters` inside `source`. others: what else it has, which is pointed to where it lies, pass by
+    pass. source: [P], the row itself or its copy in a lower precision. gradient: [P], where the row's gradient is written, and its parts,
+    `views`.
     """
 
     module: nn.Module
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
+    others: dict[str, Tensor]
     source: Tensor
     gradient: Tensor
     views: list[Tensor]
@@ -300,6 +350,23 @@ class _Bound:
 
 RowObjective = tuple[Objective, dict[str, Tensor]]
 """An objective, with what of its further inputs is one row's."""
+
+
+@dataclass(frozen=True)
+class _RowBatch:
+    """The batch of one row: inputs [B, ...], targets [B, ...], weights [B] or None, and what a pass reads beside them."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    beside: dict[str, Tensor]
+    training: bool
+
+    @classmethod
+    def of(cls, batch: Batch, row: int) -> _RowBatch:
+        weights = None if batch.weights is None else batch.weights[row]
+        beside = {name: tensor if name == "frozen" else tensor[row] for name, tensor in batch.beside.items()}
+        return cls(batch.inputs[row], batch.targets[row], weights, beside, batch.training)
 
 
 class LoopEngine(Engine):
@@ -334,11 +401,13 @@ class LoopEngine(Engine):
         # The vector is cast at once, and its gradient back: autocast would do the same for each tensor on its own.
         source = row if self.precision.compute is None else row.to(self.precision.compute)
         module = copy.deepcopy(self._architecture)
-        parameters = list(module.parameters())
+        named = dict(module.named_parameters()) | dict(module.named_buffers())
+        parameters = [named[name] for name in self.layout.names]
         for parameter, view in zip(parameters, self.layout.views(source).values(), strict=True):
             parameter.data = view
+        others = {name: named[name] for name in (*self.layout.statistics.names, *self.layout.frozen.names)}
         gradient = torch.empty_like(row)
-        return _Bound(module, parameters, source, gradient, list(self.layout.views(gradient).values()))
+        return _Bound(module, parameters, others, source, gradient, list(self.layout.views(gradient).values()))
 
     def threads(self, rows: int, batch_size: int) -> int:
         # Two rows on a core each take a fifth less time than one after the other on both: kernels this small divide badly.
@@ -353,7 +422,7 @@ class LoopEngine(Engine):
 
     def _gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None) -> tuple[Tensor, Tensor]:
         one_by_one = [
-            self._row_gradient(self._bound_to(row, position), row, *self._row(batch, position), self._row_objective(objective, position))
+            self._row_gradient(self._bound_to(row, position), row, _RowBatch.of(batch, position), self._row_objective(objective, position))
             for position, row in enumerate(parameters)
         ]
         if len(one_by_one) == 1:
@@ -361,33 +430,43 @@ class LoopEngine(Engine):
         return torch.stack([gradient for gradient, _ in one_by_one]), torch.stack([meter for _, meter in one_by_one])
 
     @staticmethod
-    def _row(batch: Batch, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        return batch.inputs[row], batch.targets[row], None if batch.weights is None else batch.weights[row]
-
-    @staticmethod
     def _row_objective(objective: Objective | None, row: int) -> RowObjective | None:
         return None if objective is None else (objective, {name: value[row] for name, value in objective.inputs.items()})
 
-    def _row_loss(
-        self, bound: _Bound, inputs: Tensor, targets: Tensor, weights: Tensor | None, objective: RowObjective | None
-    ) -> tuple[Tensor, Tensor]:
-        """A row's logits and mean loss."""
-        with self.precision.active(self.device), _features_of(bound.module, self.layout.head if objective else None) as features:
-            logits = bound.module(inputs)
+    def _row_loss(self, bound: _Bound, batch: _RowBatch, objective: RowObjective | None) -> tuple[Tensor, Tensor, BatchLayers | None]:
+        """A row's logits and mean loss, and the layers of the pass."""
+        layers = self._point_to(bound, batch) if bound.others or self.layout.modal else None
+        with (
+            self.precision.active(self.device),
+            self._passing(layers),
+            _features_of(bound.module, self.layout.head if objective else None) as features,
+        ):
+            logits = bound.module(batch.inputs)
         logits = logits.to(self.precision.master)
         if objective is not None and not features:
             features.append(logits[..., :0])
         if objective is None:
-            return logits, self._mean_loss(logits, targets, weights)
+            return logits, self._mean_loss(logits, batch.targets, batch.weights), layers
         chosen, further = objective
-        return logits, chosen.mean(Outputs(logits, features[-1].to(self.precision.master)), targets, weights, further)
+        outputs = Outputs(logits, features[-1].to(self.precision.master))
+        return logits, chosen.mean(outputs, batch.targets, batch.weights, further), layers
 
-    def _row_gradient(
-        self, bound: _Bound, row: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None, objective: RowObjective | None
-    ) -> tuple[Tensor, Tensor]:
+    def _point_to(self, bound: _Bound, batch: _RowBatch) -> BatchLayers | None:
+        """Let a module hold what a row has beside its parameters; its layers of a pass in training."""
+        if self.layout.modal and bound.module.training != batch.training:
+            bound.module.train(batch.training)
+        views, _ = self._beside(batch.beside, None, False)
+        for name, view in (self._cast(views) if self.precision.compute is not None else views).items():
+            bound.others[name].data = view
+        if not self.layout.modal or not batch.training:
+            return None
+        running = {name: bound.others[name] for name in self.layout.statistics.names}
+        return BatchLayers(self.precision.master, running, batch.weights, batch.beside.get("draws"))
+
+    def _row_gradient(self, bound: _Bound, row: Tensor, batch: _RowBatch, objective: RowObjective | None) -> tuple[Tensor, Tensor]:
         if self.precision.compute is not None:
             bound.source.copy_(row)
-        logits, loss = self._row_loss(bound, inputs, targets, weights, objective)
+        logits, loss, layers = self._row_loss(bound, batch, objective)
         scale = self.precision.loss_scale
         gradients = torch.autograd.grad(
             loss if scale == 1 else loss * scale,
@@ -400,7 +479,7 @@ class LoopEngine(Engine):
                 view.copy_(gradient)
             if scale != 1:
                 bound.gradient.mul_(1 / scale)
-            return bound.gradient, self._meter(logits, targets, weights, loss)
+            return bound.gradient, self._meter(logits, batch.targets, batch.weights, loss, layers)
 
     def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
         products = torch.empty_like(parameters)
@@ -408,7 +487,7 @@ class LoopEngine(Engine):
             bound = self._bound_to(row, position)
             if self.precision.compute is not None:
                 bound.source.copy_(row)
-            _, loss = self._row_loss(bound, *self._row(batch, position), self._row_objective(objective, position))
+            _, loss, _ = self._row_loss(bound, _RowBatch.of(batch, position), self._row_objective(objective, position))
             gradients = torch.autograd.grad(loss * self.precision.loss_scale, bound.parameters, create_graph=True)
             along = [(g * v).sum() for g, v in zip(gradients, self.layout.views(vector).values(), strict=True)]
             found = torch.autograd.grad(torch.stack(along).sum(), bound.parameters, allow_unused=True, materialize_grads=True)
@@ -499,23 +578,29 @@ class StackedEngine(Engine):
         self._make_room(error)
         self._notify(f"{rows} rows at once do not fit into memory; going on with {self._chunk}")
 
-    def _loss(self, views: dict[str, Tensor], inputs: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = self._forward(views, inputs)
-        value = self._mean_loss(logits, targets, weights)
-        return value * self.precision.loss_scale, self._meter(logits, targets, weights, value)
-
-    def _objective_loss(
+    def _loss(
         self,
-        objective: Objective,
+        objective: Objective | None,
+        training: bool,
         views: dict[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
         weights: Tensor | None,
-        further: dict[str, Tensor],
+        beside: dict[str, Tensor] | None = None,
+        further: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        outputs = self._outputs(views, inputs)
-        value = objective.mean(outputs, targets, weights, further)
-        return value * self.precision.loss_scale, self._meter(outputs.logits, targets, weights, value)
+        """One row's loss, and its meter. beside: what it reads beside its parameters; further: inputs of the objective."""
+        layers = None
+        if beside:
+            others, layers = self._beside(beside, weights, training)
+            views = views | others
+        if objective is None:
+            logits = self._forward(views, inputs, layers)
+            value = self._mean_loss(logits, targets, weights)
+        else:
+            outputs = self._outputs(views, inputs, layers)
+            logits, value = outputs.logits, objective.mean(outputs, targets, weights, further or {})
+        return value * self.precision.loss_scale, self._meter(logits, targets, weights, value, layers)
 
     def _own_gradient(self, parameters: Tensor, batch: Batch, out: Tensor, objective: Objective | None) -> Tensor:
         """Gradients of rows at their own parameters, into `out` [rows, P]; the meter [rows, 3]."""
@@ -536,14 +621,14 @@ class StackedEngine(Engine):
 
     def _call(
         self, views: dict[str, Tensor], stacked: int | None, batch: Batch, objective: Objective | None
-    ) -> tuple[Callable[..., tuple[Tensor, Tensor]], tuple[Any, ...], tuple[int | None, ...]]:
+    ) -> tuple[Callable[..., tuple[Tensor, Tensor]], tuple[Any, ...], tuple[Any, ...]]:
         """The loss of rows, what it is given, and along which axis of that the rows lie."""
-        arguments = (views, batch.inputs, batch.targets, batch.weights)
-        in_dims = (stacked, 0, 0, None if batch.weights is None else 0)
-        if objective is None:
-            return self._loss, arguments, in_dims
-        further = objective.inputs
-        return partial(self._objective_loss, objective), (*arguments, further), (*in_dims, 0 if further else None)
+        beside = batch.beside
+        further = objective.inputs if objective is not None else {}
+        arguments = (views, batch.inputs, batch.targets, batch.weights, beside, further)
+        of_rows = {name: None if name == "frozen" else 0 for name in beside}
+        in_dims = (stacked, 0, 0, None if batch.weights is None else 0, of_rows or None, 0 if further else None)
+        return partial(self._loss, objective, batch.training), arguments, in_dims
 
     def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
         products = torch.empty_like(parameters)
@@ -566,7 +651,7 @@ class StackedEngine(Engine):
     def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
         def of_rows(part: slice) -> Outputs:
             with self._convolutions():
-                logits, features = vmap(self._logits_and_features)(self.layout.views(parameters[part]), inputs[part])
+                logits, features = vmap(self._logits_and_features)(self.layout.whole_views(parameters[part]), inputs[part])
             return Outputs(logits, features)
 
         parts = self._in_chunks(len(parameters), of_rows)
@@ -625,6 +710,19 @@ def convolution_as_product(
     if bias is not None:
         out = out + bias[:, None]
     return out.view(*out.shape[:-1], height, width)
+
+
+def check_batch(layout: Layout, batch_size: int, samples_at_once: int) -> None:
+    """Refuse to divide batches of which a model takes statistics.
+
+    Raises:
+        UserError: a batch is larger than what is computed at once.
+    """
+    require(
+        not layout.statistics.names or batch_size <= samples_at_once,
+        f"batch_size={batch_size}: BatchNorm takes statistics of whole batches, and {samples_at_once} samples of a batch are computed at "
+        f"once, or fit into memory; choose batch_size={samples_at_once} or less, or a model with GroupNorm",
+    )
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.participation.base import Losses
-from fl_hydra.training.batch_stream import BatchStream
+from fl_hydra.training.batch_stream import BatchStream, Beside
 from fl_hydra.training.gradients import RowGradient
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan, plan_events
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowGroup
+from fl_hydra.training.running_statistics import RunningStatistics
 from fl_hydra.training.samples import Samples
 
 
@@ -34,6 +35,7 @@ class EventPhase:
 
     def __init__(self, algorithm: EventDriven, group: RowGroup, samples: Samples) -> None:
         self._algorithm, self._group, self._samples = algorithm, group, samples
+        self._statistics = RunningStatistics(group)
 
     def plan(self, run: PackedRun, losses: Losses) -> RoundPlan:
         """The next block of events of a run."""
@@ -44,7 +46,9 @@ class EventPhase:
         return vectors
 
     def send(self, inputs: RoundInputs) -> None:
-        """Workers have their models."""
+        """Workers have their models, and their running statistics."""
+        for part in inputs.runs:
+            self._statistics.begin(part)
 
     def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
         """All events of all runs, of which each has its optimizer."""
@@ -62,6 +66,7 @@ class EventPhase:
                 self._group.buffers.meter[part.rows],
                 inputs.counts[part.rows],
                 inputs.calls[part.rows],
+                self._group.layout.random,
             )
             for step in program.schedule:
                 if step.kind != "gradients":
@@ -77,7 +82,8 @@ class EventPhase:
         return None
 
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
-        """The events have left the next state."""
+        """The events have left the next state, but for running statistics, which are not part of what is exchanged."""
+        self._statistics.end(part)
 
     def _step(
         self,
@@ -99,12 +105,16 @@ class EventPhase:
         first = part.rows.start
         of_rows = group.of_rows(slice(first, first + len(workers)), run)
         kept = {name: values[part.rows].index_select(0, which) for name, values in group.buffers.kept.items()}
-        batch = stream.at(workers, nth)
+        running, frozen = group.buffers.statistics, state.buffers.get("frozen")
+        own = None if running is None else running[part.rows].index_select(0, which)
+        batch = stream.at(workers, nth, Beside(own, None if frozen is None else frozen[0]))
         lane = group.buffers.lanes[0]
         rows = group.rows(lane, parameters, starts, rates[which, step][:, None], optimizer, replace(of_rows, kept=kept))
         self._algorithm.step(rows, RowGradient(group.engine), [batch], 0)
         for name, values in kept.items():
             group.buffers.kept[name][part.rows].index_copy_(0, which, values)
+        if running is not None and own is not None:
+            running[part.rows].index_copy_(0, which, own)
         stream.meter.index_add_(0, which, batch.meter)
         stream.calls[workers, nth] += batch.calls
         self._algorithm.after(state, 0, which, starts, parameters)

@@ -17,13 +17,14 @@ from fl_hydra.optim.base import Optimizer
 from fl_hydra.participation.base import Losses
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training import round_inputs
-from fl_hydra.training.batch_stream import BatchStream
+from fl_hydra.training.batch_stream import BatchStream, Beside
 from fl_hydra.training.gradients import RowGradient
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.round_inputs import RoundInputs, RunRound, StepInputs
 from fl_hydra.training.row_group import PERSONAL, UPLINK, Block, Lane, RowGroup
+from fl_hydra.training.running_statistics import RunningStatistics
 from fl_hydra.training.samples import Samples
 from fl_hydra.uplinks.base import Uplink
 
@@ -44,6 +45,7 @@ class LocalPhase:
     ) -> None:
         self._algorithm, self._uplink, self._group, self._samples = algorithm, uplink, group, samples
         self._noise, self._measures_displacement = noise, measures_displacement
+        self._statistics = RunningStatistics(group)
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
 
@@ -60,6 +62,7 @@ class LocalPhase:
             for part in inputs.runs:
                 part.clients.fabric.count_down(part.state.model)
         for run, part in enumerate(inputs.runs):
+            self._statistics.begin(part)
             for name, values in self._algorithm.send(part.state, part.clients).items():
                 part.clients.fabric.count_down(values)
                 self._group.receive(name, run, part.rows, values)
@@ -124,6 +127,7 @@ class LocalPhase:
                 own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
                 self._algorithm.update(part.state, part.clients, own, self._group.buffers.ends[part.rows])
             self._group.personal.write(part.state.model, stays)
+            self._statistics.end(part)
             self._algorithm.finish(part.state, part.clients)
         part.restore_lost()
 
@@ -162,7 +166,15 @@ class LocalPhase:
         given = StepInputs(**tensors)
         calls = np.zeros((*counts.shape, len(CALLS)), np.int64)
         stream = BatchStream(
-            self._samples, given.indices, given.streams, given.cursors, given.sample_mask, self._group.buffers.meter[rows], counts, calls
+            self._samples,
+            given.indices,
+            given.streams,
+            given.cursors,
+            given.sample_mask,
+            self._group.buffers.meter[rows],
+            counts,
+            calls,
+            self._group.layout.random,
         )
         self._group.launcher.side_by_side(
             [
@@ -211,12 +223,15 @@ class LocalPhase:
             if given.starts is None and lane.starts is None:
                 engine.mark_equal(parameters)
         rows = group.rows(lane, parameters, starts, given.rates[local], optimizer, of_rows)
+        statistics, frozen = self._group.buffers.statistics, part.state.buffers.get("frozen")
+        beside = Beside(None if statistics is None else statistics[block.rows], None if frozen is None else frozen[0])
         changed = (
             parameters,
+            *(() if beside.statistics is None else (beside.statistics,)),
             *of_rows.kept.values(),
             *(() if algorithm.keeps_optimizer else (slot[: block.size] for slot in lane.slots.values())),
         )
-        batches = stream.batches(local, part.masked)
+        batches = stream.batches(local, part.masked, beside)
         last = min(steps.stop, part.plan.steps)
         for j in range(steps.start, last):
             step_batches = list(islice(batches, algorithm.batches_per_step))
@@ -238,7 +253,8 @@ class LocalPhase:
             if part.exchanges[j]:
                 assert given.mixing is not None
                 # Copies: at another address a product may have other last bits.
-                parameters.copy_(given.mixing[local, j].clone() @ parameters)
+                for mixed in (parameters,) if beside.statistics is None else (parameters, beside.statistics):
+                    mixed.copy_(given.mixing[local, j].clone() @ mixed)
         if last != part.plan.steps or last == steps.start:
             return
         if lane.starts is not None:

@@ -107,20 +107,22 @@ class PersonalEvaluation:
             personal = run.clients.read(some, PERSONAL) if self._group.personal.width else state.model[:, :0].expand(len(some), 0)
             cohort = clients(some)
             models = self._algorithm.adapt(self._algorithm.personal_models(state, personal, self._group.layout), cohort)
-            for model, client in zip(models, some.tolist(), strict=True):
+            wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
+            for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = looked_at[to_device(shares[client], looked_at.device)]
                 # A copy: at another address a product may have other last bits.
-                totals.append(self._score(model[None].clone(), samples, which, clients(np.array([client]))))
+                totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, clients(np.array([client]))))
         loss, correct, targets = torch.cat(totals).cpu().numpy().T
         return PersonalScores(loss / targets, correct / targets, targets.astype(np.int64))
 
-    def _score(self, model: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
+    def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
+        """model: [1, P]; whole: the same with what it has beside its parameters."""
         engine = self._group.engine
         if not self._algorithm.predicts:
-            return engine.evaluate(model, samples, which)
+            return engine.evaluate(whole, samples, which)
         totals = torch.zeros(1, 3, dtype=torch.float64, device=model.device)
         for part in torch.split(which, OUTPUTS_AT_ONCE):
-            outputs = engine.outputs_of(model, samples.plain(part)[None])
+            outputs = engine.outputs_of(whole, samples.plain(part)[None])
             totals += score(self._algorithm.predict(outputs, client, model), samples.targets[part])
         return totals
 

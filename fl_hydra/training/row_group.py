@@ -10,16 +10,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.base import Algorithm, State
+from fl_hydra.arrays import Indices
+from fl_hydra.errors import require
 from fl_hydra.optim.base import Optimizer
 from fl_hydra.seams.clients import Facts
-from fl_hydra.seams.layout import initial_vector
+from fl_hydra.seams.layout import Columns, flat, frozen_tensors, initial_module, running_statistics
 from fl_hydra.seams.rows import METER_WIDTH, LocalOptimizer, Rows, counter
 from fl_hydra.training.architecture import Architecture
+from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.engine_selection import ENGINES
-from fl_hydra.training.engines import out_of_memory
+from fl_hydra.training.engines import check_batch, out_of_memory
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.memory import rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
@@ -86,6 +89,7 @@ class RowBuffers:
     hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is fixed of each row's client, by name,
     [rows, width]. received: what the server has sent beside the model, by name, [runs, width], or [rows, width] where it is not the same
     for all rows of a run; made when it is sent first.
+    statistics: running statistics of each row's model, [rows, size]; None where it has none.
     """
 
     lanes: list[Lane]
@@ -97,11 +101,12 @@ class RowBuffers:
     own_hyper: dict[str, Tensor]
     facts: dict[str, Tensor]
     received: dict[str, Tensor]
+    statistics: Tensor | None = None
 
 
-STATE, UPLINK, PERSONAL = "state.", "uplink.", "personal"
-"""How what a client keeps is named: the method's own state, the state of its uplink (with the message's name), its personal parameters.
-Its optimizer's slots have names without a prefix of these."""
+STATE, UPLINK, PERSONAL, PERSONAL_STATISTICS = "state.", "uplink.", "personal", "personal_statistics"
+"""How what a client keeps is named: the method's own state, the state of its uplink (with the message's name), its personal parameters, and
+the running statistics beside these. Its optimizer's slots have names without a prefix of these."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,20 @@ class RowGroup:
         self.launcher = launcher()
         fit = samples_at_once or samples_that_fit(device, 2 * architecture.sample_bytes, experiment.batch_size, notify)
         self.engine.samples_at_once = min(self.engine.samples_at_once, fit)
+        check_batch(self.layout, experiment.batch_size, self.engine.samples_at_once)
+        require(
+            experiment.batch_size >= architecture.least_batch,
+            f"batch_size={experiment.batch_size}: a BatchNorm of the model takes variances of one number of each sample; choose "
+            f"batch_size={architecture.least_batch} or more",
+        )
         self._limit = rows_at_once
         self.rows_at_once = rows_at_once or 0
         """Rows of a block, at most."""
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
         self.personal = algorithm.personal(self.layout)
         """Columns of the parameters that stay with their client."""
+        self.personal_statistics: Columns = self.layout.statistics_beside(self.personal)
+        """Columns of the running statistics that do."""
         self.columns = algorithm.columns(self.layout)
         """Columns that the method steps apart, by name."""
         self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
@@ -190,21 +203,57 @@ class RowGroup:
         self.division: Division
         self.buffers: RowBuffers
 
-    def initial(self, seeds: Sequence[int]) -> Tensor:
-        """Initial models of these seeds, [seeds, P]."""
-        return torch.stack([initial_vector(self.architecture.build, seed, self.dtype) for seed in seeds]).to(self.device)
+    def initial(self, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Initial models of these seeds, [seeds, P], and what else they have (:attr:`State.buffers`)."""
+        modules = [initial_module(self.architecture.build, seed) for seed in seeds]
+        models = [dict(module.named_parameters()) for module in modules]
+        buffers = {}
+        if self.layout.statistics.names:
+            buffers["model"] = self._stacked([list(running_statistics(module).values()) for module in modules])
+        if self.layout.frozen.names:
+            buffers["frozen"] = self._stacked([list(frozen_tensors(module).values()) for module in modules])
+        return self._stacked([[named[name] for name in self.layout.names] for named in models]), buffers
+
+    def _stacked(self, models: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Tensors of several models, each as a vector."""
+        return torch.stack([flat(tensor.detach().to("cpu", self.dtype) for tensor in tensors) for tensors in models]).to(self.device)
+
+    def buffers_of_runs(self, buffers: dict[str, Tensor], workers: int) -> dict[str, Tensor]:
+        """What models have beside their parameters at first; also for so many workers of each run, where these have models of their own."""
+        if "model" not in buffers or self._experiment.algorithm.ends_with_mean:
+            return buffers
+        return buffers | {"workers": buffers["model"][:, None].repeat(1, workers, 1)}
+
+    def whole(self, models: Tensor, state: State, statistics: Tensor | None = None) -> Tensor:
+        """Models [models, P] of a run with what else they have: its running statistics, or others [models, size]; what is not trained."""
+        frozen = state.buffers["frozen"][0] if "frozen" in state.buffers else None
+        return self.layout.whole(models, state.buffers.get("model") if statistics is None else statistics, frozen)
+
+    def client_statistics(self, state: State, clients: ClientStore, ids: Indices) -> Tensor | None:
+        """Running statistics of some clients of a run, int64 [n]: the server's, but for those that stay with them. [n, size], in new
+        memory; None where models have none."""
+        if "model" not in state.buffers:
+            return None
+        statistics = state.buffers["model"].repeat(len(ids), 1)
+        if self.personal_statistics.width:
+            self.personal_statistics.write(statistics, clients.read(ids, PERSONAL_STATISTICS))
+        return statistics
 
     @property
     def payload(self) -> int:
         """Bytes of a model, as it is sent."""
-        return (self.layout.size - self.personal.width) * self.dtype.itemsize
+        stay = self.personal.width + self.personal_statistics.width
+        return (self.layout.size + self.layout.statistics.size - stay) * self.dtype.itemsize
 
-    def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
-        """What each client of a run carries, from the run's initial model [1, P]: by name its initial values, [1 or K, width]."""
+    def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
+        """What each client of a run carries, from the run's initial model [1, P] and its running statistics [1, size]: by name its initial
+        values, [1 or K, width]."""
         e = self._experiment
         named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
         if self.personal.width:
             named[PERSONAL] = self.personal.of(models).clone()
+        if self.personal_statistics.width and statistics is not None:
+            named[PERSONAL_STATISTICS] = self.personal_statistics.of(statistics).clone()
         size = self.layout.size
         for message in ("", *e.algorithm.messages):
             named |= {
@@ -257,17 +306,22 @@ class RowGroup:
     @cached_property
     def sample_flops(self) -> int:
         """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
-        return sample_flops(self.architecture.build(), self._experiment.dataset_info)
+        return sample_flops(self._counted(), self._experiment.dataset_info)
 
     @cached_property
     def forward_flops(self) -> int:
         """Floating-point operations of one sample's forward pass alone."""
-        return sample_flops(self.architecture.build(), self._experiment.dataset_info, backward=False)
+        return sample_flops(self._counted(), self._experiment.dataset_info, backward=False)
 
     @cached_property
     def product_flops(self) -> int:
         """Floating-point operations of one sample's product with the Hessian."""
-        return product_flops(self.architecture.build(), self._experiment.dataset_info)
+        return product_flops(self._counted(), self._experiment.dataset_info)
+
+    def _counted(self) -> nn.Module:
+        """A module whose operations are counted, of one sample: of that BatchNorm in training could take no statistics."""
+        module = self.architecture.build()
+        return module.eval() if self.layout.statistics.names else module
 
     def flops(self, gradients: int, forwards: int, products: int) -> int:
         """Floating-point operations of so many samples of gradients, of forward passes alone, and of products with the Hessian."""
@@ -367,6 +421,7 @@ class RowGroup:
             self._own_hyper(_by_row(algorithms, division.counts)),
             {name: self.zeros(total, width) for name, width in self._fact_widths().items()},
             {},
+            self.zeros(total, self.layout.statistics.size) if self.layout.statistics.names else None,
         )
 
     def _fact_widths(self) -> dict[str, int]:

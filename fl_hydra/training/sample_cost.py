@@ -23,15 +23,15 @@ def product_flops(module: nn.Module, info: DatasetInfo) -> int:
     """The same of one sample's product of the Hessian with a vector, reverse over reverse."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with FlopCounterMode(display=False) as counter:
         gradients = torch.autograd.grad(module(example(info)).square().sum(), parameters, create_graph=True)
         torch.autograd.grad(torch.stack([gradient.sum() for gradient in gradients]).sum(), parameters, allow_unused=True)
     return int(counter.get_total_flops())
 
 
-def sample_bytes(module: nn.Module, info: DatasetInfo) -> int:
-    """Bytes that one sample's forward pass keeps for its backward pass."""
+def sample_bytes(module: nn.Module, info: DatasetInfo, samples: int = 1) -> int:
+    """Bytes that one sample's forward pass keeps for its backward pass, from a pass of so many."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -42,8 +42,8 @@ def sample_bytes(module: nn.Module, info: DatasetInfo) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(example(info))
-    return sum(kept.values())
+        module(example(info, samples))
+    return -(-sum(kept.values()) // samples)
 
 
 def example(info: DatasetInfo, samples: int = 1) -> Tensor:

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_hydra.algorithms.base import State
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch, Outputs
+from fl_hydra.training.batch_stream import Beside
 from fl_hydra.training.engines import count_targets
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.row_group import RowGroup
@@ -19,7 +21,7 @@ PASS_SAMPLES = 512
 
 
 class ShardPasses:
-    """Passes over all samples of clients, as they are.
+    """Passes over all samples of clients, as they are, by models in evaluation: without dropout, with running statistics.
 
     Args:
         group: the rows. samples: the training samples.
@@ -28,21 +30,24 @@ class ShardPasses:
     def __init__(self, group: RowGroup, samples: Samples) -> None:
         self._group, self._samples = group, samples
 
-    def gradient(self, run: PackedRun, ids: Indices, models: Tensor) -> Tensor:
+    def gradient(self, run: PackedRun, state: State, ids: Indices, models: Tensor) -> Tensor:
         """The gradient of the mean loss over each client's samples, int64 [n], at its model [n, P]: [n, P]."""
         found = torch.zeros_like(models, memory_format=torch.contiguous_format)
+        statistics, frozen = self._group.client_statistics(state, run.clients, ids), state.buffers.get("frozen")
         for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once):
-            self._add(run, ids[rows], models[rows].contiguous(), found[rows])
+            own = Beside(None if statistics is None else statistics[rows], None if frozen is None else frozen[0])
+            self._add(run, ids[rows], models[rows].contiguous(), own, found[rows])
         return found
 
-    def outputs(self, run: PackedRun, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
+    def outputs(self, run: PackedRun, state: State, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         """What a model [1, P] makes of a client's samples: outputs [n, ...] and targets [n, ...]."""
         which = to_device(run.shards[client], model.device)
+        model = self._group.whole(model, state, self._group.client_statistics(state, run.clients, np.array([client])))
         parts = [self._group.engine.outputs_of(model, self._samples.plain(part)[None]) for part in torch.split(which, PASS_SAMPLES)]
         outputs = Outputs(torch.cat([part.logits[0] for part in parts]), torch.cat([part.features[0] for part in parts]))
         return outputs, self._samples.targets[which]
 
-    def _add(self, run: PackedRun, ids: Indices, models: Tensor, found: Tensor) -> None:
+    def _add(self, run: PackedRun, ids: Indices, models: Tensor, beside: Beside, found: Tensor) -> None:
         shards = [run.shards[client] for client in ids.tolist()]
         longest, device = max(map(len, shards)), models.device
         indices = to_device(np.stack([np.pad(shard, (0, longest - len(shard))) for shard in shards]), device)
@@ -60,6 +65,9 @@ class ShardPasses:
                 models.new_zeros(len(ids), METER_WIDTH),
                 np.zeros(len(ids), np.int64),
                 np.zeros((len(ids), len(CALLS)), np.int64),
+                statistics=beside.statistics,
+                frozen=beside.frozen,
+                training=False,
             )
             counted = count_targets(batch.targets, present[:, part])
             found.addcmul_(self._group.engine.gradient(models, batch, metered=False), counted)
@@ -71,18 +79,18 @@ class RunShards:
     """:class:`fl_hydra.seams.clients.ShardPass` of one run.
 
     Args:
-        passes: over shards. charged: whether the run pays for them.
+        passes: over shards. state: of the run, whose buffers models have. charged: whether the run pays for them.
     """
 
-    def __init__(self, passes: ShardPasses, run: PackedRun, charged: bool = True) -> None:
-        self._passes, self._run, self._charged = passes, run, charged
+    def __init__(self, passes: ShardPasses, run: PackedRun, state: State, charged: bool = True) -> None:
+        self._passes, self._run, self._state, self._charged = passes, run, state, charged
 
     def gradient(self, ids: Indices, models: Tensor) -> Tensor:
         if self._charged:
             self._run.charge_gradients(ids)
-        return self._passes.gradient(self._run, ids, models)
+        return self._passes.gradient(self._run, self._state, ids, models)
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         if self._charged:
             self._run.charge_outputs(client)
-        return self._passes.outputs(self._run, client, model)
+        return self._passes.outputs(self._run, self._state, client, model)

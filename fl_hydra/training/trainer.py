@@ -90,12 +90,13 @@ class Trainer:
         first.uplink.check(group.layout.size)
         self.runs = [PackedRun(experiment, self.split.sample_owners, group.layout) for experiment in experiments]
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
-        models = group.initial([experiment.seed for experiment in experiments])
-        for run, model, folder in zip(self.runs, models, folders, strict=True):
-            run.clients = ClientStore(group.client_state(model[None], run.facts), folder)
+        models, buffers = group.initial([experiment.seed for experiment in experiments])
+        for index, (run, model, folder) in enumerate(zip(self.runs, models, folders, strict=True)):
+            statistics = buffers["model"][index : index + 1] if "model" in buffers else None
+            run.clients = ClientStore(group.client_state(model[None], statistics, run.facts), folder)
         states = [algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
         self.state = type(states[0]).together(states)
-        self.state.server = self._outer_slots()
+        self.state.server, self.state.buffers = self._outer_slots(), group.buffers_of_runs(buffers, first.m)
         self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares
         self.loss_queries = LossQueries(group.engine, self.split.train, notify)
@@ -141,7 +142,7 @@ class Trainer:
             if of_rounds is not None:
                 run.observe_round(part.plan, of_rounds[index])
             if run.finished and self._first.algorithm.concludes:
-                self._first.algorithm.conclude(part.state, self.cohorts.everyone(run, index))
+                self._first.algorithm.conclude(part.state, self.cohorts.everyone(run, index, part.state))
                 run.settle()
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
@@ -195,7 +196,8 @@ class Trainer:
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's present model for its participation scheme."""
-        return self.loss_queries.answer(self.runs[index], self.state.model[index], ids, samples)
+        model = self.group.whole(self.state.model[index : index + 1], self._state_of(index))[0]
+        return self.loss_queries.answer(self.runs[index], model, ids, samples)
 
     def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
         """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
@@ -247,14 +249,14 @@ class Trainer:
     def _evaluate(self, run: int) -> Metrics:
         state = self._state_of(run)
         # A copy, as all that is evaluated: at another address a product may have other last bits.
-        models = self._first.algorithm.models(state).clone()
+        models = self.group.whole(self._first.algorithm.models(state).clone(), state)
         personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 
     def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
         """How clients of a run do with models of their own."""
         run = self.runs[index]
-        return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids))
+        return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""

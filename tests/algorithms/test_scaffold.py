@@ -19,7 +19,7 @@ def test_it_reaches_the_optimum_however_many_steps_clients_take(J: int, option: 
     """sum a_k b_k / sum a_k = 3/4, where FedAvg comes to 0.75, 0.7286 and 0.6233; there c_k = -f_k'(...) differ and c is zero."""
     made = Quadratics("algorithm=scaffold", f"algorithm.control_option={option}", "C=1", f"J={J}")
     if option == 1:  # the pass over all samples is that of the quadratic
-        made.run.cohorts.passes.gradient = lambda run, ids, models: made.gradient_at(models, ids)  # type: ignore[method-assign]
+        made.run.cohorts.passes.gradient = lambda run, state, ids, models: made.gradient_at(models, ids)  # type: ignore[method-assign]
     assert made.rounds(150)[-1] == pytest.approx(0.75, abs=1e-9)
     controls = made.run.sole_run.clients.read(np.arange(2), "state.control")
     assert controls[:, 0].tolist() == pytest.approx([0.75, -0.75], abs=1e-8)

@@ -63,6 +63,7 @@ class Recorder:
         memory = [buffers.meter, *buffers.kept.values()]
         for lane in buffers.lanes:
             memory += [lane.parameters, *lane.slots.values(), *([] if lane.starts is None else [lane.starts])]
+        memory += [] if buffers.statistics is None else [buffers.statistics]
         before = [tensor.clone() for tensor in memory]
         work()
         for tensor, value in zip(memory, before, strict=True):

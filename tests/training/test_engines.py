@@ -172,8 +172,39 @@ class Odd(nn.Module):
         return logits
 
 
+class Counting(nn.Module):
+    """Keeps a running mean of its own."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen += 1
+        return inputs
+
+
+class Permuting(nn.Module):
+    """Changes the order of features, in a way that is drawn when it is made."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(256))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, self.order]
+
+
 def _freeze(module: nn.Module) -> None:
-    next(module.parameters()).requires_grad_(False)
+    module.requires_grad_(False)
+
+
+def _twice(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, layer)
 
 
 def _between(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
@@ -181,14 +212,20 @@ def _between(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None
 
 
 ODD: dict[str, tuple[Callable[[nn.Module], None], str]] = {
-    "a dropout layer": (_between(nn.Dropout(0.5)), "draws random numbers"),
-    "a functional dropout": (_between(nn.functional.dropout), "draws random numbers"),
-    "a dropout of batches": (_between(lambda value: nn.functional.dropout(value) if len(value) > 1 else value), "draws random numbers"),
+    "a dropout that evaluation does not end": (_between(nn.functional.dropout), "a dropout is on in evaluation"),
+    "a dropout across samples": (_between(lambda value: nn.Dropout(0.5)(value.T).T), r"a dropout gets \(256, 2\) for 2 samples"),
     "another number of features": (_between(lambda value: value[:, :5]), "its forward pass ends with RuntimeError"),
     "a random rectifier": (_between(nn.RReLU()), "draws random numbers"),
     "noise": (_between(lambda value: value + torch.randn_like(value)), "draws random numbers"),
-    "batch normalisation": (_between(nn.BatchNorm1d(256)), "between.running_mean.* are buffers"),
-    "a frozen parameter": (_freeze, "linear.weight have requires_grad=False"),
+    "statistics of batches in evaluation": (_between(nn.BatchNorm1d(256, track_running_stats=False)), "has track_running_stats=False"),
+    "a mean over all batches": (_between(nn.BatchNorm1d(256, momentum=None)), "momentum=None"),
+    "one normalisation in two places": (_between(_twice(nn.BatchNorm1d(256))), "belongs to two places"),
+    "other running statistics": (_between(Counting()), "its forward pass changes between.seen"),
+    "integers that no seed decides about": (
+        lambda module: setattr(module, "between", Permuting()),
+        "between.order are drawn when it is made",
+    ),
+    "nothing to train": (_freeze, "there is nothing to train"),
     "an unused parameter": (
         lambda module: setattr(module, "spare", nn.Linear(2, 2)),
         "spare.weight, spare.bias have no part in its output",

@@ -1,0 +1,75 @@
+"""What becomes of BatchNorm's running statistics from round to round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_hydra.training.round_inputs import RunRound
+from fl_hydra.training.row_group import PERSONAL_STATISTICS, RowGroup
+
+
+class RunningStatistics:
+    """Statistics of rows: sent with the model, updated by their batches, and averaged as models are, whatever the outer optimizer does.
+
+    Those of workers that have models of their own stay with these (gossip mixes them as it mixes models; where workers meet at events
+    they are not exchanged); the mean of them is evaluated. Those beside parameters that stay with a client stay, too.
+
+    Args:
+        group: the rows.
+    """
+
+    def __init__(self, group: RowGroup) -> None:
+        self._group = group
+        running, ours = group.layout.statistics, group.personal_statistics
+        self._sent = running.size - ours.width
+        self._variances = torch.tensor(
+            [name.endswith("running_var") for name, size in zip(running.names, running.sizes, strict=True) for _ in range(size)],
+            dtype=torch.bool,
+            device=group.device,
+        )
+
+    def begin(self, part: RunRound) -> None:
+        """The rows of a run begin a round with theirs."""
+        rows = self._rows(part)
+        if rows is None:
+            return
+        rows.copy_(self._given(part))
+        if self._group.personal_statistics.width:
+            self._group.personal_statistics.write(rows, self._group.buffers.kept[PERSONAL_STATISTICS][part.rows])
+        if "workers" not in part.state.buffers:
+            part.clients.fabric.count_down(rows[:, : self._sent], plain=True)
+
+    def end(self, part: RunRound) -> None:
+        """The rows of a run have come to theirs, and some of them report; one that is lost ends where it began."""
+        rows = self._rows(part)
+        if rows is None:
+            return
+        buffers, ours = part.state.buffers, self._group.personal_statistics
+        given = self._given(part)
+        for row in part.lost:
+            rows[row - part.rows.start].copy_(given[row - part.rows.start])
+        if ours.width:
+            self._group.buffers.kept[PERSONAL_STATISTICS][part.rows].copy_(ours.of(rows))
+        if "workers" in buffers:
+            buffers["workers"][0].copy_(rows)
+            buffers["model"].copy_(rows.mean(0, keepdim=True))
+            return
+        part.clients.fabric.count_up(rows[:, : self._sent], plain=True)
+        model, stays = buffers["model"], ours.of(buffers["model"]).clone()
+        mean = part.clients.fabric.sum_weighted(rows, part.clients.weights)
+        if part.plan.residual_weight:  # weights that do not sum to 1 may lead beyond what any row has; no variance is below 0
+            mean.add_(model, alpha=part.plan.residual_weight)
+            mean.copy_(torch.where(self._variances, mean.clamp(min=0), mean))
+        model.copy_(mean)
+        ours.write(model, stays)
+
+    def _rows(self, part: RunRound) -> Tensor | None:
+        statistics = self._group.buffers.statistics
+        return None if statistics is None else statistics[part.rows]
+
+    @staticmethod
+    def _given(part: RunRound) -> Tensor:
+        """What each row was given, [rows, size]."""
+        buffers = part.state.buffers
+        return buffers["workers"][0] if "workers" in buffers else buffers["model"].expand(len(part.plan.ids), -1)
