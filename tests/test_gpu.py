@@ -10,6 +10,7 @@ import torch
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
+from tests.support.layers import Layered
 from tests.support.make import experiment, inner, kind, write_shakespeare
 from tests.support.packs import assert_same, members, train
 
@@ -109,6 +110,17 @@ def test_packed_equals_alone(algorithm: str, engine: str) -> None:
         (one,) = train(Trainer(experiment(*s), engine=engine, device="cuda"))
         (other,) = [row for row in together if (row["seed"], row["samples"], row["lr"]) == (one["seed"], one["samples"], one["lr"])]
         assert_same(other, one)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("algorithm", ["fedavg", "gossip", "a2cid2"])
+def test_running_statistics_and_dropout_agree_with_the_loop_on_the_cpu(algorithm: str, engine: str) -> None:
+    made = experiment(*arguments(algorithm, "precision=fp64"), model=Layered(dropout=0.3, frozen=True))
+    cpu, gpu = trained(Trainer(made, engine="loop")), trained(Trainer(made, engine=engine, device="cuda"))
+    for name, tensor in cpu.state.tensors().items():
+        torch.testing.assert_close(gpu.state.tensors()[name].cpu(), tensor, rtol=1e-10, atol=1e-10)
+    rounds = experiment(*arguments(algorithm, "samples=9000"), model=Layered(dropout=0.3, frozen=True))
+    assert_never_waits(Trainer(rounds, engine=engine, device="cuda"))
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
