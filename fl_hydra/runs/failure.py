@@ -50,6 +50,6 @@ def write_traceback(error: Exception, path: Path) -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the machine or a device is out of memory."""
-    from fl_hydra.training.engines import out_of_memory
+    from fl_hydra.training.memory import out_of_memory
 
     return isinstance(error, MemoryError) or out_of_memory(error)

@@ -9,9 +9,11 @@ import torch
 
 from fl_hydra.seams.layout import Layout
 from fl_hydra.training.engine_names import ENGINE_KINDS
-from fl_hydra.training.engines import Engine, Im2colEngine, LoopEngine, StackedEngine
+from fl_hydra.training.engines import Engine
 from fl_hydra.training.graphs import GraphLauncher, Launcher
+from fl_hydra.training.loop_engine import LoopEngine
 from fl_hydra.training.precision import Precision
+from fl_hydra.training.stacked_engine import Im2colEngine, StackedEngine
 
 GRADIENTS: dict[str, type[Engine]] = {"loop": LoopEngine, "stacked": StackedEngine, "im2col": Im2colEngine}
 

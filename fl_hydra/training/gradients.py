@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fl_hydra.seams.rows import Batch, Loss, Outputs
-from fl_hydra.training.engines import Engine, Objective
+from fl_hydra.training.engines import Engine
+from fl_hydra.training.losses import Objective
 
 
 class RowGradient:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fl_hydra.training.engines import out_of_memory
+from fl_hydra.training.memory import out_of_memory
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")

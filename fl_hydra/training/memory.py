@@ -41,3 +41,9 @@ def _no_more_than_free(device: torch.device, what: str, usual: int, each: int, n
         return usual
     notify(f"memory is short: {fit} {what} at once in place of {needed}; with more memory the last digits would differ")
     return fit
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out: on a GPU, in the allocator of the CPU, or in oneDNN, whose words these are."""
+    said = ("can't allocate memory", "could not create a memory object", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or (any(text in str(error) for text in said) and "descriptor" not in str(error))

@@ -20,7 +20,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import to_device
 from fl_hydra.randomness import generator
 from fl_hydra.seams.clients import Clients
-from fl_hydra.training.engines import score
+from fl_hydra.training.losses import score
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.row_group import PERSONAL, RowGroup
 from fl_hydra.training.samples import Samples

@@ -22,9 +22,9 @@ from fl_hydra.seams.rows import METER_WIDTH, LocalOptimizer, Rows, counter
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.engine_selection import ENGINES
-from fl_hydra.training.engines import check_batch, out_of_memory
+from fl_hydra.training.engines import check_batch
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.memory import rows_that_fit, samples_that_fit
+from fl_hydra.training.memory import out_of_memory, rows_that_fit, samples_that_fit
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.sample_cost import product_flops, sample_flops
 from fl_hydra.training.threads import single_threaded_pool

@@ -11,7 +11,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch, Outputs
 from fl_hydra.training.batch_stream import Beside
-from fl_hydra.training.engines import count_targets
+from fl_hydra.training.losses import count_targets
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples

@@ -18,8 +18,10 @@ from fl_hydra.models.layers.recurrent import LSTM, Embedding
 from fl_hydra.models.lstm import character_lstm
 from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
-from fl_hydra.training.engines import Engine, LoopEngine, StackedEngine
+from fl_hydra.training.engines import Engine
+from fl_hydra.training.loop_engine import LoopEngine
 from fl_hydra.training.precision import PRECISIONS, Precision
+from fl_hydra.training.stacked_engine import StackedEngine
 from tests.support.capture import Capturable
 
 INPUTS, HIDDEN, STEPS, SAMPLES = 3, 5, 7, 4

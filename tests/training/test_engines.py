@@ -20,7 +20,7 @@ from fl_hydra.models.small import Small
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.sweeping.grid import check_models
 from fl_hydra.training.engine_selection import fastest
-from fl_hydra.training.engines import convolution_as_product
+from fl_hydra.training.stacked_engine import convolution_as_product
 from fl_hydra.training.trainer import Trainer
 from tests.support.engines import KINDS, PAIRS, arguments
 from tests.support.make import experiment, trainer
@@ -261,7 +261,7 @@ def test_a_gradient_away_from_a_rows_place_copies_no_module(algorithm: str, monk
     run, other = (trainer(*arguments(algorithm, "sgd", "precision=fp64"), engine=name, algorithm=Away()) for name in ("loop", "stacked"))
     run.run_round()
     copies: list[object] = []
-    monkeypatch.setattr("fl_hydra.training.engines.copy.deepcopy", copies.append)
+    monkeypatch.setattr("fl_hydra.training.loop_engine.copy.deepcopy", copies.append)
     run.run_round()
     assert not copies
     for _ in range(2):

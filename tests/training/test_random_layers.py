@@ -182,7 +182,8 @@ def test_a_model_without_such_layers_enters_nothing(monkeypatch: pytest.MonkeyPa
 
     for engine in ("loop", "stacked"):
         run = layered(*FEDAVG, norm=False, engine=engine)
-        monkeypatch.setattr("fl_hydra.training.engines.BatchLayers", refuse)
+        for where in ("engines", "loop_engine"):
+            monkeypatch.setattr(f"fl_hydra.training.{where}.BatchLayers", refuse)
         run.run_round()
         run.evaluate()
         monkeypatch.undo()
