@@ -154,10 +154,13 @@ def test_workers_without_others_send_nothing() -> None:
         assert wall_clock(ledger, ETHERNET, SIMULATED, "ring") == ledger.seconds == pytest.approx(640 / 6400)
 
 
-def test_averaging_momentum_is_a_second_model_to_average() -> None:
+def test_averaging_momentum_makes_the_messages_twice_as_long() -> None:
     _, kept = trained("algorithm=localsgd", "K=4", "J=2", "samples=1024")
     _, averaged = trained("algorithm=localsgd", "algorithm.momentum=average", "K=4", "J=2", "samples=1024")
-    assert waiting_seconds(averaged, ETHERNET, "ring") == pytest.approx(2 * waiting_seconds(kept, ETHERNET, "ring"))
+    assert (averaged.averages, averaged.message) == (kept.averages, 2 * kept.message)
+    assert waiting_seconds(averaged, ETHERNET, "ring") == pytest.approx(
+        kept.averages * average_seconds(4, 2 * kept.message, ETHERNET, "ring")
+    )
 
 
 def test_blocks_average_at_once_and_over_their_own_network() -> None:
