@@ -146,6 +146,15 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "optimizer=sgd without momentum and clip",
     ),
     (
+        lambda c: c.config.uplink.bypassed or c.algorithm.federated or c.m > 1,
+        "uplink={c.config.uplink.name}: a lone worker of algorithm={c.algorithm.name} sends nothing; leave uplink out",
+    ),
+    (
+        lambda c: c.algorithm.global_model or not c.participation.asks,
+        "participation={c.participation.name}: asks for losses of the server's model, and algorithm={c.algorithm.name} has none; "
+        "choose another scheme",
+    ),
+    (
         lambda c: c.config.uplink.bypassed or c.algorithm.takes_uplink,
         "uplink={c.config.uplink.name}: encodes what is sent to be averaged at the end of a round, and algorithm={c.algorithm.option} "
         "exchanges something else; leave uplink out",

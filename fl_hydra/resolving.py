@@ -35,6 +35,10 @@ def resolve(config: Config) -> Experiment:
     K: int = _counted("K", config.K, _clients(config, sample_counts), 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
+    require(
+        "label_counts" not in algorithm.row_facts or sample_counts.classes is not None,
+        f"algorithm={algorithm.name}: counts labels, and samples of dataset={config.dataset.name} have none; choose images",
+    )
     config.model.check(info)
     _check_samples(config, sample_counts.total)
     N_c = config.N_c if "N_c" in config.sharding.uses else None

@@ -161,7 +161,7 @@ class Algorithm(Component):
             TypeError: a seam is overridden that nobody calls, since it is not declared.
         """
         super().__init_subclass__(**keywords)
-        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes")):
+        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predict", "predicts")):
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
 
@@ -295,7 +295,8 @@ class Algorithm(Component):
         """What else is communicated at the end of a round, after the outer step."""
 
     def conclude(self, state: State, clients: Clients) -> None:
-        """Where `concludes`: once after the last round, with all clients that have samples; their state is not at hand."""
+        """Where `concludes`: once after the last round, with all clients that have samples. What they carry is not at hand, and what they
+        send passes through no uplink."""
 
     def models(self, state: State) -> Tensor:
         """What is evaluated as the global model: [models, P]."""
@@ -318,10 +319,11 @@ class Algorithm(Component):
         """
         return outputs.logits
 
-    def personal_models(self, state: State, personal: Tensor, layout: Layout) -> Tensor:
-        """Models of some clients, [clients, P], from what stays with them, `personal` [clients, width of :meth:`personal`]."""
-        models = state.model.repeat(len(personal), 1)
-        self.personal(layout).write(models, personal)
+    def personal_models(self, state: State, clients: Clients) -> Tensor:
+        """Models of some clients, [rows, P], from what each of them carries: `clients.personal` and `clients.state`."""
+        assert clients.personal is not None
+        models = state.model.repeat(len(clients.ids), 1)
+        self.personal(clients.facts.layout).write(models, clients.personal)
         return models
 
 

@@ -118,6 +118,10 @@ class Clients:
     hyper: Mapping[str, Tensor] = field(default_factory=dict)
     shards: ShardPass | None = None
     uplink: Callable[[str, Tensor], Tensor] | None = None
+    model_sent: bool = False
+    """Whether the rows' ends have been sent in this round."""
+    personal: Tensor | None = None
+    """Where clients are evaluated: the parameters that stay with each, [rows, width]."""
 
     @property
     def shares(self) -> Tensor:
@@ -140,11 +144,23 @@ class Clients:
         """The weighted sum of what each row sends: values [rows, width], weights [rows] or [rows, 1] -> [1, width].
 
         All that a row sends in a round is one message. name: of what is sent, which the method's `messages` declares, so that `uplink`
-        can compress it; "" for models that have passed through it already.
+        can compress it; "" for the rows' ends, which have passed through it already.
+
+        Raises:
+            TypeError: a second vector without a name, where there is an uplink that it would not pass through.
         """
-        if name and self.uplink is not None:
-            values = self.uplink(name, values)
+        if self.uplink is not None:
+            if name:
+                values = self.uplink(name, values)
+            elif self.model_sent:
+                raise TypeError("a second vector is sent without a name, past the uplink; name it, and declare the name in `messages`")
+            else:
+                self.model_sent = True
         return self.fabric.sum(values, weights.flatten())
+
+    def sum_sent(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The same of what the rows have sent already, as the ends with other weights: it costs nothing more."""
+        return self.fabric.sum_weighted(values, weights.flatten())
 
     def gradient(self, models: Tensor) -> Tensor:
         """The gradient of each client's mean loss over all its samples, as they are, without crops or flips: at models [rows or 1, P].

@@ -152,12 +152,15 @@ class Layout:
         which = [chosen(name, module) for name, module in zip(self.names, self.modules, strict=True)]
         return _columns(self.names, self.sizes, self.weights, which)
 
+    def _matching(self, pattern: str) -> Columns:
+        return self.columns(lambda name, module: fnmatchcase(name, pattern) or fnmatchcase(module, pattern))
+
     def select(self, pattern: str, key: str) -> Columns:
         """The columns of the parameters that a pattern chooses.
 
         Args:
             pattern: `none`, `all`, `head` (the last linear layer), or names of parameters or of module classes, with wildcards, several
-                of them divided by `|`.
+                of them divided by `|`, each of which matches something.
             key: of the option that gives it, for messages.
 
         Raises:
@@ -168,10 +171,10 @@ class Layout:
         if pattern == "head":
             require(self.head is not None, f"{key}=head: the model has no linear layer; choose a pattern of other parameters")
             return self.columns(lambda name, module: name.rpartition(".")[0] == self.head)
-        patterns = pattern.split("|")
-        found = self.columns(lambda name, module: any(fnmatchcase(each, one) for each in (name, module) for one in patterns))
+        columns = [self._matching(one) for one in pattern.split("|")]
+        found = self.columns(lambda name, module: any(name in each.names for each in columns))
         require(
-            bool(found.names),
+            all(each.names for each in columns),
             f"{key}={pattern}: matches no parameter; choose none, all, head, or names, with wildcards, of parameters ("
             f"{', '.join(self.names)}) or of module classes ({', '.join(sorted(set(self.modules)))})",
         )

@@ -184,7 +184,7 @@ class LocalOptimizer:
 class Rows:
     """Local workers in training, one row each. Rows are copied into, never rebound.
 
-    parameters, starts: [rows, P]. lr: [rows, J], the rates of this round's steps.
+    parameters, starts: [rows, P]. lr: [rows, J or more], the rates of this round's steps.
     state: of each row's client, by the names that the method's `client_state` gives, [rows, width]; it outlives the round.
     received: what the server has sent beside the model (`send`), by name, [rows, width]; not to be written to.
     facts: what is fixed of each row's client, by name (`row_facts`), [rows, width]: `sizes` and `label_counts`.

@@ -48,6 +48,8 @@ class Architecture:
         layers = check_architecture(module, info, lambda: algorithm.extend(model.build(info)))
         layout = replace(Layout.of(module), random=layers.dropouts > 0)
         algorithm.check_layout(layout)
+        if algorithm.personal(layout).width and algorithm.global_model:
+            raise TypeError(f"{type(algorithm).__name__} leaves parameters with clients: there is no global_model, say so")
         samples = 2 if layout.statistics.names else 1  # of one alone there may be no variance
         with _in_training(module, samples) if layout.modal else nullcontext():
             kept = sample_bytes(module, info, samples)

@@ -25,8 +25,8 @@ HOST_BYTES = 512 * 2**20
 DIGITS = 16
 """Hex digits of a file's SHA-256 by which a checkpoint knows it."""
 
-References = Mapping[int, tuple[int, str]]
-"""By client: the round after which its state was last changed, and the digest of the file that holds it."""
+References = Mapping[int, tuple[int, str | dict[str, Tensor]]]
+"""By client: the round after which its state was last changed, and the digest of the file that holds it; without a folder, the state."""
 
 
 class ClientStore:
@@ -125,14 +125,16 @@ class ClientStore:
             self._unwritten.discard(client)
 
     def save(self) -> References:
-        """Write what is not on the disk yet; what a checkpoint keeps of it. Digests are empty where there is no disk."""
-        if self._initial and self._folder is not None:
+        """What a checkpoint keeps of it. What is not on the disk yet is written, where there is a folder."""
+        if self._initial:
             resident = self._resident_ids
             self.retire()
             self._resident_ids = resident  # they stay where they are
-            for client, state in self._host.items():
-                self._write(client, state)
-        return {client: (round, self._digests.get(client, "")) for client, round in self._rounds.items()}
+        if self._folder is None:
+            return {client: (self._rounds[client], dict(state)) for client, state in self._host.items()}
+        for client, state in self._host.items():
+            self._write(client, state)
+        return {client: (round, self._digests[client]) for client, round in self._rounds.items()}
 
     def restore(self, references: References) -> None:
         """Go back to what a checkpoint refers to.
@@ -141,16 +143,18 @@ class ClientStore:
             CorruptFile: a file is missing, damaged, not the one that was written then, or of other shapes.
             OSError: one cannot be read now.
         """
-        for client, (round, digest) in references.items():  # before anything is changed: a damaged file leaves the store as it was
-            path = self._path(client, round)
-            state = read_verified(path, digest)
+        given: dict[int, dict[str, Tensor]] = {}
+        for client, (round, kept) in references.items():  # before anything is changed: a damaged file leaves the store as it was
+            if not isinstance(kept, str):
+                given[client] = kept
+            state = read_verified(self._path(client, round), kept) if isinstance(kept, str) else kept
             if {name: row.shape for name, row in state.items()} != {name: values[0].shape for name, values in self._initial.items()}:
-                raise CorruptFile(f"{path.name} is of other shapes")
+                raise CorruptFile(f"the state of client {client} is of other shapes")
         self._resident_ids = ()
-        self._host.clear()
-        self._unwritten.clear()
+        self._host = OrderedDict(given)
+        self._unwritten = set(given)
         self._rounds = {client: round for client, (round, _) in references.items()}
-        self._digests = {client: digest for client, (_, digest) in references.items()}
+        self._digests = {client: kept for client, (_, kept) in references.items() if isinstance(kept, str)}
 
     def collect(self, kept: list[References]) -> None:
         """Delete the files that no checkpoint in `kept`, and not the present state, refers to. One that cannot be deleted stays."""

@@ -19,7 +19,7 @@ from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan
 from fl_hydra.training.round_inputs import RunRound, is_masked
-from fl_hydra.training.row_group import STATE, RowGroup
+from fl_hydra.training.row_group import PERSONAL, STATE, RowGroup
 from fl_hydra.training.shard_passes import RunShards, ShardPasses
 
 
@@ -59,7 +59,7 @@ class Cohorts:
         numbers = to_device(np.append(plan.weights, plan.mean_rate), group.device).to(group.dtype)
         server = replace(self._servers[index], local_lr=numbers[-1:, None])
         clients = replace(
-            self._clients(run, index, plan.ids, reports, numbers[:-1], server, state),
+            self._clients(run, index, plan.ids, reports, numbers[:-1], server, state, encoded=not self._uplink.bypassed),
             steps=-(-plan.samples // run.experiment.step_samples),
             rates=to_device(plan.rates.sum(1), group.device).to(group.dtype)[:, None],
             state={name.removeprefix(STATE): values for name, values in kept.items() if name.startswith(STATE)},
@@ -83,18 +83,35 @@ class Cohorts:
         """All clients of a run that have samples, weighed by these. state: what it carries, [1, ...]."""
         ids = np.flatnonzero(run.shard_sizes)
         shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
-        return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, self._servers[index], state)
+        rate = torch.full((1, 1), run.lr, dtype=self._group.dtype, device=self._group.device)
+        return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, replace(self._servers[index], local_lr=rate), state)
 
     def uncharged(self, run: PackedRun, index: int, ids: Indices, state: State) -> Clients:
         """Some clients, int64 [n], for an evaluation: what they compute costs nothing. state: what the run carries, [1, ...]."""
         weights = torch.full((len(ids),), 1 / len(ids), dtype=self._group.dtype, device=self._group.device)
         clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index], state)
-        return replace(clients, shards=RunShards(self.passes, run, state, charged=False))
+        kept = {name: run.clients.read(ids, name) for name in self._group.kept_widths if name == PERSONAL or name.startswith(STATE)}
+        return replace(
+            clients,
+            shards=RunShards(self.passes, run, state, charged=False),
+            state={name.removeprefix(STATE): values for name, values in kept.items() if name != PERSONAL},
+            personal=kept.get(PERSONAL, state.model[:, :0].expand(len(ids), 0)),
+        )
 
-    def _clients(self, run: PackedRun, index: int, ids: Indices, reports: Mask, weights: Tensor, server: Server, state: State) -> Clients:
-        """Some clients of a run, without what they carry."""
+    def _clients(
+        self,
+        run: PackedRun,
+        index: int,
+        ids: Indices,
+        reports: Mask,
+        weights: Tensor,
+        server: Server,
+        state: State,
+        encoded: bool = False,
+    ) -> Clients:
+        """Some clients of a run, without what they carry. encoded: whether what they send passes through the uplink."""
         group = self._group
-        wire = Wire(group.layout.size, group.personal.width, None if self._uplink.bypassed else self._uplink.size)
+        wire = Wire(group.layout.size, group.personal.width, self._uplink.size if encoded else None)
         first = group.division.sections[index].start
         return Clients(
             run.facts,

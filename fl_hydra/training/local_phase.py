@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from itertools import islice
 
@@ -46,6 +46,8 @@ class LocalPhase:
         self._algorithm, self._uplink, self._group, self._samples = algorithm, uplink, group, samples
         self._noise, self._measures_displacement = noise, measures_displacement
         self._statistics = RunningStatistics(group)
+        self._sent: Set[str] | None = None
+        """Names of what the method sends beside the model, once it has."""
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
 
@@ -61,11 +63,21 @@ class LocalPhase:
         else:
             for part in inputs.runs:
                 part.clients.fabric.count_down(part.state.model)
-        for run, part in enumerate(inputs.runs):
+        for part in inputs.runs:
             self._statistics.begin(part)
-            for name, values in self._algorithm.send(part.state, part.clients).items():
+            message = self._algorithm.send(part.state, part.clients)
+            self._check_names(message)
+            for name, values in message.items():
                 part.clients.fabric.count_down(values)
-                self._group.receive(name, run, part.rows, values)
+                self._group.receive(name, part.rows, values)
+
+    def _check_names(self, message: Mapping[str, Tensor]) -> None:
+        """What was sent in another round lies where rows would read it: so every round sends the same names."""
+        names = self._sent = message.keys() if self._sent is None else self._sent
+        if message.keys() != names:
+            raise TypeError(
+                f"algorithm={self._algorithm.name}: send gives {sorted(message)}, and gave {sorted(names)}; give the same always"
+            )
 
     def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
         """All local steps of all rows, of which each run has its optimizer.
@@ -106,6 +118,7 @@ class LocalPhase:
         if self._algorithm.needs_ends or not part.reports:
             return None
         part.clients.fabric.count_up(part.state.model)
+        part.clients.model_sent = True
         sums, threads = self._group.buffers.ends, self._group.division.threads[run]
         mean = sums[0, run : run + 1] if threads == 1 else sums[:threads, run].sum(0, keepdim=True)
         if part.plan.residual_weight:  # x + sum of q_k (w_k - x), where weights q do not sum to 1
@@ -293,8 +306,6 @@ class LocalPhase:
 
     def encode(self, part: RunRound, name: str, vectors: Tensor) -> Tensor:
         """What arrives of a named message, [rows, P], that each row of a run sends beside its model."""
-        if self._uplink.bypassed:
-            return vectors
         arrived = vectors.clone()
         self._encode(name, arrived, part.rows, part)
         return arrived
@@ -304,5 +315,14 @@ class LocalPhase:
             raise TypeError(f"algorithm={self._algorithm.name}: sends {name!r}, which its `messages` does not declare")
         prefix = f"{UPLINK}{name}."
         slots = {key.removeprefix(prefix): kept[rows] for key, kept in self._group.buffers.kept.items() if key.startswith(prefix)}
-        first = part.rows.start
-        self._uplink.encode(vectors, slots, part.uplink_streams[rows.start - first : rows.stop - first])
+        streams = part.uplink_streams[rows.start - part.rows.start : rows.stop - part.rows.start]
+        if not self._group.personal.width:
+            self._uplink.encode(vectors, slots, streams)
+            return
+        shared, size = self._group.shared, self._group.layout.size  # what stays with a client is not sent
+        named = {"": vectors, **slots}
+        parts = {name: shared.of(tensor) if tensor.shape[1] == size else tensor for name, tensor in named.items()}
+        self._uplink.encode(parts[""], {name: tensor for name, tensor in parts.items() if name}, streams)
+        for name, tensor in named.items():
+            if tensor.shape[1] == size:
+                shared.write(tensor, parts[name])

@@ -22,7 +22,7 @@ from fl_hydra.randomness import generator
 from fl_hydra.seams.clients import Clients
 from fl_hydra.training.losses import score
 from fl_hydra.training.packed_run import PackedRun
-from fl_hydra.training.row_group import PERSONAL, RowGroup
+from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
 
 CLIENTS_AT_ONCE = 16
@@ -89,7 +89,7 @@ class PersonalEvaluation:
 
     def __init__(self, algorithm: Algorithm, group: RowGroup) -> None:
         self._algorithm, self._group = algorithm, group
-        self._shares: WeakKeyDictionary[PackedRun, dict[tuple[int, int], list[Indices]]] = WeakKeyDictionary()
+        self._shares: WeakKeyDictionary[PackedRun, dict[tuple[int, int, int], list[Indices]]] = WeakKeyDictionary()
 
     def scores(
         self, run: PackedRun, state: State, samples: Samples, looked_at: Tensor, clients: Callable[[Indices], Clients]
@@ -104,9 +104,8 @@ class PersonalEvaluation:
         totals = []
         for first in range(0, len(ids), CLIENTS_AT_ONCE):
             some = ids[first : first + CLIENTS_AT_ONCE]
-            personal = run.clients.read(some, PERSONAL) if self._group.personal.width else state.model[:, :0].expand(len(some), 0)
             cohort = clients(some)
-            models = self._algorithm.adapt(self._algorithm.personal_models(state, personal, self._group.layout), cohort)
+            models = self._algorithm.adapt(self._algorithm.personal_models(state, cohort), cohort)
             wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = looked_at[to_device(shares[client], looked_at.device)]
@@ -128,7 +127,7 @@ class PersonalEvaluation:
 
     def _shares_of(self, run: PackedRun, samples: Samples, looked_at: Tensor) -> list[Indices]:
         known = self._shares.setdefault(run, {})
-        key = (id(samples), len(looked_at))
+        key = (id(samples), len(looked_at), int(looked_at.sum()))  # the first samples, or others that stand for all
         if key not in known:
             counts = run.facts.label_counts
             if counts is None:

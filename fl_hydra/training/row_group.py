@@ -85,10 +85,10 @@ class RowBuffers:
     ends: of rows, after their local steps, [rows, P]; where only their mean is needed, a weighted sum for each thread and run, [threads,
     runs, P].
     kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], what each row's batches have
-    shown in the round. travel: [rows, 1], the squared length of each row's way, where it is measured.
+    shown in the round. squared_displacement: [rows, 1], of each row's end from its
+    start, where it is measured.
     hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is fixed of each row's client, by name,
-    [rows, width]. received: what the server has sent beside the model, by name, [runs, width], or [rows, width] where it is not the same
-    for all rows of a run; made when it is sent first.
+    [rows, width]. received: what the server has sent each row beside the model, by name, [rows, width]; made when it is sent first.
     statistics: running statistics of each row's model, [rows, size]; None where it has none.
     """
 
@@ -139,7 +139,7 @@ class SlotNames:
             own = of[vector] = {}
             for name, width in optimizer.slots.items():
                 for slot in (name,) if width == "row" else (name, *(counter(name, each) for each in columns)):
-                    own[slot] = f"{vector}.{slot}" if vector else slot
+                    own[slot] = f"of.{vector}.{slot}" if vector else slot
                     widths[own[slot]] = size if width == "row" else 1
         return cls(of, widths)
 
@@ -188,6 +188,8 @@ class RowGroup:
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
         self.personal = algorithm.personal(self.layout)
         """Columns of the parameters that stay with their client."""
+        self.shared = self.layout.columns(lambda name, module: name not in self.personal.names)
+        """All others."""
         self.personal_statistics: Columns = self.layout.statistics_beside(self.personal)
         """Columns of the running statistics that do."""
         self.columns = algorithm.columns(self.layout)
@@ -284,24 +286,15 @@ class RowGroup:
 
     def of_rows(self, rows: slice, run: int) -> RowsOf:
         """What the buffers have for some rows of a run."""
-        buffers, runs = self.buffers, len(self.division.counts)
-        received = {
-            name: values[run : run + 1].expand(rows.stop - rows.start, -1) if len(values) == runs else values[rows]
-            for name, values in buffers.received.items()
-        }
-        kept, hyper, own_hyper, facts = (
-            {name: values[rows] for name, values in named.items()}
-            for named in (buffers.kept, buffers.hyper, buffers.own_hyper, buffers.facts)
-        )
-        return RowsOf(kept, hyper, own_hyper, facts, received)
+        buffers = self.buffers
+        named = (buffers.kept, buffers.hyper, buffers.own_hyper, buffers.facts, buffers.received)
+        return RowsOf(*({name: values[rows] for name, values in part.items()} for part in named))
 
-    def receive(self, name: str, run: int, rows: slice, values: Tensor) -> None:
-        """Lay down what the server has sent the rows of a run beside the model, [1, width] or [rows, width]."""
-        runs, total = len(self.division.counts), len(self.buffers.meter)
-        alike = len(values) == 1
+    def receive(self, name: str, rows: slice, values: Tensor) -> None:
+        """Lay down what the server has sent some rows of a run beside the model, [1, width] or [rows, width]."""
         if name not in self.buffers.received:
-            self.buffers.received[name] = self.zeros(runs if alike else total, values.shape[1])
-        self.buffers.received[name][slice(run, run + 1) if alike and len(self.buffers.received[name]) == runs else rows].copy_(values)
+            self.buffers.received[name] = self.zeros(len(self.buffers.meter), values.shape[1])
+        self.buffers.received[name][rows].copy_(values)
 
     @cached_property
     def sample_flops(self) -> int:

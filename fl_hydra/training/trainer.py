@@ -155,7 +155,7 @@ class Trainer:
             for index, (run, plan) in enumerate(zip(self.runs, plans, strict=True))
         ]
         for part in parts:
-            part.clients.uplink = partial(self._phase.encode, part)
+            part.clients.uplink = None if self._first.uplink.bypassed else partial(self._phase.encode, part)
         self.group.buffers.meter.zero_()
         if self.measurements.noise is not None:
             self.measurements.noise.begin()

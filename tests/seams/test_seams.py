@@ -84,6 +84,10 @@ def test_another_vector_is_stepped_with_slots_of_its_own(engine: str) -> None:
 class Alone(FedAvg):
     """Every client for itself."""
 
+    @property
+    def global_model(self) -> bool:
+        return False
+
     def personal(self, layout: Layout) -> Columns:
         return layout.select("all", "")
 
