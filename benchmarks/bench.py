@@ -39,7 +39,7 @@ from benchmarks.workloads import (
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
 from fl_hydra.models.lstm import CharacterLSTM
-from fl_hydra.seams.rows import METER_WIDTH, Batch
+from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
 
@@ -295,11 +295,9 @@ def levers(scale: Scale) -> Figures:
                 run.group.engine.mark_equal(parameters)
             for first in range(0, rows, len(places[0])):
                 part = slice(first, first + len(places[0]))
-                nothing = np.zeros(len(places[0]), np.int64)
+                counts, calls = np.zeros(len(places[0]), np.int64), np.zeros((len(places[0]), len(CALLS)), np.int64)
                 meter = torch.zeros(len(places[0]), METER_WIDTH, device=DEVICE)
-                run.group.engine.gradient(
-                    places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, nothing, nothing.copy())
-                )
+                run.group.engine.gradient(places[first // len(places[0])], Batch(inputs[part], labels[part], None, meter, counts, calls))
 
         return once
 

@@ -151,7 +151,8 @@ class Run:
         """
         count = self.clients
         name = self.experiment.algorithm.option
-        require(count > 0, f"client({k}): in algorithm={name} there is one model after a round; see .module")
+        has = "one model after a round; see .module" if self.experiment.algorithm.global_model else "none to be loaded"
+        require(count > 0, f"client({k}): in algorithm={name} there is {has}")
         require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
         return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
 
@@ -164,10 +165,15 @@ class Run:
                 uint8 [n, positions]; then, where every position has a target, probabilities are [n, positions, classes].
 
         Raises:
-            UserError: they are of another kind or shape.
+            UserError: they are of another kind or shape, or only clients have models.
         """
         import numpy as np
         import torch
+
+        algorithm = self.experiment.algorithm
+        require(
+            algorithm.global_model, f"algorithm={algorithm.name} trains no model for everyone; its figures are personal/test/acc and so on"
+        )
 
         given = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
         info = self.experiment.dataset_info

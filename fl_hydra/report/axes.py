@@ -86,6 +86,7 @@ AXES: Mapping[str, Axis] = {
         Axis("participation", "participation", _part("participation")),
         Axis("speeds", "speeds of the workers", _part("speeds")),
         Axis("local_steps", "rule for J", _part("local_steps")),
+        Axis("uplink", "uplink", lambda config: config.get("uplink", {}).get("name", "none")),
         Axis("algorithm.topology", "topology", _key("algorithm.topology")),
         Axis("algorithm.momentum", "momentum after averages", _key("algorithm.momentum")),
         Axis("K", "number of clients or workers K", _key("K"), log=True),
@@ -95,6 +96,7 @@ AXES: Mapping[str, Axis] = {
         Axis("batch_size", "batch size", _key("batch_size"), log=True),
         Axis("optimizer.lr", "learning rate", _key("optimizer.lr"), log=True),
         Axis("server.lr", "outer learning rate", _key("server.lr"), log=True),
+        Axis("uplink.fraction", "part of the entries that is sent", _key("uplink.fraction"), absent="all", log=True),
         Axis("optimizer.weight_decay", "weight decay", _key("optimizer.weight_decay"), log=True),
     )
 }

@@ -67,6 +67,24 @@ def test_a_pattern_chooses_parameters_or_modules() -> None:
         trainer("algorithm=fedper", *SMALL, "algorithm.personal_layers=fc9*")
 
 
+def test_losses_of_the_servers_model_are_not_asked_for() -> None:
+    with pytest.raises(UserError, match="participation=power_of_choice: asks for losses of the server's model"):
+        experiment("algorithm=fedper", *SMALL, "participation=power_of_choice")
+
+
+def test_a_checkpoint_holds_the_state_of_clients_where_there_is_no_folder() -> None:
+    e = experiment("algorithm=fedper", *SMALL, "optimizer=sgdm")
+    whole, first, second = (Trainer(e, engine="stacked") for _ in range(3))
+    for run, rounds in ((whole, 6), (first, 3)):
+        for _ in range(rounds):
+            run.run_round()
+    second.restore(first.checkpoint())
+    while not second.finished:
+        second.run_round()
+    assert torch.equal(whole.state.model, second.state.model)
+    assert whole.evaluate() == second.evaluate()
+
+
 def test_personal_state_survives_an_interruption(tmp_path: Path) -> None:
     e = experiment("algorithm=fedper", *SMALL, "optimizer=sgdm", "participation.dropout=0.3")
     whole, first, second = (Trainer(e, engine="stacked", client_folders=[tmp_path / str(i)]) for i in (0, 1, 1))

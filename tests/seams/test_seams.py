@@ -156,6 +156,22 @@ class Adapted(FedAvg):
         return WithAdapter()
 
 
+@dataclass
+class Forgetting(FedAvg):
+    """Sends a vector in the first round only."""
+
+    def send(self, state: State, clients: Clients) -> dict[str, Tensor]:
+        return {"v": state.model} if clients.round == 0 else {}
+
+
+def test_every_round_is_sent_the_same_names() -> None:
+    """What was sent in another round would be read again."""
+    run = trainer(*SMALL, algorithm=Forgetting())
+    run.run_round()
+    with pytest.raises(TypeError, match=r"send gives \[\], and gave \['v'\]"):
+        run.run_round()
+
+
 def test_a_method_adds_parameters() -> None:
     one, other = trainer(*SMALL), trainer(*SMALL, algorithm=Adapted())
     size = one.group.layout.size
@@ -171,7 +187,7 @@ class Concluding(FedAvg):
     concludes: ClassVar[bool] = True
 
     def conclude(self, state: State, clients: Clients) -> None:
-        self.ids = clients.ids
+        clients.server.step(state.model, state.slots(), state.model.clone())
         state.model.sub_(clients.mean(clients.gradient(clients.receive(state.model))))
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
+from fl_hydra.algorithms.base import State
+from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
+from fl_hydra.seams.clients import Clients
 from fl_hydra.uplinks.topk import TopK
 from tests.support.make import experiment, trainer
 
@@ -65,5 +71,47 @@ def test_fewer_bytes_train_too_and_feedback_is_what_makes_it() -> None:
 def test_mistakes() -> None:
     with pytest.raises(UserError, match=r"uplink.fraction=0.0: the fraction of entries that is sent must be above 0 and at most 1"):
         experiment("algorithm=fedavg", "uplink=topk", "uplink.fraction=0")
+    with pytest.raises(UserError, match="uplink=topk: a lone worker of algorithm=centralized sends nothing"):
+        experiment("algorithm=centralized", "uplink=topk")
     with pytest.raises(UserError, match=r"uplink=topk: encodes what is sent to be averaged .* algorithm=gossip exchanges something else"):
         experiment("algorithm=gossip", "uplink=topk")
+
+
+def test_what_stays_with_a_client_is_not_encoded() -> None:
+    """Of the shared entries alone the largest are sent, and charged."""
+    run = trainer("algorithm=fedper", "algorithm.personal_layers=Linear", "uplink=topk", "uplink.fraction=0.5", *SMALL)
+    before, size = run.state.model.clone(), run.group.layout.size - run.group.personal.width
+    run.run_round()
+    changed = int((run.group.shared.of(run.state.model) != run.group.shared.of(before)).sum())
+    assert 0 < changed <= 3 * round(size / 2)
+    assert run.sole_run.traffic.bytes_up == 3 * TopK(fraction=0.5).size(size, 8)
+    errors = run.sole_run.clients.read(np.arange(6), "uplink..error")
+    assert not run.group.personal.of(errors).any()
+
+
+@dataclass
+class Unnamed(FedAvg):
+    """Sends a second vector without a name, in the round or after the last."""
+
+    how: str = ""
+    concludes: ClassVar[bool] = True
+
+    def finish(self, state: State, clients: Clients) -> None:
+        if self.how == "finish":
+            clients.mean(clients.receive(state.model))
+
+    def conclude(self, state: State, clients: Clients) -> None:
+        self.before = clients.fabric.traffic.bytes_up
+        clients.mean(clients.receive(state.model))
+        self.after = clients.fabric.traffic.bytes_up
+
+
+def test_nothing_passes_an_uplink_without_a_name_or_is_charged_less_than_it_takes() -> None:
+    settings = ("algorithm=fedavg", "uplink=topk", *SMALL)
+    with pytest.raises(TypeError, match="a second vector is sent without a name"):
+        trainer(*settings, algorithm=Unnamed(how="finish")).run_round()
+    method = Unnamed()
+    run = trainer(*settings, algorithm=method)
+    while not run.finished:
+        run.run_round()
+    assert method.after - method.before == 6 * 8 * run.group.layout.size, "after the last round nothing is encoded"
