@@ -75,8 +75,8 @@ class Cohorts:
             int(reports.sum()),
             frozenset(rows.start + row for row in lost),
             [(values[row], values[row].clone()) for values in kept.values() for row in lost],
-            to_device(run.uplink_streams(plan.ids), group.device),
-            int(run.uplink_streams(np.array([-1]))[0]),
+            None if self._uplink.bypassed else to_device(run.uplink_streams(plan.ids), group.device),
+            int(run.uplink_streams(np.array([-1]))[0]) if self._uplink.at_server else 0,
         )
 
     def everyone(self, run: PackedRun, index: int, state: State) -> Clients:

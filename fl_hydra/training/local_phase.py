@@ -315,6 +315,7 @@ class LocalPhase:
             raise TypeError(f"algorithm={self._algorithm.name}: sends {name!r}, which its `messages` does not declare")
         prefix = f"{UPLINK}{name}."
         slots = {key.removeprefix(prefix): kept[rows] for key, kept in self._group.buffers.kept.items() if key.startswith(prefix)}
+        assert part.uplink_streams is not None
         streams = part.uplink_streams[rows.start - part.rows.start : rows.stop - part.rows.start]
         if not self._group.personal.width:
             self._uplink.encode(vectors, slots, streams)

@@ -67,7 +67,7 @@ class RunRound:
     rows: where they lie. state: what the run carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
     masked: whether some row has fewer samples than its batches hold. exchanges: after which local steps rows exchange models.
     reports: how many rows do not drop out. lost: the others. before: of these, where client state lies, and what it was before the round.
-    uplink_streams: int64 [rows], which name the draws of an uplink; server_stream: of its half at the server.
+    uplink_streams: int64 [rows], which name the draws of an uplink, None without one; server_stream: of its half at the server.
     """
 
     plan: RoundPlan
@@ -79,7 +79,7 @@ class RunRound:
     reports: int
     lost: frozenset[int]
     before: list[tuple[Tensor, Tensor]]
-    uplink_streams: Tensor
+    uplink_streams: Tensor | None
     server_stream: int
 
     def restore_lost(self) -> None:

@@ -136,10 +136,13 @@ class StackedEngine(Engine):
         """The loss of rows, what it is given, and along which axis of that the rows lie."""
         beside = batch.beside
         further = objective.inputs if objective is not None else {}
-        arguments = (views, batch.inputs, batch.targets, batch.weights, beside, further)
+        loss = partial(self._loss, objective, batch.training)
+        arguments = (views, batch.inputs, batch.targets, batch.weights)
+        in_dims = (stacked, 0, 0, None if batch.weights is None else 0)
+        if not beside and not further:  # every argument takes time, of which a small batch has little
+            return loss, arguments, in_dims
         of_rows = {name: None if name == "frozen" else 0 for name in beside}
-        in_dims = (stacked, 0, 0, None if batch.weights is None else 0, of_rows or None, 0 if further else None)
-        return partial(self._loss, objective, batch.training), arguments, in_dims
+        return loss, (*arguments, beside, further), (*in_dims, of_rows or None, 0 if further else None)
 
     def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
         products = torch.empty_like(parameters)
