@@ -1,4 +1,4 @@
-"""Rates from sums of squared gradients: Adagrad, RMSprop and Adadelta, each in the form of `torch.optim`'s class of that name."""
+"""Rates that adapt to squared gradients: Adagrad, RMSprop and Adadelta, each as `torch.optim` implements it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam and its relatives, each in the form of `torch.optim`'s class of that name; AdamW and LAMB build on them."""
+"""Adam and its relatives, each as `torch.optim` implements it; AdamW and LAMB build on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Moments(Optimizer):
-    """What the relatives share: moving averages m of the gradient and v of its square, and a count t of steps."""
+    """What Adam and its relatives share: moving averages m of the gradient and v of its square, and a count t of steps."""
 
     lr: float = 0.001
     beta1: float = 0.9
@@ -54,7 +54,7 @@ class Moments(Optimizer):
 class Adam(Moments):
     """w <- w - lr m^ / (sqrt(v^) + eps), m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t) (Kingma and Ba 2015, algorithm 1).
 
-    Weight decay is coupled, as in all of this file.
+    Weight decay is coupled, as throughout this file.
     """
 
     name: str = "adam"
@@ -74,13 +74,13 @@ class Adam(Moments):
 class NAdam(Moments):
     """Adam with Nesterov momentum (Dozat 2016): w <- w - lr (mu' m / (1 - c mu') + (1 - mu) g / (1 - c)) / (sqrt(v^) + eps).
 
-    mu = beta1 (1 - 0.96^(t momentum_decay) / 2), mu' that of the next step, c the product of all mu so far.
+    mu = beta1 (1 - 0.96^(t momentum_decay) / 2), mu' is the next step's mu, c the product of all mu so far.
     """
 
     name: str = "nadam"
     lr: float = 0.002
     momentum_decay: float = 0.004
-    """How fast momentum approaches beta1 from below; 0: from the start half of it."""
+    """How fast momentum approaches beta1 from below; 0: it stays at half of beta1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +133,7 @@ class RAdam(Moments):
         limit = 2 / (1 - hyper["beta2"]) - 1
         length = limit - 2 * steps * (1 - second_correction) / second_correction
         rectified = length > 5
-        rectification = ((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)).sqrt()  # nan where it is not used
+        rectification = ((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)).sqrt()  # NaN where it is not used
         rate = lr / (1 - hyper["beta1"] ** steps) * torch.where(rectified, rectification * second_correction.sqrt(), 1)
         parameters.addcdiv_(first * rate, torch.where(rectified, second.sqrt().add_(hyper["eps"]), 1), value=-1)
 

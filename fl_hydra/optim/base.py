@@ -1,4 +1,4 @@
-"""What a local optimizer is: a pure rule over rows."""
+"""The base of local optimizers: a pure rule over rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SlotWidth = Literal["row", "scalar"]
-"""Of a slot: P numbers for each row, or one."""
+"""Width of a slot: P numbers for each row, or one."""
 
 
 @dataclass(frozen=True)
 class Layers:
     """The parameter tensors inside a row, for rules that treat each on its own.
 
-    sizes: how many numbers each has, in the order in which they lie. weights: whether each is a weight, or the bias or the
-    parameter of a normalisation, which such rules leave out by convention.
+    sizes: elements of each, in the order of the row. weights: whether each is a weight; by convention, such rules leave out
+    biases and the parameters of normalisations.
     """
 
     sizes: tuple[int, ...]
@@ -92,7 +92,7 @@ class Optimizer(Component):
     @property
     @abstractmethod
     def slots(self) -> dict[str, SlotWidth]:
-        """The state kept for each row, by name: P numbers, or one."""
+        """The state kept for each row: names and widths."""
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Optimizer(Component):
 
     @property
     def form(self) -> dict[str, Any]:
-        """What runs must have in common to train together: all that is not a hyper-parameter, which of these there are, and the slots."""
+        """What runs must have in common to train together: the names of hyper-parameters, the values of all other fields, and the slots."""
         values = asdict(self)
         fixed = {name: value for name, value in values.items() if name != "lr" and name not in self.hyper}
         return {**fixed, "hyper": sorted(self.hyper), "slots": self.slots}
@@ -119,7 +119,7 @@ class Optimizer(Component):
             slots: by name, [rows, P] or [rows, 1]; zeros before the first step.
             hyper: by name, [rows, 1].
             lr: [rows, 1], this step's learning rate.
-            layers: how a row is made up.
+            layers: the parameter tensors inside a row.
         """
         if self.clip is not None:
             import torch
@@ -132,10 +132,10 @@ class Optimizer(Component):
     def apply(
         self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers
     ) -> None:
-        """The rule itself, with the arguments of :meth:`step`; the gradient is clipped already."""
+        """The rule itself, with the arguments of :meth:`step`; the gradient is already clipped."""
 
     def decay(self, parameters: Tensor, gradient: Tensor, hyper: dict[str, Tensor], lr: Tensor) -> None:
-        """Weight decay of every parameter, coupled: added to the gradient, in place."""
+        """Add the coupled weight decay of every parameter to the gradient, in place."""
         if self.weight_decay:
             gradient.addcmul_(parameters, hyper["weight_decay"])
 

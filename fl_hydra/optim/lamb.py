@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 @optimizers.register
 @dataclass
 class LAMBRule(Moments):
-    """Adam's steps, scaled layer by layer to the length of the weights: algorithm 2.
+    """Adam's steps, each layer's scaled to the length of its weights (algorithm 2).
 
     For each weight: u = m^ / (sqrt(v^) + eps) + wd w;  w <- w - lr |w| / |u| u, the ratio being 1 if |w| or |u| is 0.
 
     The variant: bias correction as in the paper's version 5 (version 3 has none); phi is the identity, as in the authors' code, and the
-    ratio is not clipped (that is LAMBC); decay is inside the ratio; the gradient is not clipped unless `clip` says so (FusedLAMB clips
-    it to 1). Biases and parameters of normalisations take steps of Adam, w <- w - lr m^ / (sqrt(v^) + eps), and are not decayed.
+    ratio is not clipped (that would be LAMBC); decay is inside the ratio; the gradient is not clipped unless `clip` is set (FusedLAMB
+    clips it to 1). Biases and parameters of normalisations take Adam's steps, w <- w - lr m^ / (sqrt(v^) + eps), and are not decayed.
 
-    lr: every step of a weight has the length lr |w|. The paper scales it with the square root of the batch size.
+    lr: every step of a weight has the length lr |w|. The paper scales lr with the square root of the batch size.
     """
 
     name: str = "lamb"

@@ -19,12 +19,12 @@ class LARSRule(Optimizer):
 
     For each weight: v <- m v + lr local (g + wd w);  w <- w - v,  local = trust |w| / (|g| + wd |w|), or 1 if |w| or |g| is 0.
 
-    The variant: the learning rate is inside the velocity, as in the paper and MLPerf's "scaled momentum"; ports to PyTorch mostly have it
-    outside (w <- w - lr v), which differs whenever the rate changes. Norms are of the gradient as it comes, before decay and momentum.
-    The ratio is not clipped (that is LARC), and no epsilon is added. Biases and parameters of normalisations take steps of SGD with
-    momentum, v <- m v + lr g, and are not decayed.
+    The variant: the learning rate is inside the velocity, as in the paper and MLPerf's "scaled momentum"; most ports to PyTorch have it
+    outside (w <- w - lr v), which differs whenever the rate changes. The gradient's norm is taken before decay and momentum.
+    The ratio is not clipped (that would be LARC), and no epsilon is added. Biases and parameters of normalisations take steps of SGD
+    with momentum, v <- m v + lr g, and are not decayed.
 
-    lr: a weight's first step has the length lr trust |w|, so that rates are large. They are the rates of the biases too.
+    lr: a weight's first step has the length lr trust |w|, so rates are large; biases take the same rate.
     """
 
     name: str = "lars"

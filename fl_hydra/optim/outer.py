@@ -1,7 +1,7 @@
-"""Outer optimizers: what the server, or the group of workers, makes of the mean of what came back.
+"""Outer optimizers: how the server, or the group of workers, updates its model with the mean of those that came back.
 
 An outer optimizer is a row rule like any other. Its gradient is the pseudo-gradient, old minus new: the model that a round began
-with, minus the mean of the models that it ended with (Reddi et al., ICLR 2021, algorithm 1).
+with, minus the mean of the models it ended with (Reddi et al., ICLR 2021, algorithm 1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Outer(Optimizer):
 
     @property
     def averages(self) -> bool:
-        """Whether the outer step is to take the mean, and nothing else."""
+        """Whether the outer step simply takes the mean."""
         return False
 
     @property
@@ -40,10 +40,10 @@ servers: Registry[Outer] = Registry("server", "fl_hydra.optim")
 @servers.register
 @dataclass
 class OuterSGD(SGDM, Outer):
-    """u <- m u + d;  x <- x - lr u  (Nesterov: x <- x - lr (d + m u)), d the pseudo-gradient. With lr=1 and m=0 x is the mean.
+    """u <- m u + d;  x <- x - lr u  (Nesterov: x <- x - lr (d + m u)), d the pseudo-gradient. With lr=1 and m=0, x is the mean.
 
     per_rate: SlowMo's form (Wang et al., ICLR 2020, algorithm 1): u <- m u + d / gamma;  x <- x - lr gamma u, gamma being the mean
-    of the schedule's local rates over the round's steps, so that u keeps its meaning while the rate changes.
+    of the schedule's local rates over the round's steps, so that u keeps its scale while the rate changes.
     """
 
     name: str = "sgd"

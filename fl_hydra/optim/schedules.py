@@ -1,7 +1,7 @@
-"""Learning-rate schedules: a factor of the peak rate, as a function of the samples processed and the budget.
+"""Learning-rate schedules: a factor on the peak rate, as a function of the samples processed and the budget.
 
-Counting samples rather than steps or epochs gives every (K, J, batch size) of a comparison the same curve. A step is placed at
-the samples processed before it; in warm-up, at those after it, so that the first rate is never 0.
+Counting samples rather than steps or epochs gives every (K, J, batch size) of a comparison the same curve. A step's factor is
+read at the samples processed before it; in warm-up, at those after it, so that the first rate is never 0.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fl_hydra.registry import Component, Registry
 
 @dataclass
 class Scheduler(Component):
-    """Optional linear warm-up, then the schedule of the subclass over what remains of the budget.
+    """Optional linear warm-up, then the subclass's schedule over the rest of the budget.
 
-    The peak rate and the warm-up can grow with the batch (You et al., ICLR 2020, section 4: rate by the square root, warm-up
-    linearly), and the rate with the number of workers.
+    The peak rate and the warm-up can grow with the batch size (You et al., ICLR 2020, section 4: rate by the square root, warm-up
+    linearly), and the rate also with the number of workers.
     """
 
     warmup: float = 0.0
@@ -64,7 +64,7 @@ class Scheduler(Component):
         )
 
     def scale(self, batch_size: int, rows: int) -> float:
-        """By how much the peak rate is greater than the optimizer's."""
+        """The ratio of the peak rate to the optimizer's."""
         return float(SCALINGS[self.scale_batch](batch_size / self.reference) * SCALINGS[self.scale_K](rows))
 
     def warmup_of(self, batch_size: int) -> float:
@@ -72,7 +72,7 @@ class Scheduler(Component):
         return self.warmup * batch_size / self.reference if self.scale_warmup else self.warmup
 
     def factor(self, before: int, step: int, budget: int, batch_size: int | None = None) -> float:
-        """The factor of a local step.
+        """The factor on the peak rate at a local step.
 
         Args:
             before: samples processed before the step.
@@ -87,7 +87,7 @@ class Scheduler(Component):
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """The factor after the fraction `progress`, in [0, 1), of the budget that follows the warm-up; 1 at 0."""
+        """The factor once the fraction `progress`, in [0, 1), of the budget after the warm-up is spent; 1 at 0."""
 
 
 SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda ratio: 1.0, "sqrt": math.sqrt, "linear": float}
@@ -135,7 +135,7 @@ class Cosine(Scheduler):
 @schedulers.register
 @dataclass
 class Step(Scheduler):
-    """Multiplied by `drop` at each milestone, a fraction of the budget after warm-up."""
+    """The rate is multiplied by `drop` at each milestone, a fraction of the budget after warm-up."""
 
     name: str = "step"
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
@@ -175,7 +175,7 @@ class Linear(Scheduler):
 @schedulers.register
 @dataclass
 class Exponential(Scheduler):
-    """Geometric from 1 to `end`."""
+    """Geometric decay from 1 to `end`."""
 
     name: str = "exponential"
     end: float = 0.01

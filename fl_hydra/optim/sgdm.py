@@ -48,7 +48,7 @@ class SGDM(Optimizer):
         self, parameters: Tensor, gradient: Tensor, slots: dict[str, Tensor], hyper: dict[str, Tensor], lr: Tensor, layers: Layers
     ) -> None:
         if self.weight_decay and not self.momentum:
-            parameters.mul_(1 - lr * hyper["weight_decay"])  # the same step, with less to read and write
+            parameters.mul_(1 - lr * hyper["weight_decay"])  # the same step with less memory traffic
         else:
             self.decay(parameters, gradient, hyper, lr)
         if self.momentum:

@@ -1,4 +1,4 @@
-"""What LARS and LAMB share: decay, norms and steps of each weight inside a row, biases and normalisations left alone."""
+"""What LARS and LAMB share: decay, norms and steps of each weight inside a row; biases and normalisations are left alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def weight_norms(vectors: Tensor, layers: Layers) -> Tensor:
     import torch
 
     norms = [torch.linalg.vector_norm(weight, dim=1, keepdim=True) for weight in weights_of(vectors, layers)]
-    return torch.cat([vectors[:, :0], *norms], dim=1)  # the part without columns lets rows without a weight pass
+    return torch.cat([vectors[:, :0], *norms], dim=1)  # an empty first part, for rows without a weight
 
 
 def decay_weights(parameters: Tensor, direction: Tensor, weight_decay: Tensor, layers: Layers) -> None:
@@ -31,7 +31,7 @@ def decay_weights(parameters: Tensor, direction: Tensor, weight_decay: Tensor, l
 
 
 def scale_weights(direction: Tensor, ratios: Tensor, parameter_norms: Tensor, direction_norms: Tensor, layers: Layers) -> None:
-    """Multiply each weight's part of `direction` [rows, P] by its trust ratio, in place: 1 where either norm is 0.
+    """Multiply each weight's part of `direction` [rows, P] by its trust ratio, or by 1 if either norm is 0, in place.
 
     ratios, parameter_norms, direction_norms: [rows, weights].
     """

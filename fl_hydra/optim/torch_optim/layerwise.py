@@ -1,4 +1,4 @@
-"""LARS and LAMB for any module's parameters: one-row wrappers of the rules that rows train with."""
+"""LARS and LAMB for any module's parameters: one-row wrappers of the row rules."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fl_hydra.optim.lars import LARSRule
 class RuleOptimizer(torch.optim.Optimizer, ABC):
     """A row rule as an optimizer of PyTorch: each parameter is a row of its own with one layer.
 
-    Every group has its own hyper-parameters and `adapt`: whether its parameters are adapted and decayed. None, the default, means those
-    with more than one dimension, so that biases and the parameters of normalisations are not.
+    Every group has its own hyper-parameters and `adapt`: whether its parameters are adapted and decayed. By default (None), only those
+    with more than one dimension are, which excludes biases and the parameters of normalisations.
 
     Raises:
         UserError: a hyper-parameter is out of range.
-        TypeError: a parameter is neither float32 nor float64, whose state could not be kept exactly.
+        TypeError: a parameter is neither float32 nor float64, so its state could not be kept exactly.
     """
 
     @abstractmethod
@@ -47,7 +47,7 @@ class RuleOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move every parameter that has a gradient. The gradients are left as they are.
+        """Step every parameter that has a gradient; the gradients are left unchanged.
 
         Args:
             closure: computes the gradients again and returns the loss, which is then returned.
@@ -57,7 +57,7 @@ class RuleOptimizer(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rule = self.rule(group, lr=1.0)  # a schedule may have set the group's to 0, which rules refuse
+            rule = self.rule(group, lr=1.0)  # a schedule may have set the group's rate to 0, which rules refuse
             numbers: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
