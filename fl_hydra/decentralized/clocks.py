@@ -1,8 +1,8 @@
 """When workers compute and meet: lists of events that are drawn before training, and how to run them in parallel.
 
-Asynchronous methods are the steps of synchronous ones in another order. That order is a list of events, a function of the seed and the
-speeds alone, and never of the time a machine took. Poisson clocks count in gradients of a worker of speed 1, periodic ones in what
-their periods are given in.
+Asynchronous methods take the steps of synchronous ones in another order. That order is a list of events, a function of the seed and the
+speeds alone, never of the time a machine took. The unit of time of Poisson clocks is one gradient of a worker of speed 1, that of
+periodic clocks is the unit of their cycles.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fl_hydra.decentralized.topologies import Floats, adjacency, edges
 from fl_hydra.errors import require
 from fl_hydra.randomness import generator
 
-# Periodic clocks count in whole ticks, this many in the fastest cycle: a multiple of all numbers up to 24.
+# Periodic clocks count whole ticks. The fastest cycle has this many, a multiple of all numbers up to 24.
 _TICKS = 5_354_228_880
 
 SLOWEST = 1_000_000
-"""How many times as slow as the fastest a worker may be, for periodic clocks to count in int64."""
+"""Largest ratio of the slowest cycle to the fastest at which the ticks of periodic clocks fit in int64."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class AcidConstants:
 
 
 def edge_rates(topology: str, K: int, rate: float = 1.0) -> Floats:
-    """How often each of `edges(topology, K)` meets, per second; float64 [edges].
+    """Meetings per second of each of `edges(topology, K)`; float64 [edges].
 
-    Each worker starts meetings at rate `rate / 2`, each time with a neighbour drawn uniformly from its ways, so the edge {i, j} meets at
+    Each worker starts `rate / 2` meetings per second, each with a neighbour drawn uniformly from its links, so the edge {i, j} meets at
     rate / 2 * (1 / degree_i + 1 / degree_j). In a regular graph every worker then has `rate` meetings per second, half of them started by
-    the other, which is A2CiD2's rate * W_randomwalk. In a star a leaf has rate * K / (2 (K - 1)) and the middle rate * K / 2: the same
+    the other, which is A2CiD2's rate * W_randomwalk. In a star a leaf has rate * K / (2 (K - 1)) and the centre rate * K / 2: the same
     total of rate * K / 2 meetings per second as in a regular graph.
 
-    An exponential graph counts a neighbour that is reached by two of its steps twice (`topologies.adjacency`); this is the graph
-    whose constants A2CiD2's code has (K = 16: chi1 = 2, chi2 = 1.0097; with such neighbours counted once it would be chi1 = 1.75).
+    An exponential graph counts a neighbour twice if two of its steps reach it (`topologies.adjacency`). A2CiD2's code has the constants
+    of this graph (K = 16: chi1 = 2, chi2 = 1.0097); counting such neighbours once would give chi1 = 1.75.
 
     Raises:
-        UserError: a topology without edges (a directed one) or with another K, or a rate that is not positive.
+        UserError: a directed topology, which has no edges, a K that the topology cannot have, or a rate that is not positive.
     """
     i, j = np.array(edges(topology, K), np.int64).reshape(-1, 2).T
     rates: Floats = _meeting_rates(topology, K, rate)[i, j]
@@ -61,7 +61,7 @@ def acid_constants(topology: str, K: int, rate: float = 1.0) -> AcidConstants:
 
     With the Laplacian L of `edge_rates`: chi1 = 1 / lambda_2(L), chi2 = max over edges of (e_i - e_j)^T L^+ (e_i - e_j) / 2,
     eta = 1 / (2 sqrt(chi1 chi2)) and alpha~ = sqrt(chi1 / chi2) / 2. The other step, alpha, is always 1/2.
-    One worker has no edges and no one to be ahead of: chi1 = chi2 = 0, eta = 0, alpha~ = 1/2, which leaves plain SGD.
+    A single worker has no edges: chi1 = chi2 = 0, eta = 0, alpha~ = 1/2, which leaves plain SGD.
 
     Args:
         topology: an undirected one of `topologies.TOPOLOGIES`.
@@ -76,7 +76,7 @@ def acid_constants(topology: str, K: int, rate: float = 1.0) -> AcidConstants:
         return AcidConstants(chi1=0.0, chi2=0.0, eta=0.0, alpha_tilde=0.5)
     laplacian = np.diag(rates.sum(1)) - rates
     chi1 = float(1 / np.linalg.eigvalsh(laplacian)[1])
-    # L + 11^T / K has the inverse L^+ + 11^T / K, of the same differences, and no eigenvalue 0 that rounding could turn into a large one.
+    # L + 11^T / K has the inverse L^+ + 11^T / K, with the same resistances, and no eigenvalue 0, whose rounded inverse could be huge.
     inverse = np.linalg.inv(laplacian + 1 / K)
     resistance = np.add.outer(np.diag(inverse), np.diag(inverse)) - 2 * inverse
     chi2 = float(resistance[rates > 0].max() / 2)
@@ -94,7 +94,7 @@ def _meeting_rates(topology: str, K: int, rate: float) -> Floats:
 
 @dataclass(frozen=True)
 class Events:
-    """What happens, in order of time, as parallel arrays.
+    """Events in order of time, as parallel arrays.
 
     times: float64 [n], seconds, ascending. worker: int64 [n]. peer: int64 [n], the other worker of a meeting, -1 where `worker` finishes
     a gradient.
@@ -112,14 +112,14 @@ def poisson_events(speeds: Floats, edges: Sequence[tuple[int, int]], rates: Floa
     """One block of independent Poisson clocks: worker k finishes gradients at rate speeds[k], and edge e meets at rate rates[e].
 
     The block begins at time 0 and ends with its `gradients`-th gradient (meetings after it belong to the next block). Poisson clocks
-    have no memory, so blocks of successive rounds, each from its own draw, put one after the other are one long run of the clocks.
-    The gradients, their order and their times, are the same for every topology and rate of meetings.
+    have no memory, so the independently drawn blocks of successive rounds, put end to end, are one long run of the clocks.
+    The order and the times of the gradients are the same for every topology and rate of meetings.
 
     Args:
         speeds: float64 [K], gradients per second of each worker, positive.
         edges: E pairs of workers; a meeting of (i, j) has worker i and peer j.
         rates: float64 [E], meetings per second of each edge.
-        gradients: number of gradients in the block, of all workers together.
+        gradients: number of gradients in the block, over all workers.
         seed: seed of the run.
         round: number of the block.
 
@@ -135,7 +135,7 @@ def poisson_events(speeds: Floats, edges: Sequence[tuple[int, int]], rates: Floa
     end = times[-1] if gradients else 0.0
     met = draws.choice(len(rates), draws.poisson(rates.sum() * end), p=rates / rates.sum()) if rates.any() else np.zeros(0, np.int64)
     pairs = np.array(edges, np.int64).reshape(-1, 2)[met]
-    # Meetings first, for a stable sort to leave the last gradient last even if a meeting is rounded onto it.
+    # Meetings first, so that a stable sort leaves the last gradient last even if rounding gives a meeting the same time.
     times = np.concatenate([draws.uniform(0, end, len(met)), times])
     order = np.argsort(times, kind="stable")
     none = np.full(gradients, -1, np.int64)
@@ -145,30 +145,30 @@ def poisson_events(speeds: Floats, edges: Sequence[tuple[int, int]], rates: Floa
 def periodic_events(cycles: Floats, done: Indices, gradients: int) -> Events:
     """The next gradients of workers that never wait: worker k finishes its n-th, n = 1, 2, ..., at time n * cycles[k].
 
-    Equal times go by worker number. Rounding must not decide which times are equal (3 * 0.1 > 0.3 in floating point), so the cycles are
-    first rounded to whole ticks, 5e9 to the fastest cycle, and everything after that is in integers: workers tie whenever their cycles
-    are in the ratio p / q to the fastest, q up to 24 (so do speeds that are whole numbers up to 24), and splitting a list of events in
-    blocks, in any way, cannot change it. The price is a relative error of 1e-10 in the times.
+    Equal times are ordered by worker number. Rounding must not decide which times are equal (3 * 0.1 > 0.3 in floating point), so the
+    cycles are first rounded to whole ticks, 5e9 to the fastest cycle, and the rest is integer arithmetic. Ties are then exact where all
+    cycles are p / q times the fastest, q up to 24 (as with speeds that are whole numbers up to 24), and the events do not depend on how
+    they are split into blocks. The price is a relative error of 1e-10 in the times.
 
     Args:
         cycles: float64 [K], seconds for one gradient of each worker.
-        done: int64 [K], gradients that each has finished before; to join the next block, add `np.bincount(events.worker, minlength=K)`.
+        done: int64 [K], gradients that each has already finished; for the next block, add `np.bincount(events.worker, minlength=K)`.
         gradients: number of events wanted.
 
     Returns:
-        `gradients` events without meetings; their times are from the beginning of training, not of the block.
+        `gradients` events without meetings; times are counted from the beginning of training, not of the block.
 
     Raises:
-        UserError: a cycle that is not positive, or a million times as long as another.
+        UserError: a cycle that is not positive, or more than a million times as long as another.
     """
     _require_positive("cycles", cycles)
     fastest = cycles.min()
     slowest = cycles.max() / fastest
-    # Cycles are quotients of what was checked before the run began: a rounding more must not end it.
+    # Cycles are quotients of numbers that were checked before the run began: one more rounding error must not end it.
     allowed = bool(slowest <= SLOWEST * (1 + 1e-9))
     require(allowed, f"cycles: a worker {slowest:.3g} times as slow as the fastest; choose at most {SLOWEST:,} times")
     ticks = np.rint(cycles / fastest * _TICKS).astype(np.int64)
-    # By this time all workers together have finished done.sum() + gradients at least: each loses less than one to rounding down.
+    # By this time the workers together have finished at least done.sum() + gradients: each loses less than one to rounding down.
     horizon = (gradients + done.sum() + len(cycles)) / (1 / ticks).sum()
     candidates = np.maximum(0, (horizon // ticks).astype(np.int64) - done)
     worker = np.repeat(np.arange(len(cycles)), candidates)
@@ -180,10 +180,10 @@ def periodic_events(cycles: Floats, done: Indices, gradients: int) -> Events:
 
 @dataclass(frozen=True)
 class Step:
-    """Events that may be done together.
+    """Events that can run together.
 
-    kind: "gradients" computes gradients (and, among meeting workers, takes the step), "meetings" lets disjoint pairs meet, "apply" hands
-    gradients to the server one after the other. positions: int64, which of the events, ascending.
+    kind: "gradients" computes gradients (and, where workers meet, takes the step), "meetings" lets disjoint pairs meet, "apply" hands
+    gradients to the server one after the other. positions: int64, indices of the events, ascending.
     """
 
     kind: Literal["gradients", "meetings", "apply"]
@@ -191,15 +191,15 @@ class Step:
 
 
 def meeting_schedule(events: Events) -> list[Step]:
-    """Steps of workers that compute and meet, whose result is that of the events one by one.
+    """Steps for workers that compute and meet, with the same result as the events one by one.
 
-    An event has to wait for the earlier events that touch one of its workers, and for nothing else. A step is of "gradients" or of
-    "meetings", and no worker is in it twice. Gradients are what costs, so there are as few steps of them as possible: as many as the
-    most gradients on a chain of events that wait for each other. Each is followed by the meetings that have become possible, in as many
-    steps as needed for pairs to be disjoint.
+    An event waits for the earlier events of its workers, and for nothing else. A step is of "gradients" or of "meetings", and no
+    worker is in it twice. Gradients are what costs, so there are as few steps of them as possible: the largest number of gradients on
+    any chain of events that wait for each other. Each is followed by the meetings that it makes possible, in as many steps as it takes
+    to keep pairs disjoint.
     """
     # The level of a worker is (gradients, meetings since the last of them) on the longest chain behind it, as one number in which
-    # gradients weigh more than any number of meetings; so a larger level is a later step.
+    # a gradient weighs more than any number of meetings; a larger level is a later step.
     gradient = len(events) + 1
     reached = [0] * (int(max(events.worker.max(), events.peer.max())) + 1 if len(events) else 0)
     levels = np.zeros(len(events), np.int64)
@@ -213,12 +213,12 @@ def meeting_schedule(events: Events) -> list[Step]:
 
 
 def server_schedule(events: Events) -> list[Step]:
-    """Steps of an asynchronous parameter server, whose result is that of the gradient events one by one.
+    """Steps for an asynchronous parameter server, with the same result as the gradient events one by one.
 
-    At an event the server takes the gradient of the worker's copy of the model, and the worker copies the model as it is then. So the
-    steps come in pairs with the same positions: "gradients" computes those of distinct workers, all at copies made before, and "apply"
-    hands them to the server one after the other in order of time, each followed by its worker's copying. A pair ends where a worker would
-    come a second time: its copy is of this very pair. No schedule has fewer steps of gradients, and none is kept from pair to pair.
+    At an event the server applies the gradient at the worker's copy of the model, and the worker copies the new model. So the steps come
+    in pairs with the same positions: "gradients" computes those of distinct workers, all at copies made before the pair, and "apply"
+    hands them to the server in order of time; after each, its worker copies the model. A pair ends before a worker's second event, whose
+    gradient needs a copy made in this pair. No schedule has fewer steps of gradients, and no gradient is kept from pair to pair.
 
     Raises:
         ValueError: if there are meetings.

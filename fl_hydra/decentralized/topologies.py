@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 TOPOLOGIES = ("ring", "exponential", "directed_exponential", "one_peer_exponential", "torus", "complete", "star")
 DIRECTED = ("directed_exponential", "one_peer_exponential")
-"""Those in which a worker sends to others than it receives from."""
+"""Topologies whose links go one way."""
 
 
 def check(topology: str, K: int) -> None:
@@ -31,26 +31,25 @@ def check(topology: str, K: int) -> None:
     require(topology in TOPOLOGIES, f"algorithm.topology={topology}: choose {', '.join(TOPOLOGIES[:-1])} or {TOPOLOGIES[-1]}")
     require(K >= 1, f"K={K}: a {topology} needs at least one worker; choose K=1 or more")
     if topology == "torus" and K > 1 and _torus_rows(K) == 1:
-        # Of two consecutive numbers from 4 on one is even and so no prime: the nearest K are next door. One worker is no torus to suggest.
+        # Both neighbours of a prime above 3 are even, so not prime. For K=2 and 3, 4 is suggested: one worker is hardly a torus.
         nearest = "K=4" if K < 4 else f"K={K - 1} or K={K + 1}"
         require(False, f"K={K}: a torus needs rows and columns of at least 2 workers and {K} is prime; choose {nearest}")
 
 
 def mixing_matrix(topology: str, K: int, exchange: int = 0) -> Floats:
-    """The weights W of one exchange, x_i <- sum_j W[i, j] x_j: non-negative and doubly stochastic, so that the mean of the x stays.
+    """The weights W of one exchange, x_i <- sum_j W[i, j] x_j: non-negative and doubly stochastic, so that the mean is preserved.
 
     Undirected graphs have Metropolis-Hastings weights, W[i, j] = 1 / (1 + max(degree_i, degree_j)) on edges and the rest on the diagonal
-    (Xiao, Boyd & Kim 2007): symmetric; on a regular graph 1 / (degree + 1), ring 1/3; on a complete one 11^T / K.
+    (Xiao, Boyd & Kim 2007). W is symmetric: 1 / (degree + 1) on a regular graph (1/3 on a ring), 11^T / K on a complete one.
 
     directed_exponential, the static exponential graph of Ying et al. 2021 (arXiv 2110.13363, equation 5): every worker k receives from
-    k - 2^i for all 2^i < K, with weights 1 / (1 + ceil(log2 K)), its own too. Of the moduli of its eigenvalues, which are its singular
-    values, the second is 1 - 2 / (1 + ceil(log2 K)) for even K, and smaller for odd K (their proposition 1). `exponential` sends both ways,
-    to nearly twice as many.
+    k - 2^i for all 2^i < K; these weights and its own are 1 / (1 + ceil(log2 K)). The second largest singular value of W, which is the
+    modulus of an eigenvalue, is 1 - 2 / (1 + ceil(log2 K)) for even K, and smaller for odd K (their proposition 1). `exponential` sends
+    both ways, to nearly twice as many workers.
 
-    one_peer_exponential (same paper, equation 7): at exchange t every worker k receives from one peer,
-    k - 2^(t mod ceil(log2 K)), and W = (I + P) / 2 with that cyclic shift P. Both are doubly stochastic for every K because shifts are
-    permutations. If K is a power of 2, log2 K exchanges in a row are the exact mean;
-    for other K they are not.
+    one_peer_exponential (same paper, equation 7): at exchange t every worker k receives from one peer, k - 2^(t mod ceil(log2 K)), and
+    W = (I + P) / 2 with that cyclic shift P. Both matrices are doubly stochastic for every K because shifts are permutations.
+    If K is a power of 2, log2 K consecutive exchanges give the exact mean; for other K they do not.
 
     Args:
         topology: one of `TOPOLOGIES`.
@@ -80,27 +79,27 @@ def _mixing_matrix(topology: str, K: int, phase: int) -> Floats:
         W = connected / (1.0 + np.maximum.outer(degrees, degrees))
         W[np.diag_indices(K)] = 1 - W.sum(1)
         if degrees.min() == K - 1:
-            W[:] = 1 / K  # everyone is connected: the diagonal too, without its rounding
+            W[:] = 1 / K  # a complete graph: equal weights, without the diagonal's rounding error
     W.setflags(write=False)
     return W
 
 
 def period(topology: str, K: int) -> int:
-    """After how many exchanges the mixing matrices repeat: 1 for a fixed graph, ceil(log2 K) for one_peer_exponential."""
+    """Number of exchanges after which the mixing matrices repeat: 1 for a fixed graph, ceil(log2 K) for one_peer_exponential."""
     check(topology, K)
     return max(1, (K - 1).bit_length()) if topology == "one_peer_exponential" else 1
 
 
 def adjacency(topology: str, K: int) -> Indices:
-    """How many ways lead from one worker to another: symmetric int64 [K, K], zero on the diagonal.
+    """Number of links between each two workers: symmetric int64 [K, K], zero on the diagonal.
 
-    The entries are 0 and 1, but 2 in an exponential graph where a neighbour is reached twice: its neighbours are k + 2^p and k - 2^p for
-    all 2^p < K, and for K = 16 both k + 8 and k - 8 are the same worker. A worker that draws one of its ways at random meets that one
-    twice as often (see :func:`fl_hydra.decentralized.clocks.edge_rates`); mixing matrices only ask whether there is a way.
+    The entries are 0 or 1, and 2 where an exponential graph reaches a neighbour twice: worker k's neighbours are k + 2^p and k - 2^p for
+    all 2^p < K, and for K = 16, k + 8 and k - 8 are the same worker. A worker that draws one of its links at random meets that neighbour
+    twice as often (see :func:`fl_hydra.decentralized.clocks.edge_rates`); mixing matrices only ask whether there is a link.
     In a torus worker k sits in row k // columns and column k % columns, and a side of 2 has one edge, not two.
 
     Raises:
-        UserError: see :func:`check`; also for `DIRECTED` ones, whose exchanges are no edges on which two workers could meet.
+        UserError: see :func:`check`; also for a topology of `DIRECTED`, in which no two workers meet.
     """
     check(topology, K)
     require(
@@ -132,7 +131,7 @@ def adjacency(topology: str, K: int) -> Indices:
 
 
 def edges(topology: str, K: int) -> list[tuple[int, int]]:
-    """The pairs (i, j), i < j, of workers that may meet, in ascending order. The middle of a star is worker 0.
+    """The pairs (i, j), i < j, of workers that may meet, in ascending order. The centre of a star is worker 0.
 
     Raises:
         UserError: see :func:`adjacency`.
@@ -141,5 +140,5 @@ def edges(topology: str, K: int) -> list[tuple[int, int]]:
 
 
 def _torus_rows(K: int) -> int:
-    """The largest divisor of K up to its root, which makes the torus most square; 1 for a prime."""
+    """The largest divisor of K up to its square root, which makes the torus nearest to square; 1 for a prime."""
     return next(rows for rows in range(isqrt(K), 0, -1) if K % rows == 0)
