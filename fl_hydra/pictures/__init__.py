@@ -1,1 +1,1 @@
-"""What clients hold and how often they come, drawn from a configuration without training."""
+"""What clients hold and how often they take part, drawn from a configuration without training."""

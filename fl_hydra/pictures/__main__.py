@@ -77,7 +77,7 @@ def _draw() -> None:
 
 
 def _points(arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """Every combination of the values with commas, with a name of what differs."""
+    """Every combination of comma-separated values, named by what differs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()

@@ -29,24 +29,24 @@ from fl_hydra.sharding.base import Shards
 from fl_hydra.training.experiment import Experiment
 
 CHARACTERS = 30
-"""Characters drawn of a text: its most frequent ones."""
+"""How many characters of a text are drawn, the most frequent ones."""
 
 COLUMNS = 400
 """Columns of a heat map, at most."""
 
 FIRST = 100
-"""Rounds whose cohorts are drawn one by one, at most."""
+"""Most rounds that the panel of cohorts shows."""
 
 ROUNDS = 2000
-"""Rounds whose cohorts are drawn, at most."""
+"""Most rounds over which it is counted how often each client takes part."""
 
 PANELS = ("classes", "distinct", "characters", "sizes", "probabilities", "visits", "cohorts")
-"""What can be drawn of a configuration, one by one with panel=."""
+"""The panels of a configuration; panel= draws one of them alone."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one of several configurations is drawn where they share axes. name: what sets it apart; nothing for a lone one."""
+    """How a configuration is drawn on axes that it shares with others. name: what sets it apart; empty if it is the only one."""
 
     color: str = BLUE
     dash: Any = "-"
@@ -58,7 +58,7 @@ Panel = Callable[[Look, Any, Any], None]
 
 
 def draw_clients(experiment: Experiment, path: Path, panel: str | None = None) -> None:
-    """Write a picture of what the clients of an experiment hold, how much, and how often they come; nothing is trained.
+    """Write a picture of what the clients of an experiment hold, how much, and how often they take part; nothing is trained.
 
     Raises:
         UserError: the requested data, division or panel is not available.
@@ -67,7 +67,7 @@ def draw_clients(experiment: Experiment, path: Path, panel: str | None = None) -
 
 
 def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel: str | None = None) -> None:
-    """The same of several experiments, each with a name: curves over each other, maps beside each other. panel: draw this one alone.
+    """Like :func:`draw_clients` for several named experiments: curves share axes, maps are side by side. panel: draw this one alone.
 
     Raises:
         UserError: the requested data, division or panel is not available.
@@ -99,7 +99,7 @@ def draw_beside(experiments: Sequence[tuple[str, Experiment]], path: Path, panel
 
 
 def _looks(experiments: Sequence[tuple[str, Experiment]]) -> list[Look]:
-    """The colours that a report has for the values, where the experiments differ on one axis; else any."""
+    """A look for each experiment: in the report's colours if the experiments differ on one axis only, else in any."""
     if len(experiments) == 1:
         return [Look()]
     configs = [describe(experiment) for _, experiment in experiments]
@@ -126,7 +126,7 @@ def _titled(look: Look, draw: Panel) -> Callable[[Any, Any], None]:
 
 
 def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any, Panel]]:
-    """Each panel that there is: its name, what it shows of (the same for those that look the same), and how it is drawn."""
+    """Each available panel: its name, the data it shows (equal for panels that look the same), and how it is drawn."""
     e = experiment
     sample_owners = e.dataset.sample_owners(e.data, e.split_seed)
     shards = e.sharding.shards(sample_owners, e.K, e.N_c, e.seed)
@@ -149,7 +149,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
 
 
 def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
-    """Dots, whose area is the number of samples, where there is room for them; else a heat map."""
+    """Dots with areas proportional to the numbers of samples where there is room for them, else a heat map."""
     K, classes = counts.shape
     if K * classes <= 2500:
         clients, labels = np.nonzero(counts)
@@ -157,7 +157,7 @@ def _draw_classes(figure: Any, axis: Any, counts: Indices) -> None:
         axis.set_xlim(-1, K)
         axis.set_ylim(-1, classes)
     else:
-        # Of more clients than an image has columns some would be left out: neighbours share a column then, which shows the most of them.
+        # An image leaves out clients if it has fewer columns: neighbours share a column then, which shows their maximum.
         firsts = np.unique(np.linspace(0, K, COLUMNS, endpoint=False).astype(np.int64))
         most = np.maximum.reduceat(counts, firsts).T
         image = axis.imshow(
@@ -202,7 +202,7 @@ def _sorted(axis: Any, values: Any, look: Look) -> None:
 
 
 def _draw_characters(figure: Any, axis: Any, experiment: Experiment, shards: Shards) -> None:
-    """How often each of the most frequent characters is among a client's, relative to how often it is in the text of all."""
+    """The frequency of the most common characters in each client's text, relative to that in all clients' text."""
     names, counts = character_counts(experiment, shards)
     everywhere = counts.sum(0)
     shown = np.argsort(-everywhere, kind="stable")[:CHARACTERS]
@@ -215,7 +215,7 @@ def _draw_characters(figure: Any, axis: Any, experiment: Experiment, shards: Sha
 
 
 def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, Any, Panel]]:
-    """Sampling probabilities where they are drawn, and how often each client comes, where that does not depend on what is trained."""
+    """Sampling probabilities where they are drawn with gamma, and how often clients take part where that does not depend on training."""
     e = experiment
     if e.m == e.K:
         return []
@@ -247,7 +247,7 @@ def _draw_probabilities(axis: Any, probabilities: Reals, gamma: float | None, lo
     axis.axhline(1 / len(probabilities), color="black", linestyle=":", linewidth=0.8)
     axis.set(xlabel="client, by probability", ylabel="probability", title="" if look.name else f"sampling probabilities, γ={gamma:g}")
     axis.set_yscale("log", nonpositive="clip")
-    # Below, no client comes in a run; a single client would leave no room on the axis.
+    # A client below 1e-9 never takes part in a run. The factors of 2 give the axis a height even for a single client.
     axis.set_ylim(min(before[0], max(1e-9, probabilities.min() / 2)), max(before[1], min(1.0, 2 * probabilities.max())))
 
 
@@ -261,7 +261,7 @@ def _draw_visits(axis: Any, counts: Indices, rounds: int, m: int, look: Look) ->
 def _draw_cohorts(axis: Any, came: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     """Which clients, by number, are in the cohort of each of the first rounds: came is bool [rounds, K]."""
     rounds, clients = np.nonzero(came)
-    # Marks, and no image: of more clients than it has rows, an image would leave some out.
+    # Marks rather than an image, which would leave out clients if it had fewer rows.
     axis.scatter(rounds, clients, s=np.clip(150 / max(came.shape), 1, 5) ** 2, marker="s", color="black", linewidths=0)
     axis.grid(False)
     axis.set(xlim=(-1, len(came)), ylim=(-1, came.shape[1]), xlabel="round", ylabel="client", title=f"cohorts of {len(came)} rounds")

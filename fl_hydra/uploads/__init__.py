@@ -1,1 +1,1 @@
-"""What goes to a tracker after training: what it lacks of runs, summaries of sections, and dashboards."""
+"""Uploads to a tracker after training: what it lacks of runs, summaries of sections, and dashboards."""

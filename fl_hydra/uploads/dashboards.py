@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.tracking dashboard`: a workspace of W&B with the report's panels, for each section."""
+"""`python -m fl_hydra.tracking dashboard`: a W&B workspace with the report's panels for each section."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         view = workspace(name, there.entity, tracker.project, figures)
         try:
             view.save()
-        except Exception as error:  # whatever the service says
+        except Exception as error:  # whatever the service raises
             raise UserError(f"section={name}: W&B did not take the dashboard ({' '.join(str(error).split())[:200]}); try again") from error
         print(f"{name}: {view.url}")
 
@@ -57,8 +57,8 @@ def _refuse(message: str) -> NoReturn:
 
 
 def workspace(section: str, entity: str, project: str, figures: Sequence[str]) -> Any:
-    """A section's runs, those of one setting together: metrics against each axis, parallel coordinates, its report's table and figures."""
-    panels: Any = importlib.import_module("wandb_workspaces.reports.v2")  # which exports its names in no way that is typed
+    """A workspace of a section's runs: metrics against each axis, parallel coordinates, and the report's table and figures."""
+    panels: Any = importlib.import_module("wandb_workspaces.reports.v2")  # its exports are not typed
     spaces: Any = importlib.import_module("wandb_workspaces.workspaces")
 
     curves = [

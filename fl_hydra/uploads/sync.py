@@ -1,7 +1,7 @@
-"""`python -m fl_hydra.tracking sync`: uploads to W&B what it lacks of trained runs, from their own files; given twice, nothing new.
+"""`python -m fl_hydra.tracking sync`: uploads to W&B what it lacks of trained runs, from their own files; a second call adds nothing.
 
-What is there is asked of W&B. Of a section there is a run of the type `report`, with the mean and deviation over seeds of each setting, and
-the section's figures.
+W&B is asked what it has. Each section has a run of type `report`, with the mean and deviation over seeds of each setting, and the
+section's figures.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _connected(tracker: Wandb, outputs: Path) -> Connection:
 
 
 def _tracked(folder: Path, outputs: Path, project: str | None, entity: str | None) -> tuple[Wandb, Followed, str | None] | None:
-    """Where a run is to be uploaded to, and its section; None for one that is not, or that cannot be read."""
+    """Where to upload a run, and its section; None if it is not to be uploaded or cannot be read."""
     from omegaconf import OmegaConf
 
     from fl_hydra.runs.identity import hash_of
@@ -110,7 +110,7 @@ def _tracked(folder: Path, outputs: Path, project: str | None, entity: str | Non
 
 
 def _held(folder: Path) -> tuple[Held, str] | None:
-    """What a run's files hold that can be verified, and how it has ended; None if that is nothing."""
+    """The verified content of a run's files, and how the run ended; None if nothing can be verified."""
     from fl_hydra.runs.checkpoint import Checkpoint, Checkpoints
     from fl_hydra.runs.folder import METRICS
     from fl_hydra.runs.summary import read_ended
@@ -184,7 +184,7 @@ def _uploaded(held: Held, status: str, followed: Followed, connection: Connectio
 
 
 def _report(section: str, outputs: Path, tracker: Wandb, connection: Connection) -> bool:
-    """Upload a section's summary and figures; whether there was anything new in them."""
+    """Upload a section's summary and figures unless W&B has them already; True if they were uploaded."""
     import wandb
 
     from fl_hydra.report.runs import by_setting, read_run
