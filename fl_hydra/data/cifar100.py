@@ -24,13 +24,13 @@ ARCHIVE = "cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
 FOLDER = "cifar-100-python"
 SCRATCH = ".cifar100-"
-"""How the names of folders begin in which the official files are unpacked."""
+"""Prefix of the folders in which the official files are unpacked."""
 
 
 @datasets.register
 @dataclass
 class CIFAR100(ImageDataset):
-    """CIFAR-100 from `cifar100.npz` in the data folder; made from the official archive or by a download where it is missing."""
+    """CIFAR-100 from `cifar100.npz` in the data folder; if missing, it is made from the official archive, which may be downloaded."""
 
     name: str = "cifar100"
     crop: int = 4
@@ -92,10 +92,10 @@ def _one_line(error: Exception) -> str:
 
 
 def import_torchvision(name: str) -> ModuleType:
-    """Import `torchvision` or a part of it, also where its compiled operators do not fit the installed torch.
+    """Import `torchvision` or a part of it, even if its compiled operators do not match the installed torch.
 
     A torchvision built for CUDA cannot register its operators beside a CPU-only torch, and then fails on import. Only its
-    Python code is used here, so the two operators that the import asks for are declared, without an implementation.
+    Python code is used here, so the two operators that the import needs are declared, without an implementation.
     """
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""What a dataset is: samples in a canonical order, known by the fingerprint of their content."""
+"""The base of datasets: samples in a canonical order, identified by a fingerprint of their content."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fl_hydra.registry import Component, Registry
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What checks and run names need to know of a dataset; kept beside the data so that nothing large is read for them.
+    """What checks and run names need to know of a dataset; kept beside the data, so that these need not be read.
 
-    fingerprint: SHA-256 of the content. shape: of an input, (channels, height, width) of an image or (positions,) of a text. classes: that
-    a target is one of. train_counts, test_counts: official training and test samples of each group: of each class where samples
-    are images, of each user where they are text. everywhere: whether every position of an input has a target.
+    fingerprint: SHA-256 of the content. shape: of an input, (channels, height, width) of an image or (positions,) of a text. classes:
+    how many values a target can have. train_counts, test_counts: official training and test samples of each class (images) or of each
+    user (text). everywhere: whether every position of an input has a target.
     """
 
     fingerprint: str
@@ -35,12 +35,12 @@ class DatasetInfo:
 
     @property
     def textual(self) -> bool:
-        """Whether inputs are sequences of characters, and not images."""
+        """Whether inputs are sequences of characters rather than images."""
         return len(self.shape) == 1
 
     @property
     def targets(self) -> int:
-        """Targets of a sample."""
+        """Number of targets of a sample."""
         return self.shape[0] if self.everywhere else 1
 
 
@@ -56,15 +56,15 @@ class Dataset(Component):
 
     @abstractmethod
     def source(self, root: Path) -> Path | None:
-        """The file or folder that is read, made or downloaded if need be; None if the data is part of a package.
+        """The file or folder to read, which is made or downloaded if need be; None if the data come with a package.
 
         Raises:
-            UserError: no such file, and no way to get it.
+            UserError: there is no such file and no way to get it.
         """
 
     @abstractmethod
     def describe(self, root: Path) -> DatasetInfo:
-        """The dataset's description, from the data themselves.
+        """The dataset's description, computed from the data.
 
         Raises:
             UserError: a file is missing, truncated, corrupted or of another kind.
@@ -75,23 +75,23 @@ class Dataset(Component):
         """How many samples remain for training after the validation split.
 
         Raises:
-            UserError: more is requested than there is.
+            UserError: more samples or users are requested than there are.
         """
 
     @abstractmethod
     def sample_owners(self, root: Path, split_seed: int) -> SampleOwners:
-        """The samples that remain for training: what they show and whose they are."""
+        """The samples that remain for training: their labels, or whose they are."""
 
     def info(self, root: Path) -> DatasetInfo:
-        """The description, from the small file beside the data where that is up to date, else from the data."""
+        """The description, from the small file beside the data if that is up to date, else from the data."""
         root = root.resolve()
         return read_info(self.name, self.source(root), root, json.dumps(dataclasses.asdict(self)))
 
     def check_loaded(self, root: Path, info: DatasetInfo) -> None:
-        """Compare what a run was named after with what it would be trained with, as it was loaded.
+        """Check that the data as loaded are those that the run was named after.
 
         Raises:
-            UserError: files were changed so that neither their sizes nor their times say so, or since the description was read.
+            UserError: files changed after the description was read, or before it but with neither size nor time changed.
         """
         root = root.resolve()
         if self.describe(root) != info:
@@ -109,7 +109,7 @@ datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 
 @lru_cache(maxsize=8)
 def read_info(name: str, source: Path | None, root: Path, settings: str) -> DatasetInfo:
-    """The description of a dataset with these settings, as JSON, from beside the data or made from them; kept for this process."""
+    """The description of a dataset with these settings (JSON), from the file beside the data or from the data; cached."""
     dataset = datasets[name](**json.loads(settings))
     identity = {"version": dataset.version, "file": _identity(source)}
     path = _info_path(name, root)
@@ -120,7 +120,7 @@ def read_info(name: str, source: Path | None, root: Path, settings: str) -> Data
             listed: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
             return DatasetInfo(**{**stored, **listed})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no description, or not one of ours: it is only a shortcut, so it is made again
+        pass  # no description, or not one of ours: it is only a cache, so it is made again
     info = dataset.describe(root)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries (Alpaydin and Kaynak 1998): 1,797 real handwritten digits, no download."""
+"""The digits that come with scikit-learn (Alpaydin and Kaynak 1998): 1,797 real handwritten digits, no download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_hydra.randomness import generator
 @datasets.register
 @dataclass
 class Digits(ImageDataset):
-    """The 8x8 digits enlarged to 16x16 pixels; a fifth of each class, fixed once and for all, is the test set."""
+    """The 8x8 digits enlarged to 16x16 pixels; a fixed fifth of each class is the test set."""
 
     name: str = "digits"
     crop: int = 1

@@ -123,7 +123,7 @@ class ImageDataset(Dataset):
 
 @lru_cache(maxsize=2)
 def load_arrays(name: str, root: Path) -> Arrays:
-    """The images of a dataset in their canonical order; the last two are kept for this process."""
+    """The images of a dataset in their canonical order; the last two datasets are cached."""
     dataset = datasets[name]()
     assert isinstance(dataset, ImageDataset)
     return dataset.read(root).canonical()
@@ -133,7 +133,7 @@ def read_npz(path: Path, classes: int, side: int, channels: int) -> Arrays:
     """Read `train_images`, `train_labels`, `test_images`, `test_labels` from an .npz file, checking everything.
 
     Raises:
-        UserError: truncated, corrupted, or with other arrays than expected.
+        UserError: the file is truncated or corrupted, or holds other arrays than expected.
     """
     import zipfile
     import zlib

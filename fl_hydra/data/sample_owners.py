@@ -1,4 +1,4 @@
-"""What a division among clients, and what draws cohorts, needs to know of the training samples."""
+"""What must be known of the training samples to divide them among clients and to draw cohorts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fl_hydra.arrays import Indices
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """How many training samples there are, as it is known before any data is read.
+    """How many training samples there are, known before any data are read.
 
-    total: all of them. classes: int64 [classes], samples of each class; None where samples have no label to be divided by (text).
-    users: int64 [users], samples of each of the dataset's own users; None where it has none (images).
+    total: all of them. classes: int64 [classes], samples of each class; None if samples have no label to be divided by (text).
+    users: int64 [users], samples of each of the dataset's own users; None if it has none (images).
     """
 
     total: int
@@ -23,16 +23,16 @@ class SampleCounts:
 
     @classmethod
     def of_classes(cls, counts: Indices) -> SampleCounts:
-        """Of labelled samples, int64 [classes], that belong to nobody."""
+        """The counts of labelled samples, int64 [classes], that belong to no user."""
         return cls(int(counts.sum()), classes=np.asarray(counts, np.int64))
 
 
 @dataclass(frozen=True)
 class SampleOwners:
-    """The training samples themselves: who owns each, and what it shows.
+    """The training samples one by one: whose each is, and its label.
 
-    total: how many. labels: int64 [total], classes; None for text. users: int64 [total], 0, 1, ..., the dataset's own users; None for
-    images.
+    total: how many. labels: int64 [total], classes; None for text. users: int64 [total], the dataset's own users, numbered from 0; None
+    for images.
     """
 
     total: int
@@ -41,5 +41,5 @@ class SampleOwners:
 
     @classmethod
     def of_labels(cls, labels: Indices) -> SampleOwners:
-        """Labelled samples that belong to nobody."""
+        """Labelled samples that belong to no user."""
         return cls(len(labels), labels=labels)

@@ -25,8 +25,8 @@ from fl_hydra.randomness import generator
 class TextArrays:
     """Text as a trainer reads it: inputs are pieces of one array of characters.
 
-    characters: uint8 [T]. train, test: int64 [N], where each official sample begins, ordered by user, then as they follow each other.
-    train_users, test_users: int64 [N], whose it is. users: names.
+    characters: uint8 [T]. train, test: int64 [N], where each official sample begins, ordered by user, then as in the source.
+    train_users, test_users: int64 [N], whose each sample is. users: names.
     """
 
     characters: NDArray[np.uint8]
@@ -63,8 +63,8 @@ class TextSplit:
 
 @dataclass
 class TextDataset(Dataset):
-    """Text of users. A part of each user's training samples, its last ones, is held out for validation; a user who has too few for
-    both trains with all of them."""
+    """Text by user. The last part of each user's training samples is held out for validation; a user who has too few for both trains
+    with all of them."""
 
     text: str | None = None
     """The raw text, a json file of LEAF, or a folder with its `train/` and `test/`; null: looked for in the data folder, or downloaded."""
@@ -79,11 +79,11 @@ class TextDataset(Dataset):
         require(self.min_samples >= 1, f"dataset.min_samples={self.min_samples}: at least 1 is needed")
 
     alphabet: ClassVar[int]
-    """How many characters there are."""
+    """Number of characters."""
     everywhere: ClassVar[bool] = False
     """Whether every position of an input has a target."""
     gap: ClassVar[int] = 0
-    """Samples left out between training and validation, so that no target of the one is in an input of the other."""
+    """Samples left out between training and validation, so that no target of one is in an input of the other."""
 
     def identity(self) -> dict[str, Any]:
         return {key: value for key, value in super().identity().items() if key != "text"}  # its fingerprint names the content
@@ -109,10 +109,10 @@ class TextDataset(Dataset):
         return DatasetInfo(corpus.fingerprint(), (text.WINDOW,), self.alphabet, train, test, self.everywhere)
 
     def chosen(self, train: Sequence[int], test: Sequence[int], split_seed: int) -> Indices:
-        """The users that take part, ascending, from the official training and test samples of each; a function of `split_seed`.
+        """The users that take part, ascending: drawn by `split_seed` among those with enough of these training and test samples.
 
         Raises:
-            UserError: there are not as many.
+            UserError: too few users have enough.
         """
         counts, tests = np.array(train, np.int64), np.array(test, np.int64)
         whole = counts + np.where(tests > 0, tests + self.gap, 0)
@@ -126,7 +126,7 @@ class TextDataset(Dataset):
         return np.sort(generator(split_seed, "users").permutation(eligible)[:wanted])
 
     def _held_out(self, counts: Indices) -> tuple[Indices, Indices]:
-        """Of so many training samples of each user, int64 [users]: how many remain for training, and how many validate."""
+        """From each user's number of training samples, int64 [users]: how many remain for training, and how many are for validation."""
         held = (self.validation * counts).astype(np.int64)
         rest = counts - held - self.gap
         possible = (held > 0) & (rest > 0)  # a user with too few samples trains with all of them
@@ -145,7 +145,7 @@ class TextDataset(Dataset):
         return self.split(root, split_seed).sample_owners
 
     def split(self, root: Path, split_seed: int) -> TextSplit:
-        """The three sets of the chosen users."""
+        """The training, validation and test sets of the chosen users."""
         corpus = self.load(root)
         count = len(corpus.users)
         of_train = np.bincount(corpus.train_users, minlength=count)
@@ -156,7 +156,7 @@ class TextDataset(Dataset):
         train = np.concatenate([corpus.train[at : at + rest] for at, rest in zip(first, remaining, strict=True)])
         last = first + of_train[users]
         validation = np.concatenate([corpus.train[end - some : end] for end, some in zip(last, held, strict=True)])
-        # Users who only test (LEAF's split by user) test every choice of those who train.
+        # Users with test samples only (LEAF's split by user) are in the test set whichever users train.
         testing = np.isin(np.arange(count), users) | (of_train == 0)
         test = corpus.test[testing[corpus.test_users]]
         return TextSplit(
@@ -170,17 +170,17 @@ class TextDataset(Dataset):
 
 
 def _shuffled(starts: Indices) -> Indices:
-    """In an order that never changes, so that the first ones are a fair sample of all."""
+    """Shuffled in an order that never changes, so that the first ones are a fair sample of all."""
     return generator(0, "evaluation").permutation(starts)
 
 
 @datasets.register
 @dataclass
 class Shakespeare(TextDataset):
-    """LEAF's task: the character after 80 others of a user's text; windows advance by one. Alphabet of 80.
+    """LEAF's task: predict the character after 80 others of a user's text; windows advance by one. Alphabet of 80.
 
-    The first tenths of a user's windows train, its last tenth tests, as LEAF has it; of the training windows the last tenth validates.
-    79 windows between them belong to neither.
+    As in LEAF, the first nine tenths of a user's windows are for training and the last tenth is for testing; the last tenth of the
+    training windows is for validation. Between two sets 79 windows are left out.
     """
 
     name: str = "shakespeare"
@@ -199,9 +199,9 @@ class Shakespeare(TextDataset):
 @datasets.register
 @dataclass
 class ShakespeareSequences(TextDataset):
-    """The task of Reddi et al. (ICLR 2021): every character of a speech from those before it. Vocabulary of 90, with padding.
+    """The task of Reddi et al. (ICLR 2021): predict every character of a speech from those before it. Vocabulary of 90, with padding.
 
-    The last fifth of a user's speeches tests; of its training sequences the last tenth validates.
+    The last fifth of a user's speeches is for testing; the last tenth of its training sequences is for validation.
     """
 
     name: str = "shakespeare_sequences"

@@ -1,6 +1,6 @@
 """Shakespeare's plays as federated text: every role of every play is a user (LEAF, Caldas et al. 2018, arXiv 1812.01097).
 
-Two tasks are made of the same raw text, Project Gutenberg's etext 100 in its edition of 1994:
+Two tasks are made from the same raw text, Project Gutenberg's etext 100 in its edition of 1994:
 
 - LEAF's: predict the character that follows 80 characters of a user's text (:func:`from_raw`, :func:`divide`, :func:`from_json`);
 - that of Reddi et al. (ICLR 2021, arXiv 2003.00295): predict every character of a speech from those before it (:func:`sequences`).
@@ -32,7 +32,7 @@ from fl_hydra.files import write_atomically
 LEAF_ALPHABET = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 """The 80 characters of LEAF's task, in its order; a character's code is its index."""
 WINDOW = 80
-"""Characters that a model of LEAF's task sees; the next one is the target."""
+"""Characters of an input of LEAF's task; the next one is the target."""
 
 SEQUENCE_ALPHABET = "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"
 """The 86 characters of the sequences, in TensorFlow Federated's order; a character's token is its index + 1."""
@@ -41,9 +41,9 @@ UNKNOWN = len(SEQUENCE_ALPHABET) + 1
 BEGIN = len(SEQUENCE_ALPHABET) + 2
 END = len(SEQUENCE_ALPHABET) + 3
 VOCABULARY = len(SEQUENCE_ALPHABET) + 4
-"""Tokens of the sequences: padding, 86 characters, out of vocabulary, begin, end; 90 in all."""
+"""Number of different tokens: padding, 86 characters, out of vocabulary, begin, end; 90 in all."""
 SEQUENCE = 81
-"""Tokens of a sequence: 80 inputs and, one later, 80 targets."""
+"""Tokens of a sequence: the first 80 are inputs, the last 80 targets."""
 
 FOLDER = "shakespeare"
 RAW = "raw_data.txt"
@@ -55,7 +55,7 @@ ADDRESSES = (
 FIRST_LINE = "This is the 100th Etext file presented by Project Gutenberg, and"
 LAST_WORDS = "End of this Etext of The Complete Works of William Shakespeare"
 BYLINE = "by William Shakespeare"
-LAST_LINE = 124_196  # LEAF reads no line (counted from 0) beyond it: there the plays end
+LAST_LINE = 124_196  # LEAF reads no line (counted from 0) after this one, where the plays end
 EDITION = "the text of Project Gutenberg's etext 100 in the edition of 1994, whole or cut off at its end,"
 
 _NOT_IN_ALPHABET = 255
@@ -89,7 +89,7 @@ class Windows:
     """Windows of a set, ordered by user, then as LEAF orders them.
 
     Attributes:
-        starts: int32 [N], where in the characters the window begins; its target is 80 further.
+        starts: int32 [N], where in the characters the window begins; its target is 80 characters on.
         users: int32 [N], ascending, whose window it is.
     """
 
@@ -131,7 +131,7 @@ class Tokens:
     """Sequences of a set, ordered by user, then by speech.
 
     Attributes:
-        tokens: uint8 [N, 81]; inputs are the first 80 of each, targets the last 80, of which :data:`PAD` counts for nothing.
+        tokens: uint8 [N, 81]; inputs are the first 80 of each, targets the last 80, without those that are :data:`PAD`.
         users: int32 [N], ascending, whose sequence it is.
     """
 
@@ -173,8 +173,8 @@ _CUE = re.compile(r"(?P<role>[A-Z][A-Z ]*)\. (?P<words>.*)", re.ASCII | re.IGNOR
 def from_raw(path: Path) -> Corpus:
     """Read the raw text into the users and texts that LEAF's preprocessing makes of it.
 
-    A user's text is the lines of a role joined by single spaces, with one at the end, and with every run of spaces made one. Plays with a
-    single role, roles with at most two lines and texts that are too short for a window (80 characters or less) are left out.
+    A user's text is the lines of a role, each followed by a space, with every run of spaces collapsed into one. Plays with a single
+    role, roles with at most two lines and texts that are too short for a window (80 characters or fewer) are left out.
 
     Raises:
         UserError: no such file, another text, no role in it, or a character that LEAF's alphabet lacks.
@@ -265,7 +265,7 @@ _TOKENS[_TOKENS == 0] = UNKNOWN  # 255 + 1 wraps to 0
 
 def _encode(text: str, whose: str) -> NDArray[np.uint8]:
     codes = _LEAF_CODES[np.frombuffer(text.encode("latin-1", errors="replace"), np.uint8)]
-    # A character beyond Latin-1 became "?", which has a code: only plain ASCII is sure to be what was written.
+    # A character beyond Latin-1 became "?", which has a code, so the codes can be trusted only if the text is ASCII.
     if not text.isascii() or (codes == _NOT_IN_ALPHABET).any():
         unknown = next(character for character in text if character not in LEAF_ALPHABET)
         raise UserError(
@@ -279,22 +279,22 @@ def _encode(text: str, whose: str) -> NDArray[np.uint8]:
 
 
 def split(n_windows: int, fraction: float = 0.9) -> tuple[int, int]:
-    """LEAF's split of a user's windows by sample: so far apart that no test window shares more than its first character with training.
+    """LEAF's split of a user's windows by sample, with a gap: a test window shares at most its first character with training.
 
     Args:
         n_windows: windows of the user, at least 1.
         fraction: part of the windows that is for training, in (0, 1).
 
     Returns:
-        How many of the first windows are for training, and the first that is for testing; if that is not less than `n_windows`, no test
-        window is left and the user takes part in neither set.
+        How many of the first windows are for training, and the index of the first test window; if that is not less than `n_windows`, no
+        test window is left and the user takes part in neither set.
     """
-    train_count = max(1, int(fraction * n_windows))  # a float product, as LEAF has it
+    train_count = max(1, int(fraction * n_windows))  # a float product, as in LEAF
     return train_count, train_count + WINDOW - 1
 
 
 def divide(corpus: Corpus, fraction: float = 0.9, minimum: int = 0) -> WindowSets:
-    """Split every user's windows by :func:`split`; users with less than `minimum` windows or without a test window are left out.
+    """Split every user's windows by :func:`split`; users with fewer than `minimum` windows or without a test window are left out.
 
     Args:
         corpus: the users' texts.
@@ -368,15 +368,15 @@ def from_json(path: Path, fraction: float = 0.9, minimum: int = 0) -> WindowSets
     Args:
         path: a folder with `train/*.json` and `test/*.json`, split by LEAF by sample or by user; or a file `all_data*.json` of LEAF's
             `all_data` or `sampled_data`, or a folder with such files, which is split here by :func:`split`.
-        fraction: as in :func:`divide`; of no effect where LEAF has split.
-        minimum: as in :func:`divide`; of no effect where LEAF has split.
+        fraction: as in :func:`divide`; ignored if LEAF has already split.
+        minimum: as in :func:`divide`; ignored if LEAF has already split.
 
     Returns:
-        The windows in LEAF's order, users ordered by name. A user may be in one of the sets only (LEAF's split by user). Windows that
-        follow each other share their characters; every other one is stored in full (LEAF's `iid` sampling leaves hardly any other).
+        The windows in LEAF's order, users ordered by name. A user may be in one of the sets only (LEAF's split by user). Consecutive
+        windows share their characters; all others are stored in full (after LEAF's `iid` sampling, nearly all windows).
 
     Raises:
-        UserError: a file is missing, truncated, corrupted, contradicts itself or is of another of LEAF's tasks.
+        UserError: a file is missing, truncated, corrupted, contradicts itself or belongs to another of LEAF's tasks.
     """
     train_files, test_files = (sorted((path / name).glob("*.json")) for name in ("train", "test"))
     if train_files or test_files:
@@ -416,18 +416,18 @@ def _from_unsplit(found: Mapping[str, NDArray[np.uint8]], path: Path, fraction: 
 
 
 def _pack(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> _Part:
-    """Store a user's windows, uint8 [N, 81] each, once where they overlap."""
+    """Store a user's windows, uint8 [N, 81] for each set, with overlapping characters stored once."""
     train_characters, train_starts = _chained(train)
     test_characters, test_starts = _chained(test)
-    # LEAF's split by sample leaves out 79 windows, so the test text begins with the last character of the training text. Storing that
-    # one once too makes the characters those of the raw text.
+    # LEAF's split by sample leaves out 79 windows, so the test text begins with the last character of the training text. Stored once,
+    # it joins the two as in the raw text.
     shared = int(len(train) > 0 and len(test) > 0 and train[-1, -1] == test[0, 0])
     characters = np.concatenate([train_characters, test_characters[shared:]])
     return _Part(characters, train_starts, test_starts + len(train_characters) - shared)
 
 
 def _chained(windows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Characters that hold these windows of 81, and where in them each begins: a window that is not one on from the last starts afresh."""
+    """Characters that hold these windows of 81, and where each begins. A window that is not the last one moved by one starts afresh."""
     if not len(windows):
         return np.empty(0, np.uint8), np.empty(0, np.int64)
     fresh = np.ones(len(windows), bool)
@@ -440,7 +440,7 @@ def _chained(windows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _read_users(files: Sequence[Path], test: bool = False) -> dict[str, NDArray[np.uint8]]:
-    """Windows of every user that has any, uint8 [N, 81] with the target last; `test` tells that they are LEAF's test files."""
+    """Windows of every user that has any, uint8 [N, 81] with the target last; `test`: whether these are LEAF's test files."""
     found: dict[str, NDArray[np.uint8]] = {}
     for file in files:
         for user, windows in _read_file(file, test):
@@ -470,12 +470,12 @@ def _read_file(file: Path, test: bool) -> Iterator[tuple[str, NDArray[np.uint8]]
         if user not in data:
             raise _unusable(file, f"contradicts itself: the user {user} is named twice, or has no user_data")
         codes = _read_windows(file, user, data.pop(user))
-        # In test files, LEAF's script counts all windows that are not for training, with the 79 between the sets that it does not write.
+        # In test files, LEAF's num_samples includes the 79 windows between the sets, which LEAF does not write.
         if size != len(codes) and not (test and size == len(codes) + WINDOW - 1):
             raise _unusable(file, f"contradicts itself: num_samples of the user {user} is {size}, but its user_data holds {len(codes)}")
         if len(codes):
             yield user, codes
-    # Older versions of LEAF leave an empty entry of a user that was dropped.
+    # Older versions of LEAF leave an empty entry for a user that was dropped.
     unnamed = next((user for user, own in data.items() if not isinstance(own, dict) or own.get("y")), None)
     if unnamed is not None:
         raise _unusable(file, f"contradicts itself: user_data holds {unnamed}, which is none of its users")
@@ -490,7 +490,7 @@ def _read_windows(file: Path, user: str, own: Any) -> NDArray[np.uint8]:
     codes = np.empty((len(own["y"]), WINDOW + 1), np.uint8)
     for name, size, columns in (("x", WINDOW, slice(WINDOW)), ("y", 1, slice(WINDOW, None))):
         values, needed = own[name], f"strings of {size} character{'s' if size > 1 else ''} are needed"
-        # Sets of types and lengths, because asking every value in Python is what would take the time.
+        # Sets of types and lengths, because a check of every value in Python would be slow.
         if other := sorted(kind.__name__ for kind in set(map(type, values)) - {str}):
             raise _unusable(file, f"is of another task of LEAF: {name} of {user} holds a {other[0]}, where {needed}")
         if wrong := sorted(set(map(len, values)) - {size}):
@@ -509,13 +509,13 @@ def _unusable(file: Path, why: str) -> UserError:
 def sequences(path: Path) -> Sequences:
     """Read the raw text into the sequences of Reddi et al. (ICLR 2021, appendix), as TensorFlow Federated (TFF) makes them.
 
-    A speech is what a role says until the next one speaks, its lines joined by newlines. It becomes begin, its characters and end, padded
-    to a multiple of 81 tokens and cut there; so pieces do not overlap, and the first token of each is never a target. The first 80 % of a
-    user's speeches (rounded down, at least one) are for training, the others for testing. Users with less than two speeches are left out,
-    as are plays with a single role. TFF's own file was made from another edition of the text, so its counts (715 users) differ.
+    A speech is what a role says until the next one speaks, its lines joined by newlines. Its tokens are begin, its characters and end,
+    padded and cut into pieces of 81; pieces do not overlap, so the first token of each is never a target. The first 80 % of a user's
+    speeches (rounded down, at least one) are for training, the others for testing. Users with fewer than two speeches are left out, as
+    are plays with a single role. TFF's own file was made from another edition of the text, so its counts (715 users) differ.
 
     Raises:
-        UserError: as :func:`from_raw`; a character out of the vocabulary is :data:`UNKNOWN` instead.
+        UserError: as :func:`from_raw`, but a character out of the vocabulary becomes :data:`UNKNOWN`.
     """
     require(not path.is_dir() and path.suffix != ".json", f"{path} has no borders of speeches; for sequences, {EDITION} is needed")
     spoken: dict[str, list[str]] = {}
@@ -542,7 +542,7 @@ def _tokenised(texts: Sequence[Sequence[str]]) -> Tokens:
 
 def _tokens(text: str) -> NDArray[np.uint8]:
     """Sequences of one text; uint8 [N, 81]."""
-    # TFF looks up bytes, of which those beyond ASCII are out of the vocabulary.
+    # TFF looks up bytes; those beyond ASCII are out of the vocabulary.
     codes = np.frombuffer(text.encode(), np.uint8)
     tokens = np.full(-(-(len(codes) + 2) // SEQUENCE) * SEQUENCE, PAD, np.uint8)
     tokens[0] = BEGIN
@@ -558,7 +558,7 @@ def find(root: Path, given: str | Path | None = None) -> Path:
     """Where the text is: `given` if that is set, else in `shakespeare/` of the data folder `root`, into which it is downloaded if need be.
 
     Args:
-        root: the data folder; in it `shakespeare/raw_data.txt` goes before LEAF's json in `shakespeare/`, split or not.
+        root: the data folder; `shakespeare/raw_data.txt` in it takes precedence over LEAF's json in `shakespeare/`, split or not.
         given: a file with the raw text, a json file of LEAF, or a folder with either.
 
     Returns:
@@ -596,10 +596,10 @@ def download(root: Path) -> Path:
     """Get the whole etext from Project Gutenberg, or from `shakespeare/1994-01-100.zip` in `root` if that is there.
 
     Returns:
-        `shakespeare/raw_data.txt` in `root`, which was written whole.
+        `shakespeare/raw_data.txt` in `root`, written atomically.
 
     Raises:
-        UserError: no network, or what came is not the whole text; nothing was written.
+        UserError: no network, or the archive does not hold the whole text; nothing is written.
         OSError: the data folder cannot be written.
     """
     folder = root / FOLDER
@@ -631,19 +631,19 @@ def _fetch(by_hand: str) -> tuple[bytes, str]:
 
 
 def _unpack(archive: bytes) -> bytes:
-    """The largest text in an archive; nothing if there is none or the archive is broken."""
+    """The largest text in an archive; empty if there is none or the archive is broken."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             texts = [member for member in opened.infolist() if member.filename.lower().endswith(".txt")]
             return opened.read(max(texts, key=lambda member: member.file_size)) if texts else b""
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
         return b""
-    except (NotImplementedError, RuntimeError):  # how zipfile says that a member is compressed in a way it does not know, or encrypted
+    except (NotImplementedError, RuntimeError):  # from zipfile: a member with unknown compression, or encrypted
         return b""
 
 
 def _fault(text: bytes) -> str | None:
-    """What shows that this is not the whole etext (no digest of it is published); None if nothing does."""
+    """Why this cannot be the whole etext (no digest of it is published); None if it may be."""
     lines = text.decode("utf-8-sig", errors="replace").splitlines()
     if not lines:
         return "it holds no text, or is truncated or corrupted"
