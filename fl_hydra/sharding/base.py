@@ -1,4 +1,4 @@
-"""What a sharding is."""
+"""The base of shardings, and the shards that they make."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shards:
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
     def label_counts(self, labels: Indices, classes: int) -> Indices:
-        """Samples of each class of each client, int64 [K, classes], by the labels of all samples."""
+        """Samples of each class at each client, int64 [K, classes]; labels: of all training samples."""
         owners = np.repeat(np.arange(len(self.sizes)), self.sizes)
         flat = np.bincount(owners * classes + labels[self.indices], minlength=len(self.sizes) * classes)
         return flat.reshape(-1, classes)
@@ -89,11 +89,11 @@ def require_min_size(size: int) -> None:
 
 @dataclass
 class Sharding(Component):
-    """Divides training samples among K clients, by what they show, or whose they are, and the seed alone."""
+    """Divides training samples among K clients, as a function of their labels or owners and the seed alone."""
 
     @property
     def tag(self) -> str:
-        """What a run's name says of this division, in a word; nothing for even shards, and where N_c says it."""
+        """A word for this division in the names of runs; empty for even shards, and where N_c says it."""
         return ""
 
     def least_size(self, total: int, K: int) -> int:
@@ -101,7 +101,7 @@ class Sharding(Component):
         return 1
 
     def check(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> None:
-        """Raise before anything is loaded if samples cannot be divided so.
+        """Refuse an impossible division before anything is loaded.
 
         Args:
             sample_counts: of the training samples.
@@ -119,7 +119,7 @@ class Sharding(Component):
         )
 
     def revised(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> bool:
-        """Whether these settings have other shards than they had in the first release, so that runs need another name."""
+        """Whether these settings give other shards than in the first release, so that runs need another name."""
         return False
 
     @abstractmethod

@@ -27,8 +27,8 @@ SLACKS = (0.0, 0.1, 0.3, 1.0, float("inf"))
 class Classes(Sharding):
     """Every client holds exactly N_c classes; shards are disjoint, cover all images and differ in size by at most one.
 
-    Which classes a client holds is drawn with the seed. How many images it takes of each is an integer flow from classes
-    to clients, kept as even as the counts allow.
+    Which classes a client holds is drawn with the seed. How many images it takes of each is found by an integer flow from
+    classes to clients, kept as even as the counts allow.
     """
 
     name: str = "classes"
@@ -61,14 +61,14 @@ class Classes(Sharding):
         return deal(labels, division.taken, seed)
 
     def revised(self, sample_counts: SampleCounts, K: int, N_c: int | None, seed: int) -> bool:
-        # The first release left those that no draw could divide to an integer programme.
+        # The first release used an integer programme where no draw worked.
         assert N_c is not None
         return not _drawn(tuple(class_counts(sample_counts, self.name).tolist()), K, N_c, seed)
 
 
 @dataclass(frozen=True)
 class _Division:
-    """Images of each class for each client, int64 [K, classes], and whether classes were drawn or, where no draw worked, worked out."""
+    """Images of each class for each client, int64 [K, classes], and whether classes were drawn or, where no draw worked, constructed."""
 
     taken: Indices
     drawn: bool
@@ -76,7 +76,7 @@ class _Division:
 
 @lru_cache(maxsize=4)
 def _division(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> _Division | None:
-    """:func:`_divide`, once for the check, the name and the shards."""
+    """:func:`_divide`, cached for the check, the name and the shards."""
     return _divide(np.array(counts, np.int64), K, N_c, seed)
 
 
@@ -89,11 +89,11 @@ def _drawn(counts: tuple[int, ...], K: int, N_c: int, seed: int) -> bool:
 def _divide(counts: Indices, K: int, N_c: int, seed: int) -> _Division | None:
     """The division of these images; None if there is none.
 
-    Random draws of classes are tried first. Where none admits a flow, classes are those that counting leads to, and the seed
-    only draws which client has which of them.
+    Random draws of classes are tried first. If none admits a flow, sets of classes are constructed by counting (`divisions.py`),
+    and the seed only draws which client has which set.
 
     Raises:
-        UndecidedError: no draw has worked, and whether there is a division at all is not known.
+        UndecidedError: no draw worked, and it is not known whether there is a division at all.
     """
     try:
         parts = groups(counts, K, N_c)
@@ -112,15 +112,15 @@ def _divide(counts: Indices, K: int, N_c: int, seed: int) -> _Division | None:
 
 
 def _even_flow(counts: Indices, holds: NDArray[np.bool_], N_c: int) -> Indices | None:
-    """Images of each class for each client, as even as these holdings allow; None if they allow none."""
+    """Images of each class for each client, as even as `holds` allows; None if it allows no division."""
     return next((taken for slack in SLACKS if (taken := integer_flow(counts, holds, N_c, slack)) is not None), None)
 
 
 def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Which client holds which class, bool [K, classes]: random draws, then a chain of neighbouring classes.
+    """Which client holds which class, bool [K, classes]: random draws, then chains of neighbouring classes.
 
     The number of clients of each class is proportional to its images. Random draws can fall apart into groups whose images
-    and clients do not match; the chain is connected, which is what a flow needs most.
+    and clients do not match; a chain is connected, which is what a flow needs most.
     """
     degrees = _degrees(counts, K, N_c)
     if degrees is None:
@@ -130,7 +130,7 @@ def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.
         left = degrees.copy()
         holds = np.zeros((K, len(counts)), bool)
         for client in range(K):
-            # The classes with the most places left first, ties at random: a greedy choice that always comes out even.
+            # The classes with the most places left first, ties at random: a greedy choice that always fills all places.
             choice = np.lexsort((rng.random(len(left)), -left))[:N_c]
             if left[choice].min() <= 0:
                 break
@@ -145,7 +145,7 @@ def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.
     holds[np.repeat(np.arange(K), N_c), chain] = True
     if (holds.sum(1) == N_c).all():
         yield holds
-    # Each class to clients that follow one another, wrapping round: classes overlap in neighbours, N_c for each client.
+    # Each class goes to consecutive clients, wrapping around: neighbouring classes overlap, and every client gets N_c.
     holds = np.zeros((K, len(counts)), bool)
     holds[np.arange(K * N_c) % K, chain] = True
     if (holds.sum(1) == N_c).all():
@@ -153,7 +153,7 @@ def _draws(counts: Indices, K: int, N_c: int, seed: int) -> Iterator[NDArray[np.
 
 
 def _degrees(counts: Indices, K: int, N_c: int) -> Indices | None:
-    """Clients of each class: proportional to its images, at least 1 where it has any, at most K; sums to K * N_c."""
+    """Number of clients of each class: proportional to its images, at least 1 if it has any, at most K; sums to K * N_c."""
     share = counts / counts.sum() * K * N_c
     degrees = np.clip(np.floor(share).astype(np.int64), (counts > 0).astype(np.int64), np.minimum(K, counts))
     for _ in range(K * N_c):
@@ -169,7 +169,7 @@ def _degrees(counts: Indices, K: int, N_c: int) -> Indices | None:
 
 
 def integer_flow(counts: Indices, holds: NDArray[np.bool_], N_c: int, slack: float) -> NDArray[np.int64] | None:
-    """Images of each class for each client: an integer flow in which no share strays from size / N_c by more than `slack`."""
+    """Images of each class for each client: an integer flow with each share within a fraction `slack` of size / N_c; None if none."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
 

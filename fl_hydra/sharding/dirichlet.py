@@ -13,27 +13,27 @@ from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_s
 from fl_hydra.sharding.proportions import in_proportion, log_dirichlet, require_alpha
 
 LIMIT = 1e-100
-"""Stands for the concentration 0: all proportions but one are 0 to any precision."""
+"""Stands in for concentration 0: all proportions but one are 0 to any precision."""
 
 
 @shardings.register
 @dataclass
 class Dirichlet(Sharding):
-    """Client k draws its samples by class proportions q_k ~ Dir(alpha p), p the proportions of all samples.
+    """Client k draws its samples in class proportions q_k ~ Dir(alpha p), p the proportions of all samples.
 
     Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distribution for federated visual classification"
-    (arXiv 1909.06335), section 3. Its released split of CIFAR-100 into 100 clients of 500 images has 1.00 classes a client at
-    alpha=0, 5.13 at alpha=0.5 (from 2 to 13) and 98.82 at alpha=1000 (from 42 to 100). Means of this one over 100 seeds: 1.00,
-    5.14 (from 1.4 to 13.5) and 98.59 (from 41 to 100), with deviations between seeds of 0, 0.19 and 0.12.
+    (arXiv 1909.06335), section 3. Its released split of CIFAR-100 into 100 clients of 500 images has 1.00 classes per client at
+    alpha=0, 5.13 at alpha=0.5 (from 2 to 13) and 98.82 at alpha=1000 (from 42 to 100). Means of this code over 100 seeds: 1.00,
+    5.14 (from 1.4 to 13.5) and 98.59 (from 41 to 100), with standard deviations over seeds of 0, 0.19 and 0.12.
 
-    alpha is the total concentration, to be shared by all classes: it is not the alpha of `sharding=dirichlet_classes`, whose
-    0.5 is close to iid on the same data. Sizes are equal (±1) by definition; for free sizes choose that one.
+    alpha is the total concentration, shared by all classes: it is not the alpha of `sharding=dirichlet_classes`, whose 0.5 is
+    close to iid on the same data. Sizes are equal (±1) by definition; for unequal sizes choose dirichlet_classes.
 
-    Two things are inferred from the released split. A client's samples are q_k times its size, rounded: a multinomial draw would
-    spread them more than observed there (7.4 against 2.46 in the variance of a client's counts at alpha=1000). And a client that
-    asks for more of a class than is left takes that, and fills up by another draw over the classes that are left, of the same
-    distribution given those: with the first draw renormalised instead, alpha=0.5 has 3.9 classes a client. So the clients that
-    come last, which are random ones, have what is left.
+    Two things are inferred from the released split. First, a client's samples are q_k times its size, rounded: a multinomial draw
+    would spread them more (at alpha=1000 the variance of a client's counts would be 7.4, not the observed 2.46). Second, a client
+    that asks for more of a class than is left takes what is left, and fills up by a new draw over the remaining classes, from the
+    same distribution restricted to them: renormalising the first draw instead gives 3.9 classes per client at alpha=0.5. So the
+    last clients, in random order, get what is left.
     """
 
     name: str = "dirichlet"
@@ -56,7 +56,7 @@ class Dirichlet(Sharding):
         return deal(sample_owners.labels, self.divide(np.bincount(sample_owners.labels), K, seed), seed)
 
     def divide(self, counts: Indices, K: int, seed: int) -> Indices:
-        """Samples of each class for each client; int64 [K, classes], of which columns sum to `counts` and rows differ by at most 1."""
+        """Samples of each class for each client; int64 [K, classes]. Columns sum to `counts`, sums of rows differ by at most 1."""
         concentration = max(self.alpha, LIMIT) * counts / counts.sum()
         sizes, left = equal_sizes(int(counts.sum()), K), counts.copy()
         taken = np.zeros((K, len(counts)), np.int64)

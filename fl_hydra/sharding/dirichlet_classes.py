@@ -17,10 +17,10 @@ from fl_hydra.sharding.base import Sharding, Shards, class_counts, deal, equal_s
 from fl_hydra.sharding.proportions import MOST, in_proportion, log_dirichlet, log_sum, require_alpha
 
 DRAWS, FEW_DRAWS = 100, 20
-"""Draws of all clients before a request is refused, and before another is not offered in its place."""
+"""Most draws of all clients: for a request before it is refused, and for each alternative that might be offered."""
 
 IN_VAIN = 1e-3
-"""A probability of success below which drawing stops."""
+"""Drawing stops when the probability of success is below this."""
 
 SWEEPS = 500
 
@@ -31,14 +31,14 @@ class DirichletClasses(Sharding):
     """The samples of each class are divided among the K clients in proportions drawn from Dir(alpha, ..., alpha).
 
     Yurochkin et al. 2019, "Bayesian nonparametric federated learning of neural networks" (arXiv 1905.12022), section 4; also the
-    split of NIID-Bench (Li et al. 2022, arXiv 2102.02079), FedML and others. Their code also stops clients from taking more
-    once they have an equal share, which makes classes depend on their order and is not in the papers; here it is not done.
+    split of NIID-Bench (Li et al. 2022, arXiv 2102.02079), FedML and others. Their code also gives a client no more once it has
+    an equal share, which makes the result depend on the order of classes and is not in the papers; this code does not.
 
     alpha is the concentration of each client in each class: it is not the alpha of `sharding=dirichlet`. With 100 clients and
-    100 classes, 0.5 is close to iid here, and about 5 classes for each client there.
+    100 classes, 0.5 is close to iid here, and gives about 5 classes per client there.
 
-    Sizes are free, and all clients are drawn again while one has fewer than `min_size` samples. With `equal` they differ by at
-    most one: the table of clients and classes is scaled by rows and columns to equal sizes and the classes' totals (iterative
+    Sizes are free, and all clients are drawn again while one has fewer than `min_size` samples. With `equal`, sizes differ by at
+    most one: rows and columns of the table of clients and classes are scaled to equal sizes and the classes' totals (iterative
     proportional fitting, which keeps its odds ratios and changes it least in relative entropy), then rounded.
     """
 
@@ -83,18 +83,18 @@ class DirichletClasses(Sharding):
         return super().least_size(total, K) if self.equal else self.min_size
 
     def divide(self, counts: Indices, K: int, seed: int, draws: int = DRAWS) -> Drawn:
-        """How many samples of each class go to each client, after at most so many draws. counts: int64 [classes]."""
+        """How many samples of each class go to each client, after at most `draws` draws. counts: int64 [classes]."""
         return _divide(self.alpha, self.min_size, self.equal, tuple(counts.tolist()), K, seed, draws)
 
     def _what_works(self, counts: Indices, K: int, seed: int, most: int) -> str:
-        """Nearby settings that can be met with this seed, each with the others as they are."""
+        """Nearby settings that work with this seed; each changes one value only."""
 
         def works(alpha: float, K: int, min_size: int) -> bool:
             return DirichletClasses(alpha=alpha, min_size=min_size).divide(counts, K, seed, FEW_DRAWS).least >= min_size
 
         alphas = [alpha for power in range(1, 12) if (alpha := float(f"{self.alpha * 2**power:.3g}")) <= MOST]
         if alphas and not works(alphas[-1], K, self.min_size):
-            alphas = []  # where the most even does not work, none does
+            alphas = []  # if the most even does not work, none does
         enough = next((alpha for alpha in alphas if works(alpha, K, self.min_size)), None)
         fewer = next((K >> power for power in range(1, K.bit_length()) if works(self.alpha, K >> power, self.min_size)), None)
         options = [f"sharding.alpha={enough:g}"] if enough else []
@@ -105,9 +105,10 @@ class DirichletClasses(Sharding):
 
 @dataclass(frozen=True)
 class Drawn:
-    """The best of all draws: samples of each class for each client, int64 [K, classes], and those of the smallest client.
+    """The best of all draws.
 
-    draws: how many there were. short: clients with fewer than `min_size` samples, in the draw that had the fewest of them.
+    taken: samples of each class for each client, int64 [K, classes]. least: samples of the smallest client. draws: how many there
+    were. short: clients with fewer than `min_size` samples, in the draw that had the fewest of them.
     """
 
     taken: Indices
@@ -118,11 +119,11 @@ class Drawn:
 
 @lru_cache(maxsize=2)
 def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K: int, seed: int, draws: int) -> Drawn:
-    """The first draw in which every client has enough samples, or the best of so many; fewer if the rest would be futile.
+    """The first draw in which every client has enough samples, or the best of at most `draws`; drawing stops early if it is futile.
 
-    Clients are short of samples independently, or nearly so: the more one has, the less is left for others. If n are on average, the
-    chance that none is, is at most exp(-n). So a few draws can tell that a hundred will not do: the estimate of n is lowered by three of
-    its standard deviations.
+    Clients are short of samples nearly independently: the more one has, the less is left for others. If n clients are short on average,
+    the probability that none is short is at most exp(-n). So a few draws can show that a hundred will not do; to be safe, their estimate
+    of n is lowered by three of its standard deviations.
     """
     present, totals = np.flatnonzero(counts), np.array(counts, np.int64)
     best, fewest, all_short = None, K, 0
@@ -147,15 +148,15 @@ def _divide(alpha: float, min_size: int, equal: bool, counts: tuple[int, ...], K
 
 
 def _free(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
-    """Whole numbers near to the shares, int64 [classes, K], from the arguments of :func:`_balanced`."""
+    """Whole numbers close to the shares, int64 [classes, K], from the arguments of :func:`_balanced`."""
     return in_proportion(rng, np.exp(log_shares), counts)
 
 
 def _balanced(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> Indices:
-    """Whole numbers near to the shares whose sums over classes are equal (±1) and over clients the classes' totals.
+    """Whole numbers close to the shares. Their sums over classes are equal (±1), their sums over clients the classes' totals.
 
     Args:
-        rng: of the rounding.
+        rng: for the rounding.
         log_shares: float64 [classes, K], logarithms of each client's share of each class.
         counts: int64 [classes], all above 0.
 
@@ -164,7 +165,7 @@ def _balanced(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> I
     """
     sizes = equal_sizes(int(counts.sum()), log_shares.shape[1])
     log_table = log_shares + np.log(counts)[:, None]
-    # Logarithms, as proportions at small alpha are below the smallest float. There it converges slowly, so sweeps are bounded.
+    # In logarithms, because proportions underflow at small alpha. Convergence is slow there, so sweeps are bounded.
     for _ in range(SWEEPS):
         log_sizes = log_sum(log_table, 0)
         if np.abs(np.exp(log_sizes) - sizes).max() < 0.5:
@@ -173,8 +174,8 @@ def _balanced(rng: np.random.Generator, log_shares: Reals, counts: Indices) -> I
         log_table += np.log(counts)[:, None] - log_sum(log_table, 1)
     table = np.exp(log_table)
     taken = in_proportion(rng, table / table.sum(1, keepdims=True), counts)
-    # Sizes are off by what was rounded: the largest client hands one sample to the smallest, of the class where that
-    # brings both nearest to the table, until all are right.
+    # Rounding leaves sizes slightly off. Until all are right, the client most above its size gives one sample to the one
+    # most below, of the class where that brings both closest to the table.
     excess = taken.sum(0) - sizes
     while excess.any():
         giver, taker = int(excess.argmax()), int(excess.argmin())

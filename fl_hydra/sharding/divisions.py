@@ -1,15 +1,16 @@
-"""Who can hold exactly N_c classes: a decision and a construction, by counting alone.
+"""Which clients hold which classes, exactly N_c each: whether that is possible, and how, by counting alone.
 
-Draw a line from each client to each class that it holds. A connected group of k clients and g classes has k N_c lines and needs at least
-k + g - 1, and a class of n images gives lines to at most min(n, k) of the k clients. So a division falls into groups of classes with
+In the graph with an edge from each client to each class that it holds, a connected component of k clients and g classes has k N_c edges
+and needs at least k + g - 1, and a class of n images has edges to at most min(n, k) clients. So a division falls into groups of classes
+with
 
-1. images for k clients of the two sizes that differ by one, neither of which is below N_c,
+1. images for exactly k clients of s or s + 1 images each, where s, all images // K, is at least N_c,
 2. g <= k (N_c - 1) + 1,
 3. sum of min(n, k) over its classes >= k N_c.
 
-Where classes fall into such groups, clients are served one by one (:func:`holders`). Most often all classes are one group. Where they are
-too many for the second condition they have to be parted so that sums come out right, which is as hard as packing bins: a search that
-counts its steps, and so ends alike on every machine.
+Within such groups, clients are served one by one (:func:`holders`). Most often all classes are one group. If they are too many for the
+second condition, they must be partitioned so that the sums come out right, which is as hard as bin packing: a search with a limit on its
+steps, not its time, so that it ends alike on every machine.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ STEPS = 100_000
 
 
 class UndecidedError(Exception):
-    """The search for groups has taken all its steps."""
+    """The search for groups ran out of steps."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes, int64 [g], and the number of clients that hold them and no others."""
+    """Classes, int64 [g], and the number of clients that hold these and no other classes."""
 
     classes: Indices
     clients: int
@@ -43,12 +44,12 @@ def groups(counts: Indices, K: int, N_c: int, steps: int = STEPS) -> list[Group]
 
     Args:
         counts: int64 [classes], images of each.
-        K: clients, among whom all images are divided, equally (±1).
+        K: clients, among whom all images are divided equally (±1).
         N_c: classes of each client.
-        steps: of the search.
+        steps: limit on the steps of the search.
 
     Raises:
-        UndecidedError: it has taken all steps.
+        UndecidedError: the search ran out of steps.
     """
     present = np.flatnonzero(counts)
     n = counts[present]
@@ -72,7 +73,7 @@ def groups(counts: Indices, K: int, N_c: int, steps: int = STEPS) -> list[Group]
 
 
 def holders(counts: Indices, parts: list[Group], N_c: int) -> NDArray[np.bool_] | None:
-    """Which client holds which class, bool [K, classes], where classes fall into these groups; None where no choice is found."""
+    """Which client holds which class, bool [K, classes], for classes in these groups; None if no choice is found."""
     rows = []
     for part in parts:
         held = _hold(counts[part.classes], part.clients, N_c)
@@ -84,13 +85,13 @@ def holders(counts: Indices, parts: list[Group], N_c: int) -> NDArray[np.bool_] 
 
 
 Copies = tuple[int, ...]
-"""How many classes there are of each size, from the largest."""
+"""Number of classes of each size, from the largest."""
 
 
 class _Parting:
-    """Parts classes into groups: that of the largest class first, then the rest, going back where a rest cannot be parted.
+    """Partitions classes into groups: first that of the largest class, then the rest, backtracking if the rest cannot be partitioned.
 
-    Classes of equally many images are alike, so groups are told apart by how many of each size they have.
+    Classes of equally many images are interchangeable, so a group is described by its number of classes of each size.
     """
 
     def __init__(self, values: list[int], size: int, N_c: int, steps: int) -> None:
@@ -98,7 +99,7 @@ class _Parting:
         self.hopeless: set[tuple[Copies, int]] = set()
 
     def search(self, left: Copies, K: int) -> list[tuple[Copies, int]] | None:
-        """The groups of these classes, which K clients are to hold."""
+        """Groups of these classes for K clients; None if there are none."""
         if not any(left):
             return [] if K == 0 else None
         if not self.N_c <= sum(left) <= K * self.N_c or (left, K) in self.hopeless:
@@ -112,7 +113,7 @@ class _Parting:
         return None
 
     def first_groups(self, left: Copies, K: int, largest: int, taken: Copies, number: int, images: int) -> Iterator[tuple[Copies, int]]:
-        """Groups that hold the largest class and go on from what is taken of the sizes so far, each with a number of clients."""
+        """Groups that hold the largest class and extend `taken`, the classes of the sizes so far, each with a number of clients."""
         self.steps -= 1
         if self.steps < 0:
             raise UndecidedError
@@ -133,8 +134,8 @@ class _Parting:
 def _hold(counts: Indices, K: int, N_c: int) -> NDArray[np.bool_] | None:
     """Which of K clients holds which class of one group, bool [K, classes].
 
-    A client takes its N_c classes so that the others, with what is left, are a group again. There always was such a choice in what was
-    tried (tests compare it with an integer programme); None if not.
+    Each client takes its N_c classes so that what is left is a group for the other clients. Such a choice existed in every case tried
+    (tests compare with an integer programme); None if not.
 
     Args:
         counts: int64 [classes], all above 0, which meet the conditions above.
@@ -150,10 +151,10 @@ def _hold(counts: Indices, K: int, N_c: int) -> NDArray[np.bool_] | None:
 
 
 def _portion(counts: Indices, K: int, size: int, N_c: int) -> Indices | None:
-    """Images of each class for one of K clients, int64 [classes], after which what is left is a group for K - 1.
+    """Images of each class for one of K clients, int64 [classes], such that what is left is a group for K - 1; None if none is found.
 
-    Some classes it takes whole: as many as have to go for the second condition, neighbours in the order of sizes. Of the others,
-    the largest, it takes what they can give without a loss to the third condition first.
+    The client takes some classes whole, neighbours in the order of sizes: at least as many as the second condition demands. From its
+    others, the largest ones, it first takes what they can give without loss to the third condition.
     """
     order = np.argsort(counts, kind="stable")
     order = order[counts[order] > 0]
@@ -182,7 +183,7 @@ def _portion(counts: Indices, K: int, size: int, N_c: int) -> Indices | None:
 
 
 def _spread(total: int, limits: list[Indices]) -> Indices:
-    """Whole numbers, int64 [n], whose sum is `total`: up to the first limits, then evenly on to the next, and so on."""
+    """Whole numbers, int64 [n], whose sum is `total`: raised evenly to the first limits, then to the next, and so on."""
     numbers = np.zeros_like(limits[0])
     for limit in limits:
         while (rest := total - int(numbers.sum())) and len(below := np.flatnonzero(numbers < limit)):

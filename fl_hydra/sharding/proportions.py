@@ -1,4 +1,4 @@
-"""What several shardings draw: Dirichlet proportions that never underflow, and whole numbers in given proportions."""
+"""Draws that several shardings share: Dirichlet proportions that never underflow, and whole numbers in given proportions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
 
 LEAST, MOST = 1e-100, 1e9
-"""Concentrations below the one and above the other differ from their limits by less than any number of samples can show."""
+"""No number of samples could tell a concentration below the first from 0, or one above the second from infinity."""
 
 
 def require_alpha(name: str, alpha: float, zero: bool = False) -> None:
@@ -25,11 +25,11 @@ def require_alpha(name: str, alpha: float, zero: bool = False) -> None:
 def log_dirichlet(rng: np.random.Generator, concentration: Reals) -> Reals:
     """Logarithms of Dirichlet proportions along the last axis.
 
-    At small concentrations nearly all proportions are below the smallest float; their logarithms are not, so proportions
-    among some of them, when the others are gone, still are what they should be. Gamma(a) is Gamma(a + 1) U^(1/a).
+    At small concentrations nearly all proportions underflow, but their logarithms do not, so the ratios among any subset are
+    still right. Gamma(a) is Gamma(a + 1) U^(1/a).
 
     Args:
-        rng: where draws come from.
+        rng: source of the draws.
         concentration: float64 [..., n], all above 0.
 
     Returns:
@@ -40,20 +40,20 @@ def log_dirichlet(rng: np.random.Generator, concentration: Reals) -> Reals:
 
 
 def log_sum(logs: Reals, axis: int) -> Reals:
-    """Logarithm of the sum of exponentials along an axis, which stays with length 1."""
+    """Logarithm of the sum of exponentials along an axis, which is kept with length 1."""
     most = logs.max(axis, keepdims=True)
     total: Reals = most + np.log(np.exp(logs - most).sum(axis, keepdims=True))
     return total
 
 
 def in_proportion(rng: np.random.Generator, shares: Reals, totals: Indices) -> Indices:
-    """Whole numbers in the given proportions: each is its real value rounded up or down, and on average equal to it.
+    """Whole numbers in the given proportions: each is its real value rounded up or down, and equals it on average.
 
     Shares are laid end to end on a ruler of length `total`, marked at every whole number from a random start; each gets the
-    marks that fall on it. (Rounding without the random start would favour some places over others.)
+    marks that fall on it. (Rounding without the random start would favour some positions over others.)
 
     Args:
-        rng: of the random starts.
+        rng: for the random starts.
         shares: float64 [n, K], rows sum to 1.
         totals: int64 [n].
 
@@ -62,5 +62,5 @@ def in_proportion(rng: np.random.Generator, shares: Reals, totals: Indices) -> I
     """
     marks = np.floor(shares.cumsum(1) * totals[:, None] + rng.random((len(totals), 1))).astype(np.int64)
     marks = np.minimum(marks, totals[:, None])
-    marks[:, -1] = totals  # whatever rounding left of the sum of the shares
+    marks[:, -1] = totals  # even if rounding made the sum of the shares not exactly 1
     return np.diff(marks, axis=1, prepend=0)

@@ -1,4 +1,4 @@
-"""Quantity skew: clients that see the same, and unequally much of it."""
+"""Quantity skew: clients with the same distribution of samples, and unequal numbers of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fl_hydra.sharding.proportions import in_proportion, log_dirichlet, require_
 class Quantity(Sharding):
     """A random permutation of all samples, cut into pieces whose sizes are in proportions drawn from Dir(alpha, ..., alpha).
 
-    NIID-Bench (Li et al. 2022, arXiv 2102.02079), section 4.3, quantity skew. Every client has `min_size` samples first, and the
-    rest is divided: that can always be met, where drawing again until the smallest is large enough hardly ever ends.
+    NIID-Bench (Li et al. 2022, arXiv 2102.02079), section 4.3, quantity skew. Every client first gets `min_size` samples, then the
+    rest is divided: this always works, whereas drawing again until the smallest is large enough hardly ever does.
     """
 
     name: str = "quantity"

@@ -11,13 +11,13 @@ from fl_hydra.randomness import generator, key
 from fl_hydra.sharding.base import Shards
 
 SHORT = 64
-"""A shard with fewer images is walked through many times in a round, and its passes are drawn together."""
+"""A shard with fewer images is passed through many times in a round, so its passes are drawn together."""
 
 
 class ShardSampler:
     """A client's draws as a function of its cursor (the samples it has drawn so far).
 
-    Pass p visits the shard in a permutation f(seed, client, p). Batches run across the border of two passes, so nothing is
+    Pass p visits the shard in a permutation f(seed, client, p). Batches run across the border between passes, so nothing is
     dropped, and a client with fewer images than a batch sees some of them twice in it.
     """
 
@@ -41,9 +41,9 @@ class ShardSampler:
         return drawn[cursor - first * size :][:count]
 
     def _short_walks(self, client: int, first: int, last: int) -> Indices:
-        """Passes first..last over a shard that one batch may run through many times, all at once.
+        """Passes first..last over a short shard, drawn all at once.
 
-        Each pass sorts the shard by its own stretch of one counter-based stream, so a pass is the same whichever are asked for.
+        Each pass sorts the shard by its own stretch of one counter-based stream, so it does not depend on which passes are asked for.
         """
         shard = self._shards[client]
         size = len(shard)
