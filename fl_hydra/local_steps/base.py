@@ -1,4 +1,4 @@
-"""What a rule for the number of local steps is."""
+"""The base of rules for the number of local steps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Memory = dict[str, float]
 class Measured:
     """What was measured in a round; NaN for what the rule does not ask for.
 
-    loss: mean training loss over the round's batches. drift: sum of |w_k - w|^2 / (m (m - 1)) over the m rows, w being their mean:
-    what independent noise adds to |w - x|^2, on average. progress: |w - x|^2, x being what the round began with.
+    loss: mean training loss over the round's batches. drift: sum of |w_k - w|^2 / (m (m - 1)) over the m rows, w their mean: on
+    average, what independent noise adds to |w - x|^2. progress: |w - x|^2, x the model that the round began with.
     noise: the gradient noise scale, in samples (a ratio of running means).
     """
 
@@ -36,8 +36,8 @@ class Measured:
 class LocalSteps(Component):
     """A rule that chooses the number of local steps before each round. The top-level J is its final or largest value.
 
-    To add one: subclass it with `@local_step_rules.register`, name in `measures` what should be measured, and override `steps`, and
-    `observe` if it remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
+    To add one, subclass this with `@local_step_rules.register`, list in `measures` what is to be measured, and override `steps`, and
+    `observe` if the rule remembers anything. Whatever it chooses, the run spends its budget of samples exactly.
     """
 
     spread: float = 0.0
@@ -72,17 +72,17 @@ class LocalSteps(Component):
         Args:
             J: the top-level J.
             progress: fraction of the budget that is spent, in [0, 1).
-            taken: consecutive local steps so far.
-            memory: what the rule keeps.
+            taken: local steps so far on the critical path, one after the other.
+            memory: what the rule remembers.
         """
 
     def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
-        """Take notice of a round. With J=1 it would have processed so many `samples`, of all rows together."""
+        """Learn from a round. samples: what all rows together would have processed with J=1."""
 
     def of_clients(self, steps: int, speeds: Reals, federated: bool, seed: int) -> Indices:
-        """J_k of every client, int64 [K], by their speeds, float64 [K]: the slower, the fewer; on average `steps` exactly.
+        """J_k of every client, int64 [K], by their speeds, float64 [K]: slower ones take fewer steps; the mean is exactly `steps`.
 
-        Of equally fast workers those with low numbers take fewer; clients are shuffled.
+        Among equally fast workers, those with lower numbers take fewer; federated clients are shuffled first.
         """
         K = len(speeds)
         if not self.spread or K == 1:

@@ -1,4 +1,4 @@
-"""Numbers of local steps that follow what training shows."""
+"""Rules that adapt the number of local steps to what was measured in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fl_hydra.local_steps.base import LocalSteps, Measured, Memory, local_step_r
 
 @dataclass
 class _Adaptive(LocalSteps):
-    """Begins with `start` steps, or J if that is less, and remembers the number it has come to."""
+    """Begins with `start` steps, or J if that is less, and remembers the current number."""
 
     start: int = 4
     """Local steps in the first rounds, or J if that is less."""
@@ -30,7 +30,7 @@ class _Adaptive(LocalSteps):
 class Loss(_Adaptive):
     """Gossip-AGA's rule (Chen et al., ICML 2021, algorithm 2): H <- ceil(F_init / F H_init), F being the round's training loss.
 
-    F_init is a running mean, F_init <- (F_init + F) / 2, over the fraction `warmup` of the budget, in which H stays H_init (`start`).
+    F_init is a running mean, F_init <- (F_init + F) / 2, over the first fraction `warmup` of the budget, while H stays H_init (`start`).
     """
 
     name: str = "loss"
@@ -55,11 +55,11 @@ class Loss(_Adaptive):
 @local_step_rules.register
 @dataclass
 class Drift(_Adaptive):
-    """Weighs the workers' dispersion against the progress they make together.
+    """Compares the workers' dispersion with their common progress.
 
-    r = drift / progress is 0 where all workers go the same way, and 1 on average where their common way is what independent noise
-    leaves of their mean. A round with r below `low` is followed by one of twice as many steps, one with r above `high` by one of half
-    as many: long strides while there is a way to go, frequent averages later on. The rule is ours.
+    r = drift / progress is 0 if all workers move alike, and 1 on average if independent noise alone moves their mean. A round with r
+    below `low` is followed by one of twice as many steps, one with r above `high` by one of half as many: long strides while there is a
+    way to go, frequent averages later on. The rule is ours.
     """
 
     name: str = "drift"
@@ -86,10 +86,10 @@ class Drift(_Adaptive):
 @local_step_rules.register
 @dataclass
 class Noise(_Adaptive):
-    """Makes a round as large as a batch may be: J <- B_noise / (samples of one step of all workers).
+    """Makes a round as large as the largest useful batch: J <- B_noise / (samples of one step of all workers).
 
     B_noise is the gradient noise scale (McCandlish et al. 2018, equation 2.8), the batch size up to which averaging over more
-    samples pays. A round averages over K J batch_size of them. The rule is ours.
+    samples pays. A round averages over K J batch_size samples. The rule is ours.
     """
 
     name: str = "noise"

@@ -1,4 +1,4 @@
-"""Numbers of local steps that are known beforehand, as functions of the budget spent."""
+"""Schedules of the number of local steps, as functions of the budget spent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fixed(LocalSteps):
 @local_step_rules.register
 @dataclass
 class Phases(LocalSteps):
-    """Several numbers of steps, one after the other: `numbers[i]` before the fraction `borders[i]` of the budget, J after the last."""
+    """Several numbers of steps in turn: `numbers[i]` until the fraction `borders[i]` of the budget is spent, J after the last."""
 
     name: str = "phases"
     borders: list[float] = field(default_factory=lambda: [0.25, 0.5])
@@ -54,9 +54,9 @@ class Phases(LocalSteps):
 class PostLocal(LocalSteps):
     """Post-local SGD (Lin et al., ICLR 2020, section 3): one step until the switch, J after it.
 
-    In the paper the switch is the first fall of a learning rate that has been scaled and warmed up.
-    Momentum stays with its worker before the switch too, as in the authors' code; PyTorch's averages gradients there, so that the momenta
-    of all workers are equal at the switch.
+    In the paper the switch is at the first drop of a learning rate that has been scaled and warmed up.
+    Each worker keeps its own momentum before the switch too, as in the authors' code; PyTorch's implementation averages gradients
+    there, so that the momenta of all workers are equal at the switch.
     """
 
     name: str = "post_local"
@@ -87,7 +87,7 @@ class PostLocal(LocalSteps):
 @local_step_rules.register
 @dataclass
 class Linear(LocalSteps):
-    """From `start` steps to J, in a straight line over the budget."""
+    """From `start` steps to J, linearly over the budget."""
 
     name: str = "linear"
     start: int = 1
