@@ -1,1 +1,1 @@
-"""What a method handles in a round: rows of parameters, the clients behind them, and what they send."""
+"""What a method works with in a round: rows of parameters, their clients, and the messages that they send."""

@@ -1,4 +1,4 @@
-"""What a method knows of the clients of a round, and what passes between them and the server."""
+"""What a method knows about a round's clients, and the messages between them and the server."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class ShardPass(Protocol):
-    """Passes over all samples of clients, as they are."""
+    """Passes over all samples of a client, without augmentation."""
 
     def gradient(self, ids: Indices, models: Tensor) -> Tensor:
         """The gradient of each client's mean loss at its model, [rows, P] -> [rows, P], in new memory."""
         ...
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
-        """What a model [1, P] makes of a client's samples, and their targets."""
+        """The outputs of a model [1, P] for a client's samples, and their targets."""
         ...
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is fixed of a run.
+    """A run's constants.
 
     K: clients or workers. m: rows of a round. seed: of the run. layout: of a model's parameters.
-    sizes: int64 [K], samples of each client. count_labels: counts, of these, those of each class; None where samples have no label.
+    sizes: int64 [K], samples of each client. count_labels: counts them by class; None if samples have no labels.
     """
 
     K: int
@@ -51,11 +51,11 @@ class Facts:
 
     @cached_property
     def label_counts(self) -> Indices | None:
-        """Samples of each class of each client, int64 [K, classes]; None where samples have no label (text)."""
+        """Each client's samples of each class, int64 [K, classes]; None if samples have no labels (text)."""
         return None if self.count_labels is None else self.count_labels()
 
     def draws(self, purpose: str, *ids: int) -> np.random.Generator:
-        """A generator that is a function of the run's seed, a purpose (name it after the method), and ids such as round and client."""
+        """A generator determined by the run's seed, a purpose (named after the method), and ids such as round and client."""
         return generator(self.seed, purpose, *ids)
 
 
@@ -74,7 +74,7 @@ class Server:
     layers: Layers
 
     def step(self, models: Tensor, slots: dict[str, Tensor], mean: Tensor) -> None:
-        """The outer step from vectors [1, width] towards the mean [1, width] of what came back, in place.
+        """Take the outer step from `models` [1, width] towards `mean` [1, width], the mean of what clients returned, in place.
 
         The pseudo-gradient is old minus new (Reddi et al., ICLR 2021, algorithm 1).
         """
@@ -83,7 +83,7 @@ class Server:
             return
         difference, lr = models - mean, self.lr
         if self.outer.divides_by_rate:
-            # A rate may be 0 in the models' precision; nothing has moved then.
+            # The rate may round to 0 in the models' precision; then nothing has moved.
             rate = self.local_lr.clamp(min=torch.finfo(self.local_lr.dtype).tiny)
             difference, lr = difference / rate, lr * rate
         layers = self.layers if models.shape[1] == sum(self.layers.sizes) else Layers((models.shape[1],), (True,))
@@ -95,13 +95,13 @@ class Clients:
     """The cohort of a run's round, as an algorithm sees it.
 
     facts: of the run. round: its number, from 0. ids: int64 [rows].
-    weights: [rows], of the mean: 0 for those who drop out, summing to 1 unless the participation scheme weighs updates by itself
-    (importance sampling); the rest is the old model's then.
-    reports: bool [rows], who does not drop out. steps: int64 [rows], local steps of each. rates: [rows, 1], the sum of the learning rates
-    that each takes.
-    state: of these clients, by the names of the method's `client_state`, [rows, width]. slots: of their local optimizers, where these
-    outlive the round. fabric: what sends. server: what takes the outer step. hyper: the method's own hyper-parameters, [1, 1] by name.
-    shards: passes over all samples of clients. uplink: what a named message passes through before it is summed; None for nothing.
+    weights: [rows], of the mean; 0 for rows that drop out. They sum to 1 unless the participation scheme sets them itself (importance
+    sampling); the old model then has the remaining weight.
+    reports: bool [rows], whether each stays (does not drop out). steps: int64 [rows], local steps of each. rates: [rows, 1], the sum of
+    each row's learning rates over these steps.
+    state: `client_state` of these clients, by name, [rows, width]. slots: of their local optimizers, if these outlive the round.
+    fabric: sends messages. server: takes the outer step. hyper: the method's own hyper-parameters, [1, 1] by name.
+    shards: passes over all samples of clients. uplink: encodes a named message before it is summed; None: there is no uplink.
     """
 
     facts: Facts
@@ -121,33 +121,33 @@ class Clients:
     model_sent: bool = False
     """Whether the rows' ends have been sent in this round."""
     personal: Tensor | None = None
-    """Where clients are evaluated: the parameters that stay with each, [rows, width]."""
+    """The parameters that stay with each client, [rows, width]; set only when clients are evaluated."""
 
     @property
     def shares(self) -> Tensor:
-        """The part of all samples that each client holds, n_i / n, [rows, 1]; 0 for those who drop out."""
+        """The fraction of all samples that each client holds, n_i / n, [rows, 1]; 0 for clients that drop out."""
         sizes = self.facts.sizes
         values = np.where(self.reports, sizes[self.ids] / sizes.sum(), 0.0)
         return torch.from_numpy(values).to(self.weights.device, self.weights.dtype)[:, None]
 
     def receive(self, models: Tensor) -> Tensor:
-        """Each row's copy of the run's model: [1, P] -> [rows, P]. It may share the model's memory: not to be written to, and
-        not to be read after the model was changed.
+        """Each row's copy of the run's model: [1, P] -> [rows, P]. It may share the model's memory: do not write to it, and
+        do not read it after the model has changed.
         """
         return self.fabric.broadcast(models)
 
     def mean(self, values: Tensor, name: str = "") -> Tensor:
-        """The weighted mean of what each row sends: [rows, width] -> [1, width]."""
+        """The weighted mean of the vectors that rows send: [rows, width] -> [1, width]."""
         return self.sum(values, self.weights, name)
 
     def sum(self, values: Tensor, weights: Tensor, name: str = "") -> Tensor:
-        """The weighted sum of what each row sends: values [rows, width], weights [rows] or [rows, 1] -> [1, width].
+        """The weighted sum of the vectors that rows send: values [rows, width], weights [rows] or [rows, 1] -> [1, width].
 
-        All that a row sends in a round is one message. name: of what is sent, which the method's `messages` declares, so that `uplink`
-        can compress it; "" for the rows' ends, which have passed through it already.
+        Everything that a row sends in a round is one message. name: of the vector, declared in the method's `messages`, so that `uplink`
+        can compress it; "" for the rows' ends, which have already passed through it.
 
         Raises:
-            TypeError: a second vector without a name, where there is an uplink that it would not pass through.
+            TypeError: a second vector has no name, and would bypass the uplink.
         """
         if self.uplink is not None:
             if name:
@@ -159,13 +159,13 @@ class Clients:
         return self.fabric.sum(values, weights.flatten())
 
     def sum_sent(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The same of what the rows have sent already, as the ends with other weights: it costs nothing more."""
+        """The weighted sum of vectors that were already sent, such as the ends with other weights; not charged again."""
         return self.fabric.sum_weighted(values, weights.flatten())
 
     def gradient(self, models: Tensor) -> Tensor:
-        """The gradient of each client's mean loss over all its samples, as they are, without crops or flips: at models [rows or 1, P].
+        """The gradient, at models [rows or 1, P], of each client's mean loss over all its samples, without crops or flips.
 
-        It costs operations and time, and no samples of the budget.
+        It is charged in operations and time, but not in samples of the budget.
 
         Returns:
             [rows, P], in new memory.
@@ -174,9 +174,9 @@ class Clients:
         return self.shards.gradient(self.ids, models.expand(len(self.ids), -1))
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
-        """What a model [1, P] makes of all samples of one of these clients, as they are: outputs [n, ...] and targets [n, ...].
+        """The outputs [n, ...] of a model [1, P] for all samples of one of these clients, without augmentation, and their targets [n, ...].
 
-        It costs a forward pass of each.
+        It is charged as a forward pass of each sample.
         """
         assert self.shards is not None
         return self.shards.outputs(client, model)

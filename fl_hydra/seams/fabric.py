@@ -1,4 +1,4 @@
-"""Communication: the only code that knows which process holds which rows, and the ledger of what was sent."""
+"""Communication: the only code that knows which process holds which rows, and the ledger of what is sent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass
 class Traffic:
-    """What a run has sent so far, and how often it had to wait for it.
+    """A run's communication so far, and how often it had to wait.
 
-    bytes_up: payload that workers have sent. bytes_down: payload that a server, or the average, has sent back. messages: of both.
-    steps: local steps on the critical path: in each round, those of the row with most. averages: means over all rows of a round, for
-    which they wait; block_averages: of these, those within blocks of rows, all blocks at once. exchanges: messages on the critical path
-    between neighbours that wait for each other, those of the worker with most of them. exchanged: payload bytes between neighbours, of
-    all workers, whether they wait or not; `bytes_up` has them too. served: of the messages, those to and from a server.
+    bytes_up: payload that workers have sent. bytes_down: payload that they received from a server or an average. messages: of both.
+    steps: critical-path local steps, in each round the most that any row takes. averages: means over all rows of a round, for which
+    they wait; block_averages: those of them that are within blocks of rows, counted once for all blocks. exchanges: critical-path messages
+    between neighbours that wait for each other, those of the busiest worker. exchanged: payload bytes between neighbours, of all workers,
+    whether they wait or not; included in `bytes_up`. served: how many of the messages go to or come from a server.
     """
 
     bytes_up: int = 0
@@ -31,21 +31,21 @@ class Traffic:
     served: int = 0
 
     def average(self, workers: int, payload: int, times: int = 1) -> None:
-        """Enter means of `payload` bytes from each worker, which all of them receive."""
+        """Record means of `payload` bytes from each worker, which all of them receive."""
         self.bytes_up += times * workers * payload
         self.bytes_down += times * workers * payload
         self.messages += times * 2 * workers
         self.averages += times
 
     def visit(self, payload: int) -> None:
-        """Enter that one worker has sent `payload` bytes to a server and got as many back, while the others went on."""
+        """Record that one worker sent `payload` bytes to a server and got as many back, while the others kept working."""
         self.bytes_up += payload
         self.bytes_down += payload
         self.messages += 2
         self.served += 2
 
     def exchange(self, messages: int, in_a_row: int, payload: int) -> None:
-        """Enter messages of `payload` bytes between neighbours; the busiest worker waits for `in_a_row` of them, one after the other."""
+        """Record messages of `payload` bytes between neighbours; the busiest worker waits for `in_a_row` of them, one after another."""
         self.bytes_up += messages * payload
         self.exchanged += messages * payload
         self.messages += messages
@@ -53,14 +53,14 @@ class Traffic:
 
 
 class Fabric:
-    """Reductions over the rows that one run has in a round, which one process holds.
+    """Reductions over one run's rows in a round, all held by one process.
 
-    All that a row is sent in a round is one message, and so is all that it sends; rows wait for one average.
+    Everything sent to a row in a round is one message, and so is everything it sends; rows wait for one average.
 
     Args:
-        remote: whether even one row communicates (a client with its server), or not (a lone worker has the model).
-        rows: how many there are. reports: how many of them will send what they have. traffic: the run's ledger.
-        wire: how many bytes a vector takes on the wire.
+        remote: whether even a single row communicates (a client with its server) or not (a lone worker holds the model).
+        rows: their number. reports: how many of them report back. traffic: the run's ledger.
+        wire: the size of vectors on the wire.
     """
 
     def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None) -> None:
@@ -70,7 +70,7 @@ class Fabric:
         self._sent_down = self._sent_up = False
 
     def count_down(self, values: Tensor, plain: bool = False) -> None:
-        """Enter in the ledger that every row was sent one of `values` [1 or rows, width]; `plain`: all of it, as it is."""
+        """Charge for sending every row one of `values` [1 or rows, width]; `plain`: with the columns that otherwise stay with clients."""
         if self._apart:
             self.traffic.bytes_down += self._rows * (_bytes(values) if plain else self._wire.down(values))
             if not self._sent_down:
@@ -79,7 +79,7 @@ class Fabric:
             self._sent_down = True
 
     def count_up(self, values: Tensor, plain: bool = False) -> None:
-        """Enter in the ledger that every row that reports sent one of `values` [any, width] to be averaged; `plain`: all, as it is."""
+        """Charge every reporting row for one of `values` [any, width], sent to be averaged; `plain`: all columns, not encoded."""
         if self._apart:
             self.traffic.bytes_up += self._reports * (_bytes(values) if plain else self._wire.up(values))
             if not self._sent_up:
@@ -89,7 +89,7 @@ class Fabric:
             self._sent_up = True
 
     def count_average(self, values: Tensor) -> None:
-        """Enter an average [1, width] in the middle of a round, which all rows wait for and receive: messages of its own."""
+        """Charge for an average [1, width] in the middle of a round, which all rows wait for and receive, in separate messages."""
         if self._apart:
             size = _bytes(values)
             self.traffic.bytes_down += self._rows * size
@@ -104,13 +104,13 @@ class Fabric:
         return models.expand(self._rows, -1)
 
     def sum(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of what the rows send: values [rows, width], weights [rows] -> [1, width]."""
+        """The weighted sum of the vectors that rows send: values [rows, width], weights [rows] -> [1, width]."""
         self.count_up(values)
         return self.sum_weighted(values, weights)
 
     def sum_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The same of what is known already; nothing is sent."""
-        # Row by row, as rows are summed that come in one by one: the last bits of a product depend on where its factors lie in memory.
+        """The weighted sum of vectors that were already sent; nothing is charged."""
+        # Row by row, as when rows finish one by one: the last bits of a matrix product depend on where its factors lie in memory.
         total = torch.zeros_like(values[:1])
         for row, weight in zip(values, weights, strict=True):
             total[0].addcmul_(row, weight)
@@ -118,11 +118,11 @@ class Fabric:
 
 
 class Wire:
-    """What a vector takes on the wire.
+    """The size of a vector on the wire.
 
     Args:
-        size: numbers of a model. kept: of these, those that stay with their client.
-        encoded: bytes of a vector of so many numbers of so many bytes, on its way up; None: of all of them.
+        size: numbers in a model. kept: how many of them stay with their client.
+        encoded: bytes of a vector sent up, from its length and the bytes of each number; None: vectors are not encoded.
     """
 
     def __init__(self, size: int = -1, kept: int = 0, encoded: Callable[[int, int], int] | None = None) -> None:
@@ -143,5 +143,5 @@ class Wire:
 
 
 def _bytes(values: Tensor) -> int:
-    """Of one of `values` [any, width]."""
+    """The size of one of `values` [any, width]."""
     return values[0].numel() * values.element_size()

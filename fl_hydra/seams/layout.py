@@ -1,7 +1,7 @@
 """How a module's parameters lie in one flat vector.
 
-A model in training is a vector of P numbers, a round's workers are a matrix [rows, P]: optimizers and averages then take a
-handful of kernels whatever the number of layers, a message is a vector, and a checkpoint is a tensor.
+A model in training is a vector of P numbers, a round's workers are a matrix [rows, P]: optimizers and averages then need a
+handful of kernels however many layers there are, a message is a vector, and a checkpoint is a tensor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, BATCH_NORM)
 class Columns:
     """Some of the parameters, as columns of vectors [..., P].
 
-    names: of the parameters. slices: where they lie, in order, neighbours together. layers: what an optimizer knows of them.
+    names: of the parameters. slices: where they lie, in order, adjacent ones merged. layers: their layers, as optimizers see them.
     """
 
     names: tuple[str, ...]
@@ -41,13 +41,13 @@ class Columns:
         return sum(self.layers.sizes)
 
     def of(self, vectors: Tensor) -> Tensor:
-        """These columns of vectors [..., P]: [..., width], a view where they lie side by side, else a copy."""
+        """These columns of vectors [..., P]: [..., width], a view if they are contiguous, else a copy."""
         if len(self.slices) == 1:
             return vectors[..., self.slices[0]]
         return torch.cat([vectors[..., part] for part in self.slices], -1) if self.slices else vectors[..., :0]
 
     def write(self, vectors: Tensor, values: Tensor) -> None:
-        """Put values [..., width] into these columns of vectors [..., P]; what :meth:`of` gave as a view is there already."""
+        """Write values [..., width] to these columns of vectors [..., P]; a view from :meth:`of` is already in place."""
         first = 0
         for part in self.slices:
             place = vectors[..., part]
@@ -59,7 +59,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tensors:
-    """Tensors of a module that no optimizer steps, in the order in which they lie in a vector of their own: names and unstacked shapes."""
+    """Names and unstacked shapes of a module's tensors that no optimizer steps, in the order in which they lie in their vector."""
 
     names: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -71,7 +71,7 @@ class Tensors:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of each."""
+        """The number of elements of each."""
         return [math.prod(shape) for shape in self.shapes]
 
     @property
@@ -80,7 +80,7 @@ class Tensors:
         return sum(self.sizes)
 
     def views(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Them inside vectors [..., size], as views [..., *shape] by name."""
+        """The tensors inside vectors [..., size], as views [..., *shape] by name."""
         return _views(self.names, self.shapes, vectors)
 
 
@@ -88,11 +88,11 @@ class Tensors:
 class Layout:
     """Names and unstacked shapes of the parameters that are trained, in the order in which they lie in the vector.
 
-    weights: whether each is a weight, and neither a bias nor a parameter of a normalisation. modules: the class names of the modules to
-    which they belong. head: the name of the last linear layer, None where there is none.
-    statistics: running means and variances of BatchNorm, which are state of a row. momenta: by which each is updated.
-    frozen: parameters that are not trained, and other buffers: constants of a run, drawn with its initial weights.
-    random: whether a layer draws in training, as dropout does.
+    weights: whether each is a weight, that is, neither a bias nor a normalisation's parameter. modules: the class names of the modules to
+    which they belong. head: the name of the last linear layer; None if there is none.
+    statistics: BatchNorm's running means and variances, kept for each row. momenta: with which each of them is updated.
+    frozen: parameters that are not trained, and other buffers; a run's constants, drawn with its initial weights.
+    random: whether a layer draws random numbers in training, as dropout does.
     """
 
     names: tuple[str, ...]
@@ -107,7 +107,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        """The layout of a module, of which :func:`fl_hydra.training.architecture.check_architecture` has no complaint."""
+        """The layout of a module that :func:`fl_hydra.training.architecture.check_architecture` accepts."""
         named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         statistics = running_statistics(module)
         normalising = {id(p) for part in module.modules() if isinstance(part, _NORMALISATIONS) for p in part.parameters()}
@@ -124,22 +124,22 @@ class Layout:
 
     @property
     def modal(self) -> bool:
-        """Whether the model does in training what it does not in evaluation."""
+        """Whether the model computes differently in training and in evaluation."""
         return self.random or bool(self.statistics.names)
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of each parameter."""
+        """The number of elements of each parameter."""
         return [math.prod(shape) for shape in self.shapes]
 
     @property
     def recurrent(self) -> bool:
-        """Whether there is a recurrent layer, by PyTorch's name for its weights."""
+        """Whether there is a recurrent layer, recognised by PyTorch's name for its weights."""
         return any("weight_hh" in name for name in self.names)
 
     @property
     def layers(self) -> Layers:
-        """What an optimizer knows of it."""
+        """The layers, as optimizers see them."""
         return Layers(tuple(self.sizes), self.weights)
 
     @property
@@ -159,9 +159,9 @@ class Layout:
         """The columns of the parameters that a pattern chooses.
 
         Args:
-            pattern: `none`, `all`, `head` (the last linear layer), or names of parameters or of module classes, with wildcards, several
-                of them divided by `|`, each of which matches something.
-            key: of the option that gives it, for messages.
+            pattern: `none`, `all`, `head` (the last linear layer), or names of parameters or of module classes, with wildcards; several
+                are separated by `|`, and each must match something.
+            key: of the option that sets it, for messages.
 
         Raises:
             UserError: it matches no parameter.
@@ -185,7 +185,7 @@ class Layout:
         return _views(self.names, self.shapes, vectors)
 
     def whole(self, vectors: Tensor, statistics: Tensor | None, frozen: Tensor | None) -> Tensor:
-        """Parameters [rows, P] followed by what else makes a model: statistics [rows or 1, size], frozen tensors [size]."""
+        """Parameters [rows, P] followed by the rest of a model: statistics [rows or 1, size], frozen tensors [size]."""
         others = [values.expand(len(vectors), -1) for values in (statistics, frozen) if values is not None]
         return torch.cat([vectors, *others], 1) if others else vectors
 
@@ -198,7 +198,7 @@ class Layout:
         return self.views(parameters) | self.statistics.views(running) | self.frozen.views(frozen)
 
     def statistics_beside(self, columns: Columns) -> Columns:
-        """The columns of the statistics of modules that have some of these parameters; of all modules where they are all parameters."""
+        """Columns of the running statistics of modules that have any of these parameters; of all modules if these are all parameters."""
         modules = {name.rpartition(".")[0] for name in columns.names}
         everything = columns.width == self.size
         running = self.statistics
@@ -210,7 +210,7 @@ class Layout:
         )
 
     def flat(self, parameters: Iterable[Tensor]) -> Tensor:
-        """The reverse: tensors of the unstacked shapes, in order, as one vector [P]."""
+        """The inverse of :meth:`views`: tensors of the unstacked shapes, in order, as one vector [P]."""
         return flat(parameters)
 
 
@@ -228,7 +228,7 @@ def _views(names: Sequence[str], shapes: Sequence[tuple[int, ...]], vectors: Ten
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors as they lie in one vector; convolutions in channels_last order."""
+    """Tensors flattened into one vector; convolutions in channels_last order."""
     return torch.cat([(p.permute(0, 2, 3, 1) if p.dim() == 4 else p).reshape(-1) for p in tensors])
 
 
@@ -253,7 +253,7 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What of a module is not trained, and neither running statistics nor integers: by name."""
+    """A module's floating-point tensors that are neither trained nor running statistics, by name."""
     running = running_statistics(module)
     named: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
     named |= {name: buffer for name, buffer in module.named_buffers() if name not in running}
@@ -261,17 +261,17 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _momentum(module: nn.Module, name: str) -> float:
-    """By which a running statistic is updated."""
+    """The momentum with which a running statistic is updated."""
     return float(getattr(module.get_submodule(name.rpartition(".")[0]), "momentum", None) or 0.0)
 
 
 def last_linear(module: nn.Module) -> str | None:
-    """The name of a module's last linear layer, whose input is what is called its features."""
+    """The name of a module's last linear layer, whose input is called the module's features."""
     return next((name for name, part in reversed(list(module.named_modules())) if isinstance(part, nn.Linear)), None)
 
 
 def initial_module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A module with initial weights, drawn on the CPU by its own initialisation, as a function of the seed alone."""
+    """A module with initial weights, drawn on the CPU by its own initialisation; they depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "weights") & 0x7FFF_FFFF_FFFF_FFFF)
         return build()

@@ -1,4 +1,4 @@
-"""What a local step handles: rows of parameters, their batches, and gradients."""
+"""What a local step works on: rows of parameters, their batches, and gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METER_WIDTH = 3
 """What a meter counts: summed loss, correct predictions, targets."""
 
 CALLS = GRADIENTS, OUTPUTS, PRODUCTS = range(3)
-"""What a batch may be computed for: its gradient, its outputs, or a product with the Hessian."""
+"""What can be computed for a batch: its gradient, its outputs, or a product with the Hessian."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Batch:
     """One batch for each row.
 
     inputs: [rows, B, channels, height, width], or characters [rows, B, positions]. targets: int64 [rows, B], or [rows, B, positions]
-    where every position has one; negative where there is none.
-    weights: 1 where a sample counts and 0 where it pads, [rows, B]; None where all count.
+    if every position has one; negative where there is none.
+    weights: 1 for samples and 0 for padding, [rows, B]; None without padding.
     meter: [rows, 3], to which the metered gradient of this batch adds its summed loss, its correct predictions and its targets.
-    counts: how many samples count in each row; int64 [rows], on the host.
-    calls: how often each of :data:`CALLS` was asked for; int64 [rows, 3], on the host, counted up in place.
+    counts: samples of each row without padding; int64 [rows], on the host.
+    calls: how often each of :data:`CALLS` was computed; int64 [rows, 3], on the host, counted up in place.
     """
 
     inputs: Tensor
@@ -38,15 +38,15 @@ class Batch:
     counts: Indices
     calls: Indices
     metered: bool = False
-    """Whether a gradient of it has been metered."""
+    """Whether a gradient of this batch has been metered."""
     draws: Tensor | None = None
-    """The number that names each sample's draws in random layers, int64 [rows, B]; None where no layer draws."""
+    """The number that identifies each sample's draws in random layers, int64 [rows, B]; None without such layers."""
     statistics: Tensor | None = None
-    """The running statistics of each row's model, [rows, size], which the metered gradient updates; None where it has none."""
+    """The running statistics of each row's model, [rows, size], which the metered gradient updates; None if there are none."""
     frozen: Tensor | None = None
-    """What is not trained of the model of all these rows, [size]; None where all of it is."""
+    """Frozen tensors of the model, shared by all these rows, [size]; None if there are none."""
     training: bool = True
-    """Whether gradients are those of the model in training, or in evaluation: without dropout, with its running statistics."""
+    """Whether gradients are taken in training mode; in evaluation mode there is no dropout, and running statistics are used."""
 
     def rows(self, part: slice) -> Batch:
         """The batches of some of the rows."""
@@ -65,7 +65,7 @@ class Batch:
         )
 
     def samples(self, part: slice) -> Batch:
-        """Some samples of every row's batch, with the meter, the counts and the statistics of the whole."""
+        """Some samples of every row's batch, with the meter, counts and statistics of the whole batch."""
         weights, draws = (None if each is None else each[:, part] for each in (self.weights, self.draws))
         return Batch(
             self.inputs[:, part],
@@ -82,18 +82,17 @@ class Batch:
 
     @property
     def beside(self) -> dict[str, Tensor]:
-        """What a pass of the model reads beside parameters and samples, by name: what there is of `draws`, `statistics`, `frozen`."""
+        """Inputs of the model besides parameters and samples, by name: those of `draws`, `statistics` and `frozen` that exist."""
         named = {"draws": self.draws, "statistics": self.statistics, "frozen": self.frozen}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 @dataclass
 class Outputs:
-    """What a model makes of a batch.
+    """A model's outputs for a batch.
 
-    logits: [..., B, classes], or [..., B, positions, classes] where every position has a target. features: [..., B, width] (or
-    [..., B, positions, width]), the input of the last linear layer; of no
-    width where the model has none.
+    logits: [..., B, classes], or [..., B, positions, classes] if every position has a target. features: [..., B, width] (or
+    [..., B, positions, width]), the input of the last linear layer; of width 0 if the model has none.
     """
 
     logits: Tensor
@@ -103,16 +102,16 @@ class Outputs:
 class Loss(Protocol):
     """A loss of one row's batch, differentiable.
 
-    It is given the outputs of one row, its targets, int64 [B] or [B, positions], and further inputs by name, and returns the loss of each
-    target, of the shape of `targets`: padding is left out, and the mean taken, by who calls it. A loss of a whole batch (`whole=True`)
-    is also given `weights`, [B] or None, and returns one number. It runs under `torch.func.vmap`: no value may be read back.
+    It takes the outputs of one row, its targets, int64 [B] or [B, positions], and further inputs by name, and returns the loss of each
+    target, in the shape of `targets`; its caller leaves out padding and takes the mean. A loss of a whole batch (`whole=True`) also takes
+    `weights`, [B] or None, and returns one number. It runs under `torch.func.vmap`, so it must not read values back to the host.
     """
 
     def __call__(self, outputs: Outputs, targets: Tensor, /, **inputs: Tensor) -> Tensor: ...
 
 
 class Gradient(Protocol):
-    """Supplied by the engine: what can be computed of each row's batch, at any parameters, as often as it is asked for."""
+    """Supplied by the engine: computes for each row's batch, at any parameters, as often as it is called."""
 
     def __call__(
         self,
@@ -131,19 +130,19 @@ class Gradient(Protocol):
             parameters: [rows, P].
             batch: of each row.
             loss: cross-entropy if None.
-            whole: whether `loss` is that of a whole batch, which is never divided.
-            metered: whether this is the gradient of the batch from which training curves and the noise scale are made. Exactly one
-                gradient of a batch should be, at the rows' own parameters.
+            whole: whether `loss` is of a whole batch, which is then never split.
+            metered: whether training curves and the noise scale use this gradient. Exactly one gradient of each batch should be metered,
+                at the rows' own parameters.
             samples: further inputs of the loss by name, [rows, B, ...], one for each sample.
             inputs: further inputs of the loss by name, [rows, ...].
 
         Raises:
-            TypeError: a second gradient of a batch is to be metered.
+            TypeError: a gradient of this batch was already metered.
         """
         ...
 
     def outputs(self, parameters: Tensor, batch: Batch) -> Outputs:
-        """Logits and features of each row, detached; a forward pass of models in evaluation: without dropout, with running statistics."""
+        """Logits and features of each row, detached; a forward pass in evaluation mode, without dropout and with running statistics."""
         ...
 
     def product(
@@ -162,15 +161,15 @@ class Gradient(Protocol):
 
 
 SimpleGradient = Callable[[Tensor, Batch], Tensor]
-"""A gradient of cross-entropy that is metered."""
+"""A metered gradient of the cross-entropy."""
 
 
 @dataclass
 class LocalOptimizer:
     """The local optimizer of some rows.
 
-    hyper: by name, [rows, 1]. slots: its state by name, [rows, width], of each vector that it steps: "" for the parameters, and the names
-    of others that the method declares. columns: named sets of columns that are stepped apart.
+    hyper: by name, [rows, 1]. slots: for each vector that it steps, its state by name, [rows, width]; the vectors are "" (the
+    parameters) and others by the names that the method declares. columns: named sets of columns that are stepped separately.
     """
 
     rule: Optimizer
@@ -182,12 +181,12 @@ class LocalOptimizer:
 
 @dataclass
 class Rows:
-    """Local workers in training, one row each. Rows are copied into, never rebound.
+    """Local workers in training, one row each. Tensors are written in place, never rebound.
 
     parameters, starts: [rows, P]. lr: [rows, J or more], the rates of this round's steps.
-    state: of each row's client, by the names that the method's `client_state` gives, [rows, width]; it outlives the round.
-    received: what the server has sent beside the model (`send`), by name, [rows, width]; not to be written to.
-    facts: what is fixed of each row's client, by name (`row_facts`), [rows, width]: `sizes` and `label_counts`.
+    state: the method's `client_state` of each row's client, by name, [rows, width]; it outlives the round.
+    received: what the server sent besides the model (`send`), by name, [rows, width]; read-only.
+    facts: constants of each row's client, by name (`row_facts`), [rows, width]: `sizes` and `label_counts`.
     hyper: the method's own hyper-parameters (`hyper`), by name, [rows, 1].
     """
 
@@ -206,9 +205,9 @@ class Rows:
         """Step j of the local optimizer along `gradient` [rows, P], which may be overwritten.
 
         Args:
-            columns: the name of declared columns: only these take the step, with step counters of their own.
-            lr: another rate than the schedule's, [rows, 1] or a number.
-            of: the name of client state of P numbers that takes the step in place of the parameters, with slots of its own.
+            columns: the name of declared columns; only these are stepped, with their own step counters.
+            lr: a rate in place of the schedule's, [rows, 1] or a number.
+            of: the name of client state of P numbers that is stepped in place of the parameters, with its own slots.
         """
         local = self.optimizer
         vectors = self.parameters if of is None else self.state[of]
@@ -220,7 +219,7 @@ class Rows:
             local.rule.step(vectors, gradient, slots, local.hyper, rate, local.layers)
             return
         where = local.columns[columns]
-        # Views where the columns lie together, else copies that are laid back.
+        # Views if the columns are contiguous, else copies that are written back.
         parts = {name: where.of(slots[name]) for name, width in local.rule.slots.items() if width == "row"}
         counters = {name: slots[counter(name, columns)] for name, width in local.rule.slots.items() if width == "scalar"}
         part = where.of(vectors)
@@ -231,5 +230,5 @@ class Rows:
 
 
 def counter(name: str, columns: str) -> str:
-    """The name of a slot of one number, such as a step counter, that belongs to some columns."""
+    """The name of a scalar slot, such as a step counter, that belongs to some columns."""
     return f"{name}@{columns}"
