@@ -1,1 +1,1 @@
-"""The one loop: rows, engines, the fabric between them, and state that belongs to clients."""
+"""The one loop: planning, engines, local steps, evaluation, and state that belongs to clients."""

@@ -1,4 +1,4 @@
-"""What a model must be to be trained as a row of numbers."""
+"""What a model must satisfy to be trained as a row of numbers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from fl_hydra.training.sample_cost import example, sample_bytes
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model, before it has parameters of a run.
+    """A model without the parameters of a run.
 
-    module: whose own parameters are never read. layout: of its parameters. sample_bytes: what one sample's forward pass keeps for its
-    backward pass. least_batch: samples of the smallest batch of which its BatchNorm layers can take a variance.
+    module: its own parameters are never read. layout: of its parameters. sample_bytes: memory that one sample's forward pass keeps for
+    its backward pass. least_batch: the smallest batch size for which its BatchNorm layers can compute a variance.
     """
 
     model: Model
@@ -39,7 +39,7 @@ class Architecture:
 
     @classmethod
     def of(cls, model: Model, info: DatasetInfo, algorithm: Algorithm) -> Architecture:
-        """The architecture of a model for some samples, with what a method adds to it.
+        """The architecture of a model for a dataset, with what a method adds to it.
 
         Raises:
             UserError: it does not fit them, or engines would train it differently.
@@ -50,7 +50,7 @@ class Architecture:
         algorithm.check_layout(layout)
         if algorithm.personal(layout).width and algorithm.global_model:
             raise TypeError(f"{type(algorithm).__name__} leaves parameters with clients: there is no global_model, say so")
-        samples = 2 if layout.statistics.names else 1  # of one alone there may be no variance
+        samples = 2 if layout.statistics.names else 1  # a single sample may have no variance
         with _in_training(module, samples) if layout.modal else nullcontext():
             kept = sample_bytes(module, info, samples)
         return cls(model, info, algorithm, module, layout, kept, 1 + (layers.per_sample == 1))
@@ -61,14 +61,14 @@ class Architecture:
 
 
 def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[], nn.Module]) -> BatchLayers:
-    """Refuse, from passes of two samples, models that engines would train differently, or not at all; what its layers did in training.
+    """Refuse models that engines would train differently or not at all, by passes of two samples; its layers, after a training pass.
 
     Args:
-        module: is put into training mode. build: makes another one.
+        module: is put into training mode. build: makes another module.
 
     Raises:
-        UserError: it changes buffers other than BatchNorm's, draws random numbers other than dropout's, or has parameters that have no part
-            in its output.
+        UserError: it changes buffers other than BatchNorm's, draws random numbers other than dropout's, has parameters that do not affect
+            its output, or has none to train; a BatchNorm keeps no running statistics; integers are drawn; its forward pass fails.
     """
     name = type(module).__name__
     for key, part in module.named_modules():
@@ -84,7 +84,7 @@ def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[],
     _check_integers(name, module, build)
     module.train()
     before = {key: buffer.clone() for key, buffer in module.named_buffers()}
-    inputs = example(info, 2)  # some do with several samples what they do not with one
+    inputs = example(info, 2)  # some models behave differently with several samples than with one
     try:
         layers = _in_training(module, 2)
         with _Draws() as draws, layers:
@@ -113,7 +113,7 @@ def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[],
 
 
 def _check_integers(name: str, module: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Refuse tensors that are no floating-point numbers and differ from one module to the next: no seed decides about them."""
+    """Refuse integer tensors that differ from one module to the next: they are not drawn from the run's seed."""
 
     def found(module: nn.Module) -> dict[str, Tensor]:
         tensors = (dict(module.named_parameters()) | dict(module.named_buffers())).items()
@@ -128,12 +128,12 @@ def _check_integers(name: str, module: nn.Module, build: Callable[[], nn.Module]
 
 
 def _in_training(module: nn.Module, samples: int) -> BatchLayers:
-    """The layers of a module's pass in training, with some draws."""
+    """The layers for a module's pass in training, with arbitrary draws."""
     return BatchLayers(torch.float32, running_statistics(module), draws=torch.arange(samples))
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operations that draw from a generator."""
+    """Records operations that draw from a generator."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

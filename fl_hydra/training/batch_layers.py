@@ -1,6 +1,6 @@
 """BatchNorm and dropout, as functions of a row's batch: no module changes, and nothing is drawn from a generator.
 
-So both can be transformed by `torch.func`, are the same in every engine, and are recorded in graphs like all else.
+So both can be transformed by `torch.func`, are the same in every engine, and can be recorded in graphs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _DROPOUTS = {
 class BatchLayers(TorchFunctionMode):
     """Takes the place of `F.batch_norm` and of PyTorch's dropouts in one forward pass of one row.
 
-    A statistic is taken in `dtype`, over the samples that count. A sample's mask is a function of its own number, of which dropout of
-    the pass it is, and of the element: it depends on no other sample.
+    Statistics are computed in `dtype`, without padding. A sample's mask is a function of the sample's number, the dropout's position in the
+    pass, and the element; it depends on no other sample.
 
     Args:
-        dtype: of statistics: that of the rows, never that of a lower precision of computing.
-        statistics: running means and variances by name, as the module holds them; the batch's own are noted by these names.
-        weights: 1 where a sample counts and 0 where it pads, [B]; None where all count.
-        draws: 32-bit numbers that name the draws of each sample, int64 [B]; None in evaluation.
+        dtype: of statistics; that of the rows, even if layers compute in a lower precision.
+        statistics: running means and variances by name, as the module holds them; the batch's own are recorded under these names.
+        weights: 1 for samples and 0 for padding, [B]; None without padding.
+        draws: 32-bit numbers that identify the draws of each sample, int64 [B]; None in evaluation.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class BatchLayers(TorchFunctionMode):
         self._names = {id(tensor): name for name, tensor in self._running.items()}
         self._found: dict[str, Tensor] = {}
         self.dropouts = 0
-        """Dropouts so far in the pass."""
+        """Number of dropouts so far in the pass."""
         self.per_sample = 2**62
-        """Numbers of a channel that one sample has, the fewest that a BatchNorm in training was given."""
+        """The fewest elements per channel and sample in any input of a BatchNorm in training."""
 
     @property
     def used(self) -> bool:
-        """Whether there was such a layer in the pass, in training."""
+        """Whether the pass had such a layer in training."""
         return bool(self._found) or self.dropouts > 0
 
     @property
     def statistics(self) -> Tensor:
-        """The batch's means and unbiased variances, in the order of the running ones, [size]; these themselves of layers that took none."""
+        """The batch's means and unbiased variances, in the order of the running ones, [size]; of layers without any, the running ones."""
         return torch.cat([self._found.get(name, running).detach() for name, running in self._running.items()])
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,7 +85,7 @@ class BatchLayers(TorchFunctionMode):
         if training:
             mean, variance, count = _moments(values, self._weights)
             self._note(running_mean, mean)
-            # One number has no variance: then the running one stays.
+            # A single number has no variance; then the running one stays.
             self._note(running_var, torch.where(count > 1, variance * (count / (count - 1).clamp(min=1)), running_var))
             self.per_sample = min(self.per_sample, math.prod(input.shape[2:]))
         else:
@@ -128,7 +128,7 @@ class BatchLayers(TorchFunctionMode):
 
 
 def _moments(values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel of [B, channels, ...], and how many numbers they are taken of."""
+    """Mean and biased variance of each channel of [B, channels, ...], and the number of elements behind them."""
     axes = [0, *range(2, values.dim())]
     each = math.prod(values.shape[2:])
     if weights is None:

@@ -16,34 +16,34 @@ from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.samples import Samples
 
 CPU_SLAB, GPU_SLAB = 512, 16_384
-"""Samples that are gathered (images: cropped and normalised) in one go: enough to hide the calls, few enough to stay in a CPU's cache."""
+"""Samples that are gathered (images: cropped and normalised) at once: enough to amortise calls, few enough for a CPU's cache."""
 
 OF_LAYERS = 2**62
-"""Beyond every position of a sample: from a client's stream it makes the one that its model's random layers draw from."""
+"""Larger than any sample's position: hashed with a client's stream, it gives the stream of its model's random layers."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What models of some rows have beside their parameters: running statistics [rows, size], and what is not trained, [size]; None where
-    there is none."""
+    """Tensors of some rows' models besides their parameters: running statistics [rows, size] and frozen tensors [size]; None if there are
+    none."""
 
     statistics: Tensor | None = None
     frozen: Tensor | None = None
 
 
 class BatchStream:
-    """The batches of every row in some steps of a round. Everything is a tensor on the device, but the counts.
+    """The batches of every row in some steps of a round. Everything but `counts` and `calls` is a tensor on the device.
 
     Args:
         samples: the training samples.
         indices: int64 [rows, batches, batch_size], positions in `samples`.
-        streams: int64 [rows], the number that names each row's crops and flips.
-        cursors: int64 [rows], samples that each row's client had drawn before these.
-        weights: [rows, batches, batch_size], 1 where a sample counts and 0 where it pads; None where all count.
+        streams: int64 [rows], the number that identifies each row's crops and flips.
+        cursors: int64 [rows], samples that each row's client drew before these.
+        weights: [rows, batches, batch_size], 1 for samples and 0 for padding; None without padding.
         meter: [rows, 3], to which each batch adds its summed loss, correct predictions and targets.
-        counts: int64 [rows, batches], samples that count in each batch.
-        calls: int64 [rows, batches, 3], counts up what each batch was computed for (:data:`fl_hydra.seams.rows.CALLS`).
-        draws: whether layers of the model draw.
+        counts: int64 [rows, batches], samples of each batch without padding.
+        calls: int64 [rows, batches, 3], counts the computations on each batch (:data:`fl_hydra.seams.rows.CALLS`).
+        draws: whether layers of the model draw random numbers.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class BatchStream:
         self._streams = streams.view(rows, 1, 1)
         within = torch.arange(self._batches * self._batch_size, device=samples.device).view(1, self._batches, self._batch_size)
         self._positions = cursors.view(rows, 1, 1) + within
-        # The numbers of crops and flips are those of the positions themselves.
+        # The positions themselves identify crops and flips.
         names = hash_uniform(self._streams, torch.full_like(self._streams, OF_LAYERS)) if draws else None
         self._draws = None if names is None else hash_uniform(names, self._positions)
         self._targets = samples.targets[indices]
@@ -78,9 +78,9 @@ class BatchStream:
         return inputs.view(*indices.shape, *inputs.shape[1:])
 
     def at(self, rows: Indices, batches: Indices, beside: Beside) -> Batch:
-        """One batch of each of some rows, int64 [n], of which each its own, int64 [n].
+        """One batch for each of some rows, int64 [n]; `batches`, int64 [n], says which.
 
-        Its meter and its `calls` begin at 0. beside: what the rows' models have beside their parameters.
+        Its meter and `calls` begin at 0. beside: tensors of the rows' models besides their parameters.
         """
         row, batch = (to_device(positions, self._indices.device) for positions in (rows, batches))
         indices = self._indices[row, batch]
@@ -105,10 +105,10 @@ class BatchStream:
         )
 
     def batches(self, rows: slice, cut: bool, beside: Beside) -> Iterator[Batch]:
-        """The batches of some rows, one after the other.
+        """The batches of some rows, in order.
 
         Args:
-            cut: whether there are samples among them that do not count. beside: what the rows' models have beside their parameters.
+            cut: whether they have padding. beside: tensors of the rows' models besides their parameters.
         """
         window = max(1, self._slab_size // ((rows.stop - rows.start) * self._batch_size))
         for first in range(0, self._batches, window):

@@ -1,9 +1,9 @@
 """State that belongs to a client and outlives a round: momentum of a LocalSGD worker, control variates, personal layers.
 
-Clients of the running cohort are resident: their rows lie stacked on the device and stay there while the cohort does. The
-others are kept on the host until a checkpoint, and then as immutable files, one for each (client, round), which checkpoints
-refer to by their digests. So a checkpoint writes only what changed since the last one, a file of another run is never taken for its
-own, memory is bounded whatever K is, and a method without such state costs nothing.
+Clients of the current cohort are resident: their rows are stacked on the device as long as the cohort lasts. The others are
+kept on the host until a checkpoint, and then in immutable files, one for each (client, round), which checkpoints refer to by
+their digests. So a checkpoint writes only what changed since the last one, a file of another run is never mistaken for its own,
+memory is bounded for any K, and a method without such state costs nothing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ HOST_BYTES = 512 * 2**20
 """Client state kept on the host between two checkpoints, before it is written out early."""
 
 DIGITS = 16
-"""Hex digits of a file's SHA-256 by which a checkpoint knows it."""
+"""Hex digits of a file's SHA-256 by which a checkpoint identifies it."""
 
 References = Mapping[int, tuple[int, str | dict[str, Tensor]]]
-"""By client: the round after which its state was last changed, and the digest of the file that holds it; without a folder, the state."""
+"""By client: the round after which its state last changed, and the digest of its file; without a folder, the state itself."""
 
 
 class ClientStore:
     """State by client id.
 
     Args:
-        initial: what a client has at first, by name: [1, width] of all alike, or [K, width]; empty for methods without such state.
+        initial: initial state by name, [1, width] for all clients alike, or [K, width]; empty for methods without such state.
         folder: where files are written; None keeps everything on the host.
     """
 
@@ -41,26 +41,26 @@ class ClientStore:
         self._initial = dict(initial)
         self._folder = folder
         self.check: Callable[[], None] = lambda: None
-        """Raises where nothing may be written any more; asked before each file."""
+        """Called before a file is written or deleted; raises if the run may not do so any more."""
         self._resident_ids: tuple[int, ...] = ()
         self._resident: dict[str, Tensor] = {}
         self._resident_round = -1
         self._host: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._unwritten: set[int] = set()
         self._rounds: dict[int, int] = {}
-        """The round after which each client's state was last changed; with its id, the name of its file."""
+        """The round after which each client's state last changed; its file is named by the client's id and this round."""
         self._digests: dict[int, str] = {}
-        """Of the file of each client whose state is on the disk."""
+        """Digest of the file of each client whose state is on disk."""
         bytes_each = sum(values[0].nbytes for values in self._initial.values())
         self._host_limit = max(1, HOST_BYTES // bytes_each) if bytes_each else 0
 
     def check_out(self, ids: Indices, round: int, rows: dict[str, Tensor]) -> None:
-        """Lay the state of a round's cohort into `rows`, where it is changed in place and stays while the cohort does.
+        """Copy the state of a round's cohort into `rows`, where it is changed in place and stays as long as the cohort.
 
         Args:
             ids: int64 [rows], distinct.
             round: the round that will change them.
-            rows: by name [rows, width]; initial values for a client never seen.
+            rows: by name, [rows, width]; clients never seen get initial values.
         """
         if not self._initial:
             return
@@ -76,7 +76,7 @@ class ClientStore:
         self._resident_round = round
 
     def retire(self) -> None:
-        """Take the present cohort's state back to the host: its rows are needed for others."""
+        """Copy the current cohort's state back to the host, to free its rows for others."""
         for position, client in enumerate(self._resident_ids):
             self._host[client] = {name: rows[position].to("cpu", copy=True) for name, rows in self._resident.items()}
             self._host.move_to_end(client)
@@ -89,7 +89,7 @@ class ClientStore:
                 self._write(client, state)
 
     def read(self, ids: Indices, name: str) -> Tensor:
-        """What some clients, int64 [n], have now under a name, [n, width], on the device; the present cohort's as it lies in its rows."""
+        """The current state of some clients, int64 [n], under a name, [n, width], on the device; if resident, from its row."""
         resident = {client: position for position, client in enumerate(self._resident_ids)}
         found = []
         for client in ids.tolist():
@@ -125,11 +125,11 @@ class ClientStore:
             self._unwritten.discard(client)
 
     def save(self) -> References:
-        """What a checkpoint keeps of it. What is not on the disk yet is written, where there is a folder."""
+        """What a checkpoint stores; with a folder, state that is not on disk yet is written first."""
         if self._initial:
             resident = self._resident_ids
             self.retire()
-            self._resident_ids = resident  # they stay where they are
+            self._resident_ids = resident  # their rows stay in place
         if self._folder is None:
             return {client: (self._rounds[client], dict(state)) for client, state in self._host.items()}
         for client, state in self._host.items():
@@ -137,14 +137,14 @@ class ClientStore:
         return {client: (round, self._digests[client]) for client, round in self._rounds.items()}
 
     def restore(self, references: References) -> None:
-        """Go back to what a checkpoint refers to.
+        """Restore the state that a checkpoint refers to.
 
         Raises:
-            CorruptFile: a file is missing, damaged, not the one that was written then, or of other shapes.
+            CorruptFile: a file is missing, damaged, not the one that was written then, or has other shapes.
             OSError: one cannot be read now.
         """
         given: dict[int, dict[str, Tensor]] = {}
-        for client, (round, kept) in references.items():  # before anything is changed: a damaged file leaves the store as it was
+        for client, (round, kept) in references.items():  # before anything changes, so that a damaged file leaves the store as it was
             if not isinstance(kept, str):
                 given[client] = kept
             state = read_verified(self._path(client, round), kept) if isinstance(kept, str) else kept
@@ -157,7 +157,7 @@ class ClientStore:
         self._digests = {client: kept for client, (_, kept) in references.items() if isinstance(kept, str)}
 
     def collect(self, kept: list[References]) -> None:
-        """Delete the files that no checkpoint in `kept`, and not the present state, refers to. One that cannot be deleted stays."""
+        """Delete files to which neither a checkpoint in `kept` nor the current state refers. One that cannot be deleted stays."""
         if self._folder is None or not self._folder.is_dir():
             return
         rounds = [{client: round for client, (round, _) in references.items()} for references in kept]

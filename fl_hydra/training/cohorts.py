@@ -1,4 +1,4 @@
-"""What a method is given of the clients of a run: a round's cohort, or all of them."""
+"""The clients that a method sees: a round's cohort, or all of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fl_hydra.training.shard_passes import RunShards, ShardPasses
 
 
 class Cohorts:
-    """Makes :class:`fl_hydra.seams.clients.Clients` of the runs of a trainer.
+    """Makes the :class:`fl_hydra.seams.clients.Clients` of a trainer's runs.
 
     Args:
-        experiment: the first run, with which all others have method and uplink in common.
+        experiment: the first run; all others share its method and uplink.
         group: the rows. passes: over all samples of clients.
     """
 
@@ -37,7 +37,7 @@ class Cohorts:
         self._servers: list[Server] = []
 
     def allocate(self, outer: Sequence[Outer]) -> None:
-        """Make the servers of all runs, by their outer optimizers."""
+        """Make the servers of all runs from their outer optimizers."""
         group = self._group
         hyper = group.hyper(outer)
         rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=group.device)
@@ -47,7 +47,7 @@ class Cohorts:
         ]
 
     def part(self, run: PackedRun, index: int, plan: RoundPlan, state: State) -> RunRound:
-        """A run's part in a round, with its cohort, whose state is checked out. index: the run's. state: what it carries, [1, ...]."""
+        """A run's part in a round, with its cohort's state checked out. index: the run's. state: what it carries, [1, ...]."""
         group = self._group
         rows = group.division.sections[index]
         reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
@@ -80,14 +80,14 @@ class Cohorts:
         )
 
     def everyone(self, run: PackedRun, index: int, state: State) -> Clients:
-        """All clients of a run that have samples, weighed by these. state: what it carries, [1, ...]."""
+        """All clients of a run that have samples, weighted by their number. state: what it carries, [1, ...]."""
         ids = np.flatnonzero(run.shard_sizes)
         shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
         rate = torch.full((1, 1), run.lr, dtype=self._group.dtype, device=self._group.device)
         return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, replace(self._servers[index], local_lr=rate), state)
 
     def uncharged(self, run: PackedRun, index: int, ids: Indices, state: State) -> Clients:
-        """Some clients, int64 [n], for an evaluation: what they compute costs nothing. state: what the run carries, [1, ...]."""
+        """Some clients, int64 [n], for an evaluation, whose computation is not charged. state: what the run carries, [1, ...]."""
         weights = torch.full((len(ids),), 1 / len(ids), dtype=self._group.dtype, device=self._group.device)
         clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index], state)
         kept = {name: run.clients.read(ids, name) for name in self._group.kept_widths if name == PERSONAL or name.startswith(STATE)}
@@ -109,7 +109,7 @@ class Cohorts:
         state: State,
         encoded: bool = False,
     ) -> Clients:
-        """Some clients of a run, without what they carry. encoded: whether what they send passes through the uplink."""
+        """Some clients of a run, without their state. encoded: whether what they send passes through the uplink."""
         group = self._group
         wire = Wire(group.layout.size, group.personal.width, self._uplink.size if encoded else None)
         first = group.division.sections[index].start

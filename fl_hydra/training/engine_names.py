@@ -1,4 +1,4 @@
-"""Engines by name; without torch, as the configuration checks them before anything is trained."""
+"""Engines by name; without torch, so that the configuration can check them before anything is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 
 class EngineKind(NamedTuple):
-    """gradients: row by row in a loop, of stacked rows in one call, or that with convolutions as matrix products. recorded: whether
+    """gradients: row by row in a loop, of stacked rows in one call, or the latter with convolutions as matrix products. recorded: whether
     steps are launched as a recorded CUDA graph."""
 
     gradients: Literal["loop", "stacked", "im2col"]

@@ -1,4 +1,4 @@
-"""Which engine a run takes."""
+"""The choice of a run's engine."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ENGINES: dict[str, tuple[type[Engine], type[Launcher]]] = {
 
 
 LARGE_STEP = 5 * 10**6
-"""Bytes of activations of a row's step from which a CPU spends its time in the convolutions themselves, and not in calling them:
-LeNet from batch 16 on, the small network never."""
+"""Bytes of activations of a row's step above which a CPU spends its time in the convolutions, not in calling them: LeNet from batch
+size 16, the small network never."""
 
 FEW_ROWS = 4
-"""Rows of a run from which one call for all of them takes less time than a call for each."""
+"""The fewest rows of a run for which one call for all takes less time than one call for each."""
 
 
 def candidates(device: torch.device, layout: Layout, step_bytes: int, precision: Precision, rows: int) -> list[str]:
-    """What `engine=auto` has to choose from; more than one only where nothing but a measurement can tell.
+    """The candidates for `engine=auto`; more than one only if nothing but a measurement can decide.
 
-    Where calls are dearer than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU. On a CPU a large stacked
+    If calls cost more than arithmetic, rows are stacked: on a GPU, and for small steps on a CPU. On a CPU a large stacked
     convolution takes 1.5 to 2.5 times as long as one row after the other, and in fp16 a hundred times; a stack of one row takes 2.5
-    times as long as the row by itself. On a GPU it depends on the card and its cuDNN whether grouped convolutions, matrix products or
-    parallel branches of plain ones win.
+    times as long as the row by itself. On a GPU it depends on the card and on cuDNN whether grouped convolutions, matrix products or
+    parallel branches of plain convolutions are fastest.
 
     Args:
-        step_bytes: what the forward pass of one row's batch keeps for its backward pass. rows: of a run in a round.
+        step_bytes: memory that the forward pass of one row's batch keeps for its backward pass. rows: of a run in a round.
     """
     convolutional = any(len(shape) == 4 for shape in layout.shapes)
     if device.type == "cpu":
@@ -52,7 +52,7 @@ def candidates(device: torch.device, layout: Layout, step_bytes: int, precision:
 
 
 _fastest: dict[str, str] = {}
-"""What was measured in this process: engines by what their speed depends on."""
+"""The fastest engines measured in this process, by what their speed depends on."""
 
 
 def fastest(names: Sequence[str], rounds: Callable[[str], Callable[[], None]], shape: str, notify: Callable[[str], None]) -> str:
@@ -60,12 +60,12 @@ def fastest(names: Sequence[str], rounds: Callable[[str], Callable[[], None]], s
 
     Args:
         names: of the engines.
-        rounds: makes what trains a round with an engine.
+        rounds: returns a function that trains a round with an engine.
         shape: what the speed depends on.
         notify: is told which engine cannot be used here.
 
     Raises:
-        RuntimeError: none can.
+        RuntimeError: none can be used.
     """
     if shape not in _fastest:
         seconds = {}
@@ -81,7 +81,7 @@ def fastest(names: Sequence[str], rounds: Callable[[str], Callable[[], None]], s
 
 
 def _seconds(run_round: Callable[[], None]) -> float:
-    """Median seconds of a round, once it is warm: the first runs as it comes, the second is recorded."""
+    """Median seconds of a round after warming up: the first runs eagerly, the second is recorded."""
     times = []
     for _ in range(6):
         _synchronize()

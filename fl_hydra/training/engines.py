@@ -1,7 +1,7 @@
-"""Engines: where the gradients of rows come from. They are interchangeable and tested against each other.
+"""Engines compute the gradients of rows. They are interchangeable and tested against each other.
 
 - `loop_engine.py`: one row after the other through the ordinary module and autograd; the reference.
-- `stacked_engine.py`: all rows in one call (`torch.func.vmap`), with convolutions as grouped ones or as matrix products.
+- `stacked_engine.py`: all rows in one call (`torch.func.vmap`), with convolutions as grouped convolutions or as matrix products.
 
 How an engine's steps are launched, one by one or as replayed CUDA graphs, is :mod:`fl_hydra.training.graphs`.
 """
@@ -30,13 +30,13 @@ from fl_hydra.training.precision import Precision
 from fl_hydra.training.samples import Samples
 
 GPU_BRANCHES = 16
-"""Rows that are captured side by side as branches of one graph."""
+"""Blocks that are captured in parallel as branches of one graph."""
 
 CPU_EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 10_000
-"""Images of one evaluation call: what stays in a CPU's cache; all of a usual test set on a GPU."""
+"""Samples of one evaluation call: few enough for a CPU's cache; on a GPU a usual test set as a whole."""
 
 CPU_GRADIENT_BATCH = 512
-"""Samples of a row's batch that a CPU computes at once: of larger batches the parts take less time than the whole, and less memory."""
+"""Samples of a row's batch that a CPU computes at once: larger batches take less time and memory in parts than as a whole."""
 
 
 class Engine(ABC):
@@ -45,7 +45,7 @@ class Engine(ABC):
     Args:
         module: the architecture; its own parameters are never read.
         layout: of the module's parameters.
-        precision: of master rows and of the computation.
+        precision: of rows and of computation.
         device: where the rows live.
         notify: is told, in one line, what the user should know.
     """
@@ -71,22 +71,21 @@ class Engine(ABC):
         self.precision = precision
         self._notify = notify
         self.samples_at_once = CPU_GRADIENT_BATCH if device.type == "cpu" and not layout.statistics.names else 2**62
-        """Samples of a row's batch that are computed at once; a larger batch is accumulated. Halved when memory runs out."""
+        """Samples of a row's batch that are computed at once; larger batches are accumulated. Halved when memory runs out."""
         self.squares = False
-        """Whether meters have a fourth figure: the sum of the squared losses of samples."""
+        """Whether meters have a fourth figure, the sum of squared sample losses."""
 
     def _forward(self, vector: Tensor | dict[str, Tensor], inputs: Tensor, layers: BatchLayers | None = None) -> Tensor:
-        """Logits of one model: a vector of parameters and what else makes it, or its tensors by name. layers: those of a pass in training;
-        None: the model in evaluation."""
+        """Logits of one model, given as a whole vector or as tensors by name. layers: for a pass in training; None: evaluation mode."""
         views = self.layout.whole_views(vector) if isinstance(vector, Tensor) else vector
-        if self.precision.compute is not None:  # by hand: autocast loses sight of parameters under nested transforms
+        if self.precision.compute is not None:  # by hand: autocast does not recognise parameters under nested transforms
             views = self._cast(views)
         with self.precision.active(self.device), self._passing(layers):
             logits: Tensor = functional_call(self._module(layers), views, (inputs,))
         return logits.to(self.precision.master)
 
     def _cast(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a model as it computes with them; running statistics stay as they are."""
+        """The tensors of a model in the precision of computation; running statistics are not cast."""
         return {name: view if name in self._uncast else view.to(self.precision.compute) for name, view in views.items()}
 
     def _module(self, layers: BatchLayers | None) -> nn.Module:
@@ -98,7 +97,7 @@ class Engine(ABC):
         return BatchLayers(self.precision.master) if layers is None else layers
 
     def _beside(self, beside: Mapping[str, Tensor], weights: Tensor | None, training: bool) -> tuple[dict[str, Tensor], BatchLayers | None]:
-        """What one row's pass reads beside parameters: tensors by name, and its layers, None where they do as in evaluation."""
+        """One row's inputs besides parameters: tensors by name, and the layers of a pass in training; None for evaluation."""
         running = self.layout.statistics.views(beside["statistics"]) if "statistics" in beside else {}
         others = self.layout.frozen.views(beside["frozen"]) if "frozen" in beside else {}
         layers = BatchLayers(self.precision.master, running, weights, beside.get("draws")) if training and self.layout.modal else None
@@ -113,15 +112,15 @@ class Engine(ABC):
 
     @staticmethod
     def _mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """Mean cross-entropy over the targets that count; 0 where none does."""
+        """Mean cross-entropy over the targets that count; 0 if there are none."""
         mask = target_mask(targets, weights)
         if mask is None:
             return F.cross_entropy(logits, targets)
         return (cross_entropies(logits, targets) * mask).sum() / mask.sum().clamp(min=1)
 
     def _meter(self, logits: Tensor, targets: Tensor, weights: Tensor | None, mean_loss: Tensor, layers: BatchLayers | None) -> Tensor:
-        """Summed loss, number of correct predictions, number of targets, and, where it is wanted, the summed square: [3 or 4]; of models
-        with running statistics those of the batch follow."""
+        """Summed loss, number of correct predictions, number of targets, and, if `squares`, summed squared losses: [3 or 4], followed by
+        the batch's statistics if the model has running ones."""
         correct = logits.argmax(-1) == targets
         mask = target_mask(targets, weights)
         squares = [summed_squares(logits, targets, weights)] if self.squares else []
@@ -133,36 +132,36 @@ class Engine(ABC):
         return torch.cat([meter, layers.statistics]) if layers is not None and self.layout.statistics.names else meter
 
     def bind(self, places: Sequence[Tensor]) -> None:
-        """Make, once, what belongs to fixed memory of rows: `places`, each [rows, P], in which rows lie in all rounds."""
+        """Prepare, once, for fixed memory of rows: `places`, each [rows, P], which hold the rows in all rounds."""
 
     def mark_equal(self, rows: Tensor) -> None:
-        """Note that `rows` [rows, P] are copies of one model, which holds until they are written to (by their version counter)."""
+        """Note that `rows` [rows, P] are copies of one model; valid until they are written to (by their version counter)."""
 
     def threads(self, rows: int, batch_size: int) -> int:
-        """How many threads of a CPU, each with a core of its own, share the blocks of a run that has so many rows in a round."""
+        """How many CPU threads, each with its own core, share the blocks of a run with this many rows in a round."""
         return 1
 
     @property
     def branches(self) -> int:
-        """How many blocks, of whichever runs, are trained side by side as branches of a graph."""
+        """How many blocks, of any runs, are trained in parallel as branches of a graph."""
         return 1 if self.device.type == "cpu" else GPU_BRANCHES
 
     @abstractmethod
     def blocks(self, rows: int, most: int) -> list[slice]:
-        """How the rows of a run are divided: each block, of at most `most` rows, takes all its local steps before the next starts."""
+        """The blocks, of at most `most` rows, into which a run's rows are divided; each takes all its steps before the next."""
 
     def gradient(self, parameters: Tensor, batch: Batch, objective: Objective | None = None, *, metered: bool = True) -> Tensor:
-        """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until it is asked for again.
+        """The gradient of each row's mean loss: parameters [rows, P] -> [rows, P], valid until the next call.
 
-        Of a batch larger than `samples_at_once` it is the weighted sum of the gradients of its parts. The metered gradient also updates the
+        A batch larger than `samples_at_once` gets the weighted sum of the gradients of its parts. The metered gradient also updates the
         running statistics of the batch's rows.
 
         Args:
-            objective: cross-entropy if None. metered: whether the batch's meter is told of it.
+            objective: cross-entropy if None. metered: whether it enters the batch's meter.
 
         Raises:
-            TypeError: a second gradient of a batch is to be metered.
-            UserError: the batch would be divided, and the model takes statistics of it.
+            TypeError: a gradient of this batch was already metered.
+            UserError: the batch would be divided, but the model takes statistics of whole batches.
         """
         if metered and batch.metered:
             raise TypeError("a second gradient of a batch is metered; say metered=False of all but the one at the rows' own parameters")
@@ -203,13 +202,13 @@ class Engine(ABC):
             check_batch(self.layout, size, self.samples_at_once)
 
     def outputs(self, parameters: Tensor, batch: Batch) -> Outputs:
-        """What the models [rows, P] make of each row's batch, in evaluation."""
+        """Outputs of the models [rows, P] for each row's batch, in evaluation mode."""
         batch.calls[:, OUTPUTS] += 1
         return self.outputs_of(self.layout.whole(parameters, batch.statistics, batch.frozen), batch.inputs)
 
     @torch.no_grad()
     def outputs_of(self, parameters: Tensor, inputs: Tensor) -> Outputs:
-        """What whole models [rows, P or more] (:meth:`Layout.whole`) make of inputs [rows, B, ...]."""
+        """Outputs of whole models [rows, P or more] (:meth:`Layout.whole`) for inputs [rows, B, ...]."""
         parts = [self._outputs_of_rows(parameters, inputs[:, part]) for part in even_parts(inputs.shape[1], self.samples_at_once)]
         if len(parts) == 1:
             return parts[0]
@@ -230,7 +229,7 @@ class Engine(ABC):
         return total
 
     def _divide(self, size: int, error: RuntimeError) -> None:
-        """Take half as many samples of a batch at once after this.
+        """Halve the samples of a batch that are computed at once.
 
         Raises:
             RuntimeError: the error itself, if it is another one, if a single sample does not fit, or while a graph is recorded.
@@ -243,11 +242,11 @@ class Engine(ABC):
         self._notify(f"{size} samples at once do not fit into memory; going on with {self.samples_at_once}")
 
     def _may_retry(self, error: RuntimeError) -> bool:
-        """Whether less at once may help: memory ran out, and no graph is being recorded."""
+        """Whether computing less at once may help: memory ran out, and no graph is being recorded."""
         return out_of_memory(error) and not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
     def _make_room(self, error: RuntimeError) -> None:
-        error.__traceback__ = None  # its frames hold what filled the memory
+        error.__traceback__ = None  # its frames keep tensors alive
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -271,10 +270,10 @@ class Engine(ABC):
         """Summed loss, number of correct predictions and number of targets of each whole model [models, P or more]: float64 [models, 3].
 
         Args:
-            which: int64 [n], of which samples; None: of all.
+            which: int64 [n], the samples; None: all.
         """
         totals = torch.zeros(len(models), METER_WIDTH, dtype=torch.float64, device=self.device)
-        # Of few models of one run. Those of other runs are another call, as the number of models decides the last bits.
+        # Only models of one run in a call: the number of models affects the last bits.
         size = CPU_EVALUATION_BATCH if self.device.type == "cpu" else max(256, GPU_EVALUATION_BATCH // len(models))
         which = torch.arange(len(samples), device=self.device) if which is None else which
         for indices in torch.split(which, size):
@@ -283,7 +282,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def losses(self, model: Tensor, samples: Samples, which: Tensor) -> Tensor:
-        """The summed loss of the targets of each of some samples, int64 [n], under a whole model [P or more], and how many they are.
+        """For each of some samples, int64 [n], the summed loss of its targets under a whole model [P or more], and their number.
 
         Returns:
             float64 [n, 2].
@@ -298,10 +297,10 @@ class Engine(ABC):
 
 
 def check_batch(layout: Layout, batch_size: int, samples_at_once: int) -> None:
-    """Refuse to divide batches of which a model takes statistics.
+    """Refuse to divide batches if the model takes statistics of them.
 
     Raises:
-        UserError: a batch is larger than what is computed at once.
+        UserError: a batch has more samples than are computed at once.
     """
     require(
         not layout.statistics.names or batch_size <= samples_at_once,
@@ -312,7 +311,7 @@ def check_batch(layout: Layout, batch_size: int, samples_at_once: int) -> None:
 
 @contextmanager
 def features_of(module: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
-    """Notes what goes into the layer `head` of a module."""
+    """Records the inputs of the layer `head` of a module."""
     features: list[Tensor] = []
     if head is None:
         yield features
@@ -325,12 +324,12 @@ def features_of(module: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
 
 
 def stream_of(device: torch.device) -> int:
-    """What tells streams that work side by side apart; 0 on a CPU."""
+    """A number that identifies the current stream; 0 on a CPU."""
     return int(torch.cuda.current_stream().cuda_stream) if device.type == "cuda" else 0
 
 
 def even_parts(count: int, most: int) -> list[slice]:
-    """0..count-1 in as few parts of at most `most` as possible, of equal size (+-1)."""
+    """0..count-1 in as few parts as possible of at most `most`, of equal size (±1)."""
     parts = -(-count // most)
     borders = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(borders)]

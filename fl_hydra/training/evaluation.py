@@ -17,7 +17,7 @@ from fl_hydra.training.samples import Samples
 from fl_hydra.training.split import Split
 
 Metrics = dict[str, float | int | None]
-"""One line of metrics.jsonl; None where a number is not finite or there is no such set."""
+"""One line of metrics.jsonl; None if a number is not finite or the set does not exist."""
 
 
 def evaluate(
@@ -30,12 +30,12 @@ def evaluate(
     measured: Measurements,
     notify: Callable[[str], None],
 ) -> Metrics:
-    """A run's present metrics. Reads back, and begins its training figures anew.
+    """A run's current metrics. Reads back, and resets its training figures.
 
     Args:
-        index: the run's, among those of the trainer. models: [models, P], what is evaluated as the global model.
-        personal: scores clients by models of their own, on some samples of a set; None where they have none.
-        notify: is told that a long evaluation begins.
+        index: of the run in the trainer. models: [models, P], evaluated as the global model.
+        personal: scores clients with their own models on some samples of a set; None if they have none.
+        notify: is called when a long evaluation begins.
     """
     e = run.experiment
     sets = {"val": split.validation, "test": split.test} if e.test else {"val": split.validation}
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def _looked_at(run: PackedRun, samples: Samples, device: torch.device) -> Tensor:
-    """Which samples of a set are evaluated now, int64 [n]: a fixed part while the run goes on, at its end those that it asks for."""
+    """The samples of a set that are evaluated now, int64 [n]: a fixed subset during the run, the fraction `final` at its end."""
     final = run.experiment.final
     if run.finished and final < 1:
         return samples.fair(math.ceil(final * len(samples)))

@@ -22,13 +22,13 @@ from fl_hydra.training.samples import Samples
 
 
 class EventPhase:
-    """A block of events of each run: gradients that do not depend on each other together, all else in its order.
+    """A block of events of each run: independent gradients are computed together, everything else in order.
 
-    It has the contract of :class:`fl_hydra.training.local_phase.LocalPhase`: what workers send is part of the events, so that nothing is
-    left to be sent before them, or averaged after them.
+    It has the interface of :class:`fl_hydra.training.local_phase.LocalPhase`, but communication is part of the events: nothing is sent
+    before them or averaged after them.
 
     Args:
-        algorithm: whose events they are.
+        algorithm: defines the events.
         group: the rows.
         samples: the training samples.
     """
@@ -42,16 +42,16 @@ class EventPhase:
         return plan_events(run, self._algorithm)
 
     def encode(self, part: RunRound, name: str, vectors: Tensor) -> Tensor:
-        """What arrives of what workers send: all of it, as no uplink stands between them."""
+        """What workers send, unchanged: there is no uplink between them."""
         return vectors
 
     def send(self, inputs: RoundInputs) -> None:
-        """Workers have their models, and their running statistics."""
+        """Workers already hold their models; only running statistics are set up."""
         for part in inputs.runs:
             self._statistics.begin(part)
 
     def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
-        """All events of all runs, of which each has its optimizer."""
+        """Process all events of all runs. optimizers: of each run."""
         for run, part in enumerate(inputs.runs):
             state, program = part.state, part.plan.program
             assert isinstance(state, WorkersState)
@@ -78,11 +78,11 @@ class EventPhase:
             self._algorithm.settle(state, 0, program)
 
     def mean(self, run: int, part: RunRound) -> Tensor | None:
-        """There is none to be taken."""
+        """None: there is no mean."""
         return None
 
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
-        """The events have left the next state, but for running statistics, which are not part of what is exchanged."""
+        """Update the running statistics, which are not exchanged; the events have updated everything else."""
         self._statistics.end(part)
 
     def _step(
@@ -96,7 +96,7 @@ class EventPhase:
         stream: BatchStream,
         rates: Tensor,
     ) -> None:
-        """One local step of some workers of a run, int64 [n]; each its nth of the round."""
+        """Take one local step of some workers of a run, int64 [n], each its nth of the round."""
         group = self._group
         which, step = to_device(workers, group.device), to_device(nth, group.device)
         parameters = group.buffers.lanes[0].parameters[: len(workers)]

@@ -1,4 +1,4 @@
-"""A run's inputs, resolved: typed parts and plain numbers. What Hydra composes ends here; a notebook can start here."""
+"""A run's inputs, resolved: typed parts and plain numbers. Hydra's work ends here; a notebook can start here."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fl_hydra.uplinks.none import NoUplink
 class Experiment:
     """Everything that decides a run's result.
 
-    K: clients or workers. m: how many take part in a round. J: local steps of a round, as the rule `local_steps` takes it; None: one
+    K: clients or workers. m: how many take part in a round. J: local steps of a round, from which the rule `local_steps` starts; None: one
     pass over the samples. data_parallel: workers that share each step of a lone row. N_c: classes for each client.
     gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
-    final: fraction of the validation and test samples that the last of them looks at. test: whether the test set is looked at.
+    final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
     """
 
     dataset: Dataset
@@ -74,7 +74,7 @@ class Experiment:
 
     @property
     def round_samples(self) -> int | None:
-        """Samples of a whole round; None where they differ from round to round, by the rule for J or by who takes part."""
+        """Samples of a whole round; None if they vary with the rule for J or with the cohort."""
         if self.J is None:
             return self.train_samples
         if not self.local_steps.steady or (self.local_steps.spread and self.m < self.K):
@@ -83,7 +83,7 @@ class Experiment:
 
     @property
     def rounds(self) -> int | None:
-        """Rounds of the run, of which the last one may be cut; None if that cannot be told beforehand."""
+        """Rounds of the run, the last of which may be cut; None if their number is not known beforehand."""
         return None if self.round_samples is None else -(-self.budget // self.round_samples)
 
     @property

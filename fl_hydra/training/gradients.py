@@ -1,4 +1,4 @@
-"""What a method's local step is given to compute with."""
+"""The gradients that a method's local step computes with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fl_hydra.training.losses import Objective
 
 
 class RowGradient:
-    """:class:`fl_hydra.seams.rows.Gradient`, by an engine.
+    """:class:`fl_hydra.seams.rows.Gradient`, computed by an engine.
 
     Args:
-        engine: computes. watch: is shown the first gradient [rows, P] that is metered; None: nobody is.
+        engine: computes. watch: called with the first metered gradient [rows, P]; or None.
     """
 
     def __init__(self, engine: Engine, watch: Callable[[Tensor], None] | None = None) -> None:

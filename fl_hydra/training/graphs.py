@@ -1,8 +1,8 @@
 """How the steps of a round are launched: call by call, or recorded once as a CUDA graph and replayed.
 
-A graph removes the cost of launching (some fifty kernels a local step), and always reads and writes the same memory. So what
-differs from round to round comes in named tensors that are copied into fixed ones before a replay, and what a round leaves
-behind lies in buffers that serve every round.
+A graph removes the cost of launching (some fifty kernels a local step), but always reads and writes the same memory. So inputs
+that change from round to round are named tensors, copied into fixed ones before a replay, and results are left in buffers that
+every round shares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Replay = Callable[[], None]
 
 
 class Launcher:
-    """Runs every piece of work as it comes."""
+    """Runs every piece of work eagerly."""
 
     replays = False
 
@@ -30,11 +30,11 @@ class Launcher:
 
         Args:
             key: equal for pieces of work that launch the same kernels on tensors of the same shapes; None: never replayed.
-            work: reads its `tensors`, and otherwise only memory that stays where it is.
-            tensors: what differs from call to call.
+            work: reads its `tensors`, and otherwise only fixed memory.
+            tensors: inputs that change from call to call.
 
         Returns:
-            what the work returned, or, for a replay, what it returned when it was recorded.
+            the work's result; for a replay, its result when it was recorded.
         """
         return work(tensors)
 
@@ -44,14 +44,14 @@ class Launcher:
             piece()
 
     def forget(self) -> None:
-        """Drop what was recorded: the buffers it used are gone."""
+        """Drop all recordings: their buffers are gone."""
 
 
 class GraphLauncher(Launcher):
-    """Runs work the first time as it comes, which also warms libraries up, records it the second time, and replays it from then on.
+    """Runs work eagerly the first time, which also warms libraries up, records it the second time, and replays it from then on.
 
     Args:
-        record: records one piece of work, without doing it, and returns what replays it; a CUDA graph unless a test says otherwise.
+        record: records a piece of work without doing it, and returns a function that replays it; by default a CUDA graph.
     """
 
     replays = True
@@ -77,7 +77,7 @@ class GraphLauncher(Launcher):
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                self._too_large.add(key)  # a graph needs memory of its own; without one, the work can be done in parts
+                self._too_large.add(key)  # a graph needs its own memory; without one, the work can be done in parts
                 return work(tensors)
             self._recorded[key] = (replay, fixed, returned[0])
         replay, fixed, result = self._recorded[key]
@@ -87,7 +87,7 @@ class GraphLauncher(Launcher):
         return result  # type: ignore[no-any-return]
 
     def side_by_side(self, pieces: Sequence[Callable[[], None]]) -> None:
-        """On a GPU each piece gets a stream of its own, and so becomes a branch of the graph that is being recorded."""
+        """On a GPU each piece runs on its own stream, and so becomes a branch of the graph being recorded."""
         if not torch.cuda.is_available() or len(pieces) == 1:
             super().side_by_side(pieces)
             return
@@ -106,11 +106,11 @@ class GraphLauncher(Launcher):
         self._too_large.clear()
         self._recorded.clear()
         if isinstance(self._record, _CudaRecorder):
-            self._record = _CudaRecorder()  # a pool of memory ends with its graphs
+            self._record = _CudaRecorder()  # a memory pool is freed with its graphs
 
 
 class _CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: they are replayed one after the other, and leave nothing in it."""
+    """Records CUDA graphs that share one memory pool, as they are replayed one after the other and leave nothing in it."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

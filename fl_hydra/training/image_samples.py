@@ -1,4 +1,4 @@
-"""Images on the device: kept as uint8; cropped, flipped and normalised a batch at a time, each image by its own draw."""
+"""Images on the device: kept as uint8; cropped, flipped and normalised a batch at a time, each image with its own draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fl_hydra.training.samples import Samples
 
 
 def augmentation_stream(seed: int, client: int) -> int:
-    """The 32-bit number that names a client's crops and flips."""
+    """The 32-bit number that identifies a client's crops and flips."""
     return key(seed, "augmentation", client) & 0xFFFFFFFF
 
 
@@ -25,7 +25,7 @@ class Images(Samples):
         labels: int64 [N].
         mean, standard_deviation: per channel, on the scale 0..1.
         crop: padding in pixels on each side for random crops; 0 for none.
-        flip: random horizontal flips.
+        flip: whether to flip horizontally at random.
         dtype: of the normalised images.
     """
 
@@ -44,20 +44,20 @@ class Images(Samples):
         count, self.height, self.width, self.channels = images.shape
         self._crop, self._flip, self._dtype = crop, flip, dtype
         self._padded_height, self._padded_width = self.height + 2 * crop, self.width + 2 * crop
-        # Mirrored images follow the others, so that a flip is another index.
+        # Mirrored images follow the originals, so that a flip is just another index.
         pixels = torch.zeros((1 + flip) * count, self._padded_height, self._padded_width, self.channels, dtype=torch.uint8)
         inner = pixels[:, crop : crop + self.height, crop : crop + self.width]
         inner[:count] = torch.from_numpy(np.ascontiguousarray(images))
         if flip:
             inner[count:] = inner[:count].flip(2)
         self._mirrored = count
-        # Every run of pixels as long as a row of an image, wherever it begins; the runs overlap in memory.
+        # Every run of pixels as long as an image row, from any start; the runs overlap in memory.
         runs = max(0, len(pixels) * self._padded_height * self._padded_width - self.width + 1)
         row = self.width * self.channels
         self._runs = pixels.to(device).view(-1).as_strided((runs, row), (self.channels, 1))
         self.targets = torch.from_numpy(labels).to(device)
         self.eval_subset_size = count
-        # As wide as a row: factors for three channels alone would be applied three numbers at a time.
+        # As wide as an image row: factors for three channels would be applied three numbers at a time.
         self._scale = torch.tensor(1 / (255 * standard_deviation), dtype=self._working_dtype, device=device).repeat(self.width)
         self._shift = torch.tensor(-mean / standard_deviation, dtype=self._working_dtype, device=device).repeat(self.width)
         self._rows = torch.arange(self.height, device=device)
@@ -80,12 +80,12 @@ class Images(Samples):
         return self._gather(indices, top, left)
 
     def plain(self, indices: Tensor) -> Tensor:
-        """Images as they are, normalised: [n, channels, height, width], channels_last."""
+        """Images without augmentation, normalised: [n, channels, height, width], channels_last."""
         corner = torch.full_like(indices, self._crop)
         return self._gather(indices, corner, corner)
 
     def _gather(self, indices: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """One gather of whole rows, then normalisation. All int64 [n]; top and left are the corner in the padded image."""
+        """One gather of whole rows, then normalisation. All arguments int64 [n]; top and left: the crop's corner in the padded image."""
         first = (indices * self._padded_height + top)[:, None] + self._rows
         values = self._runs.index_select(0, (first * self._padded_width + left[:, None]).view(-1)).to(self._working_dtype)
         values = values.mul_(self._scale).add_(self._shift).to(self._dtype)

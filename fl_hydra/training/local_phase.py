@@ -30,14 +30,14 @@ from fl_hydra.uplinks.base import Uplink
 
 
 class LocalPhase:
-    """A round in which each row takes its local steps from its start, and the server a step from what comes back.
+    """A round in which each row takes local steps from its start, and the server steps from what they return.
 
     Args:
-        algorithm: whose steps they are. uplink: what passes between clients and server.
+        algorithm: defines the steps. uplink: encodes what clients send.
         group: the rows.
         samples: the training samples.
-        noise: watches the gradients of the first step, where the noise scale is measured.
-        measures_displacement: whether the distance of each row's end from its start is wanted.
+        noise: sees the gradients of the first step, if the noise scale is measured.
+        measures_displacement: whether to measure the distance of each row's end from its start.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class LocalPhase:
         self._noise, self._measures_displacement = noise, measures_displacement
         self._statistics = RunningStatistics(group)
         self._sent: Set[str] | None = None
-        """Names of what the method sends beside the model, once it has."""
+        """Names of what the method sends besides the model; None before the first round."""
         self._abandoned = False
         """Whether a thread has failed in this round, so that the others need not finish it."""
 
     def plan(self, run: PackedRun, losses: Losses) -> RoundPlan:
-        """The next round of a run. losses: of its present model, for a participation scheme that asks for them."""
+        """The next round of a run. losses: of its current model, for a participation scheme that queries them."""
         return plan_round(run, losses)
 
     def send(self, inputs: RoundInputs) -> None:
-        """Send every row what it begins with."""
+        """Send every row its start, and what the method sends besides it."""
         if self._algorithm.own_starts:
             starts = [self._algorithm.start(part.state, part.clients) for part in inputs.runs]
             inputs.start_from(starts[0] if len(starts) == 1 else torch.cat(starts))
@@ -72,7 +72,7 @@ class LocalPhase:
                 self._group.receive(name, part.rows, values)
 
     def _check_names(self, message: Mapping[str, Tensor]) -> None:
-        """What was sent in another round lies where rows would read it: so every round sends the same names."""
+        """Check that every round sends the same names, since rows would otherwise read what an earlier round sent."""
         names = self._sent = message.keys() if self._sent is None else self._sent
         if message.keys() != names:
             raise TypeError(
@@ -80,10 +80,10 @@ class LocalPhase:
             )
 
     def train(self, inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
-        """All local steps of all rows, of which each run has its optimizer.
+        """Take all local steps of all rows. optimizers: of each run.
 
-        On a CPU the blocks of a run are shared among threads, each with a core and a sum of its own; on a GPU blocks of all runs are
-        branches of a graph, whose ends are summed one after the other. Which neighbours a block has does not change its numbers.
+        On a CPU threads share the blocks of a run, each with its own core and its own sum; on a GPU blocks of all runs are branches of
+        a graph, and their ends are summed one after the other. A block's results do not depend on its neighbours.
         """
         division, buffers, pool = self._group.division, self._group.buffers, self._group.pool
         if not self._algorithm.needs_ends:
@@ -114,7 +114,7 @@ class LocalPhase:
             raise
 
     def mean(self, run: int, part: RunRound) -> Tensor | None:
-        """The mean of what came back to a run, [1, P]; None where the method wants every end by itself, or where nobody reports."""
+        """The mean of what a run's rows returned, [1, P]; None if the method needs every end, or nobody reports."""
         if self._algorithm.needs_ends or not part.reports:
             return None
         part.clients.fabric.count_up(part.state.model)
@@ -130,7 +130,7 @@ class LocalPhase:
         return mean
 
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
-        """How what came back to a run becomes its next state. Where nobody reports nothing comes back, and nothing changes."""
+        """Update a run's state from what its rows returned. If nobody reports, nothing changes."""
         if part.reports:
             stays = self._group.personal.of(part.state.model).clone()
             if mean is not None:
@@ -145,7 +145,7 @@ class LocalPhase:
         part.restore_lost()
 
     def _train_blocks(self, wave: dict[int, Block], inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
-        """All local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""
+        """Take all local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""
         launcher = self._group.launcher
         rows = slice(min(block.rows.start for block in wave.values()), max(block.rows.stop for block in wave.values()))
         parts = [inputs.runs[run] for run in sorted({block.run for block in wave.values()})]
@@ -158,7 +158,7 @@ class LocalPhase:
             batches = slice(first * per_step, last * per_step)
             segment = of_rows.of_steps(slice(first, last), steps, per_step, masked).named()
             train = partial(self._train_segment, wave, rows, slice(first, last), inputs.counts[rows, batches], inputs, optimizers)
-            # Rounds of other lengths share what they have in common: their first segments.
+            # Rounds of different lengths share the recordings of their first segments.
             own = tuple((min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last]) for part in parts)
             shapes = tuple(tensor.shape for tensor in segment.values())
             blocks = tuple((lane, block.run, block.rows.start, block.rows.stop) for lane, block in wave.items())
@@ -175,7 +175,7 @@ class LocalPhase:
         optimizers: list[Optimizer],
         tensors: dict[str, Tensor],
     ) -> Indices:
-        """Some local steps of some blocks; what was asked for of each batch. Whatever it reads but `tensors` lies in fixed memory."""
+        """Take some local steps of some blocks, and count the computations on each batch. All it reads except `tensors` is fixed memory."""
         given = StepInputs(**tensors)
         calls = np.zeros((*counts.shape, len(CALLS)), np.int64)
         stream = BatchStream(
@@ -218,7 +218,7 @@ class LocalPhase:
         optimizer: Optimizer,
         given: StepInputs,
     ) -> None:
-        """Some local steps of a block of rows in a lane. local: where the block lies in `given` and `stream`."""
+        """Take some local steps of a block of rows in a lane. local: the block's rows in `given` and `stream`."""
         algorithm, group, engine = self._algorithm, self._group, self._group.engine
         parameters = lane.parameters[: block.size]
         starts = part.state.model.expand(block.size, -1) if given.starts is None else given.starts[local]
@@ -226,7 +226,7 @@ class LocalPhase:
         if steps.start == 0:
             for slot in lane.slots.values():
                 slot[: block.size].zero_()
-        if lane.starts is not None:  # what stays with a client takes the place of what it is sent
+        if lane.starts is not None:  # a client's personal parameters replace those that it is sent
             sent, starts = starts, lane.starts[: block.size]
             if steps.start == 0:
                 starts.copy_(sent)
@@ -255,7 +255,7 @@ class LocalPhase:
             if active is None or active.all():
                 algorithm.step(rows, gradient, step_batches, j)
             elif active.any():
-                # Rows whose samples are used up stay as they are while the others take their last steps.
+                # Rows that have no samples left do not change while the others take their last steps.
                 idle = to_device(np.logical_not(active), self._group.device)[:, None]
                 before = [(tensor, tensor.clone()) for tensor in changed]
                 algorithm.step(rows, gradient, step_batches, j)
@@ -265,7 +265,7 @@ class LocalPhase:
                 break
             if part.exchanges[j]:
                 assert given.mixing is not None
-                # Copies: at another address a product may have other last bits.
+                # A copy, as the last bits of a product may depend on the address.
                 for mixed in (parameters,) if beside.statistics is None else (parameters, beside.statistics):
                     mixed.copy_(given.mixing[local, j].clone() @ mixed)
         if last != part.plan.steps or last == steps.start:
@@ -278,7 +278,7 @@ class LocalPhase:
             torch.sum((parameters - starts).square_(), 1, keepdim=True, out=group.buffers.squared_displacement[block.rows])
 
     def _watch(self, block: Block) -> Callable[[Tensor], None] | None:
-        """Who is shown the gradient of the first local step."""
+        """Takes the gradient of the first local step; None if the noise scale is not measured."""
         if self._noise is None:
             return None
         division = self._group.division
@@ -286,7 +286,7 @@ class LocalPhase:
         return partial(self._noise.watch, lane=block.index % lanes, run=block.run, block=block.rows)
 
     def _collect(self, lane: int, thread: int, block: Block, inputs: RoundInputs) -> None:
-        """Collect a finished block from its lane, which the next block needs; a row that is lost ends where it began."""
+        """Collect a finished block, so that the next block can use its lane; a row that drops out ends where it began."""
         part, ends = inputs.runs[block.run], self._group.buffers.ends
         rows = self._group.buffers.lanes[lane].parameters[: block.size]
         starts = part.state.model.expand(block.size, -1) if inputs.steps.starts is None else inputs.steps.starts[block.rows]
@@ -305,7 +305,7 @@ class LocalPhase:
             ends[thread, block.run].addcmul_(end, weight)
 
     def encode(self, part: RunRound, name: str, vectors: Tensor) -> Tensor:
-        """What arrives of a named message, [rows, P], that each row of a run sends beside its model."""
+        """A named message that each row of a run sends besides its model, [rows, P], as it arrives."""
         arrived = vectors.clone()
         self._encode(name, arrived, part.rows, part)
         return arrived
@@ -320,7 +320,7 @@ class LocalPhase:
         if not self._group.personal.width:
             self._uplink.encode(vectors, slots, streams)
             return
-        shared, size = self._group.shared, self._group.layout.size  # what stays with a client is not sent
+        shared, size = self._group.shared, self._group.layout.size  # personal parameters are not sent
         named = {"": vectors, **slots}
         parts = {name: shared.of(tensor) if tensor.shape[1] == size else tensor for name, tensor in named.items()}
         self._uplink.encode(parts[""], {name: tensor for name, tensor in parts.items() if name}, streams)

@@ -1,4 +1,4 @@
-"""The engine that takes one row after the other, through the ordinary module and autograd."""
+"""The engine that processes one row after the other, through the ordinary module and autograd."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from fl_hydra.training.losses import Objective
 
 @dataclass(frozen=True)
 class _Bound:
-    """A row that lies in one place for good, with what is made once for it.
+    """A row at a fixed place, with what is prepared for it once.
 
-    module: the architecture with its `parameters` inside `source`. others: what else it has, which is pointed to where it lies, pass by
-    pass. source: [P], the row itself or its copy in a lower precision. gradient: [P], where the row's gradient is written, and its parts,
-    `views`.
+    module: the architecture, whose `parameters` are views of `source`. others: its other tensors, pointed to the row's data before each
+    pass. source: [P], the row itself or its copy in a lower precision. gradient: [P], the row's gradient, and `views` of its parts.
     """
 
     module: nn.Module
@@ -35,12 +34,12 @@ class _Bound:
 
 
 RowObjective = tuple[Objective, dict[str, Tensor]]
-"""An objective, with what of its further inputs is one row's."""
+"""An objective, with one row's further inputs."""
 
 
 @dataclass(frozen=True)
 class _RowBatch:
-    """The batch of one row: inputs [B, ...], targets [B, ...], weights [B] or None, and what a pass reads beside them."""
+    """The batch of one row: inputs [B, ...], targets [B, ...], weights [B] or None, and the other inputs of a pass."""
 
     inputs: Tensor
     targets: Tensor
@@ -64,14 +63,14 @@ class LoopEngine(Engine):
         self._elsewhere: dict[tuple[int, int, int], tuple[Tensor, _Bound]] = {}
 
     def bind(self, places: Sequence[Tensor]) -> None:
-        # The entries keep the storage alive, so that its addresses are given to no other tensor.
+        # The entries keep the storage alive, so that no other tensor can get its addresses.
         self._bound = {row.data_ptr(): self._bind(row) for place in places for row in place}
         self._elsewhere.clear()
 
     def _bound_to(self, row: Tensor, position: int) -> _Bound:
-        """What is made once for the place of a row; where it has none, of a place for such rows that it is copied into.
+        """What is prepared for a row's place; a row elsewhere is first copied to a place for such rows.
 
-        position: of the row among those of one call; their gradients are needed together. Threads, and streams of a GPU, run side by side.
+        position: of the row in its call, as the rows of one call need separate gradients; so do threads and streams, which run in parallel.
         """
         if (bound := self._bound.get(row.data_ptr())) is not None:
             return bound
@@ -84,7 +83,7 @@ class LoopEngine(Engine):
         return bound
 
     def _bind(self, row: Tensor) -> _Bound:
-        # The vector is cast at once, and its gradient back: autocast would do the same for each tensor on its own.
+        # The vector is cast as a whole, and so is its gradient; autocast would cast each tensor separately.
         source = row if self.precision.compute is None else row.to(self.precision.compute)
         module = copy.deepcopy(self._architecture)
         named = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -96,11 +95,11 @@ class LoopEngine(Engine):
         return _Bound(module, parameters, others, source, gradient, list(self.layout.views(gradient).values()))
 
     def threads(self, rows: int, batch_size: int) -> int:
-        # Two rows on a core each take a fifth less time than one after the other on both: kernels this small divide badly.
-        # It needs rows enough to keep every core busy, and batches large enough that Python is not what they wait for.
+        # Two rows in parallel, each on one core, take a fifth less time than in sequence on both: kernels this small divide badly.
+        # This needs enough rows to keep every core busy, and batches large enough that Python is not the bottleneck.
         cores = torch.get_num_threads()
         if self.device.type != "cpu" or (self.layout.recurrent and self.precision.compute is None):
-            return 1  # of an LSTM two cores hold the weights of a layer in their caches, of which one has half
+            return 1  # the weights of an LSTM layer fit into two cores' caches, not into one's
         return cores if batch_size >= 16 and rows >= 0.8 * cores * -(-rows // cores) else 1
 
     def blocks(self, rows: int, most: int) -> list[slice]:
@@ -138,7 +137,7 @@ class LoopEngine(Engine):
         return logits, chosen.mean(outputs, batch.targets, batch.weights, further), layers
 
     def _point_to(self, bound: _Bound, batch: _RowBatch) -> BatchLayers | None:
-        """Let a module hold what a row has beside its parameters; its layers of a pass in training."""
+        """Point a module to a row's tensors besides parameters; returns the layers of a pass in training."""
         if self.layout.modal and bound.module.training != batch.training:
             bound.module.train(batch.training)
         views, _ = self._beside(batch.beside, None, False)

@@ -1,4 +1,4 @@
-"""Losses of batches: cross-entropy, and any other that a method brings; padding counts for nothing."""
+"""Losses of batches: cross-entropy, or a method's own; padding does not count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_hydra.seams.rows import METER_WIDTH, Batch, Loss, Outputs
 class Objective:
     """A loss other than cross-entropy, with its inputs.
 
-    whole: whether it is that of a whole batch. by_row: further inputs by name, [rows, ...]; by_sample: [rows, B, ...].
+    whole: whether it is computed on a whole batch. by_row: further inputs by name, [rows, ...]; by_sample: [rows, B, ...].
     """
 
     loss: Loss
@@ -29,16 +29,16 @@ class Objective:
         return self.by_row | self.by_sample
 
     def rows(self, part: slice) -> Objective:
-        """That of some of the rows."""
+        """The objective of some of the rows."""
         by_row, by_sample = ({name: value[part] for name, value in values.items()} for values in (self.by_row, self.by_sample))
         return replace(self, by_row=by_row, by_sample=by_sample)
 
     def samples(self, part: slice) -> Objective:
-        """That of some samples of every row's batch."""
+        """The objective of some samples of every row's batch."""
         return replace(self, by_sample={name: value[:, part] for name, value in self.by_sample.items()})
 
     def mean(self, outputs: Outputs, targets: Tensor, weights: Tensor | None, inputs: dict[str, Tensor]) -> Tensor:
-        """The loss of one row's batch: the mean over the targets that count, unless it is taken of the whole batch."""
+        """The loss of one row's batch: the mean over the targets that count, unless it is computed on the whole batch."""
         if self.whole:
             return self.loss(outputs, targets, weights=weights, **inputs)  # type: ignore[arg-type]
         losses, mask = self.loss(outputs, targets, **inputs), target_mask(targets, weights)
@@ -67,13 +67,13 @@ def _sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def summed_squares(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """The sum of the squared losses of the samples that count."""
+    """The sum of the squared losses of samples without padding."""
     squares = _sample_losses(logits.detach(), targets).square()
     return squares.sum() if weights is None else (squares * weights).sum()
 
 
 def target_mask(targets: Tensor, weights: Tensor | None) -> Tensor | None:
-    """How much each target of a row's batch counts, of its shape; None where all count alike. weights: [B]."""
+    """Weights of a row's targets, in their shape; None if all count equally. weights: [B], of samples."""
     if targets.dim() == 1:
         return weights
     present = targets >= 0

@@ -1,4 +1,4 @@
-"""What rounds show: training figures between two evaluations, and what rules for local steps and participation schemes ask to see."""
+"""Measurements of rounds: training figures between evaluations, and what rules for local steps and participation schemes need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fl_hydra.training.samples import Samples
 
 
 class Measurements:
-    """What the rounds of all runs show.
+    """Measurements of the rounds of all runs.
 
     Args:
         runs: of the trainer.
@@ -30,33 +30,33 @@ class Measurements:
 
     def __init__(self, runs: Sequence[PackedRun], device: torch.device) -> None:
         first = runs[0].experiment
-        rounds = not first.algorithm.event_driven  # else nothing is sent at a common time that could be compared
+        rounds = not first.algorithm.event_driven  # else workers send at different times, and nothing can be compared
         self.of_clients = frozenset[str]().union(*(run.experiment.participation.measures for run in runs)) if rounds else frozenset[str]()
-        """What is read back of every row after a round, for the participation scheme."""
+        """What is read back for every row after a round, for the participation scheme."""
         self.of_rounds = first.local_steps.measures if rounds else frozenset[str]()
-        """What is read back of every run after a round, for the rule for local steps."""
+        """What is read back for every run after a round, for the rule for local steps."""
         self.noise = NoiseScale(len(runs), device) if first.noise_scale else None
         self.meter = torch.zeros(len(runs), METER_WIDTH, dtype=torch.float64, device=device)
         """Summed loss, correct predictions and targets of each run's batches since its last evaluation."""
 
     @property
     def measures_displacement(self) -> bool:
-        """Whether the distance of each row's end from its start is wanted."""
+        """Whether the distance of each row's end from its start is needed."""
         return "drift" in self.of_rounds or "norm" in self.of_clients
 
     @property
     def squares(self) -> bool:
-        """Whether the squared losses of samples are wanted."""
+        """Whether the squared losses of samples are needed."""
         return "root_square" in self.of_clients
 
     def retain_runs(self, runs: Tensor) -> None:
-        """Drop all other runs than these, int64."""
+        """Keep only these runs, int64."""
         self.meter = self.meter[runs]
         if self.noise is not None:
             self.noise.retain_runs(runs)
 
     def clients(self, inputs: RoundInputs, buffers: RowBuffers) -> dict[str, Reals] | None:
-        """What was measured of each row, by name: float64 [rows]; None where no scheme asks. Reads it back at once."""
+        """Measurements of each row by name, float64 [rows]; None if no scheme needs any. Reads back once."""
         if not self.of_clients:
             return None
         samples = np.maximum(1, inputs.counts.sum(1))
@@ -65,7 +65,7 @@ class Measurements:
         return figures | ({"root_square": np.sqrt(read[:, METER_WIDTH] / samples)} if self.squares else {})
 
     def rounds(self, inputs: RoundInputs, buffers: RowBuffers, means: Sequence[Tensor | None]) -> list[Measured] | None:
-        """What the rule for local steps asks to see of each run's round, which is read back; None where it asks for nothing."""
+        """Measurements of each run's round for the rule for local steps; None if it needs none. Reads back once."""
         if self.noise is not None:
             size = inputs.steps.indices.shape[2]
             self.noise.end(size, [bool((inputs.counts[part.rows, 0] == size).all()) for part in inputs.runs])
@@ -81,23 +81,23 @@ class Measurements:
         return [Measured(**dict(zip(figure, row, strict=True))) for figure, row in zip(figures, read, strict=True)]
 
     def _of_run(self, part: RunRound, buffers: RowBuffers, mean: Tensor | None) -> dict[str, Tensor]:
-        """What the rule asks for of a run's round, by name, as numbers on the device."""
+        """The rule's measurements of a run's round by name, as numbers on the device."""
         figures: dict[str, Tensor] = {}
         if "loss" in self.of_rounds:
             loss, _, targets = buffers.meter[part.rows, :METER_WIDTH].double().sum(0).unbind()
             figures["loss"] = loss / targets.clamp(min=1)
         if "drift" in self.of_rounds:
             weights = part.clients.weights
-            if mean is None:  # the method takes it by itself, if at all
+            if mean is None:  # the method computes it by itself, if at all
                 mean = part.clients.fabric.sum_weighted(buffers.ends[part.rows], weights)
             progress = (mean - part.state.model).square().sum()
-            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not lie side by side
+            # sum of w_k |w_k - w|^2 = sum of w_k |w_k - x|^2 - |w - x|^2: the rows need not be in memory together
             moved = (weights[:, None] * buffers.squared_displacement[part.rows]).sum()
             figures |= {"progress": progress, "drift": (moved - progress) / (len(weights) - 1)}
         return figures
 
     def add(self, run: int, rows: Tensor) -> None:
-        """Add what a round's rows of a run have shown, [rows, 3 or more]."""
+        """Add the meters of a run's rows in a round, [rows, 3 or more]."""
         self.meter[run] += rows[:, :METER_WIDTH].sum(0)
 
 
@@ -105,7 +105,7 @@ class LossQueries:
     """Answers a participation scheme's queries for the losses of clients.
 
     Args:
-        engine: evaluates. samples: the training samples. notify: is told once if more is evaluated than trained.
+        engine: evaluates. samples: the training samples. notify: is called once if far more is evaluated than trained.
     """
 
     def __init__(self, engine: Engine, samples: Samples, notify: Callable[[str], None]) -> None:
@@ -113,7 +113,7 @@ class LossQueries:
         self._said = False
 
     def answer(self, run: PackedRun, model: Tensor, ids: Indices, samples: int | None) -> Reals:
-        """Mean losses of a model [P] over the targets of some clients, int64 [n]: float64 [n]. Reads them back."""
+        """Mean losses of a model [P] over the targets of some clients, int64 [n]: float64 [n]. Reads back."""
         asked = run.loss_samples(ids, samples)
         which = np.concatenate(asked)
         e = run.experiment

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 DECAY = 0.95
-"""Of the running means of |G|^2 and tr(Sigma), in rounds; their ratio is what is reported, as the paper does."""
+"""Decay per round of the running means of |G|^2 and tr(Sigma), whose ratio is reported, as in the paper."""
 
 
 class NoiseScale:
-    """B_noise = tr(Sigma) / |G|^2 in samples, G being the gradient and Sigma the covariance of one sample's.
+    """B_noise = tr(Sigma) / |G|^2 in samples, where G is the gradient and Sigma the covariance of a single sample's gradient.
 
-    At the first local step of a round all m rows of a run hold the same model, so that their gradients are m small batches of B
-    samples, and the mean of these a large batch of m B: equations A.2 and A.3. The estimates of |G|^2 and tr(Sigma) are unbiased
-    for iid shards; where shards differ, the differences between their gradients count as noise.
+    At the first local step of a round all m rows of a run hold the same model, so their gradients are those of m small batches of B
+    samples, and the mean of these is that of a large batch of m B: equations A.2 and A.3. The estimates of |G|^2 and tr(Sigma) are unbiased
+    for iid shards; otherwise the differences between shards count as noise.
 
     Args:
         runs: that train together.
@@ -27,29 +27,29 @@ class NoiseScale:
         """Running means of |G|^2 and tr(Sigma), [runs, 2]."""
 
     def allocate(self, lanes: int, rows: list[int], size: int, dtype: torch.dtype) -> None:
-        """Buffers for rounds with so many rows of each run, of `size` parameters, of which `lanes` blocks train at once."""
+        """Allocate buffers for rounds with these numbers of rows of each run, of `size` parameters; `lanes` blocks train at once."""
         self.rows = rows
-        """Of each run in a round."""
+        """Rows of each run in a round."""
         self._squares = torch.zeros(sum(rows), dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(lanes, len(rows), size, dtype=dtype, device=self._device)
 
     def retain_runs(self, runs: Tensor) -> None:
-        """Go on with these runs only, int64."""
+        """Keep only these runs, int64."""
         self.averages = self.averages[runs]
 
     def begin(self) -> None:
-        """A round begins."""
+        """Begin a round."""
         self._sums.zero_()
 
     def watch(self, gradient: Tensor, lane: int, run: int, block: slice) -> None:
-        """Take note, in a lane's sum, of the gradient [rows, P] of a block's first local step; all rows are of one run."""
+        """Add the gradients [rows, P] of a block's first local step to a lane's sum; all rows are of one run."""
         self._squares[block] = gradient.square().sum(1)
         self._sums[lane, run] += gradient.sum(0)
 
     def end(self, batch_size: int, whole: list[bool]) -> None:
-        """A round ends: its first gradients, of batches of this size, enter the running means of the runs where these were `whole`."""
+        """End a round: its first gradients, of batches of this size, enter the running means of runs whose first batches were `whole`."""
         large = self._sums[0].double()
-        for further in self._sums[1:]:  # one after the other: how many lanes there are, of which some stay empty, is not to matter
+        for further in self._sums[1:]:  # one after the other, so that empty lanes do not change the result
             large += further
         start = 0
         for run, rows in enumerate(self.rows):

@@ -28,11 +28,11 @@ _stream = lru_cache(maxsize=2**17)(augmentation_stream)
 
 
 class PackedRun:
-    """One run of a trainer: its shards, its clients, and how far it has come.
+    """One run of a trainer: its shards, its clients, and its progress.
 
     Args:
         experiment: what it trains.
-        sample_owners: whose each training sample is, and what it shows.
+        sample_owners: the owner and the label of each training sample.
         layout: of the model's parameters.
 
     Raises:
@@ -43,7 +43,7 @@ class PackedRun:
         shards = experiment.sharding.shards(sample_owners, experiment.K, experiment.N_c, experiment.seed)
         self.experiment = experiment
         self.clients: ClientStore
-        """What its clients carry from round to round."""
+        """State that its clients carry from round to round."""
         self.shards = shards
         self.shard_sizes = shards.sizes
         m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
@@ -54,7 +54,7 @@ class PackedRun:
         labels, classes = sample_owners.labels, experiment.dataset_info.classes
         count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
         self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels)
-        """What is fixed of the run, for its method."""
+        """The run's constants, for its method."""
         self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
         """Samples that each client has drawn so far."""
@@ -62,32 +62,32 @@ class PackedRun:
         self.samples = 0
         self.lr = 0.0
         self.memory: Memory = {}
-        """What the rule for local steps remembers."""
+        """Memory of the rule for local steps."""
         self.J: int | None = None
-        """Local steps of the last round, as the rule for them had it."""
+        """Local steps of the last round, as chosen by the rule."""
         self.seconds = 0.0
-        """Simulated: of computing, and of waiting for a server."""
+        """Simulated seconds, of computing and of waiting for a server."""
         self.speeds = experiment.speeds.draw(max(experiment.K, experiment.data_parallel), experiment.seed)
-        """Of the K workers, or of those that share each step of a lone row."""
+        """Relative speeds of the K workers, or of those that share each step of a lone row."""
         self.sample_seconds = 1 / (experiment.speeds.throughput * self.speeds)
         """Simulated seconds that each of them takes for a gradient of a sample."""
         self.step_sample_seconds = experiment.algorithm.gradients_per_batch * self.sample_seconds
         """Simulated seconds that each of them takes for a sample of a local step."""
         self._pass_seconds = 0.0
-        """Simulated, of gradients over whole shards in this round."""
+        """Simulated seconds of gradients over whole shards in this round."""
         self._forward_seconds = 0.0
-        """The same of forward passes alone."""
+        """Simulated seconds of forward passes over whole shards in this round."""
         self.traffic = Traffic()
         self.computed = 0
-        """Samples that gradients were computed for, counted as often as they were asked for."""
+        """Samples of gradients, counted once for each gradient."""
         self.forwarded = 0
-        """Samples of forward passes alone, in local steps."""
+        """Samples of forward passes alone."""
         self.products = 0
         """Samples of products with the Hessian."""
         self.evaluated = 0
-        """Samples of which clients computed losses before they were chosen."""
+        """Samples of losses that clients computed for the selection of cohorts."""
         self.scheme_state: dict[str, Reals] = {}
-        """What the participation scheme remembers."""
+        """Memory of the participation scheme."""
 
     @property
     def finished(self) -> bool:
@@ -96,11 +96,11 @@ class PackedRun:
 
     @property
     def done(self) -> float:
-        """The part of the budget that is spent."""
+        """The fraction of the budget that is spent."""
         return min(1.0, self.samples / self.experiment.budget)
 
     def loss_samples(self, ids: Indices, count: int | None) -> list[Indices]:
-        """Of each of these clients, the samples that its loss is taken of in this round: all, or the first `count` of a permutation."""
+        """For each of these clients, the samples for its loss in this round: all, or the first `count` of a permutation."""
         if count is None:
             return [self.shards[client] for client in ids.tolist()]
         seed = self.experiment.seed
@@ -113,16 +113,16 @@ class PackedRun:
         )
 
     def augmentation_streams(self, plan: RoundPlan) -> list[int]:
-        """The numbers that name the crops and flips of each client."""
+        """The numbers that identify the crops and flips of each client."""
         return [_stream(self.experiment.seed, client) for client in plan.ids.tolist()]
 
     def uplink_streams(self, ids: Indices) -> Indices:
-        """32-bit numbers that name the draws of some clients' uplinks in this round, int64 [n]; -1 stands for the server."""
+        """32-bit numbers that identify the draws of some clients' uplinks in this round, int64 [n]; -1 stands for the server."""
         seed = self.experiment.seed
         return np.array([key(seed, "uplink", self.round, client) & 0xFFFFFFFF for client in ids.tolist()], np.int64)
 
     def fact(self, name: str, ids: Indices) -> Reals:
-        """What is fixed of some clients, by name, float64 [n, width]: their `sizes` or `label_counts`."""
+        """A constant of some clients by name, float64 [n, width]: their `sizes` or `label_counts`."""
         if name == "sizes":
             return self.shard_sizes[ids, None].astype(np.float64)
         assert name == "label_counts"
@@ -135,24 +135,24 @@ class PackedRun:
         return counts[ids].astype(np.float64)
 
     def charge_gradients(self, ids: Indices) -> None:
-        """Charge one gradient over all samples of some clients, who compute side by side."""
+        """Charge one gradient over all samples of some clients, which compute in parallel."""
         sizes = self.shard_sizes[ids]
         self.computed += int(sizes.sum())
         self._pass_seconds += float((sizes * self.sample_seconds[ids]).max())
 
     def charge_outputs(self, client: int) -> None:
-        """Charge one forward pass over all samples of a client; of several in a round the slowest decides about the time."""
+        """Charge one forward pass over all samples of a client; the slowest one of a round determines the time."""
         size = int(self.shard_sizes[client])
         self.forwarded += size
         self._forward_seconds = max(self._forward_seconds, size * float(self.sample_seconds[client]) / 3)
 
     def settle(self) -> None:
-        """Let the time of passes over whole shards go by."""
+        """Add the time of passes over whole shards."""
         self.seconds += self._pass_seconds + self._forward_seconds
         self._pass_seconds = self._forward_seconds = 0.0
 
     def begin(self, plan: RoundPlan, payload: int) -> None:
-        """The round begins: charge what choosing its cohort took. payload: bytes of a model."""
+        """Begin the round: charge the selection of its cohort. payload: bytes of a model."""
         self.scheme_state.update(plan.remember)
         self.evaluated += plan.selection.samples
         self.seconds += plan.selection.seconds
@@ -161,7 +161,7 @@ class PackedRun:
         self.traffic.served += plan.selection.downloads
 
     def observe_clients(self, plan: RoundPlan, observed: dict[str, Reals]) -> None:
-        """Tell the participation scheme what was measured of each row, float64 [rows] by name; before :meth:`advance`."""
+        """Give the participation scheme the measurements of each row, float64 [rows] by name; before :meth:`advance`."""
         assert plan.seen is not None
         assert plan.reports is not None
         reported = {name: values[plan.reports] for name, values in observed.items()}
@@ -169,10 +169,10 @@ class PackedRun:
         self.scheme_state = {**self.scheme_state, **self.experiment.participation.observe(seen, plan.ids[plan.reports], reported)}
 
     def advance(self, plan: RoundPlan, computed: Indices, payload: int) -> None:
-        """The round is done.
+        """Finish the round: charge it, and advance the run.
 
         Args:
-            computed: samples of local steps, int64 [3], by what was computed for them (:data:`fl_hydra.seams.rows.CALLS`).
+            computed: samples of local steps, int64 [3], by kind of computation (:data:`fl_hydra.seams.rows.CALLS`).
             payload: bytes of a model.
         """
         e = self.experiment
@@ -194,14 +194,14 @@ class PackedRun:
         self.round += 1
 
     def observe_round(self, plan: RoundPlan, measured: Measured) -> None:
-        """Tell the rule for local steps what was measured of the round; after :meth:`advance`."""
+        """Give the rule for local steps the measurements of the round; after :meth:`advance`."""
         e = self.experiment
         if e.J is not None:
             samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
             e.local_steps.observe(measured, e.J, samples, self.samples / e.budget, self.memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the run has come, as plain values and tensors; the state of its clients is written, and referred to."""
+        """The run's progress, as plain values and tensors; the state of its clients is written to files and referred to."""
         return {
             "round": self.round,
             "samples": self.samples,
@@ -219,10 +219,10 @@ class PackedRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where the run was.
+        """Restore a saved state.
 
         Raises:
-            CorruptFile: the state of a client that it refers to is damaged; nothing has changed then.
+            CorruptFile: the state of a client that it refers to is damaged; then nothing changes.
         """
         self.clients.restore(state["clients"])
         self.round, self.samples, self.lr = state["round"], state["samples"], state["lr"]

@@ -1,8 +1,8 @@
-"""Models of clients, each judged on its own share of the validation and test samples.
+"""Models of clients, each evaluated on its own share of the validation and test samples.
 
-Each class's samples are dealt disjointly to clients in proportion to their training samples of it, by largest remainders; samples
-without a label, in proportion to the sizes of the shards. So all clients together look at each sample once, whatever K is. Clients that
-are dealt none are left out, and counted.
+Each class's samples are dealt to clients in proportion to their training samples of it, by largest remainders; samples without a
+label, in proportion to shard sizes. So every dealt sample is used once, for any K. Clients that are dealt none are left out;
+the number of the others is reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
 
 CLIENTS_AT_ONCE = 16
-"""Models of clients that are in memory together."""
+"""Clients whose models are in memory together."""
 
 OUTPUTS_AT_ONCE = 512
 
@@ -36,10 +36,10 @@ def deal_shares(counts: Indices, labels: Indices, seed: int) -> list[Indices]:
 
     Args:
         counts: int64 [K, classes], training samples of each client and class. labels: int64 [n], of the samples that are dealt.
-        seed: of which sample goes to whom.
+        seed: determines which sample goes to whom.
 
     Returns:
-        for each client, positions in `labels`, ascending. Samples of a class that no client has are dealt to nobody.
+        for each client, positions in `labels`, ascending. Samples of a class that no client has are not dealt.
     """
     dealt: list[list[Indices]] = [[] for _ in counts]
     for label in range(counts.shape[1]):
@@ -58,9 +58,9 @@ def deal_shares(counts: Indices, labels: Indices, seed: int) -> list[Indices]:
 
 @dataclass(frozen=True)
 class PersonalScores:
-    """How clients do on their own samples.
+    """Scores of clients on their own samples.
 
-    losses, accuracies: float64 [clients]. sizes: int64 [clients], targets that each was judged by.
+    losses, accuracies: float64 [clients]. sizes: int64 [clients], targets of each.
     """
 
     losses: Reals
@@ -68,7 +68,7 @@ class PersonalScores:
     sizes: Indices
 
     def figures(self, prefix: str) -> dict[str, float]:
-        """Figures of a line of metrics: means over clients, weighted by their targets too, the mean of the worst tenth, the deviation."""
+        """Figures for a line of metrics: means over clients, also weighted by targets, the mean of the worst tenth, and the deviation."""
         worst = np.sort(self.accuracies)[: -(-len(self.accuracies) // 10)]
         return {
             f"{prefix}/loss": float(self.losses.mean()),
@@ -84,7 +84,7 @@ class PersonalEvaluation:
     """Evaluates models of clients.
 
     Args:
-        algorithm: whose models they are. group: the rows.
+        algorithm: makes the models. group: the rows.
     """
 
     def __init__(self, algorithm: Algorithm, group: RowGroup) -> None:
@@ -94,10 +94,10 @@ class PersonalEvaluation:
     def scores(
         self, run: PackedRun, state: State, samples: Samples, looked_at: Tensor, clients: Callable[[Indices], Clients]
     ) -> PersonalScores:
-        """How the clients of a run do on their shares of some samples, `looked_at` int64 [n]. Reads back.
+        """Scores of a run's clients on their shares of some samples, `looked_at` int64 [n]. Reads back.
 
         Args:
-            state: of the run, [1, ...]. clients: makes what a method is given of some clients.
+            state: of the run, [1, ...]. clients: makes the :class:`Clients` of some clients.
         """
         shares = self._shares_of(run, samples, looked_at)
         ids = np.array([client for client, share in enumerate(shares) if len(share)], np.int64)
@@ -109,13 +109,13 @@ class PersonalEvaluation:
             wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = looked_at[to_device(shares[client], looked_at.device)]
-                # A copy: at another address a product may have other last bits.
+                # A copy, as the last bits of a product may depend on the address.
                 totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, clients(np.array([client]))))
         loss, correct, targets = torch.cat(totals).cpu().numpy().T
         return PersonalScores(loss / targets, correct / targets, targets.astype(np.int64))
 
     def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
-        """model: [1, P]; whole: the same with what it has beside its parameters."""
+        """model: [1, P]; whole: the same with its other tensors."""
         engine = self._group.engine
         if not self._algorithm.predicts:
             return engine.evaluate(whole, samples, which)
@@ -127,7 +127,7 @@ class PersonalEvaluation:
 
     def _shares_of(self, run: PackedRun, samples: Samples, looked_at: Tensor) -> list[Indices]:
         known = self._shares.setdefault(run, {})
-        key = (id(samples), len(looked_at), int(looked_at.sum()))  # the first samples, or others that stand for all
+        key = (id(samples), len(looked_at), int(looked_at.sum()))  # the first samples, or a representative subset
         if key not in known:
             counts = run.facts.label_counts
             if counts is None:

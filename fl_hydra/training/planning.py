@@ -1,4 +1,4 @@
-"""What a run does in its next round: a function of its configuration and of how far it has come."""
+"""A run's next round, as a function of its configuration and progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class SelectionCost:
-    """What it took that clients were asked for losses before the cohort was chosen.
+    """The cost of loss queries to clients before the cohort is chosen.
 
     samples: of forward passes. seconds: simulated. downloads: models sent to clients that are not in the cohort.
     """
@@ -36,14 +36,14 @@ class RoundPlan:
     """A round of one run.
 
     ids: int64 [rows], the cohort. samples: int64 [rows], what each draws. steps: local steps of the row with most samples.
-    rates: float64 [rows, steps], learning rates that are taken: the schedule's, times b / B in a step of b of its B samples. mean_rate,
-    last_rate: of the schedule's rates over the round's steps, without that factor, the mean and the last. weights: float64 [rows], of
-    the mean, summing to 1; 0 for who drops out. mixing: what is exchanged after each step, float64 [rows, rows], or None for nothing.
-    end_time: simulated seconds at which the round is over.
-    J: local steps that the rule for them has chosen; None where a round is a pass. program: the events of an asynchronous round.
-    seen: what the participation scheme saw. remember: what of its memory changes. selection: what choosing the cohort took.
-    residual_weight: how much of the old model is in the mean; not 0 where the weights do not sum to 1.
-    reports: bool [rows], who does not drop out; None: everyone.
+    rates: float64 [rows, steps], learning rates of the steps: the schedule's, times b / B in a step of only b of B samples. mean_rate,
+    last_rate: mean and last of the schedule's rates over the round's steps, without that factor. weights: float64 [rows], of the mean;
+    0 for rows that drop out. mixing: weights of the exchange after each step, float64 [rows, rows]; None: no exchange.
+    end_time: simulated seconds when the round ends.
+    J: local steps chosen by the rule; None if a round is a pass. program: the events of an asynchronous round.
+    seen: what the participation scheme saw. remember: changes to its memory. selection: the cost of choosing the cohort.
+    residual_weight: weight of the old model in the mean, 1 minus the sum of `weights` if the scheme sets these itself; else 0.
+    reports: bool [rows], whether each stays (does not drop out); None: all do.
     """
 
     ids: Indices
@@ -68,7 +68,7 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     """The next round of a run. It changes nothing: :meth:`PackedRun.begin` and :meth:`PackedRun.advance` do.
 
     Args:
-        losses: of the present model, for schemes that ask for them.
+        losses: of the current model, for schemes that query them.
     """
     e = run.experiment
     J = None if e.J is None else e.local_steps.steps(e.J, run.samples / e.budget, run.traffic.steps, run.memory)
@@ -80,21 +80,21 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     cohort = e.participation.cohort(seen)
     ids, wanted = cohort.ids, work[cohort.ids]
     selection = queries.cost(ids, run.sample_seconds)
-    # The last round is cut: what remains of the budget is spread over the rows.
+    # The last round is cut: the rest of the budget is divided among the rows.
     samples = _cut(wanted, e.budget - run.samples)
     steps = -(-int(samples.max()) // e.step_samples)
     done = run.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
     factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
     mixing = [e.algorithm.mixing(len(ids), J, j, steps, run.traffic.steps) if J is not None else None for j in range(steps)]
-    # Of a whole round every row counts alike, however many steps it took; of a cut one, as far as it came.
+    # In a whole round every row counts fully, however many steps it takes; in a cut one, by the fraction that it completes.
     by_size = samples * (wanted.max() / wanted) * (run.shard_sizes[ids] if e.algorithm.federated else 1.0)
     reports = e.participation.reports(ids, e.seed, run.round)
     weights = (by_size if cohort.weights is None else cohort.weights) * reports
     residual_weight = 0.0
-    if not weights.any():  # nobody reports, or of a cut round only those that had no sample left
+    if not weights.any():  # nobody reports, or in a cut round only rows without samples
         reports = np.zeros_like(reports)
     elif cohort.weights is not None and e.participation.weighs:
-        # Whether a client drops out does not depend on what it would report: divided by how likely that is, the sum stays unbiased.
+        # Dropping out is independent of the update, so dividing by the probability of staying keeps the sum unbiased.
         weights = weights / (1 - e.participation.dropout)
         residual_weight = float(1 - weights.sum())
     else:
@@ -121,7 +121,7 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
 
 
 def plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
-    """The next block of events of an asynchronous method. It has K J gradients; the last block, as many as the budget leaves."""
+    """The next block of events of an asynchronous method. It has K J gradients; the last block has those left in the budget."""
     e = run.experiment
     assert e.J is not None
     K, size, left = e.K, e.step_samples, e.budget - run.samples
@@ -154,7 +154,7 @@ def plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
 
 
 class _QueryAccount:
-    """Passes a scheme's queries for losses on, and keeps an account of them.
+    """Forwards a scheme's loss queries and records their cost.
 
     Args:
         losses: answers them. sizes: int64 [K], samples of each client.
@@ -165,27 +165,27 @@ class _QueryAccount:
         self._asked: list[tuple[Indices, Indices]] = []
 
     def losses(self, ids: Indices, samples: int | None) -> Reals:
-        """Mean losses of some clients, int64 [n], on all or on so many of their samples: float64 [n]."""
+        """Mean losses of some clients, int64 [n], on all or `samples` of their samples: float64 [n]."""
         counts = self._sizes[ids]
         self._asked.append((ids, counts if samples is None else np.minimum(counts, samples)))
         return self._losses(ids, samples)
 
     def cost(self, cohort: Indices, sample_seconds: Reals) -> SelectionCost:
-        """What all queries took, if `cohort`, int64 [m], was chosen. sample_seconds: float64 [K], of a gradient of one sample."""
+        """The cost of all queries, given the chosen `cohort`, int64 [m]. sample_seconds: float64 [K], of a gradient of one sample."""
         sent: set[int] = set()
         samples, seconds = 0, 0.0
         for clients, counts in self._asked:
             sent |= set(clients.tolist())
             samples += int(counts.sum())
-            seconds += float((counts * sample_seconds[clients]).max()) / 3  # a forward pass is taken for a third of what a gradient takes
+            seconds += float((counts * sample_seconds[clients]).max()) / 3  # a forward pass counts as a third of a gradient
         return SelectionCost(samples, seconds, len(sent - set(cohort.tolist())))
 
 
 def _samples_of_whole_round(run: PackedRun, J: int | None) -> Indices:
     """Samples that each client would draw in a whole round, int64 [K].
 
-    Where J is None that is the rest of a pass over the samples, made up of whole steps: batches run across the border of two passes, so
-    a round ends with the first step that completes one.
+    If J is None, these are the rest of a pass, rounded up to whole steps: batches may straddle two passes, so a round ends with the step
+    that completes one.
     """
     e = run.experiment
     if J is None:
@@ -195,7 +195,7 @@ def _samples_of_whole_round(run: PackedRun, J: int | None) -> Indices:
 
 
 def _seconds_apart(run: PackedRun, ids: Indices, samples: Indices, mixing: list[Reals | None]) -> float:
-    """Simulated seconds of a round whose rows take their own steps: they wait for each other at every exchange, and at the end."""
+    """Simulated seconds of a round whose rows take steps independently: they wait for each other at every exchange and at the end."""
     e = run.experiment
     ready, taken = np.zeros(len(ids)), np.zeros_like(samples)
     for step, weights in enumerate(mixing, 1):
@@ -207,7 +207,7 @@ def _seconds_apart(run: PackedRun, ids: Indices, samples: Indices, mixing: list[
 
 
 def _seconds_of_shared_steps(run: PackedRun, samples: int) -> float:
-    """Simulated seconds of a lone row's round of steps, each shared among workers (±1 sample) and over when the slowest is ready."""
+    """Simulated seconds of a lone row's round, each step shared among workers (±1 sample) and finished with the slowest of them."""
     workers, size = run.experiment.data_parallel, run.experiment.step_samples
     of_steps = np.minimum(size, samples - np.arange(0, samples, size))[:, None]
     shares = of_steps // workers + (np.arange(workers) < of_steps % workers)
@@ -215,16 +215,16 @@ def _seconds_of_shared_steps(run: PackedRun, samples: int) -> float:
 
 
 def _parts_of_batches(samples: Indices, steps: int, size: int) -> Reals:
-    """b / B of each step, float64 [rows, steps], by what each row draws, int64 [rows], in steps of B = `size` samples.
+    """b / B of each step, float64 [rows, steps], for rows that draw `samples`, int64 [rows], in steps of B = `size` samples.
 
-    A last batch of a few samples has a noisy gradient, and would count for as much as a whole one at the full rate.
+    The gradient of a small last batch is noisy, and at the full rate it would count as much as that of a whole batch.
     """
     parts: Reals = np.clip(samples[:, None] - np.arange(steps) * size, 0, size) / size
     return parts
 
 
 def _cut(wanted: Indices, left: int) -> Indices:
-    """What each row draws if no more than `left` samples are left for all: shares by what they want, rounded to whole samples."""
+    """Samples that each row draws when only `left` remain for all: in proportion to what it wants, rounded to whole samples."""
     total = int(wanted.sum())
     if total <= left:
         return wanted

@@ -1,6 +1,6 @@
-"""Precisions of a run: what master weights, slots and averages are kept in, and what steps are computed in.
+"""Precisions of a run: of master weights, slots and averages, and of the computation of steps.
 
-The configuration checks their names here, so that torch is imported only where one is used.
+The configuration checks their names here, so torch is imported only when one is used.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Precision:
-    """How numbers are kept and computed with.
+    """How numbers are stored and computed.
 
-    kept_in: the dtype of rows, slots and averages, by name. computed_in: that of layers, by autocast; `kept_in` where None.
-    tf32: whether a GPU may round the factors of fp32 products to 10 bits. Elsewhere fp32 is computed as it is.
+    kept_in: the dtype of rows, slots and averages, by name. computed_in: that of layers, by autocast; None: `kept_in`.
+    tf32: whether a GPU may round the factors of fp32 products to 10 bits; otherwise fp32 is IEEE fp32.
     loss_scale: a constant power of two that keeps small gradients above the smallest number of `computed_in`.
     """
 
@@ -35,7 +35,7 @@ class Precision:
 
     @property
     def compute(self) -> torch.dtype | None:
-        """The dtype of layers, where it is another one."""
+        """The dtype of layers, if it differs from `master`; else None."""
         return None if self.computed_in is None else _dtype(self.computed_in)
 
     @property
@@ -45,16 +45,16 @@ class Precision:
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
-        """Within it, layers compute as the precision says, on the device."""
+        """A context in which layers on the device compute in this precision."""
         import torch
 
         with torch.autocast(device.type, self.compute or torch.bfloat16, enabled=self.compute is not None, cache_enabled=False):
             yield
 
     def configure(self, device: torch.device) -> None:
-        """Settings of the process: TF32, which PyTorch allows in convolutions by default, and kernels that give equal bits each time.
+        """Configure the process: TF32, which PyTorch allows in convolutions by default, and kernels with reproducible bits.
 
-        cuDNN's own measuring of kernels stays off: it may choose differently in the process that resumes a run.
+        cuDNN's benchmarking of kernels stays off, since it may choose others in the process that resumes a run.
         """
         import torch
 

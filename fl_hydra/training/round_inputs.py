@@ -1,4 +1,4 @@
-"""What a round's local steps are given, as typed tensors that go to the device at once."""
+"""The inputs of a round's local steps, as typed tensors that are sent to the device together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.planning import RoundPlan
 
 GRAPH_STEPS = 64
-"""Local steps that are recorded in one graph; a longer round is several of them."""
+"""Local steps that are recorded in one graph; a longer round uses several."""
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What differs from round to round, for some rows and some local steps.
+    """Inputs that change from round to round, for some rows and some local steps.
 
-    indices: int64 [rows, batches, B], positions in the training samples. streams: int64 [rows], the numbers that name each row's crops and
-    flips. cursors: int64 [rows], samples that each row's client had drawn before these. rates: [rows, steps or more].
-    sample_mask: [rows, batches, B], 1 where a sample counts and 0 where it pads; None where all count. starts: [rows, P], None where
-    every row starts from the run's model. mixing: [rows, steps, rows of a run], with which models are mixed; None where they are not.
+    indices: int64 [rows, batches, B], positions in the training samples. streams: int64 [rows], identifying each row's crops and flips.
+    cursors: int64 [rows], samples that each row's client drew before these. rates: [rows, steps or more].
+    sample_mask: [rows, batches, B], 1 for samples and 0 for padding; None without padding. starts: [rows, P]; None if every row starts
+    from the run's model. mixing: [rows, steps, rows of a run], weights with which models are mixed; None if they are not.
     """
 
     indices: Tensor
@@ -39,16 +39,16 @@ class StepInputs:
     mixing: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
-        """Those that there are, by name."""
+        """The inputs that are not None, by name."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def of_rows(self, rows: slice) -> StepInputs:
-        """Those of some rows."""
+        """The inputs of some rows."""
         return StepInputs(**{name: tensor[rows] for name, tensor in self.named().items()})
 
     def of_steps(self, steps: slice, of: int, batches_per_step: int, masked: bool) -> StepInputs:
-        """Those of some local steps of a round of `of` steps. masked: whether there are samples in the round that do not count."""
+        """The inputs of some local steps of a round of `of` steps. masked: whether the round has padding."""
         batches = slice(steps.start * batches_per_step, steps.stop * batches_per_step)
         return replace(
             self,
@@ -64,10 +64,10 @@ class StepInputs:
 class RunRound:
     """A run's part in a round.
 
-    rows: where they lie. state: what the run carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
-    masked: whether some row has fewer samples than its batches hold. exchanges: after which local steps rows exchange models.
-    reports: how many rows do not drop out. lost: the others. before: of these, where client state lies, and what it was before the round.
-    uplink_streams: int64 [rows], which name the draws of an uplink, None without one; server_stream: of its half at the server.
+    rows: their positions. state: what the run carries, [1, ...], the trainer's own memory. clients: its cohort, with its rows' weights.
+    masked: whether some row has fewer samples than its batches hold. exchanges: for each local step, whether rows exchange models after it.
+    reports: number of rows that do not drop out. lost: the other rows. before: each tensor of their client state, with a copy from before
+    the round. uplink_streams: int64 [rows], which identify an uplink's draws; None without one. server_stream: for its draws at the server.
     """
 
     plan: RoundPlan
@@ -83,16 +83,16 @@ class RunRound:
     server_stream: int
 
     def restore_lost(self) -> None:
-        """A client that drops out has lost its round: its state is that before it."""
+        """Reset the state of clients that dropped out to what it was before the round."""
         for place, before in self.before:
             place.copy_(before)
 
 
 @dataclass
 class RoundInputs:
-    """A round of all runs: its local steps, and the runs' parts. Rows are those of all runs, one run after the other.
+    """A round of all runs: its local steps, and the runs' parts. The rows of all runs lie one run after the other.
 
-    counts: int64 [rows, batches], samples that count. calls: int64 [rows, batches, 3], what each batch was computed for.
+    counts: int64 [rows, batches], samples without padding. calls: int64 [rows, batches, 3], computations on each batch.
     """
 
     steps: StepInputs
@@ -101,14 +101,14 @@ class RoundInputs:
     runs: list[RunRound]
 
     def start_from(self, starts: Tensor) -> None:
-        """Let every row begin with its own, [rows, P]."""
+        """Let every row begin with its own start, [rows, P]."""
         self.steps = replace(self.steps, starts=starts)
 
 
 def step_inputs(
     plans: Sequence[RoundPlan], runs: Sequence[PackedRun], device: torch.device, dtype: torch.dtype
 ) -> tuple[StepInputs, Indices]:
-    """The inputs of the local steps of all runs, as long as the longest one needs them, and the samples that count [rows, batches]."""
+    """The inputs of all runs' local steps, for as many steps as the longest needs, and the samples without padding, [rows, batches]."""
     first = runs[0].experiment
     steps, size = max(plan.steps for plan in plans), first.batch_size
     batches = steps * first.algorithm.batches_per_step
@@ -141,12 +141,12 @@ def is_masked(plan: RoundPlan, run: PackedRun) -> bool:
 
 
 def _width(steps: int) -> int:
-    """How long the rates of a round are laid out: in rounds of several graphs, alike for those that take nearly as many steps."""
+    """The padded length of a round's rates; with several graphs it is rounded up, so that rounds of similar length share their graphs."""
     return steps if steps <= GRAPH_STEPS else -(-steps // GRAPH_STEPS) * GRAPH_STEPS
 
 
 def _mixing_of_rows(plan: RoundPlan, steps: int) -> Reals:
-    """The weights of each row in every mixing of a round, float64 [rows, steps, rows]; where nothing is exchanged, only its own."""
+    """Each row's mixing weights after every step of a round, float64 [rows, steps, rows]; only its own if nothing is exchanged."""
     rows = len(plan.ids)
     own = np.eye(rows)
     return np.stack([own if j >= plan.steps or (mixing := plan.mixing[j]) is None else mixing for j in range(steps)], 1)

@@ -1,4 +1,4 @@
-"""Rows whose models have one architecture: how their parameters lie, what computes their gradients, and the memory they train in."""
+"""Rows whose models have one architecture: the layout of their parameters, the engine of their gradients, and the memory they train in."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def size(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return int(self.rows.stop - self.rows.start)
 
 
@@ -50,7 +50,7 @@ class Block:
 class Lane:
     """Where a block of rows is trained: parameters [rows, P], and the optimizer's slots that are fresh in each round.
 
-    starts: [rows, P], where rows begin with parameters of their own in what they are sent; None where they do not.
+    starts: [rows, P], used when clients insert personal parameters into the model they are sent; else None.
     """
 
     parameters: Tensor
@@ -62,8 +62,8 @@ class Lane:
 class Division:
     """How the rows of all runs are divided.
 
-    counts: rows of each run. sections: where they lie. blocks: of each run. threads: how many share the blocks of each run.
-    branches: blocks that are trained side by side as branches of a graph.
+    counts: rows of each run. sections: their positions. blocks: of each run. threads: how many share each run's blocks.
+    branches: blocks that are trained in parallel as branches of a graph.
     """
 
     counts: list[int]
@@ -74,22 +74,21 @@ class Division:
 
     @property
     def lanes(self) -> int:
-        """Blocks that train at the same time, at most."""
+        """The most blocks that train at the same time."""
         return max(self.branches, *self.threads)
 
 
 @dataclass(frozen=True)
 class RowBuffers:
-    """Fixed memory of rounds with so many rows; nothing of it is rebound within one, so that graphs can be recorded.
+    """Fixed memory for rounds with a given number of rows; it is never rebound, so that graphs can be recorded.
 
-    ends: of rows, after their local steps, [rows, P]; where only their mean is needed, a weighted sum for each thread and run, [threads,
+    ends: rows after their local steps, [rows, P]; if only their mean is needed, a weighted sum for each thread and run, [threads,
     runs, P].
-    kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], what each row's batches have
-    shown in the round. squared_displacement: [rows, 1], of each row's end from its
-    start, where it is measured.
-    hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is fixed of each row's client, by name,
-    [rows, width]. received: what the server has sent each row beside the model, by name, [rows, width]; made when it is sent first.
-    statistics: running statistics of each row's model, [rows, size]; None where it has none.
+    kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], figures summed over each row's
+    batches in the round. squared_displacement: [rows, 1], squared distance of each row's end from its start, if it is measured.
+    hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: constants of each row's client, by name,
+    [rows, width]. received: what the server sent each row besides the model, by name, [rows, width]; allocated when it is first sent.
+    statistics: running statistics of each row's model, [rows, size]; None if there are none.
     """
 
     lanes: list[Lane]
@@ -105,13 +104,13 @@ class RowBuffers:
 
 
 STATE, UPLINK, PERSONAL, PERSONAL_STATISTICS = "state.", "uplink.", "personal", "personal_statistics"
-"""How what a client keeps is named: the method's own state, the state of its uplink (with the message's name), its personal parameters, and
-the running statistics beside these. Its optimizer's slots have names without a prefix of these."""
+"""Names of what a client keeps: prefixes of the method's own state and of the uplink's state (followed by the message's name), its personal
+parameters, and their running statistics. Its optimizer's slots have none of these prefixes."""
 
 
 @dataclass(frozen=True)
 class RowsOf:
-    """What the buffers have for some rows, by name, [rows, width]: see :class:`RowBuffers`."""
+    """The buffers of some rows, by name, [rows, width]: see :class:`RowBuffers`."""
 
     kept: dict[str, Tensor]
     hyper: dict[str, Tensor]
@@ -122,9 +121,9 @@ class RowsOf:
 
 @dataclass(frozen=True)
 class SlotNames:
-    """Under which names the optimizer's slots lie in memory.
+    """The names of the optimizer's slots in memory.
 
-    of: for each vector that is stepped ("" for the parameters), by the optimizer's own name. widths: numbers of a row, by name.
+    of: for each vector that is stepped ("": the parameters), by the optimizer's own name. widths: numbers per row, by name.
     """
 
     of: dict[str, dict[str, str]]
@@ -132,7 +131,7 @@ class SlotNames:
 
     @classmethod
     def made(cls, optimizer: Optimizer, vectors: Sequence[str], columns: Sequence[str], size: int) -> SlotNames:
-        """The names of an optimizer's slots for these vectors of `size` numbers, of which these named columns are stepped apart."""
+        """The names of an optimizer's slots for these vectors of `size` numbers, whose named `columns` are stepped separately."""
         of: dict[str, dict[str, str]] = {}
         widths: dict[str, int] = {}
         for vector in ("", *vectors):
@@ -148,10 +147,10 @@ class RowGroup:
     """The rows of all runs in a trainer.
 
     Args:
-        experiment: the first run, with which all others have the architecture, the precision and the sizes of steps in common.
+        experiment: the first run; all others share its architecture, precision and step sizes.
         architecture: of its model.
         engine: one of :data:`fl_hydra.training.engine_selection.ENGINES`.
-        precision: of rows and of computing.
+        precision: of rows and of computation.
         device: where.
         rows_at_once, samples_at_once: see :class:`fl_hydra.training.trainer.Trainer`.
         notify: is told, in one line, what the user should know.
@@ -184,29 +183,29 @@ class RowGroup:
         )
         self._limit = rows_at_once
         self.rows_at_once = rows_at_once or 0
-        """Rows of a block, at most."""
+        """The most rows in a block."""
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
         self.personal = algorithm.personal(self.layout)
         """Columns of the parameters that stay with their client."""
         self.shared = self.layout.columns(lambda name, module: name not in self.personal.names)
         """All others."""
         self.personal_statistics: Columns = self.layout.statistics_beside(self.personal)
-        """Columns of the running statistics that do."""
+        """Columns of the running statistics that stay with their client."""
         self.columns = algorithm.columns(self.layout)
-        """Columns that the method steps apart, by name."""
+        """Columns that the method steps separately, by name."""
         self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
         self._fresh = {} if algorithm.keeps_optimizer else self._slots.widths
         self.kept_slots = self._slots.widths if algorithm.keeps_optimizer else {}
         """Numbers of the optimizer's slots that each client keeps, by name."""
         self.kept_widths: dict[str, int] = dict(self.kept_slots)
-        """Numbers that each client keeps, by name: also of the method's own state, and of what stays with it."""
+        """Numbers that each client keeps, by name, including the method's own state and personal parameters."""
         self.pool: ThreadPoolExecutor | None = None
-        """Of the threads that share blocks, where there are several."""
+        """Threads that share blocks, if there are several."""
         self.division: Division
         self.buffers: RowBuffers
 
     def initial(self, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Initial models of these seeds, [seeds, P], and what else they have (:attr:`State.buffers`)."""
+        """Initial models of these seeds, [seeds, P], and their other tensors (:attr:`State.buffers`)."""
         modules = [initial_module(self.architecture.build, seed) for seed in seeds]
         models = [dict(module.named_parameters()) for module in modules]
         buffers = {}
@@ -221,19 +220,19 @@ class RowGroup:
         return torch.stack([flat(tensor.detach().to("cpu", self.dtype) for tensor in tensors) for tensors in models]).to(self.device)
 
     def buffers_of_runs(self, buffers: dict[str, Tensor], workers: int) -> dict[str, Tensor]:
-        """What models have beside their parameters at first; also for so many workers of each run, where these have models of their own."""
+        """Initial tensors of models besides their parameters; also for each run's `workers`, if these have their own models."""
         if "model" not in buffers or self._experiment.algorithm.ends_with_mean:
             return buffers
         return buffers | {"workers": buffers["model"][:, None].repeat(1, workers, 1)}
 
     def whole(self, models: Tensor, state: State, statistics: Tensor | None = None) -> Tensor:
-        """Models [models, P] of a run with what else they have: its running statistics, or others [models, size]; what is not trained."""
+        """Models [models, P] of a run and their other tensors: running statistics (the run's or others, [models, size]), frozen ones."""
         frozen = state.buffers["frozen"][0] if "frozen" in state.buffers else None
         return self.layout.whole(models, state.buffers.get("model") if statistics is None else statistics, frozen)
 
     def client_statistics(self, state: State, clients: ClientStore, ids: Indices) -> Tensor | None:
-        """Running statistics of some clients of a run, int64 [n]: the server's, but for those that stay with them. [n, size], in new
-        memory; None where models have none."""
+        """Running statistics of some clients of a run, int64 [n]: the server's, except those that stay with clients. [n, size], in new
+        memory; None if models have none."""
         if "model" not in state.buffers:
             return None
         statistics = state.buffers["model"].repeat(len(ids), 1)
@@ -243,13 +242,13 @@ class RowGroup:
 
     @property
     def payload(self) -> int:
-        """Bytes of a model, as it is sent."""
+        """Bytes of a model as it is sent."""
         stay = self.personal.width + self.personal_statistics.width
         return (self.layout.size + self.layout.statistics.size - stay) * self.dtype.itemsize
 
     def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
-        """What each client of a run carries, from the run's initial model [1, P] and its running statistics [1, size]: by name its initial
-        values, [1 or K, width]."""
+        """Initial values of what each client of a run carries, by name, [1 or K, width], from its initial model [1, P] and running
+        statistics [1, size]."""
         e = self._experiment
         named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
         if self.personal.width:
@@ -270,7 +269,7 @@ class RowGroup:
 
         Args:
             lane: whose fresh slots they use. parameters, starts: [rows, P]. lr: [rows, steps]. rule: of the local optimizer.
-            of: what the buffers have for these rows.
+            of: the buffers of these rows.
         """
         count = len(parameters)
         slots = of.kept if not self._fresh else {name: slot[:count] for name, slot in lane.slots.items()}
@@ -285,20 +284,20 @@ class RowGroup:
         return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper)
 
     def of_rows(self, rows: slice, run: int) -> RowsOf:
-        """What the buffers have for some rows of a run."""
+        """The buffers of some rows of a run."""
         buffers = self.buffers
         named = (buffers.kept, buffers.hyper, buffers.own_hyper, buffers.facts, buffers.received)
         return RowsOf(*({name: values[rows] for name, values in part.items()} for part in named))
 
     def receive(self, name: str, rows: slice, values: Tensor) -> None:
-        """Lay down what the server has sent some rows of a run beside the model, [1, width] or [rows, width]."""
+        """Store what the server sent some rows of a run besides the model, [1, width] or [rows, width]."""
         if name not in self.buffers.received:
             self.buffers.received[name] = self.zeros(len(self.buffers.meter), values.shape[1])
         self.buffers.received[name][rows].copy_(values)
 
     @cached_property
     def sample_flops(self) -> int:
-        """Floating-point operations of one sample's forward and backward pass. The first counting in a process takes a second."""
+        """Floating-point operations of one sample's forward and backward pass. The first count in a process takes a second."""
         return sample_flops(self._counted(), self._experiment.dataset_info)
 
     @cached_property
@@ -312,25 +311,25 @@ class RowGroup:
         return product_flops(self._counted(), self._experiment.dataset_info)
 
     def _counted(self) -> nn.Module:
-        """A module whose operations are counted, of one sample: of that BatchNorm in training could take no statistics."""
+        """A module for counting the operations of one sample, of which BatchNorm in training could take no statistics."""
         module = self.architecture.build()
         return module.eval() if self.layout.statistics.names else module
 
     def flops(self, gradients: int, forwards: int, products: int) -> int:
-        """Floating-point operations of so many samples of gradients, of forward passes alone, and of products with the Hessian."""
+        """Floating-point operations for these numbers of samples of gradients, forward passes alone, and products with the Hessian."""
         total = self.sample_flops * gradients
         total += self.forward_flops * forwards if forwards else 0
         return total + (self.product_flops * products if products else 0)
 
     @property
     def samples_at_once(self) -> int:
-        """Samples of a batch whose gradient is taken at once; larger batches are accumulated."""
+        """Samples of a batch whose gradient is computed at once; larger batches are accumulated."""
         return min(self._experiment.batch_size, self.engine.samples_at_once)
 
     def allocate(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> None:
-        """Memory for rounds with so many rows of each run, by its optimizer and its method; fewer rows at once where it runs out."""
+        """Allocate memory for rounds with `counts` rows of each run, its optimizer and method; fewer rows at once if it runs out."""
         most = max(counts)
-        # Parameters, their gradient twice over, an intermediate of the optimizer, its slots, starts of their own.
+        # Parameters, two copies of their gradient, an intermediate of the optimizer, its slots, and starts with personal parameters.
         vectors = 4 + len(self._fresh) + bool(self.personal.width)
         row_bytes = vectors * self.layout.size * self.dtype.itemsize + 2 * self.samples_at_once * self.architecture.sample_bytes
         self.rows_at_once = self._limit or rows_that_fit(self.device, row_bytes, most, self._notify)
@@ -352,10 +351,10 @@ class RowGroup:
         self.pool = single_threaded_pool(threads) if threads > 1 else None
 
     def resize(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> bool:
-        """Divide the memory that there is among other numbers of rows of the same runs, so that recorded graphs stay of use.
+        """Divide the allocated memory among other numbers of rows of the same runs, so that recorded graphs can still be used.
 
         Returns:
-            whether it is enough for them; if not, nothing has changed.
+            whether it is enough for them; if not, nothing changes.
         """
         division, lanes = self._divide(counts), self.buffers.lanes
         rows = max(block.size for own in division.blocks for block in own)
@@ -437,5 +436,5 @@ class RowGroup:
 
 
 def _by_row(of_runs: Sequence[T], counts: list[int]) -> list[T]:
-    """What each run has, for each of its rows."""
+    """Each run's item, once for each of its rows."""
     return [each for each, count in zip(of_runs, counts, strict=True) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""What becomes of BatchNorm's running statistics from round to round."""
+"""BatchNorm's running statistics from round to round."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fl_hydra.training.row_group import PERSONAL_STATISTICS, RowGroup
 
 
 class RunningStatistics:
-    """Statistics of rows: sent with the model, updated by their batches, and averaged as models are, whatever the outer optimizer does.
+    """Statistics of rows: sent with the model, updated by their batches, and averaged like models, whatever the outer optimizer does.
 
-    Those of workers that have models of their own stay with these (gossip mixes them as it mixes models; where workers meet at events
-    they are not exchanged); the mean of them is evaluated. Those beside parameters that stay with a client stay, too.
+    Workers with their own models also keep their own statistics (gossip mixes them like models; asynchronous workers do not exchange
+    them), whose mean is evaluated. Statistics of modules with personal parameters stay with the client, too.
 
     Args:
         group: the rows.
@@ -30,7 +30,7 @@ class RunningStatistics:
         )
 
     def begin(self, part: RunRound) -> None:
-        """The rows of a run begin a round with theirs."""
+        """Give the rows of a run their statistics at the beginning of a round."""
         rows = self._rows(part)
         if rows is None:
             return
@@ -41,7 +41,7 @@ class RunningStatistics:
             part.clients.fabric.count_down(rows[:, : self._sent], plain=True)
 
     def end(self, part: RunRound) -> None:
-        """The rows of a run have come to theirs, and some of them report; one that is lost ends where it began."""
+        """Collect the rows' statistics at the end of a round; those of a row that drops out are reset to what it was given."""
         rows = self._rows(part)
         if rows is None:
             return
@@ -58,7 +58,7 @@ class RunningStatistics:
         part.clients.fabric.count_up(rows[:, : self._sent], plain=True)
         model, stays = buffers["model"], ours.of(buffers["model"]).clone()
         mean = part.clients.fabric.sum_weighted(rows, part.clients.weights)
-        if part.plan.residual_weight:  # weights that do not sum to 1 may lead beyond what any row has; no variance is below 0
+        if part.plan.residual_weight:  # with weights that do not sum to 1, a variance could become negative
             mean.add_(model, alpha=part.plan.residual_weight)
             mean.copy_(torch.where(self._variances, mean.clamp(min=0), mean))
         model.copy_(mean)
@@ -70,6 +70,6 @@ class RunningStatistics:
 
     @staticmethod
     def _given(part: RunRound) -> Tensor:
-        """What each row was given, [rows, size]."""
+        """The statistics that each row was given, [rows, size]."""
         buffers = part.state.buffers
         return buffers["workers"][0] if "workers" in buffers else buffers["model"].expand(len(part.plan.ids), -1)

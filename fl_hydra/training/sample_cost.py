@@ -1,4 +1,4 @@
-"""What a sample costs."""
+"""The cost of a sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fl_hydra.data.dataset import DatasetInfo
 
 
 def sample_flops(module: nn.Module, info: DatasetInfo, *, backward: bool = True) -> int:
-    """Floating-point operations, two for each multiply-add, of one sample's forward and backward pass, of products and convolutions."""
+    """Floating-point operations, two for each multiply-add, in the products and convolutions of one sample's passes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -20,7 +20,7 @@ def sample_flops(module: nn.Module, info: DatasetInfo, *, backward: bool = True)
 
 
 def product_flops(module: nn.Module, info: DatasetInfo) -> int:
-    """The same of one sample's product of the Hessian with a vector, reverse over reverse."""
+    """The same for one sample's Hessian-vector product, reverse over reverse."""
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -31,7 +31,7 @@ def product_flops(module: nn.Module, info: DatasetInfo) -> int:
 
 
 def sample_bytes(module: nn.Module, info: DatasetInfo, samples: int = 1) -> int:
-    """Bytes that one sample's forward pass keeps for its backward pass, from a pass of so many."""
+    """Bytes that one sample's forward pass keeps for its backward pass, measured with a pass of `samples` samples."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     kept: dict[int, int] = {}
 

@@ -14,8 +14,8 @@ from fl_hydra.randomness import generator
 class Samples(ABC):
     """Inputs, from which batches are gathered, and their targets.
 
-    targets: int64 [N], or [N, positions] where every position has one; negative where there is none. eval_subset_size: how many
-    samples, the first ones, an evaluation in the middle of a run looks at; all at its end.
+    targets: int64 [N], or [N, positions] if every position has one; negative where there is none. eval_subset_size: how many samples,
+    from the first, an evaluation during a run uses.
     """
 
     targets: Tensor
@@ -29,17 +29,17 @@ class Samples(ABC):
         return self.targets.device
 
     def fair(self, count: int) -> Tensor:
-        """Some samples that stand for all, int64 [count], ascending: the first ones of an order that never changes."""
+        """A representative subset of the samples, int64 [count], ascending: the first ones of a fixed order."""
         return torch.from_numpy(np.sort(generator(0, "evaluation").permutation(len(self))[:count])).to(self.device)
 
     @abstractmethod
     def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
-        """Training samples, varied at random if they are: a function of (stream, position) alone.
+        """Training samples, with random augmentation if there is any: a function of (stream, position) alone.
 
         Args:
             indices: int64 [n], which samples.
             streams: int64 [n], a 32-bit number for each (seed, client): see :func:`augmentation_stream`.
-            positions: int64 [n], how many samples that client had drawn before.
+            positions: int64 [n], how many samples that client drew before.
 
         Returns:
             [n, ...].
@@ -47,4 +47,4 @@ class Samples(ABC):
 
     @abstractmethod
     def plain(self, indices: Tensor) -> Tensor:
-        """Samples int64 [n] as they are: [n, ...]."""
+        """Samples int64 [n] without augmentation: [n, ...]."""

@@ -1,4 +1,4 @@
-"""Gradients over whole shards, outside local steps."""
+"""Gradients and outputs over whole shards, outside local steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PASS_SAMPLES = 512
 
 
 class ShardPasses:
-    """Passes over all samples of clients, as they are, by models in evaluation: without dropout, with running statistics.
+    """Passes over all samples of clients, without augmentation, in evaluation mode: without dropout, with running statistics.
 
     Args:
         group: the rows. samples: the training samples.
@@ -40,7 +40,7 @@ class ShardPasses:
         return found
 
     def outputs(self, run: PackedRun, state: State, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
-        """What a model [1, P] makes of a client's samples: outputs [n, ...] and targets [n, ...]."""
+        """The outputs [n, ...] of a model [1, P] for a client's samples, and their targets [n, ...]."""
         which = to_device(run.shards[client], model.device)
         model = self._group.whole(model, state, self._group.client_statistics(state, run.clients, np.array([client])))
         parts = [self._group.engine.outputs_of(model, self._samples.plain(part)[None]) for part in torch.split(which, PASS_SAMPLES)]
@@ -79,7 +79,7 @@ class RunShards:
     """:class:`fl_hydra.seams.clients.ShardPass` of one run.
 
     Args:
-        passes: over shards. state: of the run, whose buffers models have. charged: whether the run pays for them.
+        passes: over shards. state: of the run, with the models' buffers. charged: whether passes are charged to the run.
     """
 
     def __init__(self, passes: ShardPasses, run: PackedRun, state: State, charged: bool = True) -> None:

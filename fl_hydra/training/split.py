@@ -32,7 +32,7 @@ class Split:
 
 
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
-    """Training, validation and test samples on the device; kept for the next run."""
+    """Training, validation and test samples on the device; cached for the next run."""
     return _load_split(dataset.name, tuple(asdict(dataset).items()), root, split_seed, precision.images, device)
 
 
@@ -57,7 +57,7 @@ def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.devic
 
 
 def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:
-    """Images, normalised by the training images."""
+    """Images, normalised by the statistics of the training images."""
     arrays = dataset.load(root)
     train, validation = dataset.split(arrays.train_labels, split_seed)
     mean, standard_deviation = channel_statistics(arrays.train_images[train])

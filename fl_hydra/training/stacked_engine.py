@@ -1,4 +1,4 @@
-"""Engines that take all rows in one call (`torch.func.vmap`)."""
+"""Engines that process all rows in one call (`torch.func.vmap`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class StackedEngine(Engine):
-    """All rows in one call. A stacked convolution is a grouped one, unless `im2col` makes it a stack of matrix products."""
+    """All rows in one call. Stacked convolutions are grouped ones, unless `im2col` makes them stacked matrix products."""
 
     im2col: ClassVar[bool] = False
 
@@ -65,7 +65,7 @@ class StackedEngine(Engine):
         return out, meters[0] if len(meters) == 1 else torch.cat(meters)
 
     def _in_chunks(self, rows: int, work: Callable[[slice], T]) -> list[T]:
-        """Do some work for all rows, of as many at once as fit into memory."""
+        """Do some work for all rows, as many at once as fit into memory."""
         done: list[T] = []
         start = 0
         while start < rows:
@@ -78,7 +78,7 @@ class StackedEngine(Engine):
         return done
 
     def _halve(self, rows: int, error: RuntimeError) -> None:
-        """Take half as many rows at once after this.
+        """Halve the rows that are processed at once.
 
         Raises:
             RuntimeError: the error itself, if it is another one, if a single row does not fit, or while a graph is recorded.
@@ -100,7 +100,7 @@ class StackedEngine(Engine):
         beside: dict[str, Tensor] | None = None,
         further: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One row's loss, and its meter. beside: what it reads beside its parameters; further: inputs of the objective."""
+        """One row's loss and meter. beside: its tensors besides parameters; further: inputs of the objective."""
         layers = None
         if beside:
             others, layers = self._beside(beside, weights, training)
@@ -118,7 +118,7 @@ class StackedEngine(Engine):
         return self._stacked_gradient(self.layout.views(parameters), 0, batch, out, objective)
 
     def _shared_gradient(self, model: Tensor, batch: Batch, out: Tensor, objective: Objective | None) -> Tensor:
-        """Gradients of rows that all equal `model` [P], into `out` [rows, P]: the forward pass is that of one model."""
+        """Gradients of rows that all equal `model` [P], into `out` [rows, P]; the forward pass is that of one model."""
         return self._stacked_gradient(self.layout.views(model), None, batch, out, objective)
 
     def _stacked_gradient(
@@ -133,13 +133,13 @@ class StackedEngine(Engine):
     def _call(
         self, views: dict[str, Tensor], stacked: int | None, batch: Batch, objective: Objective | None
     ) -> tuple[Callable[..., tuple[Tensor, Tensor]], tuple[Any, ...], tuple[Any, ...]]:
-        """The loss of rows, what it is given, and along which axis of that the rows lie."""
+        """The loss function of rows, its arguments, and the axis of each along which the rows lie."""
         beside = batch.beside
         further = objective.inputs if objective is not None else {}
         loss = partial(self._loss, objective, batch.training)
         arguments = (views, batch.inputs, batch.targets, batch.weights)
         in_dims = (stacked, 0, 0, None if batch.weights is None else 0)
-        if not beside and not further:  # every argument takes time, of which a small batch has little
+        if not beside and not further:  # every argument costs time, which matters for small batches
             return loss, arguments, in_dims
         of_rows = {name: None if name == "frozen" else 0 for name in beside}
         return loss, (*arguments, beside, further), (*in_dims, of_rows or None, 0 if further else None)

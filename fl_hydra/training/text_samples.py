@@ -11,17 +11,17 @@ from fl_hydra.arrays import Indices
 from fl_hydra.training.samples import Samples
 
 EVAL_SUBSET_SIZE = 10_000
-"""Samples of each set that an evaluation in the middle of a run looks at."""
+"""Samples of each set that an evaluation during a run uses."""
 
 
 class Text(Samples):
-    """Windows over one array of characters; millions that overlap take no more memory than their positions.
+    """Windows over one array of characters; millions of overlapping ones take no more memory than their positions.
 
     Args:
         characters: uint8 [T].
         starts: int64 [N], where each window begins.
-        length: characters of a window; what follows it is its target, or, where every position has one, what follows each character.
-        everywhere: whether every position has a target; the character 0 is padding then, and no target.
+        length: characters of a window. Its target is the next character, or, with `everywhere`, the character after each position.
+        everywhere: whether every position has a target; then the character 0 is padding, and no target.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Text(Samples):
     ) -> None:
         text = torch.from_numpy(characters).to(device)
         self._starts = torch.from_numpy(starts).to(device)
-        # Every run of `length` characters, wherever it begins; the runs overlap in memory.
+        # Every run of `length` characters, from any start; the runs overlap in memory.
         self._runs = text.as_strided((max(0, len(text) - length + 1), length), (1, 1))
         if everywhere:
             following = self._runs[self._starts + 1].long()
@@ -39,10 +39,10 @@ class Text(Samples):
         self.eval_subset_size = min(EVAL_SUBSET_SIZE, len(starts))
 
     def fair(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.device)  # those that are evaluated are in such an order already
+        return torch.arange(count, device=self.device)  # evaluation samples are already in such an order
 
     def drawn(self, indices: Tensor, streams: Tensor, positions: Tensor) -> Tensor:
-        """Windows as they are, uint8 [n, length]: text is not varied."""
+        """Windows, uint8 [n, length]: text is not augmented."""
         return self.plain(indices)
 
     def plain(self, indices: Tensor) -> Tensor:

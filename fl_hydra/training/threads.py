@@ -9,11 +9,11 @@ import torch
 
 
 def single_threaded_pool(threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads divide no kernel among further threads; the caller's own number of threads is left as it is.
+    """A pool whose threads run each kernel on one core; the caller's own number of threads does not change.
 
-    `torch.set_num_threads` sets the number of the calling thread and the default that other threads adopt at their first
-    kernel. So each thread of the pool must have adopted 1 before the default is put back; otherwise it would depend on
-    timing whether its kernels are divided, and with it the last bits of the results.
+    `torch.set_num_threads` sets the calling thread's number and the default that other threads adopt at their first kernel.
+    So each thread of the pool must adopt 1 before the default is restored; otherwise timing would decide whether its kernels
+    are divided, and with it the last bits of the results.
     """
     cores = torch.get_num_threads()
     started = Barrier(threads + 1)
@@ -25,7 +25,7 @@ def single_threaded_pool(threads: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(threads, initializer=initialise)
     for _ in range(threads):
-        pool.submit(int)  # a thread is started for each, as none is idle before the barrier
+        pool.submit(int)  # starts a new thread each time, as none is idle before the barrier
     started.wait()
     torch.set_num_threads(cores)
     return pool

@@ -1,13 +1,12 @@
 """The one loop.
 
-Every method, centralized training included, is rounds of: choose participants, give each row its start, J local steps,
-communicate, outer step. Nothing in a round is read back to the host, but the state of clients that leave the cohort, where a
-method has such state, and what a rule for the number of local steps or a participation scheme measures, where it does.
+Every method, including centralized training, repeats a round: choose participants, give each row its start, J local steps,
+communicate, outer step. A round reads nothing back to the host except the state of clients that leave the cohort, if the method
+has such state, and the measurements of a rule for local steps or a participation scheme, if they need any.
 
-A trainer holds one run, or several that train together ("packed"): their rows lie side by side, and the rows of a run are
-neighbours. Not one bit of a run depends on the others. A block of rows belongs to one run, sums are taken run by run in an order of the
-run's own, a method's seams see one run at a time, and how many threads train a row, or how many rows make a block, follows from the run
-alone. So runs may join a pack at any round, and leave it.
+A trainer holds one run, or several that train together ("packed"), with the rows of each run adjacent. Not one bit of a run depends
+on the others: a block of rows belongs to one run, sums are taken run by run in a fixed order, a method's seams see one run at a time,
+and the number of threads and the size of blocks follow from the run alone. So runs may join and leave a pack after any round.
 """
 
 from __future__ import annotations
@@ -51,16 +50,16 @@ class Trainer:
     """One run, or several that train together, in memory.
 
     Args:
-        experiments: what to train; several must be alike as :func:`fl_hydra.runs.packing.shape` says.
+        experiments: what to train; several must have the same :func:`fl_hydra.runs.packing.shape`.
         engine: one of :data:`fl_hydra.training.engine_selection.ENGINES`, or `auto`.
         device: where.
-        client_folders: where state that belongs to clients is written, for each run; None keeps it in memory.
-        rows_at_once, samples_at_once: rows of a run that are trained in one block, and samples of a batch whose gradient is taken at
-            once; None: a function of the configuration, fewer where memory is short. They decide a run's last bits.
+        client_folders: for each run, where client state is written; None keeps it in memory.
+        rows_at_once, samples_at_once: rows of a run that are trained in one block, and samples of a batch whose gradient is computed
+            at once; None: a function of the configuration, fewer if memory is short. A run's last bits depend on them.
         notify: is told, in one line, what the user should know.
 
     Raises:
-        UserError: the model does not fit the images, or the shards cannot be made.
+        UserError: the model does not fit the samples, or the shards cannot be made.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Trainer:
         """One round of every run.
 
         Raises:
-            ValueError: a run's budget is spent; :meth:`retain_runs` the others.
+            ValueError: a run's budget is spent; call :meth:`retain_runs` for the others.
         """
         if any(run.finished for run in self.runs):
             raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
@@ -146,7 +145,7 @@ class Trainer:
                 run.settle()
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
-        """Charge what planning took, check the cohorts' state out, and lay out what local steps need."""
+        """Charge the planning, check out the cohorts' state, and prepare the inputs of local steps."""
         for run, plan in zip(self.runs, plans, strict=True):
             run.begin(plan, self.group.payload)
         steps, counts = step_inputs(plans, self.runs, self.device, self.group.dtype)
@@ -162,7 +161,7 @@ class Trainer:
         return RoundInputs(steps, counts, np.zeros((*counts.shape, len(CALLS)), np.int64), parts)
 
     def _outer_slots(self) -> dict[str, Tensor]:
-        """The outer optimizer's state at first, of every field that it steps."""
+        """The outer optimizer's initial state for every field that it steps."""
         slots = {}
         for stepped in self._first.algorithm.outer_steps:
             vectors = self.state.model if stepped == "model" else self.state.carried[stepped]
@@ -172,21 +171,21 @@ class Trainer:
         return slots
 
     def _resize(self, counts: list[int]) -> None:
-        """Let rounds have so many rows of each run, in the memory that there is if it is enough."""
+        """Change each run's number of rows, within the allocated memory if it is enough."""
         if not self._fits(counts):
             self._allocate([max(count, before) for count, before in zip(counts, self.group.division.counts, strict=True)])
-            if not self._fits(counts):  # fewer rows may be shared by more threads
+            if not self._fits(counts):  # fewer rows may use more threads
                 self._allocate(counts)
         if self.measurements.noise is not None:
             self.measurements.noise.rows = counts
 
     def _fits(self, counts: list[int]) -> bool:
-        """Divide the memory that there is among so many rows of each run, if it is enough for them."""
+        """Divide the allocated memory among these numbers of rows, if it is enough; whether it is."""
         experiments = [run.experiment for run in self.runs]
         return self.group.resize(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
 
     def _allocate(self, counts: list[int]) -> None:
-        """Memory of rounds with so many rows of each run."""
+        """Allocate memory for rounds with these numbers of rows of each run."""
         group = self.group
         experiments = [run.experiment for run in self.runs]
         group.allocate(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
@@ -195,12 +194,12 @@ class Trainer:
             self.measurements.noise.allocate(group.division.lanes, counts, group.layout.size, group.dtype)
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
-        """Mean losses of a run's present model for its participation scheme."""
+        """Mean losses of a run's current model, for its participation scheme."""
         model = self.group.whole(self.state.model[index : index + 1], self._state_of(index))[0]
         return self.loss_queries.answer(self.runs[index], model, ids, samples)
 
     def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
-        """The engine of `auto`: by a rule, or by a few short rounds of each that may be the fastest."""
+        """The engine for `auto`: by a rule, or by timing a few short rounds of each candidate."""
         first = self._first
         step_bytes = architecture.sample_bytes * first.batch_size
         names = candidates(self.device, architecture.layout, step_bytes, self.precision, first.m)
@@ -227,12 +226,12 @@ class Trainer:
 
     @property
     def sole_run(self) -> PackedRun:
-        """The run, of a trainer that holds one."""
+        """The run of a trainer that holds only one."""
         (run,) = self.runs
         return run
 
     def retain_runs(self, runs: Sequence[int]) -> None:
-        """Drop all other runs than these."""
+        """Keep only these runs."""
         for run in self.runs:
             run.clients.retire()
         which = torch.tensor(list(runs), device=self.device)
@@ -243,18 +242,18 @@ class Trainer:
         self._allocate(counts)
 
     def evaluate(self, runs: Sequence[int] = (0,)) -> list[Metrics]:
-        """The present line of metrics of some runs; the training figures are running means since their last one. Reads back."""
+        """The current metrics of some runs; training figures are means since the last evaluation. Reads back."""
         return [self._evaluate(run) for run in runs]
 
     def _evaluate(self, run: int) -> Metrics:
         state = self._state_of(run)
-        # A copy, as all that is evaluated: at another address a product may have other last bits.
+        # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models = self.group.whole(self._first.algorithm.models(state).clone(), state)
         personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 
     def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
-        """How clients of a run do with models of their own."""
+        """Scores of a run's clients with their own models."""
         run = self.runs[index]
         return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
 
@@ -267,7 +266,7 @@ class Trainer:
         return self.state.model[run].cpu()
 
     def checkpoint(self, run: int = 0) -> dict[str, Any]:
-        """Everything that a run's next round depends on, as plain values and tensors; client state is written and referred to."""
+        """Everything that a run's next round depends on, as plain values and tensors; client state is written to files and referred to."""
         noise = self.measurements.noise
         return {
             **self.runs[run].state_dict(),
@@ -277,7 +276,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint: dict[str, Any], run: int = 0) -> None:
-        """Go on with a run from its checkpoint.
+        """Restore a run from its checkpoint.
 
         Raises:
             CorruptFile: client state that it refers to is damaged.
@@ -297,5 +296,5 @@ def _prepared(device: str) -> torch.device:
         keep_freed_memory()
         return chosen
     chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
-    torch.cuda.set_device(chosen)  # streams and graphs are made on the current device
+    torch.cuda.set_device(chosen)  # streams and graphs are created on the current device
     return chosen
