@@ -1,1 +1,1 @@
-"""Methods of distributed and federated learning: each is what it changes in the one loop."""
+"""Methods of distributed and federated learning, each defined by its changes to the one loop."""

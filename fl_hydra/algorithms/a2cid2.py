@@ -34,12 +34,12 @@ class AcidState(WorkersState):
 @algorithms.register
 @dataclass
 class A2CiD2(EventDriven):
-    """Workers take gradients and meet in pairs at the ticks of Poisson clocks, and each mixes its model with a shadow of it meanwhile.
+    """Workers take gradients and meet in pairs at the ticks of Poisson clocks; in between, each mixes its model with a shadow of it.
 
-    dx = eta (x~ - x) dt,  dx~ = eta (x - x~) dt between events; a gradient's step is taken by both; when i and j meet, m = x_i - x_j,
+    dx = eta (x~ - x) dt,  dx~ = eta (x - x~) dt between events; a gradient's step is applied to both; when i and j meet, m = x_i - x_j,
     x_i <- x_i - m / 2,  x~_i <- x~_i - alpha~ m, and the same for j with -m. eta and alpha~ follow from the graph. Time is
     counted in gradients of a worker of speed 1. At a gradient's event a worker mixes first and takes the gradient at the mixed model, as
-    in the paper's equation; the authors' code takes it before it mixes, and steps along it from the mixed model.
+    in the paper's equation; the authors' code takes the gradient before mixing, and steps along it from the mixed model.
     """
 
     name: str = "a2cid2"
@@ -78,12 +78,12 @@ class A2CiD2(EventDriven):
         return AcidState(models, everywhere, everywhere.clone())
 
     def constants(self, K: int) -> tuple[float, float]:
-        """eta, for each gradient's time, and alpha~."""
+        """eta, in units of a gradient's time, and alpha~."""
         constants = acid_constants(self.topology, K, self.rate)
         return (constants.eta, constants.alpha_tilde) if self.accelerated else (0.0, 0.5)
 
     def _mix(self, models: Tensor, shadows: Tensor, workers: Tensor, since: Reals, unit: float) -> None:
-        """exp(dt [[-eta, eta], [eta, -eta]]) for models and shadows [K, P] of some workers, int64 [n]; dt: `since` seconds, float64 [n]."""
+        """Mix by exp(dt [[-eta, eta], [eta, -eta]]) models and shadows [K, P] of `workers`, int64 [n]; dt: `since` seconds, float64 [n]."""
         eta, _ = self.constants(len(models))
         if not eta:
             return
@@ -115,7 +115,7 @@ class A2CiD2(EventDriven):
         _, alpha = self.constants(len(models))
         models.index_add_(0, both, difference, alpha=-0.5)
         shadows.index_add_(0, both, difference, alpha=-alpha)
-        traffic.exchange(2 * len(positions), 0, models[0].numel() * models.element_size())  # nobody waits: gradients are taken meanwhile
+        traffic.exchange(2 * len(positions), 0, models[0].numel() * models.element_size())  # nobody waits: gradients are computed meanwhile
 
     def settle(self, state: State, run: int, program: Program) -> None:
         assert isinstance(state, AcidState)

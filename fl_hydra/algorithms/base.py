@@ -1,10 +1,10 @@
 """The seams of the one loop.
 
-Every method is rounds of: choose participants, give each row its start, J local steps, communicate, outer step. A method is a
+Every method repeats a round: choose participants, give each row its start, J local steps, communicate, outer step. A method is a
 dataclass of its hyper-parameters that overrides the seams it changes; the defaults are FedAvg's.
 
-Where several runs train together, a seam sees one of them at a time: `state` is that run's part of the trainer's memory, to be changed in
-place and never rebound, with a leading axis of length 1 where below it says runs.
+When several runs train together, a seam sees one of them at a time: `state` is that run's part of the trainer's memory, changed in place
+and never rebound; its axis `runs` then has length 1.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """What the server, or the group of workers, carries from round to round. Subclass it to carry more tensors.
+    """State of the server, or of the group of workers, between rounds. Subclass it to carry more tensors.
 
-    model: [runs, P], one row for each run that trains together. carried: what else the method carries, by name, [runs, ...].
-    server: the outer optimizer's state by name, [runs, width] or [runs, 1]; that of something carried, which `outer_steps` declares, has
-    its name before its own: `control.momentum`.
-    buffers: what the model has beside its parameters, by name; the trainer keeps it: the running statistics of `model`, [runs, size], and
-    of `workers` that have models of their own, [runs, K, size]; what is `frozen`, [runs, size].
+    model: [runs, P], one row for each run that trains together. carried: the method's other tensors, by name, [runs, ...].
+    server: the outer optimizer's state by name, [runs, width] or [runs, 1]; for a carried tensor in `outer_steps`, prefixed with the
+    tensor's name: `control.momentum`.
+    buffers: tensors besides parameters, managed by the trainer: running statistics of the `model`, [runs, size], and of `workers` that
+    have their own models, [runs, K, size]; `frozen` tensors, [runs, size].
     """
 
     model: Tensor
@@ -47,7 +47,7 @@ class State:
     buffers: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, each with a row for each run."""
+        """Every tensor by name, with a row for each run."""
         named: dict[str, Tensor] = {}
         for part in fields(self):
             value = getattr(self, part.name)
@@ -55,14 +55,14 @@ class State:
         return named
 
     def slots(self, name: str = "model") -> dict[str, Tensor]:
-        """The outer optimizer's state of a field, by its own names."""
+        """The outer optimizer's state for a field, by its own names."""
         if name == "model":
             return {slot: tensor for slot, tensor in self.server.items() if "." not in slot}
         return {slot.partition(".")[2]: tensor for slot, tensor in self.server.items() if slot.startswith(f"{name}.")}
 
     @classmethod
     def together(cls, states: Sequence[Self]) -> Self:
-        """The states of several runs as one, run by run."""
+        """The states of several runs, stacked into one."""
         import torch
 
         def join(values: list[Any]) -> Any:
@@ -73,7 +73,7 @@ class State:
         return cls(**{part.name: join([getattr(state, part.name) for state in states]) for part in fields(cls)})
 
     def of_runs(self, runs: Any) -> Self:
-        """The state of some runs, by an index that PyTorch understands: of a slice it is this state's own memory, else copies."""
+        """The state of some runs, chosen by a PyTorch index; a slice shares this state's memory, other indices copy."""
 
         def take(value: Any) -> Any:
             return {name: tensor[runs] for name, tensor in value.items()} if isinstance(value, dict) else value[runs]
@@ -86,7 +86,7 @@ class Algorithm(Component):
     """A method: FedAvg, unless a subclass says otherwise."""
 
     federated: ClassVar[bool] = True
-    """Clients of a server (averages weigh by shard size), or workers among themselves (equal weights)."""
+    """Whether there are clients of a server (averages weighted by shard size), or workers among themselves (equal weights)."""
 
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.1
@@ -94,36 +94,36 @@ class Algorithm(Component):
     """Defaults of the top-level keys; None: the key means nothing to this method and is refused."""
 
     label: ClassVar[str] = ""
-    """How reports name the method; a class that does not say it is named as its option is."""
+    """The method's name in reports; by default that of its option."""
 
     variants: ClassVar[Mapping[str, str]] = {}
-    """Names of what it is with another rule for local steps, outer optimizer or value of its own, by the name of that option."""
+    """Names of the method's variants, by the option (rule for local steps, outer optimizer or its own) that makes them."""
 
     J_matters: ClassVar[bool] = True
-    """Whether J means more to it than how often it can be evaluated."""
+    """Whether J affects training, not only how often the method can be evaluated."""
 
     batches_per_step: ClassVar[int] = 1
     """How many batches `step` is given."""
 
     gradients_per_batch: ClassVar[float] = 1.0
-    """What `step` computes for each batch, in gradients: a forward pass is taken for a third of one, a product with the Hessian for two.
-    It decides how long a step takes in simulated time."""
+    """Cost of `step` for each batch, in gradients: a forward pass counts as a third of one, a product with the Hessian as two. It
+    determines the simulated time of a step."""
 
     hyper: ClassVar[tuple[str, ...]] = ()
-    """Fields that are numbers and change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
+    """Numeric fields that change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
     which differ in them train together."""
 
     row_facts: ClassVar[tuple[str, ...]] = ()
     """Which of `sizes` and `label_counts` a step reads from `rows.facts`."""
 
     stepped: ClassVar[tuple[str, ...]] = ()
-    """Names of client state of P numbers, a second model say, that `rows.descend(of=)` steps with slots of its own."""
+    """Names of client state of P numbers, such as a second model, that `rows.descend(of=)` steps with its own slots."""
 
     messages: ClassVar[tuple[str, ...]] = ()
-    """Names of client vectors that are sent beside the model (`clients.mean(values, name)`), each of P numbers."""
+    """Names of client vectors that are sent besides the model (`clients.mean(values, name)`), each of P numbers."""
 
     outer_steps: ClassVar[tuple[str, ...]] = ("model",)
-    """What an outer optimizer steps, each with slots of its own: the model, and what else the state carries under these names."""
+    """What an outer optimizer steps, each with its own slots: the model, and carried tensors by these names."""
 
     sgd_inside: ClassVar[bool] = False
     """Whether the local optimizer must be plain SGD: no momentum, clipping or scaling."""
@@ -135,30 +135,30 @@ class Algorithm(Component):
     """Whether a round ends with a mean, from which an outer optimizer can step."""
 
     coupled: ClassVar[bool] = False
-    """Whether rows exchange models between the local steps of a round (:meth:`mixing`); all of them then take each step together."""
+    """Whether rows exchange models between the local steps of a round (:meth:`mixing`); then all of them take each step together."""
 
     own_starts: ClassVar[bool] = False
-    """Whether rows begin with what `start` gives them, and not all with the model."""
+    """Whether rows begin from `start` instead of the model."""
 
     needs_ends: ClassVar[bool] = False
-    """Whether `update` needs the end of every row, and not only their mean."""
+    """Whether `update` needs the end of every row, not only their mean."""
 
     event_driven: ClassVar[bool] = False
     """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""
 
     lockstep: ClassVar[bool] = False
-    """Whether rows meet within a round after numbers of steps that each of them has to take."""
+    """Whether rows meet within a round after a number of steps that each of them must take."""
 
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
 
     slowest: ClassVar[float] = math.inf
-    """How many times as slow as the fastest a worker may be."""
+    """How many times slower than the fastest a worker may be."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """
         Raises:
-            TypeError: a seam is overridden that nobody calls, since it is not declared.
+            TypeError: a seam is overridden, but would not be called, since it is not declared.
         """
         super().__init_subclass__(**keywords)
         for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predict", "predicts")):
@@ -167,11 +167,11 @@ class Algorithm(Component):
 
     @property
     def keeps_optimizer(self) -> bool:
-        """Whether the local optimizer's slots stay with a client between its rounds, or start from zero in each."""
+        """Whether a client keeps the local optimizer's slots between its rounds; if not, they start from zero in each."""
         return False
 
     def check(self, K: int, C: float) -> None:
-        """Refuse K and C that the method cannot run with.
+        """Refuse values of K and C that the method does not support.
 
         Raises:
             UserError: naming what works.
@@ -183,7 +183,7 @@ class Algorithm(Component):
         """Refuse numbers that are below 0 or not finite.
 
         Raises:
-            UserError: naming the first that is.
+            UserError: naming the first of them.
         """
         for name in names:
             value = getattr(self, name)
@@ -195,12 +195,12 @@ class Algorithm(Component):
 
     @property
     def takes_uplink(self) -> bool:
-        """Whether all that clients send can pass through `uplink=`: the model, and the vectors that `messages` names."""
+        """Whether all that clients send (the model, and the vectors named in `messages`) can pass through `uplink=`."""
         return self.ends_with_mean and not self.coupled and not self.event_driven
 
     @property
     def global_model(self) -> bool:
-        """Whether there is a model for everyone to be evaluated (:meth:`models`); if not, its figures are null."""
+        """Whether there is a global model to evaluate (:meth:`models`); if not, its figures are null."""
         return True
 
     @property
@@ -210,11 +210,11 @@ class Algorithm(Component):
 
     @property
     def form(self) -> dict[str, Any]:
-        """What runs must have in common to train together: all fields but those that are read by row."""
+        """What runs must have in common to train together: all fields except those in `hyper`, which are read by row."""
         return {name: value for name, value in asdict(self).items() if name not in self.hyper}
 
     def extend(self, module: nn.Module) -> nn.Module:
-        """The model with what the method adds to it: parameters of its own, such as adapters or a projection."""
+        """The model with the method's additional parameters, such as adapters or a projection."""
         return module
 
     def check_layout(self, layout: Layout) -> None:
@@ -225,11 +225,11 @@ class Algorithm(Component):
         """
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
-        """Columns of the parameters that `rows.descend(columns=)` steps apart, by name."""
+        """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""
         return {}
 
     def personal(self, layout: Layout) -> Columns:
-        """Parameters that stay with their client: kept out of the mean, the outer step and what is sent."""
+        """Parameters that stay with their client: excluded from messages, the mean and the outer step."""
         return layout.columns(lambda name, module: False)
 
     def initial(self, models: Tensor, facts: Facts) -> State:
@@ -237,34 +237,34 @@ class Algorithm(Component):
         return State(models)
 
     def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
-        """What each client carries from round to round, in `rows.state` and `clients.state`, from the run's initial model [1, P].
+        """Initial state that each client keeps between rounds, in `rows.state` and `clients.state`, from the run's initial model [1, P].
 
-        A client that drops out has lost its round, and keeps what it had before it.
+        A client that drops out keeps its state from before the round.
 
         Returns:
-            by name, the initial values: [1, width] of all clients alike, or [K, width].
+            by name, initial values: [1, width] for all clients alike, or [K, width].
         """
         return {}
 
     def send(self, state: State, clients: Clients) -> dict[str, Tensor]:
-        """What the server sends beside the model, read as `rows.received[name]`: [1, width] to all rows alike, or [rows, width]. It is
+        """What the server sends besides the model, read as `rows.received[name]`: [1, width] to all rows alike, or [rows, width]. It is
         charged."""
         return {}
 
     def start(self, state: State, clients: Clients) -> Tensor:
-        """Where `own_starts`: what every row begins with, [rows, P]. Without it, each begins with the model."""
+        """If `own_starts`: every row's start, [rows, P]; otherwise each starts from the model."""
         return clients.receive(state.model)
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        """Local step j = 0, 1, ...: change `rows` in place. It is captured: nothing may be read back to the host."""
+        """Local step j = 0, 1, ...: change `rows` in place. It is captured in a graph, so nothing may be read back to the host."""
         rows.descend(gradient(rows.parameters, batches[0]), j)
 
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
-        """Where `coupled`: the weights float64 [K, K] with which models are mixed after local step j; row k of it makes worker k's model.
+        """If `coupled`: the weights float64 [K, K] with which models are mixed after local step j; row k gives worker k's model.
 
         Args:
-            J: local steps as the rule for them has it. steps: of this round, as the budget leaves them.
-            taken: local steps of the rounds before.
+            J: local steps chosen by the rule. steps: of this round, which the budget may cut.
+            taken: local steps of previous rounds.
 
         Returns:
             None if nothing is exchanged after this step.
@@ -272,45 +272,45 @@ class Algorithm(Component):
         return None
 
     def wait(self, ready: Reals, mixing: Reals) -> Reals:
-        """When each worker goes on after an exchange by :meth:`mixing`, float64 [K], by when each was ready for it: when all were."""
+        """When each worker continues after an exchange by :meth:`mixing`, float64 [K], given when each was `ready`: once all are."""
         return np.full_like(ready, ready.max())
 
     def charge(self, traffic: Traffic, mixing: Reals, payload: int) -> None:
-        """Enter one exchange by :meth:`mixing` in a run's ledger; `payload` are the bytes of a model."""
+        """Record one exchange by :meth:`mixing` in a run's ledger. payload: bytes of a model."""
         sent = (mixing != 0).sum(0) - (mixing.diagonal() != 0)
         traffic.exchange(int(sent.sum()), int(sent.max()), payload)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
-        """Where `needs_ends`: how what came back, starts and ends [rows, P], becomes the next state; changes `state` in place.
+        """If `needs_ends`: update `state` in place from the rows' starts and ends [rows, P].
 
-        Without it, the mean is taken as the rows come in, so that they never lie side by side, and `outer` is given it.
+        Otherwise rows are averaged as they finish, so they are never in memory together, and `outer` gets the mean.
         """
         self.outer(state, clients, clients.mean(ends))
 
     def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
-        """The outer step from the mean of what came back, [runs, P]; changes `state` in place."""
+        """The outer step, given the mean of what clients returned, [1, P]; changes `state` in place."""
         clients.server.step(state.model, state.slots(), mean)
 
     def finish(self, state: State, clients: Clients) -> None:
-        """What else is communicated at the end of a round, after the outer step."""
+        """Other communication at the end of a round, after the outer step."""
 
     def conclude(self, state: State, clients: Clients) -> None:
-        """Where `concludes`: once after the last round, with all clients that have samples. What they carry is not at hand, and what they
+        """If `concludes`: called once after the last round, with all clients that have samples. Their state is not available, and what they
         send passes through no uplink."""
 
     def models(self, state: State) -> Tensor:
-        """What is evaluated as the global model: [models, P]."""
+        """The models evaluated as the global model, [models, P]."""
         return state.model
 
     predicts: ClassVar[bool] = False
-    """Whether clients predict with more than a forward pass of their model (:meth:`predict`)."""
+    """Whether clients need more than their model's forward pass to predict (:meth:`predict`)."""
 
     def adapt(self, models: Tensor, clients: Clients) -> Tensor:
-        """What clients make of their models [rows, P] with their own training samples before they are evaluated, [rows, P]."""
+        """Models [rows, P], adapted to clients' own training samples before they are evaluated, [rows, P]."""
         return models
 
     def predict(self, outputs: Outputs, clients: Clients, models: Tensor) -> Tensor:
-        """Where `predicts`: the logits by which one client predicts, of the shape of those of its model.
+        """If `predicts`: the logits with which one client predicts, in the shape of its model's.
 
         Args:
             outputs: of its model, with a leading axis of length 1.
@@ -320,7 +320,7 @@ class Algorithm(Component):
         return outputs.logits
 
     def personal_models(self, state: State, clients: Clients) -> Tensor:
-        """Models of some clients, [rows, P], from what each of them carries: `clients.personal` and `clients.state`."""
+        """Models of some clients, [rows, P], from `clients.personal` and `clients.state`."""
         assert clients.personal is not None
         models = state.model.repeat(len(clients.ids), 1)
         self.personal(clients.facts.layout).write(models, clients.personal)

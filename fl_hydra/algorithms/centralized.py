@@ -12,7 +12,7 @@ from fl_hydra.algorithms.localsgd import Workers
 @algorithms.register
 @dataclass
 class Centralized(Workers):
-    """One worker that holds all images; a round is one pass over them."""
+    """One worker that holds all samples; a round is one pass over them."""
 
     name: str = "centralized"
     label = "Centralized"

@@ -12,9 +12,9 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 @algorithms.register
 @dataclass
 class DiLoCo(LocalSGD):
-    """AdamW inside, whose moments stay with their worker; Nesterov momentum outside, at a rate that is not scheduled.
+    """AdamW as the inner optimizer, whose moments stay with their worker; Nesterov momentum as the outer one, at a constant rate.
 
-    J is the paper's H, 500 there; by default 64 here, the longest round of the assignment.
+    J is the paper's H, which is 500 there; the default here is 64, the longest round of the assignment.
     """
 
     name: str = "diloco"

@@ -1,8 +1,8 @@
 """Asynchronous methods: the same local steps, ordered by a list of events.
 
-When each worker finishes a gradient, and when two meet, is drawn beforehand, as a function of the seed and of the workers' speeds. A
-round is a fixed block of K J gradients, so that budgets, checkpoints and packs are those of every other method. What does not depend
-on each other is computed together (:mod:`fl_hydra.decentralized.clocks`), with the same result as one event after the other.
+The times at which workers finish gradients and meet are drawn beforehand, as a function of the seed and of the workers' speeds. A
+round is a fixed block of K J gradients, so that budgets, checkpoints and packs work as for every other method. Independent events are
+computed together (:mod:`fl_hydra.decentralized.clocks`), with the same result as one event after the other.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Program:
     """The events of a round of one run.
 
-    events: their times in seconds since training began. schedule: in which order what can be done together is done. J: the top-level J.
-    nth, taken: int64 [events], how many gradients the event's worker had finished before it, in this round and in all. since: float64
-    [events, 2], seconds since the worker's, and the peer's, event before it, or since the round began. idle: float64 [K], seconds from
+    events: with times in seconds since training began. schedule: their order, with groups that are computed together. J: the top-level J.
+    nth, taken: int64 [events], gradients that the event's worker finished before it, in this round and in total. since: float64
+    [events, 2], seconds since the previous event of the worker, and of its peer, or since the round began. idle: float64 [K], seconds from
     each worker's last event to the end. unit: seconds of a gradient at speed 1.
     """
 
@@ -46,7 +46,7 @@ class Program:
 
     @classmethod
     def of(cls, events: Events, schedule: list[Step], J: int, done: Indices, began: float, unit: float) -> Program:
-        """The program of some events, by workers that had finished `done` gradients, int64 [K], before them."""
+        """The program of some events, given the gradients that workers have already `done`, int64 [K]."""
         count, last = np.zeros(len(done), np.int64), np.full(len(done), began)
         nth, since = np.zeros(len(events), np.int64), np.zeros((len(events), 2))
         for position, (time, worker, peer) in enumerate(zip(events.times, events.worker, events.peer, strict=True)):
@@ -90,19 +90,19 @@ class EventDriven(Workers):
 
     @abstractmethod
     def schedule(self, events: Events) -> list[Step]:
-        """In which order the events are computed, and what together."""
+        """The order in which events are computed, and which of them together."""
 
     def before(self, state: State, run: int, program: Program, positions: Indices) -> None:
-        """Just before the gradients at these positions are taken, at the models of their workers."""
+        """Called just before the gradients at these positions are computed at their workers' models."""
 
     def after(self, state: State, run: int, workers: Tensor, starts: Tensor, ends: Tensor) -> None:
-        """A local step of each of these workers, int64 [n], has led from starts to ends, [n, P]; changes `state` in place."""
+        """Called after a local step of each of these workers, int64 [n], from starts to ends [n, P]; changes `state` in place."""
         assert isinstance(state, WorkersState)
         state.workers[run].index_copy_(0, workers, ends)
 
     @abstractmethod
     def communicate(self, state: State, run: int, program: Program, positions: Indices, traffic: Traffic) -> None:
-        """What happens at these positions, other than gradients, in their order; changes `state` in place and enters it in the ledger."""
+        """Process the events at these positions that are not gradients, in order: change `state` in place and record the traffic."""
 
     def settle(self, state: State, run: int, program: Program) -> None:
-        """The block is over."""
+        """Called at the end of the block."""

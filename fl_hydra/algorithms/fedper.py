@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class FedPer(Algorithm):
     """FedAvg of the base layers; the personal layers of a client are trained together with them, and are never sent.
 
-    With `none` this is FedAvg, with `all` every client trains for itself. All clients begin with the same personal layers. There is no
-    global model to be evaluated: `personal/val/acc` is the figure to look at.
+    With `none` this is FedAvg; with `all` every client trains alone. All clients begin with the same personal layers. There is no
+    global model to evaluate: `personal/val/acc` is the figure to look at.
     """
 
     name: str = "fedper"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 @algorithms.register
 @dataclass
 class FedProx(Algorithm):
-    """FedAvg whose clients minimise f_k(w) + mu / 2 |w - x|^2, x being the server's model: mu (w - x) is added to the gradient.
+    """FedAvg whose clients minimise f_k(w) + mu / 2 |w - x|^2, where x is the server's model: mu (w - x) is added to the gradient.
 
-    The paper asks for an inexact minimum of that, however many steps it takes; here it is J steps, as in its experiments, or as
-    `local_steps.spread` says. Momentum and adaptive rules see the sum.
+    The paper asks for an inexact minimum, in any number of steps; here clients take J steps, as in its experiments, or as many as
+    `local_steps.spread` gives them. Momentum and adaptive rules see the sum.
     """
 
     name: str = "fedprox"

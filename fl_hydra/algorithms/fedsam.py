@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 @algorithms.register
 @dataclass
 class FedSAM(Algorithm):
-    """FedAvg whose clients step along the gradient at w + rho g / |g|, g being the gradient at w of the same batch (Foret et al., ICLR
-    2021, equation 2). The norm is that of a client's whole gradient. rho=0 is FedAvg, at twice the price.
+    """FedAvg whose clients step along the gradient at w + rho g / |g|, where g is the same batch's gradient at w (Foret et al., ICLR 2021,
+    equation 2). The norm is that of a client's whole gradient. rho=0 is FedAvg at twice the cost.
     """
 
     name: str = "fedsam"

@@ -24,13 +24,13 @@ class GossipPGA(LocalSGD):
     """After each local step workers mix their models with their neighbours', x_k <- sum_l W_kl x_l; every J-th time with everyone's.
 
     It steps, then mixes: x_k <- sum_l W_kl (x_l - lr g_l), as Gossip-PGA's algorithm 1 does. Lian et al.'s mixes, then steps along the
-    gradient at the model before: x_k <- sum_l W_kl x_l - lr g_k. Both move the mean alike.
+    gradient at the previous model: x_k <- sum_l W_kl x_l - lr g_k. Both move the mean in the same way.
 
-    The weights W of a topology are doubly stochastic. J is the paper's period H. With J=1 this is minibatch SGD, with a topology without
-    edges LocalSGD. `local_steps=loss` is the paper's Gossip-AGA, which lengthens the period as the loss falls.
+    The weights W of a topology are doubly stochastic. J is the paper's period H. With J=1 this is minibatch SGD; with a topology without
+    edges, LocalSGD. `local_steps=loss` is the paper's Gossip-AGA, which lengthens the period as the loss falls.
 
-    In simulated time every exchange waits for all workers, not for neighbours alone: in a connected graph a slow worker holds up the
-    others all the same, some exchanges later.
+    In simulated time every exchange waits for all workers, not only for neighbours: in a connected graph a slow worker delays the
+    others anyway, a few exchanges later.
     """
 
     name: str = "gossip_pga"
@@ -46,14 +46,14 @@ class GossipPGA(LocalSGD):
         topologies.check(self.topology, K)
 
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
-        if K == 1 or j + 1 == steps:  # the round's end averages all of them
+        if K == 1 or j + 1 == steps:  # the round's end averages all workers
             return None
         return topologies.mixing_matrix(self.topology, K, taken + j)
 
 
 @dataclass
 class GossipState(State):
-    """Every worker's model: [runs, K, P]. `model` is their mean, which nobody computes but the evaluation."""
+    """Every worker's model: [runs, K, P]. `model` is their mean, which is only evaluated."""
 
     workers: Tensor
 
@@ -61,9 +61,9 @@ class GossipState(State):
 @algorithms.register
 @dataclass
 class Gossip(GossipPGA):
-    """Gossip-PGA without the averages of all: after each local step workers mix their models with their neighbours', and no more.
+    """Gossip-PGA without averages over all workers: after each local step workers only mix their models with their neighbours'.
 
-    A round is J such steps; nothing but evaluations and checkpoints depends on it. Evaluated is the mean of the workers' models.
+    A round is J such steps, which matters only for evaluations and checkpoints. The mean of the workers' models is evaluated.
     """
 
     name: str = "gossip"

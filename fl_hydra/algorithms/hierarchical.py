@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @algorithms.register
 @dataclass
 class Hierarchical(LocalSGD):
-    """Workers are averaged within their block after every J steps, and all of them after every J_b such periods, which is a round.
+    """Workers are averaged within their block after every J steps, and over all blocks after every J_b such periods, which make a round.
 
-    With J_b=1 this is LocalSGD; with one block and momentum kept, too, up to the weights of a last round that the budget cuts.
+    With J_b=1 this is LocalSGD; so it is with one block and momentum=keep, except for the weights in a last round that the budget cuts.
     """
 
     name: str = "hierarchical"
@@ -50,13 +50,13 @@ class Hierarchical(LocalSGD):
         return J * self.J_b
 
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
-        if (j + 1) % J or j + 1 == steps:  # the round's end averages all of them
+        if (j + 1) % J or j + 1 == steps:  # the round's end averages all workers
             return None
         size = K // self.blocks
         return np.kron(np.eye(self.blocks), np.full((size, size), 1 / size))
 
     def wait(self, ready: Reals, mixing: Reals) -> Reals:
-        """A block waits for its own workers, and for no other block."""
+        """A block waits only for its own workers."""
         last: Reals = np.where(mixing != 0, ready, 0).max(1)
         return last
 

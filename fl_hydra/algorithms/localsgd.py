@@ -36,11 +36,11 @@ class Workers(Algorithm):
 @algorithms.register
 @dataclass
 class LocalSGD(Workers):
-    """All K workers take J steps each from the common model, then average it with equal weights.
+    """All K workers take J steps each from the common model; then their models are averaged with equal weights.
 
     momentum: what becomes of the local optimizer's state when models are averaged. `keep`: it stays with its worker, neither averaged
     nor reset, as in the authors' code. `reset`: every round begins with zeros. `average`: it is averaged like the models (Yu et al.,
-    ICML 2019, algorithm 1), which is communicated too; step counters stay as they are. With J=1 all but `reset` are minibatch SGD
+    ICML 2019, algorithm 1), which is also communicated; step counters are not averaged. With J=1 all but `reset` are minibatch SGD
     with momentum over the K batches together, since the recursion is linear.
     """
 

@@ -12,7 +12,7 @@ from fl_hydra.algorithms.localsgd import LocalSGD
 @algorithms.register
 @dataclass
 class Lookahead(LocalSGD):
-    """One worker: J fast steps (the paper's k), then the slow weights go a part of the way, `server.lr` (alpha), towards the fast ones."""
+    """One worker: J fast steps (the paper's k), then the slow weights move a fraction, `server.lr` (alpha), of the way to the fast ones."""
 
     name: str = "lookahead"
     label = "Lookahead"

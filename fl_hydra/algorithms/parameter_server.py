@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ServerState(WorkersState):
-    """`model` is the server's.
+    """State with the server's `model`.
 
-    fetched: [runs, K, P], what each worker was last given. updates: [runs, 1], of the server so far. seen: [runs, K], of these, those
-    that each worker's model has in it.
+    fetched: [runs, K, P], the model that each worker last received. updates: [runs, 1], number of the server's updates so far.
+    seen: [runs, K], how many of them each worker's model includes.
     """
 
     fetched: Tensor
@@ -37,9 +37,9 @@ class ServerState(WorkersState):
 
 @dataclass
 class ParameterServer(EventDriven):
-    """Each worker takes J steps and then talks to the server, whenever it is ready.
+    """Each worker takes J steps and then exchanges with the server, without waiting for others.
 
-    Evaluated is the server's model; steps that workers have taken since their last visit are not in it.
+    The server's model is evaluated; steps that workers have taken since their last visit are not in it.
     """
 
     delay: float = 0.0
@@ -66,7 +66,7 @@ class ParameterServer(EventDriven):
         assert isinstance(state, ServerState)
         for position in positions.tolist():
             if (program.taken[position] + 1) % program.J:
-                continue  # the worker goes on by itself
+                continue  # the worker continues alone
             k = int(program.events.worker[position])
             staleness = state.updates[run] - state.seen[run, k]
             self.exchange(state.model[run], state.workers[run, k], state.fetched[run, k], staleness, state.workers.shape[1])
@@ -77,21 +77,21 @@ class ParameterServer(EventDriven):
 
     @abstractmethod
     def exchange(self, server: Tensor, worker: Tensor, fetched: Tensor, staleness: Tensor, K: int) -> None:
-        """A worker meets the server, both [P], changed in place.
+        """Exchange between a worker and the server, both [P], changed in place.
 
         Args:
-            fetched: [P], what the worker was given last time. staleness: [1], updates of the server since then. K: workers.
+            fetched: [P], what the worker last received. staleness: [1], updates of the server since then. K: workers.
         """
 
 
 @algorithms.register
 @dataclass
 class AsyncSGD(ParameterServer):
-    """The server adds what a worker has learnt since it fetched the model: x <- x + (x_k - fetched_k) / (1 + staleness)^power.
+    """The server adds a worker's change since it fetched the model: x <- x + (x_k - fetched_k) / (1 + staleness)^power.
 
     Downpour SGD (Dean et al., NeurIPS 2012) with power=0; with power=1 after staleness-aware SGD (Zhang et al., IJCAI 2016), which divides
-    by the staleness, here by one more, so that none divides by 1. Staleness counts the server's updates in between. One worker is SGD;
-    equal ones are SGD in turns, each K - 1 updates late.
+    by the staleness; here the divisor is one more, so that no staleness divides by 1. Staleness counts the server's updates in between.
+    With one worker this is SGD; equally fast ones take turns, each K - 1 updates late.
     """
 
     name: str = "async_sgd"
@@ -119,8 +119,8 @@ class EASGD(ParameterServer):
     """Asynchronous elastic averaging (Zhang, Choromanska and LeCun, NeurIPS 2015, algorithm 1): d = a (x_k - x),
     x_k <- x_k - d, x <- x + d.
 
-    J is its communication period. Workers meet the server after each J-th step; the paper has them meet while they take the gradient of
-    the next one.
+    J is the communication period. Workers meet the server after each J-th step; in the paper they meet while computing the gradient of
+    the next step.
     """
 
     name: str = "easgd"
@@ -145,11 +145,11 @@ class EASGD(ParameterServer):
 class SHAT(ParameterServer):
     """After the abstract of SHAT (Ko and Kim, Applied Sciences 2022, 12(1):292): mixing by scale and by heterogeneity.
 
-    Its equations are not known to us, and nothing here claims to reproduce its figures. What we make of "considers the scale of
+    We do not know its equations, and do not claim to reproduce its figures. Our reading of "considers the scale of
     distributed training and the heterogeneity among workers": with s the server's updates since the worker's last visit, which is
     K - 1 for equal workers, more for slow ones and less for fast ones, x <- x + (x_k - x) / (1 + s), and then
-    x_k <- x_k + (x - x_k) s / (1 + s). The server counts each worker for its part, and a worker comes the closer to the server the
-    more has happened without it.
+    x_k <- x_k + (x - x_k) s / (1 + s). The server gives each worker its share of the weight, and a worker moves closer to the server
+    the more updates it has missed.
     """
 
     name: str = "shat"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Scaffold(Algorithm):
     """Each step is corrected by the difference of two control variates: w <- w - lr (g_k(w) - c_k + c).
 
-    Then c <- c + the sum of n_k / n times the changes of c_k (1 / N of the paper, for shards of one size). eta_g is `server.lr`.
+    Then c <- c + the sum of n_k / n times the changes of c_k (the paper's 1 / N, if shards are equal). eta_g is `server.lr`.
     """
 
     name: str = "scaffold"
@@ -52,7 +52,7 @@ class Scaffold(Algorithm):
         if self.control_option == 1:
             change = clients.gradient(state.model) - control
         else:
-            moved = clients.rates > 0  # a client whose samples are used up has taken no step
+            moved = clients.rates > 0  # a client without samples left has taken no step
             change = ((starts - ends) / clients.rates.where(moved, 1) - state.carried["control"]) * moved
         self.outer(state, clients, clients.mean(ends))
         control.add_(change)

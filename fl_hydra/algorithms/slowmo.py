@@ -15,8 +15,8 @@ class SlowMo(LocalSGD):
 
     alpha is `server.lr` (1 in the paper's experiments), beta `server.momentum`, gamma the mean of the schedule's local rates over the
     round's steps (in the paper the rate is constant within a round). `momentum` is the paper's buffer strategy for the local optimizer:
-    `reset` (its choice for SGD), `keep` (its "maintain") or `average`. Here it is `keep`, as in LocalSGD, so that the two differ in the
-    outer step alone; with few local steps, buffers that are reset never fill, and momentum 0.9 is worth a tenth of itself.
+    `reset` (its choice for SGD), `keep` (its "maintain") or `average`. The default is `keep`, as in LocalSGD, so that the two differ
+    only in the outer step; with few local steps, buffers that are reset never fill, and momentum 0.9 hardly takes effect.
     """
 
     name: str = "slowmo"

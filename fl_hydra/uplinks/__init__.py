@@ -1,1 +1,1 @@
-"""What becomes of what clients send: compression and the like."""
+"""Uplinks: the encoding of what clients send, such as compression."""

@@ -1,4 +1,4 @@
-"""What an uplink is: a pure row rule through which everything that a client sends passes."""
+"""The base of uplinks: a pure rule for each row that encodes everything a client sends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Uplink(Component):
-    """What each client's change of the model, and every other vector that it sends, passes through on its way to the server.
+    """Encodes each client's change of the model, and every other vector that it sends, on the way to the server.
 
-    A change is what a client's round has added to what it began with; so what the server averages is the start plus the decoded change.
+    A change is a row's end minus its start, so the server averages the starts plus the decoded changes.
     """
 
     bypassed: ClassVar[bool] = False
@@ -27,8 +27,8 @@ class Uplink(Component):
 
     @property
     def slots(self) -> dict[str, SlotWidth]:
-        """Names of the state that each client keeps for each vector that it sends: as many numbers ("row") or one ("scalar"), zero
-        at first."""
+        """Names of the state that each client keeps for each vector that it sends: as many numbers as the vector ("row") or one
+        ("scalar"), initially 0."""
         return {}
 
     def check(self, size: int) -> None:
@@ -39,15 +39,15 @@ class Uplink(Component):
         """
 
     def encode(self, vectors: Tensor, slots: dict[str, Tensor], streams: Tensor) -> None:
-        """Replace vectors [rows, width] by what the server makes of what they are encoded as; in place, each row by itself.
+        """Replace vectors [rows, width] by what the server decodes, in place, each row independently.
 
         Args:
             slots: state of each row's client, by name, changed in place.
-            streams: int64 [rows], 32-bit numbers that name each row's draws in this round (:func:`fl_hydra.randomness.hash_uniform`).
+            streams: int64 [rows], 32-bit numbers that identify each row's draws in this round (:func:`fl_hydra.randomness.hash_uniform`).
         """
 
     def arrive(self, total: Tensor, stream: int) -> None:
-        """Where `at_server`: change the weighted sum [1, width] of what has arrived, in place. stream: names the server's draws."""
+        """If `at_server`: change the weighted sum [1, width] of what arrived, in place. stream: identifies the server's draws."""
 
     def size(self, width: int, each: int) -> int:
         """Bytes that a vector of `width` numbers of `each` bytes takes on the wire."""

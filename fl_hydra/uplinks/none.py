@@ -1,4 +1,4 @@
-"""Nothing: what clients send arrives as it is."""
+"""No uplink: what clients send arrives unchanged."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ INDEX_BYTES = 4
 @uplinks.register
 @dataclass
 class TopK(Uplink):
-    """Of each vector the `fraction` of entries that are largest in absolute value is sent; what is not sent is added to the next one.
+    """Sends the `fraction` of each vector's entries that are largest in absolute value; what is not sent is added to the next vector.
 
-    p <- change + error;  sent <- top_k(p);  error <- p - sent, with k = max(1, round(fraction x width)). Each entry takes its number
+    p <- change + error;  sent <- top_k(p);  error <- p - sent, with k = max(1, round(fraction x width)). Each entry takes its value
     and a 4-byte index. A client keeps its error from one of its rounds to the next.
     """
 
