@@ -1,4 +1,4 @@
-"""Schemes in which clients are only available at times: in turns, or by the hour of their day."""
+"""Schemes in which clients are only available at times: in turns, or at times of the day."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ class Diurnal(Participation):
         phases = generator(round.seed, "participation").random(K)
         chances = (1 + np.sin(2 * np.pi * (round.round / self.period + phases))) / 2
         there = (rng.random(K) < chances)[round.clients]
-        # Those that are there come first, each group in an order of its own.
+        # Available clients come first, each group in random order.
         ranks = rng.random(len(there)) + ~there
         return Cohort(np.sort(round.clients[np.argsort(ranks, kind="stable")[: round.m]]))

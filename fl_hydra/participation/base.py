@@ -1,4 +1,4 @@
-"""What a participation scheme is."""
+"""The base of participation schemes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ SchemeState = Mapping[str, Reals]
 """What a scheme keeps from round to round: float64 [..., K] by name; part of every checkpoint."""
 
 Losses = Callable[[Indices, int | None], Reals]
-"""Mean losses of the run's present model over the targets of training samples, not augmented, of some clients, int64 [n]: float64 [n].
+"""Mean losses of the run's current model over the targets of some clients' training samples, not augmented; int64 [n] -> float64 [n].
 
-The second argument is the number of samples of each client, drawn for the round; None: all. The query is charged: a model sent to each
-client that is not in the cohort anyway, a forward pass per sample, and the simulated seconds of the slowest client. The number that a
-client sends back is too small to count.
+The second argument is the number of samples of each client, drawn for the round; None: all. The query is charged: a model for each client
+outside the cohort, a forward pass per sample, and the simulated seconds of the slowest client. The number that a client sends back is
+too small to charge.
 """
 
 ClientStats = Mapping[str, Reals]
-"""What was measured of each client that reported: float64 [n] by the names in `measures`."""
+"""Measurements of each client that reported: float64 [n] by the names in `measures`."""
 
 CLIENT_STATS = ("loss", "root_square", "norm")
-"""What can be measured: the mean loss over a client's batches of the round, the root of the mean of its samples' squared losses, and the
+"""What can be measured: the mean loss over a client's batches of the round, the root mean square of its samples' losses, and the
 norm of its update, |w_k - w|."""
 
 
 def no_losses(ids: Indices, samples: int | None) -> Reals:
-    """For use where there is no model to be evaluated."""
+    """For use where there is no model to evaluate."""
     raise ValueError("there is no model here whose losses could be asked for")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a scheme sees of the round whose cohort it draws.
+    """A scheme's view of the round whose cohort it draws.
 
     sizes: int64 [K], samples of each client; clients without samples are never drawn. m: how many take part. seed: of the run.
-    round: its number, from 0. gamma: the top-level key; None where the scheme does not use it. seconds: float64 [K], simulated seconds
-    that each client would compute in it. memory: what the scheme remembers; empty at first, and not to be changed here. losses: asks
-    clients for the loss of the present model.
+    round: its number, from 0. gamma: the top-level key; None if the scheme does not use it. seconds: float64 [K], simulated seconds of
+    each client's computation in the round. memory: the scheme's memory; initially empty, read-only here. losses: queries clients for
+    the loss of the current model.
     """
 
     sizes: Indices
@@ -59,12 +59,12 @@ class Round:
 
     @property
     def clients(self) -> Indices:
-        """Those with samples; int64, ascending."""
+        """The clients with samples; int64, ascending."""
         return np.flatnonzero(self.sizes)
 
     @property
     def shares(self) -> Reals:
-        """Each client's part of all samples, float64 [K]."""
+        """Each client's fraction of all samples, float64 [K]."""
         shares: Reals = self.sizes / self.sizes.sum()
         return shares
 
@@ -73,16 +73,16 @@ class Round:
         return self.memory[name] if name in self.memory else np.full(len(self.sizes), np.nan)
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """Draws that belong to this round alone."""
+        """A generator for this round and purpose."""
         return generator(self.seed, purpose, self.round)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part in a round.
+    """The clients that take part in a round.
 
-    ids: int64 [m], distinct and ascending. weights: float64 [m], with which their updates w_k - w are summed, in place of those by data
-    size; None for these. They need not sum to 1. remember: what of the memory changes, by name.
+    ids: int64 [m], distinct and ascending. weights: float64 [m], with which their updates w_k - w are summed; None: by data size.
+    They need not sum to 1. remember: changes to the memory, by name.
     """
 
     ids: Indices
@@ -95,7 +95,7 @@ class Participation(Component):
     """A scheme that draws the cohort of a round.
 
     To add one: subclass it with `@participations.register` and override `cohort`; name in `measures` what should be measured, if
-    anything, and override `observe`. A cohort is a function of (seed, round, memory) alone, so that a run can be resumed anywhere.
+    anything, and override `observe` to use it. A cohort is a function of (seed, round, memory) alone, so a run can be resumed anywhere.
     """
 
     dropout: float = 0.0
@@ -104,22 +104,22 @@ class Participation(Component):
     model stays as it is. State that a method keeps for its clients is what it was before the round."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
-    """Of `CLIENT_STATS`, what is read back after every round, of every client in it."""
+    """The `CLIENT_STATS` that are read back for every client after each round."""
 
     asks: ClassVar[bool] = False
-    """Whether clients are asked for losses before they are chosen."""
+    """Whether clients are queried for losses before they are chosen."""
 
     suits_all: ClassVar[bool] = False
-    """Whether it also makes sense when everyone takes part; other schemes refuse C=1, which leaves them no choice."""
+    """Whether the scheme also makes sense when everyone takes part; others refuse C=1, which leaves them no choice."""
 
     weighs: ClassVar[bool] = False
-    """Whether weights need not sum to 1, so that only methods that need nothing but a weighted mean of a round can use them."""
+    """Whether its weights need not sum to 1; then only methods that use nothing but a round's weighted mean can use the scheme."""
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, f"participation.dropout={self.dropout}: a probability in [0, 1) is needed")
 
     def check(self, K: int, m: int, gamma: float | None) -> None:
-        """Refuse what the scheme cannot draw from.
+        """Refuse values that the scheme does not support.
 
         Raises:
             UserError: naming what works.
@@ -136,7 +136,7 @@ class Participation(Component):
         """The clients of a round."""
 
     def observe(self, round: Round, ids: Indices, stats: ClientStats) -> SchemeState:
-        """What to remember of a round, by name, in which these clients, int64 [n], have reported."""
+        """Changes to the memory, by name, after a round in which these clients, int64 [n], reported."""
         return {}
 
     def reports(self, ids: Indices, seed: int, round: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -150,7 +150,7 @@ participations: Registry[Participation] = Registry("participation", "fl_hydra.pa
 
 
 def require_samples(samples: int | None) -> None:
-    """Refuse losses of no sample.
+    """Refuse a number of samples that is out of range.
 
     Raises:
         UserError: naming what works.
@@ -162,17 +162,17 @@ def require_samples(samples: int | None) -> None:
 
 
 def noted(round: Round, name: str, ids: Indices, values: Reals) -> Reals:
-    """What is remembered by this name, with the values float64 [n] of some clients, int64 [n], in it: float64 [K]."""
+    """The remembered values of this name, float64 [K], updated with `values` float64 [n] of some clients, int64 [n]."""
     array = round.recall(name).copy()
     array[ids] = values
     return array
 
 
 def gumbel_top(log_weights: Reals, count: int, rng: np.random.Generator) -> Indices:
-    """`count` positions, one after the other without replacement, each time with probabilities in proportion to their weights.
+    """`count` positions, drawn one by one without replacement, with probabilities proportional to their weights.
 
     The largest of log w + Gumbel noise, in descending order, have exactly this distribution (Yellott 1977; Kool et al., ICML 2019).
-    In logarithms no weight is too small.
+    With logarithms no weight is too small.
 
     Args:
         log_weights: float64 [n], finite.
@@ -192,7 +192,7 @@ LEAST = float(np.log(np.finfo(np.float64).tiny))
 
 
 def logs(weights: Reals) -> Reals:
-    """Logarithms of weights that may be 0 or infinite, float64 [n], between those of the smallest and the largest normal float64."""
+    """Logarithms of weights that may be 0 or infinite, float64 [n], clipped to those of the smallest normal float64 and its inverse."""
     with np.errstate(divide="ignore"):
         found: Reals = np.log(np.nan_to_num(weights, nan=0.0)).clip(LEAST, -LEAST)
     return found

@@ -1,4 +1,4 @@
-"""Schemes that prefer clients on which the model is bad: power-of-choice, active federated learning, Oort."""
+"""Schemes that prefer clients with high losses: power-of-choice, active federated learning, Oort."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class PowerOfChoice(Participation):
     """Of d candidates, the m with the largest loss (Cho, Wang and Joshi 2020, "pi_pow-d").
 
     Candidates are drawn without replacement, in proportion to their data, and are sent the model to report their loss, which is charged.
-    The cohort's updates have equal weights, as in the paper: the draw accounts for data size already. With d=m this is sampling by data
-    size; with d=K it is the m largest losses. With `samples`, losses are of so many samples of each candidate, drawn for the round (the
-    paper's cpow-d).
+    The cohort's updates have equal weights, as in the paper: the draw already accounts for data size. With d=m this is sampling by data
+    size; with d=K it is the m largest losses. With `samples`, losses are computed on that many samples of each candidate, drawn for
+    the round (the paper's cpow-d).
     """
 
     name: str = "power_of_choice"
@@ -59,7 +59,7 @@ class PowerOfChoice(Participation):
         d = min(2 * m if self.d is None else self.d, len(clients))
         candidates = clients[gumbel_top(logs(round.shares[clients]), d, round.rng("cohort"))]
         losses = _finite(round.losses(candidates, self.samples))
-        # In the order of the draw where losses are equal.
+        # Equal losses: in the order of the draw.
         return Cohort(np.sort(candidates[np.argsort(-losses, kind="stable")[:m]]), np.full(m, 1 / m))
 
 
@@ -68,10 +68,10 @@ class PowerOfChoice(Participation):
 class ActiveFL(Participation):
     """Active federated learning (Goetz et al. 2019, algorithm 1): clients are drawn by the value of their data.
 
-    Client k's value is sqrt(n_k) times its mean loss, as of when it was last in a cohort: the mean over its batches of that
-    round, which costs nothing more. At first every client is asked for its loss, which is charged. The fraction alpha1 of all clients with
-    the smallest values is excluded; of the others, (1 - alpha3) m are drawn with probabilities in proportion to exp(alpha2 value); and the
-    rest of the cohort, alpha3 m, uniformly from all that are left. Ties are broken at random.
+    Client k's value is sqrt(n_k) times its mean loss over its batches in the last round that it took part in, which costs nothing
+    extra. Initially every client is queried for its loss, which is charged. The fraction alpha1 of all clients with the smallest values is
+    excluded; of the others, (1 - alpha3) m are drawn with probabilities proportional to exp(alpha2 value); the rest of the cohort,
+    alpha3 m, is drawn uniformly from all remaining clients. Ties are broken at random.
     """
 
     name: str = "afl"
@@ -102,7 +102,7 @@ class ActiveFL(Participation):
             remember["loss"] = noted(round, "loss", clients, round.losses(clients, self.samples))
         values = np.sqrt(round.sizes[clients]) * _finite(remember.get("loss", round.recall("loss"))[clients])
         by_value = int(np.floor((1 - self.alpha3) * m + 1e-9))
-        # As many are left as are to be drawn, however few the clients are.
+        # Leave at least as many as are to be drawn, however few clients there are.
         aside = min(int(self.alpha1 * len(clients) + 1e-9), len(clients) - by_value)
         shuffled = rng.permutation(len(clients))
         kept = shuffled[np.argsort(values[shuffled], kind="stable")[aside:]]
@@ -118,24 +118,24 @@ class ActiveFL(Participation):
 @participations.register
 @dataclass
 class Oort(Participation):
-    """Guided participant selection (Lai et al., OSDI 2021, algorithm 1): clients with high losses that are fast, and unknown ones.
+    """Guided participant selection (Lai et al., OSDI 2021, algorithm 1): fast clients with high losses, and unknown clients.
 
     In round R = 1, 2, ..., epsilon m places (epsilon falls from `epsilon` by `decay` in each round, down to `least_epsilon`) are for
-    clients that never took part, drawn in proportion to their speed. The others are for known ones, by
+    clients that never took part, drawn in proportion to their speed. The others are for known clients, by
 
         Util(i) = (U(i) + sqrt(0.1 ln R / L(i))) * (T / t_i)^alpha if client i is slower than T,   U(i) = |B_i| sqrt(mean of loss^2),
 
-    with U(i) from the round L(i) in which client i took part last, clipped at the 95th percentile. Those above `cutoff` times the
+    with U(i) from the last round L(i) in which client i took part, clipped at the 95th percentile. Those above `cutoff` times the
     utility of the last place are drawn in proportion to it. If there are too few clients of either kind, the other kind gets more places.
 
-    As in the authors' code, U is put on a scale from 0 (0.999 of the least) to 1 (the largest before it was clipped), before uncertainty is
-    added, without which U, in the hundreds, would hide it; `normalise=false` is the paper's listing as it stands. t_i are the run's
+    As in the authors' code, U is scaled from 0 (0.999 of the least) to 1 (the largest before clipping) before the uncertainty is added;
+    otherwise U, in the hundreds, would hide it. `normalise=false` is the paper's listing as it stands. t_i are the run's
     simulated seconds (`speeds=`), T is their quantile `preferred`. Losses are those of the samples of the client's batches, before
     each step.
 
     The authors' code differs in five points: its pacer moves T during a run; clients that took part too often can be excluded;
     unknown clients are drawn in proportion to their data, less if they are slower than T, from a window of the best; epsilon has decayed
-    once before the first round; and the cut-off refers to the utility of the place after the last.
+    once before the first round; and the cut-off refers to the utility of the first client beyond the places.
     """
 
     name: str = "oort"
@@ -166,7 +166,7 @@ class Oort(Participation):
         require(0 <= self.alpha < np.inf, f"participation.alpha={self.alpha}: must be 0 or more, and finite")
 
     def exploring(self, m: int, round: int) -> int:
-        """How many of m places are for unknown clients, in a round from 0."""
+        """How many of m places are for unknown clients in a round (counted from 0)."""
         epsilon = max(self.least_epsilon, self.epsilon * self.decay**round)
         return m - int(np.floor(m * (1 - epsilon) + 1e-9))
 
@@ -202,10 +202,10 @@ class Oort(Participation):
 
 
 def quantile(values: Reals, fraction: float) -> float:
-    """The value at position floor(n fraction), from 0, of the ascending ones."""
+    """The value at position floor(n fraction), from 0, in ascending order."""
     return float(np.sort(values)[min(int(len(values) * fraction + 1e-9), len(values) - 1)])
 
 
 def _finite(losses: Reals) -> Reals:
-    """Losses of a diverged model count as large."""
+    """Replace the losses of a diverged model by large ones."""
     return np.nan_to_num(losses, nan=1e30, posinf=1e30).clip(max=1e30)

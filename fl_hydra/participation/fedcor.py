@@ -18,7 +18,7 @@ class FedCor(Participation):
     """Losses of clients change together: a Gaussian process over these changes predicts whose training lowers the total loss most.
 
     Changes in a round are modelled as N(0, S) with S = X^T X + noise^2 I, client k having the embedding X_k in `dimension` dimensions (the
-    paper's linear kernel). The cohort is chosen greedily: next the client k with the largest expected decrease of the total loss,
+    paper's linear kernel). The cohort is chosen greedily: each time the client k with the largest expected decrease of the total loss,
 
         alpha_k sum_i p_i S_ik / sqrt(S_kk),    p_i = n_i / n,
 
@@ -28,12 +28,12 @@ class FedCor(Participation):
     The authors' code differs in three points: where changes are observed, how X is fitted, and how updates are weighted.
 
     Changes are observed in rounds with uniform cohorts: the first `warmup` rounds, and one in `interval` after that; before and after
-    such a round all clients are asked for their losses, which is charged. (The authors' code trains a random cohort beside the chosen one
-    for that, and throws its update away.) X has the largest likelihood of the last `history` changes, weighed by `forget` to the power of
-    their age. With this kernel that has a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
+    such a round all clients are queried for their losses, which is charged. (The authors' code instead trains a random cohort besides the
+    chosen one and discards its update.) X maximises the likelihood of the last `history` changes, weighted by `forget` to the power of
+    their age. With this kernel there is a closed form, in float64: eigenvectors of the second moment of the changes, scaled by
     (eigenvalue - noise^2)^(1/2), as in probabilistic principal component analysis (Tipping and Bishop 1999, equation 7); the authors
-    ascend its gradient, and count `history` and age in rounds, not in observations. Updates are weighed by data size as in FedAvg, which
-    their code weighs alike; when uniform rounds come (`warmup`, `interval`) is a choice of ours.
+    use gradient ascent, and count `history` and age in rounds, not in observations. Updates are weighted by data size as in FedAvg;
+    their code weights them equally. The schedule of uniform rounds (`warmup`, `interval`) is our choice.
     """
 
     name: str = "fedcor"
@@ -88,7 +88,7 @@ class FedCor(Participation):
         places = memory["places"][:, clients]
         chosen = memory["chosen"]
         covariance = places.T @ places + self.noise**2 * np.eye(len(clients))
-        # Of clients that are alike chance decides, and not their numbers.
+        # Among equal clients chance decides, not their ids.
         order = round.rng("cohort").permutation(len(clients))
         shuffled = clients[order]
         found = greedy(covariance[np.ix_(order, order)], round.shares[shuffled], self.beta ** chosen[shuffled], round.m)
@@ -98,7 +98,7 @@ class FedCor(Participation):
         return Cohort(np.sort(picked), remember={**remember, "chosen": more})
 
     def _observe(self, round: Round, change: Reals, fit: bool) -> SchemeState:
-        """Take a change of losses, float64 [K], into the history; fit X to it where that is due."""
+        """Add a change of losses, float64 [K], to the history; if `fit`, fit X to it."""
         before = round.memory.get("changes", np.empty((0, len(change))))
         kept = np.concatenate([change[None], before])[: self.history]
         remember = {"changes": kept}
@@ -116,7 +116,7 @@ class FedCor(Participation):
 
 
 def embedding(changes: Reals, weights: Reals, dimension: int, noise: float) -> Reals:
-    """The X, float64 [d, n], of the largest likelihood sum of w_t log N(c_t; 0, X^T X + noise^2 I); d is at most `dimension`.
+    """The X, float64 [d, n], that maximises the likelihood sum of w_t log N(c_t; 0, X^T X + noise^2 I); d is at most `dimension`.
 
     Args:
         changes: float64 [T, n]. weights: float64 [T], summing to 1.
@@ -129,14 +129,14 @@ def embedding(changes: Reals, weights: Reals, dimension: int, noise: float) -> R
 
 
 def greedy(covariance: Reals, shares: Reals, discounts: Reals, count: int) -> Indices:
-    """`count` clients, one after the other, each with the largest expected fall of the total loss, given those before; int64 [count].
+    """`count` clients, one by one, each with the largest expected decrease of the total loss given those before; int64 [count].
 
     Args:
         covariance: float64 [n, n], of loss changes. shares: float64 [n], of each client's loss in the total. discounts: float64 [n].
     """
     left = np.ones(len(shares), np.bool_)
     chosen = []
-    # What is left of a variance by rounding alone must not be divided by.
+    # Do not divide by a variance that is only rounding error.
     least = max(1e-12 * float(np.diagonal(covariance).max()), float(np.finfo(np.float64).tiny))
     for _ in range(count):
         variances = np.diagonal(covariance).clip(min=least)

@@ -17,13 +17,13 @@ from fl_hydra.participation.base import ClientStats, Cohort, Participation, Roun
 class Importance(Participation):
     """Clients are drawn in proportion to |w_i U_i|, and their updates are divided by their inclusion probabilities.
 
-    U_i is client i's update, w_i = n_i / n. That proportion has the least variance of all (Chen, Horvath and Richtarik, TMLR 2022;
+    U_i is client i's update, w_i = n_i / n. These proportions minimise the variance (Chen, Horvath and Richtarik, TMLR 2022;
     Nemeth et al. 2022); it would need every client's current update, so the last known norm is used instead. Clients
     that never took part count as average.
 
-    The design has exactly m distinct clients and exact inclusion probabilities pi_i = m p_i, of which none is above 1 (what is above goes
-    to the others): randomized systematic sampling (Madow 1949; Goodman and Kish 1950). With w + sum of (w_i / pi_i) U_i over the cohort
-    (Horvitz and Thompson 1952) the expected update is the sum of w_i U_i over all clients, whatever the norms are.
+    The design draws exactly m distinct clients with exact inclusion probabilities pi_i = m p_i, capped at 1 (the excess goes to the
+    others): randomized systematic sampling (Madow 1949; Goodman and Kish 1950). With w + sum of (w_i / pi_i) U_i over the cohort
+    (Horvitz and Thompson 1952) the expected update is the sum of w_i U_i over all clients, for any norms.
     """
 
     name: str = "importance"
@@ -46,7 +46,7 @@ class Importance(Participation):
         return Cohort(clients[taken], shares[taken] / chances[taken])
 
     def chances(self, values: Reals, m: int) -> Reals:
-        """Inclusion probabilities float64 [n] that sum to m, by values float64 [n] of which NaN is unknown."""
+        """Inclusion probabilities float64 [n] that sum to m, from values float64 [n]; NaN: unknown."""
         values = np.where(np.isfinite(values), values, np.nan)
         known = ~np.isnan(values)
         values = np.where(known, values, values[known].mean() if known.any() else 1.0)
@@ -73,7 +73,7 @@ def inclusion(p: Reals, m: int) -> Reals:
 
 
 def systematic(chances: Reals, start: float) -> Indices:
-    """The units into whose stretch one of start, start + 1, ... falls, where unit i's is as long as its chance and they lie end to end.
+    """Lay intervals end to end, unit i's as long as its chance; the units whose interval contains one of start, start + 1, ...
 
     Args:
         chances: float64 [n], at most 1, summing to a whole number m. start: in [0, 1).
@@ -85,7 +85,7 @@ def systematic(chances: Reals, start: float) -> Indices:
     ends = np.cumsum(chances)
     ends *= m / ends[-1]
     positions = np.searchsorted(ends, start + np.arange(m), side="right").clip(max=len(chances) - 1)
-    # Rounding may put two points at one border; a unit is never taken twice.
+    # Rounding may put two points into one interval; a unit is never taken twice.
     for point in range(1, m):
         positions[point] = max(positions[point], positions[point - 1] + 1)
     overflow = positions[-1] - (len(chances) - 1) if m else 0

@@ -42,11 +42,11 @@ class Uniform(Participation):
 @participations.register
 @dataclass
 class Skewed(Participation):
-    """m of the clients by probabilities p ~ Dirichlet(gamma 1_K), drawn once for a run; without replacement.
+    """m of the clients with probabilities p ~ Dirichlet(gamma 1_K), drawn once for a run; without replacement.
 
-    In each round the clients are drawn one after the other, each time from those left, in proportion to p. The smaller gamma, the fewer
-    clients take most places; for a large gamma all are equally likely. Weights below the smallest normal float64 count as that: where fewer
-    than m clients have more, all the others are equally likely to fill the cohort.
+    In each round the clients are drawn one by one from those left, in proportion to p. The smaller gamma, the fewer clients take most
+    places; for a large gamma all are equally likely. Weights are at least the smallest normal float64: if fewer than m clients have more,
+    all others are equally likely to complete the cohort.
     """
 
     name: str = "skewed"
@@ -64,9 +64,9 @@ class Skewed(Participation):
 def log_probabilities(gamma: float, K: int, seed: int) -> Reals:
     """Logarithms of p ~ Dirichlet(gamma 1_K), a function of the seed; float64 [K], at least that of the smallest normal float64.
 
-    log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000), which does not underflow where
-    gamma is small. Shardings draw theirs otherwise (:func:`fl_hydra.sharding.proportions.log_dirichlet`): a limit, a floor and other
-    random numbers tell the two apart, and the cohorts of every skewed run rest on these.
+    log G(gamma) is drawn as log G(gamma + 1) + log(U) / gamma (Marsaglia and Tsang 2000), which does not underflow for
+    small gamma. Shardings use another function (:func:`fl_hydra.sharding.proportions.log_dirichlet`), which differs in a limit, a floor and
+    its random numbers; merging the two would change the cohorts of every skewed run.
     """
     rng = generator(seed, "participation")
     if np.isinf(gamma):
