@@ -1,1 +1,1 @@
-"""Figures and tables, made only from what runs wrote."""
+"""Figures and tables, made only from the files of runs."""

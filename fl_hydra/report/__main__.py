@@ -1,4 +1,4 @@
-"""`python -m fl_hydra.report SECTION ...`: the figures and tables of sections, of all if none is named; `--list` shows every run."""
+"""`python -m fl_hydra.report SECTION ...`: figures and tables of the named sections, or of all; `--list` shows every run."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def _report() -> None:
     parser.add_argument("--track", choices=("a", "b"), help="the sections of one track alone, in report.tex")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="draw these runs instead, by name, hash or folder")
     parser.add_argument("--list", action="store_true", help="list every run in the outputs folder")
-    parser.error = _refuse  # type: ignore[method-assign]  # it would print how to use it in several lines
+    parser.error = _refuse  # type: ignore[method-assign]  # the default prints several lines of usage
     arguments = parser.parse_intermixed_args()
     outputs: Path = arguments.outputs
     names: list[str] = []
-    for word in arguments.section:  # as train.py takes them
+    for word in arguments.section:  # in the syntax of train.py
         key, equals, value = word.partition("=")
         require(not equals or key in ("outputs", "section"), f"{word}: a report has no such key; it takes names of sections and outputs=")
         if equals and key == "outputs":
@@ -85,7 +85,7 @@ def _report() -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Report in one line what cannot be written."""
+    """Turn a failure to write a file into a one-line error."""
     try:
         yield
     except OSError as error:
@@ -98,7 +98,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Results, Spec, list[Path]]:
-    """Report a section, with a line for each of its runs whose figures are in no mean; what it has come to, and the files written.
+    """Report a section, with a line for each run that is in no mean; returns its results, its spec, and the files written.
 
     Raises:
         UserError: none of its runs has ended.
@@ -124,7 +124,7 @@ def write_section(section: str, outputs: Path, table: CostTable) -> tuple[Result
 
 
 def _beside(section: str, spec: Spec, outputs: Path) -> dict[str, Sequence[Setting]]:
-    """Settings of the sections that figures and comparisons have beside their own, of the same size, as far as they have been trained."""
+    """Settings of the other sections of the same size that figures and comparisons show, as far as they have been trained."""
     size = section.removeprefix(plain_name(section))
     found = {}
     named = {figure.beside for figure in spec.figures} | {comparison.beside for comparison in spec.compare}
@@ -145,10 +145,10 @@ def _nothing(runs: Sequence[Run]) -> str:
 
 
 def _spec(results: Results, section: str, outputs: Path, table: CostTable) -> Spec:
-    """How the section is shown, as its sweep noted; what that names and is not there is told.
+    """How to show the section, as recorded by its sweep; missing axes that it names are reported.
 
     Raises:
-        UserError: there is something in it that cannot be followed.
+        UserError: something in it is invalid.
     """
     file = description_file(section, outputs)
     block = results.description.get("report")
@@ -165,7 +165,7 @@ def _spec(results: Results, section: str, outputs: Path, table: CostTable) -> Sp
 
 
 def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, outputs: Path, track: str | None) -> list[Path]:
-    """The page and the paper of all these sections."""
+    """Write the page and the paper of all these sections."""
     target = outputs / "report"
     said = {f"{results.name}-{name}": text for results, spec in sections for name, text in captions(results, spec, table).items()}
     studies = {results.name: results.studies for results, _ in sections}
@@ -173,7 +173,7 @@ def _write_whole(sections: Sequence[tuple[Results, Spec]], table: CostTable, out
 
 
 def _report_runs(words: Sequence[str], outputs: Path, table: CostTable) -> None:
-    """Draw any runs, as a grid without a section."""
+    """Report any runs, like a grid without a section."""
     runs = [read_run(folder) for folder in dict.fromkeys(find_run(word, outputs) for word in words)]
     for line in not_in_means(runs):
         print(f"in no mean: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a figure or a table can be ordered by: an axis of settings, such as K or the optimizer, as it is read from a run's configuration."""
+"""Axes of settings, such as K or the optimizer, by which figures and tables are ordered; read from a run's configuration."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Configuration = Mapping[str, Any]
 class Axis:
     """An axis of settings.
 
-    title: what a figure says beside it. of: its value in a configuration; None where it has no effect. absent: how None is written, as
-    `iid` for the classes of a client. log: whether its numbers are spaced by their ratios.
+    title: its label in figures. of: its value in a configuration; None if it has no effect. absent: how None is written, such as `iid`
+    for the classes of a client. log: whether its scale is logarithmic.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Axis:
     log: bool = False
 
     def text(self, value: Value) -> str:
-        """A value as a label of its own, `iid` or `0.01`."""
+        """A value as a label by itself, `iid` or `0.01`."""
         if value is None:
             return self.absent
         if isinstance(value, bool):
@@ -36,7 +36,7 @@ class Axis:
         return TITLES.get(value, value) if isinstance(value, str) else f"{value:g}"
 
     def label(self, value: Value) -> str:
-        """A value as a legend names it: `K=4`, but `SGDM`."""
+        """A value in a legend: `K=4`, but `SGDM`."""
         plain = isinstance(value, str) or (value is None and self.absent != "none")
         return self.text(value) if plain else f"{self.name.rpartition('.')[2]}={self.text(value)}"
 
@@ -56,11 +56,11 @@ TITLES = {
     "iid": "iid",
     "post_local": "post-local",
 }
-"""How the names of options are written in figures and tables; others as they are typed."""
+"""Names of options in figures and tables; others appear as typed."""
 
 
 def _scheduler(config: Configuration) -> str:
-    """The option's name, with what makes another of it: large_batch_cosine is cosine, scaled with the batch size and warmed up."""
+    """The option's name, or that of its variant: large_batch_cosine is cosine, scaled with the batch size and warmed up."""
     scheduler = config["scheduler"]
     return f"scaled {scheduler['name']}" if scheduler.get("scale_batch", "none") != "none" else str(scheduler["name"])
 
@@ -104,13 +104,13 @@ AXES: Mapping[str, Axis] = {
 
 
 def _division(config: Configuration) -> Value:
-    """Classes per client where they are given, nothing for iid, else the option's name."""
+    """Classes per client if given, None for iid, else the option's name."""
     name = _part("sharding")(config)
     return _key("N_c")(config) or (None if name == "iid" else name)
 
 
 DIVISION = Axis("N_c", "division of the data", _division, absent="iid")
-"""Of images and texts in one figure: N_c, as far as there is one, else how data was divided. It tells no more than two of :data:`AXES`."""
+"""For images and texts in one figure: N_c if there is one, else how data was divided. It is redundant with two of :data:`AXES`."""
 
 
 def axis(name: str) -> Axis:
@@ -119,9 +119,9 @@ def axis(name: str) -> Axis:
 
 
 def varying(configurations: Sequence[Configuration]) -> list[Axis]:
-    """The axes on which some configurations differ, those with titles first, each difference told once.
+    """The axes on which some configurations differ, those with titles first, each difference once.
 
-    What an axis with a title tells is not told again by the keys behind it: a rate of each optimizer's own is no axis beside the optimizer.
+    The keys behind a titled axis do not repeat it: if each optimizer has its own rate, the rate is not an axis besides the optimizer.
     """
     told = [each for each in AXES.values() if len({each.of(config) for config in configurations}) > 1]
     groups: dict[tuple[Value, ...], list[dict[str, Any]]] = {}
@@ -133,7 +133,7 @@ def varying(configurations: Sequence[Configuration]) -> list[Axis]:
 
 
 def _needed(axes: list[Axis], configurations: Sequence[Configuration]) -> list[Axis]:
-    """Axes without those whose value follows from that of another, as N_c says what is iid; of two that say the same, the first."""
+    """Axes without those that another axis determines, as N_c says what is iid; of two equivalent axes, the first."""
 
     def follows(one: Axis, other: Axis) -> bool:
         pairs = {(other.of(config), one.of(config)) for config in configurations}
@@ -148,7 +148,7 @@ def _needed(axes: list[Axis], configurations: Sequence[Configuration]) -> list[A
 
 
 def in_order(values: Sequence[Value]) -> list[Value]:
-    """Different values of an axis: numbers by size and what is absent last, names as they came."""
+    """Distinct values of an axis: numbers in ascending order, None last, names in order of appearance."""
     different = list(dict.fromkeys(values))
     numbers = sorted(value for value in different if isinstance(value, int | float))
     return [*numbers, *(value for value in different if isinstance(value, str)), *([None] if None in different else [])]

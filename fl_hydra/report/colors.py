@@ -8,7 +8,7 @@ from fl_hydra.report.axes import Axis, Value, in_order
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, WINE, GREY = "#CC79A7", "#56B4E9", "#882255", "#4D4D4D"
-"""Of Okabe and Ito (Color Universal Design, 2008), but for its yellow, which is lost on white: wine is of Paul Tol's."""
+"""From Okabe and Ito (Color Universal Design, 2008), except its yellow, which is invisible on white; wine is Paul Tol's."""
 
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, WINE, GREY)
 
@@ -38,7 +38,7 @@ METHODS = {
     "FedSAM": "#99CC33",
     "FedPer": "#330033",
 }
-"""Each has its own. Those of a section are at least 24 apart in CIELAB, as those see them too who see no green (Machado et al., 2009)."""
+"""One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
 OPTIMIZERS = {"sgd": SKY, "sgdm": BLUE, "adamw": VERMILION, "lars": GREEN, "lamb": ORANGE, "adam": PURPLE}
 
@@ -47,19 +47,19 @@ SCHEDULERS = {"constant": GREY, "cosine": BLUE, "step": VERMILION, "linear": GRE
 RULES = {
     "fixed": BLUE, "linear": VERMILION, "doubling": GREEN, "post_local": ORANGE, "loss": PURPLE, "drift": SKY, "noise": WINE, "square": GREY
 }  # fmt: skip
-"""For the number of local steps; those that are methods too have the colours of these."""
+"""Colours of the rules for local steps; rules that are also methods share the methods' colours."""
 
 DIVISIONS = {"iid": GREY, "natural": BLUE, "classes": VERMILION, "dirichlet": GREEN, "dirichlet_classes": ORANGE, "quantity": PURPLE}
 
 FIXED = {"method": METHODS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "local_steps": RULES, "sharding": DIVISIONS}
-"""By axis: what has the same colour in every figure."""
+"""By axis: the values whose colour is the same in every figure."""
 
 SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
 """Dark to light (viridis without its yellow), for numbers."""
 
 
 def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
-    """A colour for each value of an axis, as #rrggbb: numbers from dark to light, what is absent grey, names from the palette."""
+    """A colour for each value of an axis, as #rrggbb: numbers from dark to light, None grey, names from the palette."""
     ordered = in_order(values)
     fixed = FIXED.get(axis.name, {})
     numbers = [value for value in ordered if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -78,7 +78,7 @@ def colors(axis: Axis, values: Sequence[Value]) -> dict[Value, str]:
 
 
 def ink(color: str) -> str:
-    """A colour as letters on white have it: a light one is darkened, so that it can be read."""
+    """A colour for text on white: light ones are darkened to be readable."""
     parts = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
     light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255
     return color if light <= 0.45 else "#" + "".join(f"{round(part * 0.45 / light):02x}" for part in parts)

@@ -1,4 +1,4 @@
-"""Commands that lead to results: of a run, from what its folder says of its configuration; of a sweep, as its section notes it."""
+"""Commands that reproduce results: for a run, from the configuration in its folder; for a sweep, as recorded by its section."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NOT_OF_THE_RUN = frozenset(
     {"tracker", "objective", "tune", "engine", "device", "threads", "checkpoint", "until"}
     | {"section", "size", "dry_run", "study", "resume", "tuned", "chosen", "outputs"}
 )
-"""Keys that no run's result or name depends on. Tuned values are in the keys that they were put into."""
+"""Keys on which no run's result or name depends. Tuned values appear under their own keys."""
 
 
 def command_of(run: Run) -> str | None:
-    """`python train.py KEY=VALUE ...`, which finds or trains this very run; None where config.yaml does not say what the run is.
+    """`python train.py KEY=VALUE ...`, which finds or trains this very run; None if config.yaml does not describe it.
 
-    It names the data and the method, the options that these would not choose by themselves, and every value that is not the options' own.
-    Folders are named where they lie in the project, as seen from there; others mean nothing to who reads the page elsewhere.
+    It names the data, the method, the options that these would not choose by default, and every value that differs from the options'.
+    Folders inside the project are relative to it; `data` and `outputs` elsewhere are left out, as they mean nothing on other machines.
     """
     composed = _composed_in(run)
     if composed is None:
@@ -41,7 +41,7 @@ def command_of(run: Run) -> str | None:
     plain = _composition(tuple(chosen.items()))
     changed = {key: value for key, value in by_key(composed).items() if key.partition(".")[0] not in NOT_OF_THE_RUN}
     changed = {key: value for key, value in changed.items() if plain.get(key, value) != value}
-    changed |= {"data": changed.get("data") or str(DATA), "outputs": str(run.folder.resolve().parents[2])}  # where the run lies now
+    changed |= {"data": changed.get("data") or str(DATA), "outputs": str(run.folder.resolve().parents[2])}  # where the run is now
     for key, own in (("data", DATA), ("outputs", OUTPUTS)):
         folder = Path(changed.pop(key)).expanduser().resolve()
         if folder != own and folder.is_relative_to(PROJECT):
@@ -53,7 +53,7 @@ def command_of(run: Run) -> str | None:
 
 
 def portable(command: str) -> str:
-    """A command without folders of the machine that it was given on, which mean nothing to who reads it elsewhere."""
+    """A command without the folders of its machine, which mean nothing elsewhere."""
     return re.sub(r"\s(?:'(?:outputs|data|dataset\.\w+)=[/~][^']*'|(?:outputs|data|dataset\.\w+)=[/~]\S*)", "", command)
 
 
@@ -69,7 +69,7 @@ def _typed(value: Any) -> str:
 
 
 def _composed_in(run: Run) -> dict[str, Any] | None:
-    """What config.yaml says was composed, if it is this run's and of this version."""
+    """The composed configuration in config.yaml, if it is this run's and of this version."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -85,7 +85,7 @@ def _composed_in(run: Run) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=256)
 def _composition(chosen: tuple[tuple[str, str], ...]) -> Mapping[str, Any]:
-    """What Hydra composes of these options alone, by key."""
+    """Hydra's composition of these options alone, by key."""
     from hydra import compose
     from omegaconf import OmegaConf
 

@@ -1,9 +1,9 @@
 """What a run's communication costs: bytes on the wire, and wall-clock time on named networks, computed from its ledger.
 
 A message of n bytes takes latency + n / bandwidth seconds, and a link carries one message in each direction at a time (the
-alpha-beta model of Hockney, Parallel Computing 20(3), 1994). Sums and means of what was received are free, and so is the encoding.
-Nothing of what a run did depends on these times: a slow network makes a run last longer, but changes neither who takes part nor, in
-asynchronous methods, in which order.
+alpha-beta model of Hockney, Parallel Computing 20(3), 1994). Summing and averaging what was received is free, and so is encoding.
+These times do not affect what a run did: a slow network makes a run last longer, but does not change who takes part, nor the order
+of events in asynchronous methods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLE = Path(__file__).resolve().parents[2] / "conf" / "cost.yaml"
 class Transfer:
     """One communication.
 
-    in_a_row: messages one after the other, each waiting for the one before. carried: bytes of these. wire: bytes of all messages.
+    in_a_row: consecutive messages, each waiting for the previous one. carried: their bytes. wire: bytes of all messages.
     """
 
     in_a_row: int
@@ -35,7 +35,7 @@ class Transfer:
 def ring(workers: int, payload: float) -> Transfer:
     """All-reduce of `payload` bytes over a ring: reduce-scatter and all-gather, each of K - 1 steps in which everyone sends payload / K.
 
-    2 (K - 1) (latency + n / (K bandwidth)), with the fewest bytes in a row that there can be (Patarasuk and Yuan, J. Parallel Distrib.
+    2 (K - 1) (latency + n / (K bandwidth)), which is optimal in consecutive bytes (Patarasuk and Yuan, J. Parallel Distrib.
     Comput. 69(2), 2009; the all-gather is that of Thakur, Rabenseifner and Gropp, Int. J. High Perform. Comput. Appl. 19(1), 2005).
     On the wire 2 (K - 1) n.
     """
@@ -46,7 +46,7 @@ def ring(workers: int, payload: float) -> Transfer:
 def tree(workers: int, payload: float) -> Transfer:
     """All-reduce by a binomial tree: a reduction to one worker and a broadcast from it, ceil(log2 K) messages of `payload` bytes each.
 
-    2 ceil(log2 K) (latency + n / bandwidth) (Thakur, Rabenseifner and Gropp 2005): fewer messages in a row than over a ring, and more
+    2 ceil(log2 K) (latency + n / bandwidth) (Thakur, Rabenseifner and Gropp 2005): fewer consecutive messages than over a ring, but more
     bytes. On the wire 2 (K - 1) n, as over a ring.
     """
     steps = 2 * (workers - 1).bit_length()
@@ -54,7 +54,7 @@ def tree(workers: int, payload: float) -> Transfer:
 
 
 def point_to_point(workers: int, payload: float) -> Transfer:
-    """Everyone sends `payload` bytes to a server that is none of them and gets as many back: its link carries K messages, and then K more.
+    """Everyone sends `payload` bytes to a separate server and gets as many back: the server's link carries K messages, and then K more.
 
     2 latency + 2 K n / bandwidth; on the wire 2 K n, as for the clients of federated methods. A lone worker needs no server.
     """
@@ -69,15 +69,15 @@ COLLECTIVES: Mapping[str, tuple[Callable[[int, float], Transfer], ...]] = {
     "point_to_point": (point_to_point,),
     "fastest": (ring, tree),
 }
-"""What `collective` may be: of several, each average takes the one that is fastest on its network."""
+"""Values of `collective`; with several algorithms, each average takes the one that is fastest on its network."""
 
 
 @dataclass(frozen=True)
 class Network:
     """Equal links without contention.
 
-    latency: seconds of a message of no bytes. bandwidth: bits a second, in each direction. blocks: what averages within blocks go over;
-    None: this network, too.
+    latency: seconds of an empty message. bandwidth: bits per second in each direction. blocks: the network for averages within blocks;
+    None: this one.
     """
 
     name: str
@@ -93,15 +93,15 @@ class Network:
         )
 
     def seconds(self, in_a_row: float, carried: float) -> float:
-        """Time of so many consecutive messages with so many bytes in total."""
+        """Seconds of `in_a_row` consecutive messages with `carried` bytes in total."""
         return in_a_row * self.latency + 8 * carried / self.bandwidth
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a worker of speed 1 computes with: a step takes its samples / `samples_per_second`, or its operations / `flops_per_second`.
+    """The device of a worker of speed 1: a step takes its samples / `samples_per_second`, or its operations / `flops_per_second`.
 
-    Both None: as the run simulated it.
+    Both None: the run's simulated time.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Device:
 
 @dataclass(frozen=True)
 class CostTable:
-    """`conf/cost.yaml`: what costs are computed for."""
+    """The contents of `conf/cost.yaml`: networks, devices and the collective for which costs are computed."""
 
     networks: Sequence[Network]
     devices: Sequence[Device]
@@ -126,13 +126,13 @@ class CostTable:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a run had computed and sent when a row of its metrics was written.
+    """What a run had computed and sent when it wrote a row of its metrics.
 
-    workers: who the bytes of all are divided among: all K, or those that share the steps of centralized training. blocks: of workers.
+    workers: by which bytes are divided: all K, or those that share the steps of centralized training. blocks: number of blocks.
     rounds, samples, flops, messages: of all workers. payload: bytes that workers and server have sent. served, averages, block_averages,
-    exchanges, exchanged: see :class:`fl_hydra.seams.fabric.Traffic`. seconds: simulated. delay: seconds of these that workers were told
-    to wait for their server. throughput: samples a second at speed 1 with which `seconds` were simulated. hub: whether one worker is
-    part in all exchanges. asked: samples that only a loss was asked of, to choose clients.
+    exchanges, exchanged: see :class:`fl_hydra.seams.fabric.Traffic`. seconds: simulated. delay: of these, simulated server
+    delay. throughput: samples per second at speed 1 with which `seconds` were simulated. hub: whether one worker takes part in all
+    exchanges. asked: samples of selection-time loss queries.
     """
 
     workers: int
@@ -155,17 +155,17 @@ class Ledger:
 
     @property
     def message(self) -> float:
-        """Bytes of a message: in every method all are a model, or as long as one."""
+        """Mean bytes of a message."""
         return self.payload / self.messages if self.messages else 0.0
 
     @property
     def visits(self) -> int:
-        """How often a worker has gone to the server while others went on."""
+        """How often workers visited the server while others continued."""
         return 0 if self.averages else self.served // 2
 
     @property
     def meetings(self) -> float:
-        """Messages in a row between neighbours that compute meanwhile, of the worker with most of them (its share, where all are alike)."""
+        """Consecutive messages of the busiest worker in exchanges that overlap computation (an equal share, if there is no hub)."""
         if self.exchanges or not self.exchanged:
             return 0.0
         pairs = self.exchanged / self.message / 2
@@ -173,10 +173,10 @@ class Ledger:
 
 
 def read_ledger(row: Mapping[str, Any], config: Mapping[str, Any]) -> Ledger | None:
-    """The ledger in a row of metrics; None if the run was made before there were all of these counts.
+    """The ledger in a row of metrics; None if the run is older than some of these counts.
 
-    Simulated seconds have the server's `algorithm.delay` in them: of each visit, and a worker makes visits / K of them (exactly, where
-    all are equally fast).
+    Simulated seconds include the server's `algorithm.delay` for each visit, and a worker makes visits / K of them (exactly, if all are
+    equally fast).
     """
     algorithm = config["algorithm"]
     try:
@@ -204,10 +204,10 @@ def read_ledger(row: Mapping[str, Any], config: Mapping[str, Any]) -> Ledger | N
 
 
 def computing_seconds(ledger: Ledger, device: Device) -> float:
-    """Seconds of computing alone: those that were simulated, for workers that are so much faster or slower.
+    """Seconds of computation alone: the simulated ones, rescaled to the speed of the device.
 
-    `flops_per_second` is divided by the operations that a sample took in this run, gradients asked for twice counted twice; a sample that
-    only a loss was asked of is a third of one, as it is in the simulated seconds.
+    `flops_per_second` is divided by the operations per sample in this run, in which repeated gradients count repeatedly; a sample of a
+    loss query counts as a third of one, as it does in the simulated seconds.
     """
     simulated = ledger.seconds - ledger.delay
     rate = device.samples_per_second
@@ -217,7 +217,7 @@ def computing_seconds(ledger: Ledger, device: Device) -> float:
 
 
 def average_seconds(workers: int, payload: float, network: Network, collective: str) -> float:
-    """Seconds in which workers average `payload` bytes each, so that all of them have the result."""
+    """Seconds for workers to average `payload` bytes each, so that all have the result."""
     transfers = [method(workers, payload) for method in COLLECTIVES[collective]]
     return min(network.seconds(transfer.in_a_row, transfer.carried) for transfer in transfers)
 
@@ -225,9 +225,9 @@ def average_seconds(workers: int, payload: float, network: Network, collective: 
 def waiting_seconds(ledger: Ledger, network: Network, collective: str) -> float:
     """Seconds of all communication that everybody waits for: averages, and exchanges of neighbours after a step.
 
-    Every average waits for the last worker, and nothing is computed meanwhile. Averages of federated methods are two passes, down and
-    up, in which the server's link, as fast as any other, carries one model after the other. Blocks average at the same time. Of the
-    messages between neighbours those of the busiest worker count, one after the other.
+    Every average waits for the last worker, without computing meanwhile. Averages of federated methods are two passes, down and
+    up, in which the server's link, as fast as any other, carries one model after another. Blocks average in parallel. Of the messages
+    between neighbours, those of the busiest worker count, one after another.
     """
     if ledger.visits:
         return 0.0
@@ -243,15 +243,15 @@ def waiting_seconds(ledger: Ledger, network: Network, collective: str) -> float:
 def wall_clock(ledger: Ledger, network: Network, device: Device, collective: str) -> float:
     """Seconds from the beginning of training, computing and communication together.
 
-    Workers that wait for each other: the sum of both. What others do not wait for, overlaps:
+    If workers wait for each other, it is the sum of both. Communication that others do not wait for overlaps computation:
 
     - A worker that goes to a parameter server waits for its own two messages, on average visits / K times, while others compute. But all
       visits go through the server's link, one after the other. So it takes the longer of computing + 2 (visits / K) (latency +
       n / bandwidth) and of visits n / bandwidth, the two lower bounds of a closed queue (Denning and Buzen, ACM Computing Surveys 10(3),
-      1978): where both are near, waiting for each other at the server makes it longer. Where a run was told a `delay`, the network
-      takes its place.
+      1978): if both are close, queueing at the server makes it longer. The network replaces a run's simulated
+      `delay`.
     - Workers that meet in pairs send from a second thread while they take gradients (Lian et al., ICML 2018; Nabli et al., NeurIPS 2023):
-      the longer of computing and of a worker's meetings in a row.
+      the longer of computing and of a worker's consecutive meetings.
     """
     computing = computing_seconds(ledger, device)
     n = ledger.message
@@ -264,12 +264,12 @@ def wall_clock(ledger: Ledger, network: Network, device: Device, collective: str
 
 
 def wire_bytes(ledger: Ledger, collective: str) -> float:
-    """Bytes of all messages, of all workers: those of the collective for averages, what was sent for all else."""
+    """Bytes of all messages of all workers: by the collective for averages, as sent for everything else."""
     n = ledger.message
     sent = ledger.exchanged + ledger.served * n
     if ledger.served:
         return sent
-    method = COLLECTIVES[collective][0]  # ring and tree, of which `fastest` chooses, put the same on the wire
+    method = COLLECTIVES[collective][0]  # ring and tree, between which `fastest` chooses, put the same bytes on the wire
     everyone = (ledger.averages - ledger.block_averages) * method(ledger.workers, n).wire
     return sent + everyone + ledger.block_averages * ledger.blocks * method(ledger.workers // ledger.blocks, n).wire
 
@@ -278,7 +278,7 @@ def read_table(path: Path = TABLE) -> CostTable:
     """The table of networks, devices and the collective.
 
     Raises:
-        UserError: one line that says what is wrong in it, and what is allowed.
+        UserError: something in it is wrong; the message says what is allowed.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -297,7 +297,7 @@ def read_table(path: Path = TABLE) -> CostTable:
 
 
 KEYS = ("collective", "networks", "devices")
-"""What the table has to have, and nothing else."""
+"""The table's keys, all of which are required."""
 
 
 def _table(content: Any) -> CostTable:

@@ -1,4 +1,4 @@
-"""Text as LaTeX takes it."""
+"""Text for LaTeX."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ SPECIAL = {
 
 
 def escaped(text: str) -> str:
-    """Plain text, with the field's N_c, gamma and signs as mathematics; what LaTeX's fonts may not have is a question mark."""
+    """Plain text with N_c, gamma and signs as mathematics; characters that LaTeX's fonts may lack become question marks."""
     text = text.replace("N_c", "\0")
     written = "".join(SPECIAL.get(letter, letter if ord(letter) < 0x250 or letter in "–—’“”" else "?") for letter in text)
     return written.replace("\0", "$N_c$")
 
 
 def code(text: str) -> str:
-    """A command in a fixed-width type, that breaks after signs, too: nothing of it is wider than a line."""
+    """A command in a fixed-width font that can also break after punctuation, so that nothing is wider than a line."""
     words = [re.sub(r"([=,/:.+_-])", "\\1\1", word) for word in text.split()]
     broken = [_breakable(word) for word in words]
     return r"\texttt{" + " ".join(broken) + "}"
 
 
 def _breakable(word: str) -> str:
-    """With leave to break where it was marked, and after every 24th letter of a part that is longer."""
+    """A word that may break at its marks, and after every 24th letter of a longer part."""
     parts = [part[start : start + 24] for part in word.split("\1") for start in range(0, max(1, len(part)), 24)]
     return r"\allowbreak{}".join(escaped(part).replace("-", "{-}") for part in parts)
 
 
 def key(*words: str) -> str:
-    """The name of a number's macro, of letters that LaTeX takes in one: `localsgd/LocalSGD K=2 J=4/test:acc/mean`.
+    """The name of a number's macro, in characters that LaTeX allows: `localsgd/LocalSGD K=2 J=4/test:acc/mean`.
 
-    Different words have different names: a `/` in a word is written `:`, and what LaTeX does not take by its code point, as `!25!`.
+    Different words have different names: a `/` in a word becomes `:`, and other characters become their code points, such as `!25!`.
     """
     return "/".join(re.sub(r"[^A-Za-z0-9_=.,+ /-]|(?<= ) ", lambda found: f"!{ord(found[0]):x}!", word).replace("/", ":") for word in words)
 
@@ -71,5 +71,5 @@ def join(found: dict[str, str], more: Mapping[str, str]) -> None:
 
 
 def label(name: str) -> str:
-    r"""A name in \label and \ref, of letters that LaTeX takes there."""
+    r"""A name for \label and \ref, in characters that LaTeX allows there."""
     return re.sub(r"[^A-Za-z0-9.:_-]", ".", name)

@@ -1,4 +1,4 @@
-"""What of the final models against an axis is marked in figures and told in sentences."""
+"""Points of the final models along an axis that figures mark and sentences mention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import FigureSpec
 
 POINT = 1.0
-"""A result holds the reference's if it is at most so many percentage points below it."""
+"""A result matches the reference if it is at most this many percentage points below it."""
 
 PARTS = (0.75, 0.5, 0.25)
-"""Parts of the settings that reach the accuracy which is taken where none is named: the first that come to half of the best."""
+"""Fractions of the settings that must reach the default target accuracy, tried in order until the accuracy is at least half the best."""
 
 
 def reachable(settings: Sequence[Setting], accuracy: Measure) -> float | None:
-    """A round accuracy, in %, that most settings reach with all seeds, or fewer, where the others hardly learn; None if there is none."""
+    """A rounded accuracy, in %, that most settings reach with all seeds, or fewer if the others hardly learn; None if there is none."""
     peaks = []
     for setting in settings:
         if setting.finished:
@@ -34,14 +34,14 @@ def reachable(settings: Sequence[Setting], accuracy: Measure) -> float | None:
 
 
 def reference(settings: Sequence[Setting], x: Axis, of: Measure) -> tuple[Setting, Statistic] | None:
-    """The best one at the first value of the axis, as at the smallest batch; None where none has finished there."""
+    """The best setting at the first value of the axis, such as the smallest batch; None if none has finished there."""
     values = in_order([x.of(setting.config) for setting in settings])
     first = [(setting, final) for setting in settings if x.of(setting.config) == values[0] and (final := setting.final(of))]
     return max(first, key=lambda each: each[1].mean) if first else None
 
 
 def furthest(line: Sequence[Setting], settings: Sequence[Setting], x: Axis, of: Measure) -> Setting | None:
-    """The setting of a line at the largest value of the axis that loses at most :data:`POINT` to the reference of all settings."""
+    """The setting of a line at the largest value of the axis that is at most :data:`POINT` below the reference of all settings."""
     known = reference(settings, x, of)
     kept = [setting for setting in line if known and (final := setting.final(of)) and final.mean >= known[1].mean - POINT]
     order = in_order([x.of(setting.config) for setting in line])
@@ -49,13 +49,13 @@ def furthest(line: Sequence[Setting], settings: Sequence[Setting], x: Axis, of: 
 
 
 def best_of(line: Sequence[Setting], by: Measure) -> Setting | None:
-    """The setting that is best by a figure of validation; of several, the first."""
+    """The setting that is best by a validation figure; of equals, the first."""
     judged = [(final.mean if by.better == "max" else -final.mean, setting) for setting in line if (final := setting.final(by))]
     return max(judged, key=lambda each: each[0])[1] if judged else None
 
 
 def lines(results: Results, figure: FigureSpec) -> tuple[list[Axis], list[list[Setting]]]:
-    """The axes by which a figure tells its lines apart, and the settings of each line that has more than one."""
+    """The axes that distinguish a figure's lines, and the settings of each line with more than one."""
     there = [each.name for each in results.axes]
     look = [axis(name) for name in (figure.facet, figure.color, figure.dash) if name and name in there]
     found: dict[object, list[Setting]] = {}

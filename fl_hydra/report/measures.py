@@ -1,4 +1,4 @@
-"""What is drawn and tabulated of a run: a figure of each row of its metrics, or a cost that is computed from it."""
+"""Measures of a run in figures and tables: a figure of each row of its metrics, or a cost computed from the row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Configuration = Mapping[str, Any]
 class Measure:
     """One figure of a row of metrics.
 
-    title: with its unit, as an axis says it. of: its value, from the row and the run's configuration; None where it has none. better: `max`
-    or `min`, or nothing. digits: decimals in a table.
+    title: with its unit, as on an axis. of: its value, from the row and the run's configuration; None if there is none. better: `max`,
+    `min` or empty. digits: decimals in a table.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """The unit in the title, or nothing."""
+        """The unit in the title, or an empty string."""
         return self.title.rpartition(", ")[2] if ", " in self.title else ""
 
 
@@ -42,7 +42,7 @@ def _column(name: str, scale: float = 1.0) -> Callable[[Row, Configuration], flo
 
 
 def _local_steps(row: Row, config: Configuration) -> float | None:
-    """Of the last round where a rule chooses, else as configured."""
+    """The last round's J if a rule chooses it, else the configured one."""
     value = row.get("J", config.get("J"))
     return None if value is None else float(value)
 
@@ -56,8 +56,8 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
 
 
 def measures(table: CostTable) -> dict[str, Measure]:
-    """By name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
-    by the workers or clients, so that one to a server and one from it both count, and one between two workers counts once.
+    """Measures by name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
+    by the workers or clients; messages to and from a server both count, one between two workers counts once.
     """
     device = table.devices[0]
     parts = {"train": "training", "val": "validation", "test": "test"}

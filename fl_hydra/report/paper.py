@@ -1,8 +1,8 @@
-"""The draft of a paper: `report.tex` in two columns, its numbers, its references, and room for the authors' words.
+"""The draft of a paper: `report.tex` in two columns, with its numbers, references, and space for the authors' words.
 
-The class is IEEEtran, as Debian's texlive-publishers and Overleaf have it: a conference's captions, columns and bibliography without a
-package of our own. What is generated is rewritten each time; what authors write is in `authors.yaml` and `words/*.tex`, which are
-written once and never again.
+The class is IEEEtran, which Debian's texlive-publishers and Overleaf provide: a conference's captions, columns and bibliography without
+a package of our own. Generated files are rewritten each time; the authors write in `authors.yaml` and `words/*.tex`, which are created
+once and never overwritten.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
     "b": ("schedules", "fedavg", "participation", "heterogeneity", "shakespeare"),
 }
-"""The sections that each track of the assignment asks for, in its order."""
+"""The sections that each track of the assignment requires, in its order."""
 
 FURTHER = {"a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"), "b": ()}
-"""Those that belong to a track's own contribution. A section of another name is the user's own, in both."""
+"""Sections of a track's own contribution. Sections with other names are the user's own, and belong to both tracks."""
 
 TITLES = {"a": "Distributed Learning", "b": "Federated Learning", None: "Distributed and Federated Learning"}
 
@@ -59,16 +59,16 @@ BACKGROUND: Mapping[str, Mapping[str, Sequence[int]]] = {
         "personalization": tuple(range(27, 33)),
     },
 }
-"""The assignment's references of each track, by what it recommends them for."""
+"""The assignment's references for each track, by topic."""
 
 MOST_PAGES = 6
-"""Of the 8 that are allowed, with marked room in place of the authors' words; the others are for these."""
+"""Pages with placeholders for the authors' words, of the 8 that are allowed; the others are for these words."""
 
 ALL_PAGES = 8
-"""That the assignment allows."""
+"""Pages that the assignment allows."""
 
 WIDE = 300.0
-"""Points of width beyond which a figure goes over both columns, which are 252 points wide."""
+"""Width in points above which a figure spans both columns, each 252 points wide."""
 
 REFERENCES = Path(__file__).resolve().parents[2] / "conf" / "references.bib"
 
@@ -85,19 +85,19 @@ WORDS = {
     "costs": "Pros and cons of the alternatives, large batches and local methods among them, by what they cost.",
     "conclusion": "What the results say together, and what they do not.",
 }
-"""Parts that are the authors' alone, and what belongs there."""
+"""Parts that only the authors write, and what belongs there."""
 
 
 YOURS = "Your reading of these results: why they may be so, and what the literature says."
-"""The same, of a section."""
+"""The same for a section."""
 
 
 @dataclass(frozen=True)
 class _Size:
-    """How much is shown.
+    """How much the paper shows.
 
-    rows, figures: of a section that the track asks for. further_rows, further_figures: of another. cheapest: whether the table of costs
-    has what communicates least of each method, too.
+    rows, figures: of a section that the track requires. further_rows, further_figures: of any other. cheapest: whether the table of costs
+    also has the setting of each method that communicates least.
     """
 
     rows: int
@@ -117,13 +117,13 @@ SIZES = (
     _Size(4, 1, 0, 0, False),
     _Size(3, 0, 0, 0, False),
 )
-"""From all that may be of use to what fits into few pages: the first that does is taken. Sentences and the table of costs are in all."""
+"""From the most to the least content: the first that fits is used. All have the sentences and the table of costs."""
 
 
 @dataclass(frozen=True)
 class _Content:
-    """All that the paper is made of. found: the searches of each section. captions: of figures, by the stems of their files. said: the
-    paragraphs of each section, with the numbers of its questions that they answer.
+    """The contents of the paper. found: the searches of each section. captions: of figures, by the stems of their files. said: the
+    paragraphs of each section, with the number of the question that each answers.
     """
 
     sections: Sequence[tuple[Results, Spec]]
@@ -143,15 +143,15 @@ def write_paper(
     captions: Mapping[str, str] | None = None,
     studies: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Path]:
-    """Write report.tex with all that it needs, and report.pdf where LaTeX is installed; the files.
+    """Write report.tex with all that it needs, and report.pdf if LaTeX is installed; returns the files.
 
     Args:
-        sections: with what is shown of them; those of another track are left out.
+        sections: with their specs; those of another track are left out.
         table: of networks and devices.
-        target: the folder, with the sections' figures as SECTION-NAME.pdf: those that are there are included.
+        target: the folder, with the sections' figures as SECTION-NAME.pdf, which are included if they exist.
         track: `a` or `b`; None: both.
         captions: of figures, by the stems of their files.
-        studies: of each section by its name, what its searches kept (:func:`fl_hydra.report.tuned.section_studies`).
+        studies: by section, what its searches stored (:func:`fl_hydra.report.tuned.section_studies`).
 
     Raises:
         UserError: there is no such track; two numbers have the same name; authors.yaml cannot be read; LaTeX refuses the text, or a
@@ -188,7 +188,7 @@ def write_paper(
 
 
 def _fit(content: _Content, own: bool) -> tuple[int, list[str]]:
-    """Write as much as fits into so many pages with room for words, then with the authors' own; pages and boxes that are too wide."""
+    """Write as much as fits with placeholders for words, then with the authors' own words; returns pages and boxes that are too wide."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = _Latex(content.target, Path(folder))
         for size in SIZES:
@@ -203,7 +203,7 @@ def _fit(content: _Content, own: bool) -> tuple[int, list[str]]:
 
 
 def _part(section: str, track: str | None) -> str | None:
-    """`base` or `further`; None: of another track."""
+    """`base` or `further`; None for sections of another track."""
     name = plain_name(section)
     tracks = [track] if track else list(BASE)
     if any(name in BASE[each] for each in tracks):
@@ -213,7 +213,7 @@ def _part(section: str, track: str | None) -> str | None:
 
 
 def _write_once(target: Path, names: Sequence[str]) -> bool:
-    """What is the authors' to fill in, where it is not there yet; whether they have written anything of their own."""
+    """Create missing files for the authors to fill in; returns whether they have written anything."""
     words = target / "words"
     words.mkdir(exist_ok=True)
     files = {words / f"{name}.tex": hint for name, hint in WORDS.items()} | {words / f"{name}.tex": YOURS for name in names}
@@ -234,7 +234,7 @@ def _put(path: Path, text: str) -> list[Path]:
 
 
 def _macros(found: Mapping[str, str]) -> str:
-    r"""\N{NAME} for each number; an unknown name prints ?? and is in the log, so that words stay readable when runs go."""
+    r"""\N{NAME} for each number; an unknown name prints ?? and is logged, so that the authors' text still compiles without runs."""
     lines = [
         r"% \N{SECTION/SETTING/FIGURE/mean}, .../deviation, .../n: for your own words, too.",
         r"\newcommand{\setN}[2]{\expandafter\def\csname N:#1\endcsname{#2}}",
@@ -294,14 +294,14 @@ def _paper(content: _Content, size: _Size) -> str:
 
 
 def _untrained(content: _Content) -> list[str]:
-    """A line that says which sections of the assignment are not there."""
+    """A line that lists the assignment's sections without results."""
     there = {plain_name(results.name) for results, _ in content.sections}
     missing = [name for each in ([content.track] if content.track else BASE) for name in BASE[each] if name not in there]
     return [f"Not trained yet: {', '.join(f'make {name}' for name in missing)}."] if missing else []
 
 
 def _background(track: str | None) -> str:
-    """What the assignment recommends to read, by what it is about."""
+    """The reading that the assignment recommends, by topic."""
     about: dict[str, list[int]] = {}
     for each in [track] if track else BASE:
         for subject, found in BACKGROUND[each].items():
@@ -327,7 +327,7 @@ def _authors(path: Path, track: str | None) -> tuple[str, str]:
 
 
 def _setup(content: _Content, size: _Size) -> list[str]:
-    """How data were divided, how hyper-parameters were searched, how runs were repeated and tested."""
+    """How data were divided, hyper-parameters searched, and runs repeated and tested."""
     configurations = [run.config for results, _ in content.sections for setting in results.settings for run in setting.runs]
     lines = [r"\section{Experimental setup}\label{sec:setup}", r"\textbf{Data.}"]
     for name in dict.fromkeys(str(config["dataset"]["name"]) for config in configurations):
@@ -364,7 +364,7 @@ def _setup(content: _Content, size: _Size) -> list[str]:
 
 
 def _facts(results: Results, found: Sequence[Search], seeds: bool = True) -> str:
-    """What a caption says of a section: data and their division, seeds, and how hyper-parameters were searched."""
+    """A section's facts for a caption: data and their division, budget, seeds, and whether hyper-parameters were searched."""
     if not results.settings:
         return "No run is known."
     configurations = [setting.config for setting in results.settings]
@@ -391,14 +391,14 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
         shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
         said = [
             note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The best", "Of each"))
-        ]  # the rest is in its Markdown
+        ]  # the others are in the Markdown file
         shown = replace(shown, caption=f"{shown.caption}. {_facts(results, found)}", notes=said, commands=shown.commands[-1:])
         lines.append(as_latex(shown, label(results.name), macros=True))
     drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]
     for figure, path in [each for each in drawn if each[1].exists()][:figures]:
         caption = content.captions.get(path.stem) or _caption(figure, spec)
         plain = path.with_name(label(path.name))
-        if plain != path:  # LaTeX would stop at the name of the file
+        if plain != path:  # LaTeX cannot read the original file name
             write_atomically(plain, read_file(path))
         lines.append(_figure(plain, f"{caption.rstrip('.')}. {_facts(results, found, seeds=False)}"))
     return [*lines, rf"\words{{{label(results.name)}}}"]
@@ -420,13 +420,13 @@ def _figure(path: Path, caption: str) -> str:
 
 
 def _width(path: Path) -> float:
-    """Of a page of a PDF, in points of 1/72 inch."""
+    """The width of a PDF's page, in points of 1/72 inch."""
     box = re.search(rb"/MediaBox\s*\[\s*([-\d.]+)\s+[-\d.]+\s+([-\d.]+)", read_file(path))
     return float(box[2]) - float(box[1]) if box else 0.0
 
 
 def has_latex() -> bool:
-    """Whether all that is needed for a PDF is there."""
+    """Whether everything needed for a PDF is installed."""
     if any(shutil.which(name) is None for name in ("pdflatex", "bibtex", "kpsewhich")):
         return False
     asked = subprocess.run(["kpsewhich", "IEEEtran.cls", "IEEEtran.bst", "booktabs.sty"], capture_output=True, text=True, check=False)
@@ -434,13 +434,13 @@ def has_latex() -> bool:
 
 
 class _Latex:
-    """pdflatex in a folder of its own, which keeps what it knows of references from one version of the paper to the next."""
+    """pdflatex in its own folder, which keeps references between versions of the paper."""
 
     def __init__(self, target: Path, folder: Path) -> None:
         self._target, self._folder, self._cited = target, folder, False
 
     def pages(self, paper: str, last: bool = False) -> tuple[int, list[str]]:
-        """How many there are, and a line for each box that is too wide; report.pdf is in the folder, complete if `last`.
+        """The number of pages, and a line for each box that is too wide; report.pdf is in the folder, complete if `last`.
 
         Raises:
             UserError: LaTeX stopped.

@@ -1,4 +1,4 @@
-"""What a section has come to: its settings, each with its runs over seeds, and their figures as numbers."""
+"""A section's results: its settings, each with its runs over seeds, and their figures as numbers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fl_hydra.runs.reading import Run, is_known, method_of
 
 @dataclass(frozen=True)
 class Statistic:
-    """A figure over seeds. values: of each, by seed. deviation: of the sample (n - 1); None for one seed."""
+    """A figure over seeds. values: by seed. deviation: of the sample (n - 1); None for one seed."""
 
     values: tuple[float, ...]
 
     @property
     def n(self) -> int:
-        """How many seeds."""
+        """The number of seeds."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return statistics.fmean(self.values)
 
     @property
@@ -52,7 +52,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ only in the seed. label: in the field's letters. runs: all that were requested, including those in no mean."""
+    """Runs that differ only in the seed. label: in the field's notation. runs: all that were requested, including those in no mean."""
 
     label: str
     runs: Sequence[Run]
@@ -78,20 +78,20 @@ class Setting:
         return method_of(self.config)[0]
 
     def value(self, name: str) -> Value:
-        """Where the setting lies on an axis."""
+        """The setting's value on an axis."""
         return axis(name).of(self.config)
 
     def final(self, measure: Measure) -> Statistic | None:
-        """A figure of the final models, over the seeds that finished; None where none did, or one has no such figure."""
+        """A figure of the final models over finished seeds; None if there are none, or one lacks the figure."""
         values = [measure.of(run.rows[-1], run.config) for run in self.finished]
         present = tuple(value for value in values if value is not None)
         return Statistic(present) if present and len(present) == len(values) else None
 
     def curve(self, x: Measure, y: Measure) -> Curve | None:
-        """A figure against another, over the seeds that finished; None where there is nothing to draw.
+        """A figure against another, over finished seeds; None if there is nothing to draw.
 
-        Where rounds differ in length, runs are evaluated after different numbers of samples: all are read off where the first one was.
-        Rows in which the figure is not there, as a training loss before the first step, are left out.
+        If rounds differ in length, runs are evaluated after different numbers of samples: all are interpolated at those of the first.
+        Rows without the figure, such as a training loss before the first step, are left out.
         """
         lines = []
         for run in self.finished:
@@ -104,7 +104,7 @@ class Setting:
         return Curve(xs.mean(0), ys.mean(0), ys.std(0, ddof=1) if len(ys) > 1 else None, len(ys))
 
     def reached(self, x: Measure, target: float, y: Measure) -> Statistic | None:
-        """What it took until a figure was first at least `target` at an evaluation, over seeds; None where a seed never took part to it."""
+        """The value of `x` at the first evaluation in which `y` is at least `target`, over finished seeds; None if one never reaches it."""
         found = []
         for run in self.finished:
             at = next((x.of(row, run.config) for row in run.rows if (y.of(row, run.config) or float("-inf")) >= target), None)
@@ -121,9 +121,9 @@ class Results:
     name: str
     settings: Sequence[Setting]
     description: Mapping[str, Any] = field(default_factory=dict)
-    """What the sweep wrote of the section: `command`, and `report`, the block of its file."""
+    """The sweep's description of the section: `command`, and `report`, the block of its file."""
     studies: Sequence[Mapping[str, Any]] = ()
-    """What is kept of the searches with the section's name, as their `study.json` has it."""
+    """Searches with the section's name, from their `study.json`."""
     unknown: int = 0
     """Requested runs without a known configuration, which are in no comparison."""
     others: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Results:
     def of(
         cls, name: str, runs: Sequence[Run], description: Mapping[str, Any] | None = None, studies: Sequence[Mapping[str, Any]] = ()
     ) -> Results:
-        """Group a section's runs. Those that have not begun are of the setting that their sweep noted."""
+        """Group a section's runs. Runs that have not begun belong to the setting that their sweep recorded."""
         planned = {name: config for name, config in planned_runs(description or {}).items() if is_known(config)}
         known = [run if run.config else replace(run, config=planned.get(run.folder.name, {})) for run in runs]
         settings = [Setting(label, group) for label, group in by_setting(known)]
@@ -141,7 +141,7 @@ class Results:
 
     @property
     def drawn(self) -> list[Setting]:
-        """The settings of which a seed has finished."""
+        """The settings with at least one finished seed."""
         return [setting for setting in self.settings if setting.finished]
 
     @cached_property
@@ -151,9 +151,9 @@ class Results:
 
 
 def narrowed(settings: Sequence[Setting], where: Mapping[str, Value]) -> list[Setting]:
-    """Settings at these values of axes, given as they are or as :meth:`fl_hydra.report.axes.Axis.text` writes them.
+    """Settings at these values of axes, given as values or as :meth:`fl_hydra.report.axes.Axis.text` writes them.
 
-    Where no setting has such a value, at the first that there is.
+    If no setting has such a value, those at the first existing one.
     """
     kept = list(settings)
     for name, wanted in where.items():

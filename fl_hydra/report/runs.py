@@ -21,7 +21,7 @@ def not_in_means(runs: Sequence[Run]) -> list[str]:
 
 
 def told_from(folders: Sequence[Path], outputs: Path) -> tuple[list[Path], int]:
-    """Of what a section's list names, the folders that a run can have, and how many others there were."""
+    """The folders in a section's list that can be a run's, and the number of others."""
     names = [folder.relative_to(outputs).parts if folder.is_relative_to(outputs) else () for folder in folders]
     kept = [
         folder
@@ -32,7 +32,7 @@ def told_from(folders: Sequence[Path], outputs: Path) -> tuple[list[Path], int]:
 
 
 def state(runs: Sequence[Run]) -> str:
-    """How the runs of a setting have ended: `finished`, or how many have finished and the status of the others."""
+    """The status of a setting's runs: `finished`, or how many have finished and the status of the others."""
     numbers = Counter(run.status for run in runs)
     if numbers["finished"] == len(runs):
         return "finished"
@@ -43,9 +43,9 @@ def state(runs: Sequence[Run]) -> str:
 
 
 def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs that differ in nothing but the seed, together, with a label; those of which no configuration is known are left out.
+    """Groups of runs that differ only in the seed, with a label; runs without a known configuration are left out.
 
-    Where settings share a label, what else they differ in is added to it.
+    If settings share a label, their other differences are added to it.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -61,7 +61,7 @@ def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def _differences(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
-    """`key=value` of what sets a configuration apart; of a part that others have another of, its name alone."""
+    """`key=value` for each difference of a configuration from others; if a whole part differs, only its name."""
     differences = []
     for key, value in mine.items():
         part, _, field = key.rpartition(".")

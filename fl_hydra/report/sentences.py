@@ -1,4 +1,4 @@
-"""What a section's runs say, in sentences that are computed: no cause, no claim without a test, nothing of runs that are not there."""
+"""A section's results in generated sentences: no causes, no claim without a test, nothing about runs that do not exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure,
 
 @dataclass(frozen=True)
 class Number:
-    """A number in a sentence. name: of its macro. text: as it is read."""
+    """A number in a sentence. name: of its macro. text: as printed."""
 
     name: str
     text: str
@@ -31,7 +31,7 @@ Sentence = tuple[str | Number, ...]
 
 
 def write_sentences(results: Results, spec: Spec, table: CostTable, target: Path) -> list[Path]:
-    """SECTION-text.md: the section's questions, each with what was computed for it.
+    """Write SECTION-text.md: the section's questions, each with its computed answer.
 
     Raises:
         OSError: it cannot be written.
@@ -47,12 +47,12 @@ def write_sentences(results: Results, spec: Spec, table: CostTable, target: Path
 
 
 def as_text(sentence: Sentence) -> str:
-    """A sentence as it is read."""
+    """A sentence as plain text."""
     return "".join(part if isinstance(part, str) else part.text for part in sentence)
 
 
 def as_macros(sentence: Sentence) -> str:
-    """A sentence for LaTeX, each number by its macro."""
+    """A sentence for LaTeX, with a macro for each number."""
     return "".join(escaped(part) if isinstance(part, str) else rf"\N{{{part.name}}}" for part in sentence)
 
 
@@ -62,9 +62,9 @@ def sentences(results: Results, spec: Spec, table: CostTable) -> list[list[Sente
 
 
 def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, list[Sentence]]]:
-    """Paragraphs, each with the number of the question that it answers; 0: none, where the section has no questions or it is of all.
+    """Paragraphs, each with the number of the question that it answers; 0: of no particular question.
 
-    What is there, what is best by validation, a paragraph for each comparison, what figures mark, and what it took to reach an accuracy.
+    They state which runs there are, the best by validation, each comparison, what figures mark, and the cost of reaching an accuracy.
     """
     said = [(0, _there(results)), (1, _best(results, table))]
     if results.drawn:
@@ -105,11 +105,11 @@ def _there(results: Results) -> list[Sentence]:
 
 
 SHARED = ("dataset", "model", "sharding", "optimizer", "optimizer.lr", "optimizer.weight_decay", "scheduler", "batch_size", "K", "J")
-"""What a reader wants to know of runs beside what they are compared by."""
+"""What readers want to know about runs besides the axes of comparison."""
 
 
 def _shared(results: Results) -> list[Sentence]:
-    """What was run, as far as all settings have it in common: what differs is on the axes."""
+    """What all settings have in common; the axes show what differs."""
     configurations = [setting.config for setting in results.drawn]
     alone = all(config["K"] == 1 for config in configurations)
     told = []
@@ -184,7 +184,7 @@ def _asked(spec: Spec, figure: FigureSpec) -> int:
 
 
 def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
-    """What a figure marks on its lines: how far each holds the reference, or where each is best by validation."""
+    """What a figure marks on its lines: how far each matches the reference, or where each is best by validation."""
     look, found = lines(results, figure)
     x, of = axis(figure.x), measure(figure.y[0], table)
     if not found:
@@ -221,7 +221,7 @@ def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sent
 
 
 def _beside(results: Results, figure: FigureSpec, table: CostTable) -> list[Sentence]:
-    """Between what figures the settings lie, and those of another section: of other data there is no test."""
+    """The ranges of a figure over the section's settings and over another section's; without a test, as their data differ."""
     of = measure(figure.y[0], table)
     told: list[str | Number] = []
     for section, settings in (("", results.drawn), (figure.beside, results.others.get(figure.beside, ()))):
@@ -241,7 +241,7 @@ def _beside(results: Results, figure: FigureSpec, table: CostTable) -> list[Sent
 
 
 def _comparison(results: Results, mine: Sequence[Difference], declared: int, number: int) -> list[Sentence]:
-    """How many differences hold, the largest of all, the largest that holds if it is another, and what would decide others."""
+    """How many differences are significant, the largest, the largest significant one if it is another, and what would decide others."""
     known = [each for each in mine if each.known]
     if not known:
         return []
@@ -292,7 +292,7 @@ def _comparison(results: Results, mine: Sequence[Difference], declared: int, num
 
 
 def _difference(results: Results, each: Difference, name: str) -> Sentence:
-    """One side against the other, the size of the difference and both figures, and whether it holds; from one seed, what it cannot tell."""
+    """One side against the other: the difference, both figures, and whether it is significant; with one seed, that this is unknown."""
     assert each.mine is not None and each.others is not None
     points = " points" if each.measure.unit == "%" else ""
     compared = axis(each.comparison.axis)
@@ -327,7 +327,7 @@ def _difference(results: Results, each: Difference, name: str) -> Sentence:
 
 
 def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
-    """What it took to come to an accuracy: bytes and seconds where workers send anything, else epochs; of each data set."""
+    """The cost of reaching an accuracy on each data set: bytes and seconds if workers send anything, else epochs."""
     known, said = measures(table), []
     accuracy = known["test/acc"]
     sets = list(dict.fromkeys(setting.value("dataset") for setting in results.drawn))
@@ -349,7 +349,7 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
 def _to_reach(
     results: Results, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
 ) -> list[Sentence]:
-    """What it took, of the setting that took least and of that which took most; where: said of the target, the first time."""
+    """The lowest and the highest cost of any setting; where: the target's description, the first time."""
     reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
     if not reached:
         return []
@@ -372,14 +372,14 @@ def _to_reach(
 
 
 def _unit(x: Measure, who: str) -> tuple[str, str, str]:
-    """What was taken, its unit, and where."""
+    """The quantity, its unit, and where it was measured, as text."""
     if x.name == "bytes":
         return "communication", f" MB per {who}", ""
     return ("training", " epochs", "") if x.name == "epoch" else ("time", " s", f" on the network {x.name}, computing included")
 
 
 def _figure(results: Results, setting: Setting, of: Measure, statistic: Statistic) -> list[str | Number]:
-    """`94.15 ± 1.18 %, n=3`, by the macros that every table's figures have."""
+    """`94.15 ± 1.18 %, n=3`, with the macros that the figures of every table have."""
     name, unit = key(_home(results, setting), setting.label, of.name), f" {of.unit}" if of.unit else ""
     mean, deviation = figure(statistic, of)
     said: list[str | Number] = [Number(f"{name}/mean", mean)]
@@ -389,16 +389,16 @@ def _figure(results: Results, setting: Setting, of: Measure, statistic: Statisti
 
 
 def _home(results: Results, setting: Setting) -> str:
-    """The section that a setting is of; another one is of the same size."""
+    """The section to which a setting belongs; another section has the same size."""
     size = results.name.removeprefix(plain_name(results.name))
     return next((name + size for name, theirs in results.others.items() if any(each is setting for each in theirs)), results.name)
 
 
 def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTable) -> dict[str, str]:
-    """Every number of the section by the name of its macro: final figures and costs of all settings, and those of what is said.
+    """Every number of the section by the name of its macro: final figures and costs of all settings, and the numbers in sentences.
 
     Raises:
-        UserError: two settings have the same name and not the same figures.
+        UserError: two settings have the same name but different figures.
     """
     found: dict[str, str] = {}
     for setting in results.drawn:

@@ -1,4 +1,4 @@
-"""What a section's report shows: the `report` block of its file, `hydra.sweeper.report` of any sweep, and what a grid without one gets.
+"""What a section's report shows: the `report` block of its file, `hydra.sweeper.report` of any sweep, or the default of a grid without one.
 
 report:
   title: LocalSGD
@@ -34,7 +34,7 @@ KINDS = {
     "classes": "what clients hold, a panel for each value of facet",
     "search": "the searches of the section: how good each trial was over the first two keys that were searched, a map for each study",
 }
-"""What a figure can be."""
+"""Kinds of figures."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class FigureSpec:
     """One figure of a section.
 
     kind: one of :data:`KINDS`. x: a measure of :mod:`fl_hydra.report.measures` for curves, else an axis of :mod:`fl_hydra.report.axes`.
-    y: measures, one a panel; of a heat map, one axis. value: the measure that a heat map shows. color, dash, facet: axes. where: values of
-    axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: what is marked: `reference`, the largest x within one
-    point of the best first one, or `best`, the maximum of each line by validation accuracy. under: the name of a figure before it, in whose
-    file it is drawn, below it. beside: another section, whose settings are shown too; no figure before it has been trained.
+    y: measures, one per panel; for a heat map, one axis. value: the measure of a heat map. color, dash, facet: axes. where: values of
+    axes to which the figure is narrowed. name: of its files, SECTION-NAME. mark: `reference` marks the largest x within one point of the
+    best result at the first x, `best` each line's best point by validation. under: the name of an earlier figure, below which it is drawn
+    in the same file. beside: another section whose settings are also shown; without them there is no figure.
     """
 
     kind: str
@@ -75,10 +75,10 @@ class FigureSpec:
 class Comparison:
     """Differences that the section's sentences are about: between values of an axis, at each point of the axes `within`.
 
-    against: the value that all others are compared with, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or one that no setting
-    has: every two. only: the values that are compared with it, if not all. where: values of axes to which it is narrowed, as a figure is.
-    measure: of the final models. question: the section's that it answers, from 1. beside: another section, whose settings are compared with
-    its own, where it has been trained.
+    against: the value with which all others are compared, as :meth:`fl_hydra.report.axes.Axis.text` writes it; None, or a value that no
+    setting has: all pairs. only: the values that are compared with it, if not all. where: values of axes to which it is narrowed, as for a
+    figure. measure: of the final models. question: the number, from 1, of the section's question that it answers. beside: another section,
+    whose settings are compared with its own if they have been trained.
     """
 
     axis: str
@@ -95,8 +95,8 @@ class Comparison:
 class Spec:
     """A section's report.
 
-    title: its heading. questions: those of the assignment that it answers. reaching: which of them, from 1, is answered by what it took to
-    reach an accuracy; None: that of the last comparison.
+    title: its heading. questions: those of the assignment that it answers. reaching: which of them, from 1, the cost of reaching an
+    accuracy answers; None: that of the last comparison.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Spec:
         """From the block of a section's file.
 
         Raises:
-            UserError: there is something in it that is not known.
+            UserError: something in it is unknown.
         """
         keys = "title, questions, figures, compare, reaching"
         require(isinstance(block, Mapping), f"report: {_short(block)}: keys and values are needed; choose from {keys}")
@@ -127,10 +127,10 @@ class Spec:
         return cls(title, _named(figures), questions, compare, reaching)
 
     def check(self, table: CostTable) -> None:
-        """See that all figures of runs that are named are there.
+        """Check that all named measures exist.
 
         Raises:
-            UserError: one is not.
+            UserError: one does not.
         """
         for figure in self.figures:
             named = {"curves": (figure.x, *figure.y), "lines": figure.y, "heat": (figure.value,), "targets": (*figure.y, figure.value)}
@@ -140,7 +140,7 @@ class Spec:
             measure(each.measure, table)
 
     def unknown_axes(self, results: Results) -> list[str]:
-        """Axes that are named and are no key of any run, as one that is mistyped or not there any more."""
+        """Named axes that are no key of any run, for example mistyped or removed ones."""
         keys = {key for setting in results.settings for key in by_key(dict(setting.config))} | {*AXES, "division"}
         return [name for name in dict.fromkeys(self._axes()) if name not in keys]
 
@@ -153,7 +153,7 @@ class Spec:
 
     @classmethod
     def default(cls, section: str, axes: Sequence[Axis]) -> Spec:
-        """Of a grid without a block: curves, a heat map where two numbers differ, and the final models against each number."""
+        """The spec of a grid without a block: curves, a heat map if two numbers differ, and the final models against each number."""
         return cls(section, _named(tuple(_default_figures([each.name for each in axes]))), (), _default_comparisons(axes))
 
 
@@ -199,11 +199,11 @@ FITTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "float | None": (lambda value: isinstance(value, int | float), "a number is needed"),
     "Mapping[str, Any]": (lambda value: isinstance(value, Mapping), "axes and values are needed, as {K: 4}"),
 }
-"""By the type of a field: whether a value fits, and what is said if it does not."""
+"""By the type of a field: whether a value fits, and the message if it does not."""
 
 
 def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
-    """Every figure with a name of its own: its kind, and its number where several are of one."""
+    """Give every figure a name: its kind, and a number if several have the same kind."""
     named: list[FigureSpec] = []
     for figure in figures:
         name, number = figure.name or figure.kind, 2
@@ -219,7 +219,7 @@ def _named(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
 
 
 NUMBERS = ("K", "J", "N_c", "gamma", "batch_size", "optimizer.lr", "optimizer.weight_decay", "server.lr")
-"""Axes of numbers, in the order in which they are taken for an axis of a figure."""
+"""Numeric axes, in the order in which they are chosen for a figure's axis."""
 
 
 def _default_figures(axes: list[str]) -> list[FigureSpec]:

@@ -1,4 +1,4 @@
-"""Whether a difference between two settings holds, over everything that a section compares, and how many seeds would tell."""
+"""Whether a difference between two settings is significant among everything that a section compares, and how many seeds would decide."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import Comparison
 
 LEVEL = 0.05
-"""The probability with which a section may claim anything where nothing differs."""
+"""The probability with which a section may claim anything if nothing differs."""
 
 POWER = 0.8
-"""The probability with which so many seeds would decide a difference, if it is as large as it looks."""
+"""The probability with which :func:`seeds_needed` seeds would decide a difference, if it is as large as it looks."""
 
 FEWEST = 3
-"""Seeds of each side without which nothing is claimed."""
+"""The fewest seeds of each side for a claim."""
 
 MOST_SEEDS = 1000
-"""More are not counted: nobody trains so many."""
+"""The search for a number of seeds stops here: nobody trains more."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting against another on one axis, all else that is compared being the same.
+    """A setting against another that differs from it on one axis of the comparison.
 
-    setting, other: what is compared, and with what. mine, others: their figures; None where no seed has finished. p: of
-    :func:`difference_p`; None where there is none. adjusted: by Holm, over the whole section. seeds: of each side, that would decide it;
-    None where that cannot be told.
+    setting, other: what is compared, and with what. mine, others: their figures; None if no seed has finished. p: of
+    :func:`difference_p`; None if there is none. adjusted: by Holm, over the whole section. seeds: needed on each side to decide it; None
+    if unknown.
     """
 
     comparison: Comparison
@@ -51,17 +51,17 @@ class Difference:
 
     @property
     def known(self) -> bool:
-        """Whether there are figures of both."""
+        """Whether both sides have figures."""
         return self.mine is not None and self.others is not None
 
     @property
     def size(self) -> float:
-        """The difference of the means; 0 where one is not known."""
+        """The difference of the means; 0 if one is unknown."""
         return self.mine.mean - self.others.mean if self.mine is not None and self.others is not None else 0.0
 
     @property
     def n(self) -> int:
-        """Seeds of the side that has fewer."""
+        """The number of seeds on the side with fewer."""
         return min(self.mine.n, self.others.n) if self.mine is not None and self.others is not None else 0
 
     @property
@@ -71,23 +71,23 @@ class Difference:
 
 
 def difference_p(first: ArrayLike, second: ArrayLike) -> Reals:
-    """Two-sided p of Welch's statistic with the degrees of freedom of the smaller side, min(n) - 1; nan where there is no test.
+    """Two-sided p of Welch's statistic with the degrees of freedom of the smaller side, min(n) - 1; nan if there is no test.
 
     The statistic is that of Welch (Biometrika 34, 1947), which lets variances differ. His degrees of freedom are estimated, and with
     three seeds that fails far out in the tail, where an adjusted p lies: if one side varies ten times as much as the other, p < 0.05 / 76
     comes up four times too often. With min(n) - 1 degrees of freedom the probability of p below any level is at most that level, for
-    normal figures of any two variances (Mickey and Brown, Ann. Math. Statist. 37, 1966). It is never smaller than Welch's own p, so that
-    what holds by it holds by Welch's test, too.
+    normal figures of any two variances (Mickey and Brown, Ann. Math. Statist. 37, 1966). It is never smaller than Welch's own p, so
+    what is significant by it is significant by Welch's test.
 
-    Runs of the same seed begin with the same weights and shards, and could be taken as pairs. But their courses part within a few steps,
-    so that little is shared at the end; whatever pairs do share makes this test more careful, not less, and it needs no seed that both
-    sides have finished.
+    Runs of the same seed begin with the same weights and shards, and could be treated as pairs. But they diverge within a few steps, so
+    that little is shared at the end; what pairs do share makes this test more conservative, not less, and it does not require that both
+    sides have finished the same seeds.
 
     Args:
         first, second: figures [..., seeds of a side]; sides may have different numbers of them.
 
     Returns:
-        float64 [...]: nan where a side has one seed, or neither has any spread.
+        float64 [...]: nan if a side has one seed, or neither has any spread.
     """
     from scipy import stats
 
@@ -103,15 +103,15 @@ def difference_p(first: ArrayLike, second: ArrayLike) -> Reals:
 
 
 def _spread(values: Reals) -> NDArray[np.bool_]:
-    """Whether they differ by more than rounding: of equal values the test would divide by next to nothing."""
+    """Whether values differ by more than rounding: for equal values the test would divide by almost nothing."""
     wide: NDArray[np.bool_] = np.ptp(values, axis=-1) > 1e-9 * np.maximum(1e-300, np.abs(values).max(-1))
     return wide
 
 
 def holm(ps: ArrayLike) -> Reals:
-    """Adjusted p (Holm, Scandinavian Journal of Statistics 6, 1979): below a level with that probability for any that does not differ.
+    """Adjusted p (Holm, Scandinavian Journal of Statistics 6, 1979): any false claim below a level has at most that probability.
 
-    Comparisons without a test count among all, as they were asked, too.
+    Comparisons without a test also count, since they were made.
 
     Args:
         ps: of the comparisons of a family, [..., comparisons]; nan where there is no test.
@@ -134,16 +134,16 @@ def holding(adjusted: ArrayLike, seeds: ArrayLike) -> NDArray[np.bool_]:
 
 
 def largest(sizes: ArrayLike) -> NDArray[np.intp]:
-    """Which of a family's differences is told by name, [..., comparisons] to [...]: chosen of all, so that all must be in Holm's family."""
+    """The difference of a family that is named, [..., comparisons] -> [...]; it is chosen from all, so all must be in Holm's family."""
     return np.asarray(np.argmax(np.abs(np.asarray(sizes, np.float64)), axis=-1))
 
 
 def seeds_needed(first: Sequence[float], second: Sequence[float], comparisons: int) -> int | None:
-    """How many seeds of each side would decide a difference with :data:`POWER`; None where that cannot be told, or takes too many.
+    """How many seeds of each side would decide a difference with :data:`POWER`; None if unknown or too many.
 
-    As if the difference and the deviations were those that were observed: the test at level 0.05 / comparisons, Holm's strictest, and n - 1
-    degrees of freedom. Its power is that of the noncentral t distribution with those that the variance has, at most 2 (n - 1) and here
-    taken as n - 1, too, which makes the number rather too large. What is observed of a few seeds is rough, and so is this number.
+    It assumes the observed difference and deviations, and a test at level 0.05 / comparisons, Holm's strictest, with n - 1 degrees of
+    freedom. The power is that of the noncentral t distribution, whose degrees of freedom are at most 2 (n - 1) and taken as n - 1, so the
+    number errs on the large side. Observations of a few seeds are rough, and so is this number.
     """
     sides = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if min(map(len, sides)) < 2 or not (_spread(sides[0]) or _spread(sides[1])):
@@ -158,16 +158,16 @@ def seeds_needed(first: Sequence[float], second: Sequence[float], comparisons: i
     critical = stats.t.ppf(1 - LEVEL / comparisons / 2, n - 1)
     power: Reals = np.nan_to_num(
         stats.nct.sf(critical, n - 1, difference / np.sqrt(variance / n)), nan=1.0
-    )  # far out it is not computed, and is 1
+    )  # it is nan in the far tail, where the power is 1
     enough = np.flatnonzero(power >= POWER)
     return int(n[enough[0]]) if len(enough) else None
 
 
 def differences(results: Results, comparisons: Sequence[Comparison], table: CostTable) -> list[Difference]:
-    """Every difference that a section declares, also those of which no seed has finished: they count among all that are asked.
+    """Every difference that a section declares, including those without finished seeds: they count among the comparisons, too.
 
     Raises:
-        UserError: a comparison is of a figure that runs do not have.
+        UserError: a comparison uses a measure that runs do not have.
     """
     found = [
         Difference(comparison, of, one, other, one.final(of), other.final(of))
@@ -193,7 +193,7 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
 
 
 def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setting]]:
-    """What is compared: settings of `where`, alike on the axes `within`, and on all others on which some differ, if that pairs any."""
+    """Pairs of settings in `where` that agree on the axes `within` and, if that leaves any pairs, on all other axes."""
     compared, within = axis(comparison.axis), [axis(name) for name in comparison.within]
     further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []

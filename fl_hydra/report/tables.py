@@ -1,4 +1,4 @@
-"""Tables of a section: what its settings came to, what they cost, and what was tuned; as CSV, Markdown and LaTeX."""
+"""Tables of a section: results and costs of its settings, and tuned values; as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ONE_SEED = "One seed (n=1): there is no deviation."
 BEST = "Bold: the test accuracy of what is best by validation."
 BOLD = "Bold: the test accuracies of settings whose validation accuracy is within one deviation of the best one."
 MOST_AXES = 4
-"""Columns for axes; where more differ, a setting's label has one column."""
+"""The most columns for axes; if more differ, one column has the settings' labels."""
 
 MOST_HASHES = 8
-"""Of a table in LaTeX; the others are in its Markdown."""
+"""The most hashes below a table in LaTeX; all of them are in its Markdown."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is read. caption: one line. header, rows: all as wide. notes: lines below it. commands, hashes: what made it."""
+    """A table. caption: one line. header, rows: of equal length. notes: lines below it. commands, hashes: of the runs behind it."""
 
     caption: str
     header: Sequence[str]
@@ -60,14 +60,14 @@ class Table:
 
 
 def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequence[Mapping[str, Any]], target: Path) -> list[Path]:
-    """SECTION, SECTION-cost and SECTION-tuned as .csv, .md and .tex, those of which there is anything; a short one on the screen.
+    """Write SECTION, SECTION-cost and SECTION-tuned as .csv, .md and .tex, unless empty; print a short table.
 
     Args:
         results: the section's.
-        spec: how it is titled.
+        spec: its report.
         table: of networks and devices.
-        studies: what `study.json` of its searches hold, and of those that its runs name.
-        target: the folder, which is there.
+        studies: the `study.json` of its searches, and of those that its runs name.
+        target: an existing folder.
 
     Raises:
         OSError: it cannot be written.
@@ -88,9 +88,9 @@ def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequen
 
 
 def tuned_table(tuned: Sequence[tuple[Results, Spec, Sequence[Search]]], most: int | None = None) -> Table:
-    """Values that were tuned, of one section or of several: where they apply, and how good validation found them; how is told below.
+    """Tuned values of one or several sections: where they apply, and what they reached in validation; notes say how they were searched.
 
-    With `most`, so many rows of a section at most.
+    most: rows of a section, at most.
     """
     rows, notes, left = [], [], []
     for results, spec, found in tuned:
@@ -121,13 +121,13 @@ def tuned_table(tuned: Sequence[tuple[Results, Spec, Sequence[Search]]], most: i
 
 
 def tuned_key(results: Results, search: Search, name: str) -> str:
-    """The macro of a value that was tuned."""
+    """The macro of a tuned value."""
     where = " ".join(f"{key}={value}" for key, value in search.where.items())
     return key(results.name, "tuned", *([where] if where else []), name)
 
 
 def tuned_numbers(results: Results, found: Sequence[Search]) -> dict[str, str]:
-    """Values that were tuned, and what they reached, by the names of their macros."""
+    """Tuned values, and what they reached, by the names of their macros."""
     said = {}
     for each in found:
         for name, value in each.values.items():
@@ -138,16 +138,16 @@ def tuned_numbers(results: Results, found: Sequence[Search]) -> dict[str, str]:
 
 
 OVERVIEW = ("round", "flops", "bytes", "seconds")
-"""Costs of the table of all sections, before its networks."""
+"""Cost columns of the table of all sections, before those of networks."""
 
 
 def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, cheapest: bool = True) -> Table:
-    """Computation and communication of all sections, a row for each method or optimizer: its setting that is best by validation.
+    """Computation and communication of all sections, with a row for each method or optimizer: its best setting by validation.
 
     Args:
-        sections: in the order of the rows; a setting that an earlier one has is not shown again.
-        table: of networks; of more than three, the fastest, the slowest and the one between have columns. The first device counts.
-        cheapest: whether of each method the setting that communicates least has a row, too, where that is another one.
+        sections: in the order of the rows; settings of earlier sections are not repeated.
+        table: of networks; if there are more than three, the first, the middle and the last have columns. The first device is used.
+        cheapest: whether each method's setting that communicates least also has a row, if it is another one.
     """
     known = measures(table)
     count = len(table.networks)
@@ -183,7 +183,7 @@ AVERAGES = {"ring": "a ring", "tree": "a tree", "point_to_point": "a server", "f
 
 
 def _representatives(results: Results, known: Mapping[str, Measure], cheapest: bool) -> list[Setting]:
-    """Of each method (of each optimizer, where one method has several) and data set, the best by validation and what communicates least."""
+    """Per method (or optimizer, if one method has several) and data set: the best by validation, and the one that communicates least."""
     groups: dict[tuple[object, ...], list[Setting]] = {}
     for setting in results.drawn:
         groups.setdefault(tuple(setting.value(name) for name in ("dataset", "method", "optimizer")), []).append(setting)
@@ -200,7 +200,7 @@ def _representatives(results: Results, known: Mapping[str, Measure], cheapest: b
 
 
 def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
-    """The final models of every setting; with `most`, of so many alone (:func:`_foremost`), in the section's order."""
+    """The final models of every setting; with `most`, of only that many (:func:`_foremost`), in the section's order."""
     known = measures(table)
     shown = [known[name] for name in columns]
     subject = _subject(results, spec)
@@ -227,20 +227,20 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
 
 
 def _bold(bold: Sequence[Setting], settings: Sequence[Setting]) -> list[str]:
-    """What bold figures are; of one seed there is no deviation to be within."""
+    """A note on what bold figures mean; with one seed there is no deviation."""
     if not bold or len(settings) < 2:
         return []
     return [BOLD if any(len(setting.finished) > 1 for setting in bold) else BEST]
 
 
 def _subject(results: Results, spec: Spec) -> Axis | None:
-    """What the section is about: its methods, where it has several, else what it compares first."""
+    """The section's subject: its methods, if it has several, else the axis of its first comparison."""
     axes = {each.name: each for each in results.axes}
     return next((axes[name] for name in ("method", *(each.axis for each in spec.compare)) if name in axes), None)
 
 
 def _foremost(results: Results, subject: Axis | None, by: Measure) -> list[Setting]:
-    """Settings that have finished, by validation, but first the best one for each value of the subject (and each data set)."""
+    """Finished settings: first the best for each value of the subject and each data set, then the others; each by validation."""
     ranked = sorted(results.drawn, key=lambda setting: -_mean(setting.final(by)))
     first: dict[object, Setting] = {}
     for setting in ranked if subject else ():
@@ -249,7 +249,7 @@ def _foremost(results: Results, subject: Axis | None, by: Measure) -> list[Setti
 
 
 def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
-    """What every setting computed and sent, and how long it takes on each network; a row for each device, where there are several."""
+    """What every setting computed and sent, and its time on each network; with several devices, a row for each."""
     several = len(table.devices) > 1
     settings = results.settings
     head, names = _names(results, settings)
@@ -283,7 +283,7 @@ def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
 
 
 def results_csv(results: Results, shown: Sequence[Measure]) -> list[list[object]]:
-    """Numbers: setting, a column for each axis, then mean, deviation and n of each figure; nothing where there is none."""
+    """Raw numbers: setting, a column for each axis, then mean, deviation and n of each figure; empty if there is none."""
     axes = results.axes
     header: list[object] = ["setting", *(each.name for each in axes), *_columns(shown), "runs", "status", "hashes"]
     rows = [
@@ -294,7 +294,7 @@ def results_csv(results: Results, shown: Sequence[Measure]) -> list[list[object]
 
 
 def costs_csv(results: Results, table: CostTable) -> list[list[object]]:
-    """The same of the costs, with a row for each device."""
+    """The same for costs, with a row for each device."""
     axes, names = results.axes, [*COSTS, *(network.name for network in table.networks)]
     header = ["setting", *(each.name for each in axes), "device", *_columns([measures(table)[name] for name in names])]
     rows: list[list[object]] = [[*header, "runs", "status", "hashes"]]
@@ -307,7 +307,7 @@ def costs_csv(results: Results, table: CostTable) -> list[list[object]]:
 
 
 def best(results: Results, by: Measure) -> list[Setting]:
-    """Settings within one deviation of the best one of their data, by a figure of validation; of one seed, the best one alone."""
+    """Settings within one deviation of the best on their data by a validation figure; with one seed, only the best."""
     found: list[Setting] = []
     data = AXES["dataset"]
     for value in dict.fromkeys(data.of(setting.config) for setting in results.settings):
@@ -320,7 +320,7 @@ def best(results: Results, by: Measure) -> list[Setting]:
 
 
 def common(results: Results) -> list[str]:
-    """What all settings have in common, in a line."""
+    """One line on what all settings have in common."""
     told = []
     alone = all(setting.config["K"] == 1 for setting in results.settings)
     for each in AXES.values():
@@ -338,7 +338,7 @@ def hashes(settings: Sequence[Setting]) -> list[str]:
 
 
 def show(results: Results, table: CostTable) -> None:
-    """A section on the screen: setting, seeds, accuracy and status."""
+    """Print a section: setting, seeds, accuracy and status."""
     from rich.console import Console
     from rich.table import Table as Shown
 
@@ -351,7 +351,7 @@ def show(results: Results, table: CostTable) -> None:
 
 
 def as_markdown(table: Table) -> str:
-    """With its notes, commands and hashes below."""
+    """A table in Markdown, with its notes, commands and hashes below."""
     rows = [[f"**{cell.text}**" if cell.bold and cell.text else cell.text.replace("|", r"\|") for cell in row] for row in table.rows]
     lines = ["| " + " | ".join(row) + " |" for row in (list(table.header), ["---"] * len(table.header), *rows)]
     text = f"**{table.caption}**\n\n" + "\n".join(lines) + "\n"
@@ -362,9 +362,9 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False) -> str:
-    r"""A float with booktabs; over both columns if it is `starred`. It needs booktabs and array, and a class that has \caption.
+    r"""A LaTeX float with booktabs, spanning both columns if `starred`. It needs booktabs, array, and a class with \caption.
 
-    macros: whether results are \N{...}, whose values numbers.tex holds, or written out.
+    macros: whether results are macros \N{...}, defined in numbers.tex, or written out.
     """
     wide = starred and _least(table) > COLUMN
     kept, columns, size = _fitted(table, PAGE if wide else COLUMN)
@@ -398,20 +398,20 @@ def as_latex(table: Table, name: str, starred: bool = True, macros: bool = False
 
 
 COLUMN, PAGE = 252.0, 516.0
-"""Points of width of a column and of a page of two, in IEEE's style."""
+"""Widths in points of a column and of a two-column page in IEEE style."""
 
 SIZES = {"footnotesize": 8.0, "scriptsize": 7.0}
-"""In points. Nothing smaller is read in print: a table that is too wide has narrower columns of words, and then fewer columns."""
+"""Font sizes in points. Smaller ones are unreadable in print: tables that are too wide get narrower text columns, then fewer columns."""
 
 GAP = 7.0
 """Points between columns."""
 
 NARROWEST = 55.0
-"""Points of a column of words that is broken into lines."""
+"""The smallest width in points of a text column that is broken into lines."""
 
 
 def _fitted(table: Table, width: float) -> tuple[list[int], list[str], str]:
-    """The columns that fit, how they are set, and the size of the type."""
+    """The columns that fit, their LaTeX specifications, and the font size."""
     kept = list(range(len(table.header)))
     while True:
         for size, points in SIZES.items():
@@ -438,7 +438,7 @@ def _sum(columns: Mapping[int, float]) -> float:
 
 
 def _least(table: Table) -> float:
-    """How wide it is in the smallest type, with all columns and no word broken."""
+    """The table's width in the smallest font, with all columns and unbroken words."""
     return _sum({place: _points(table, place, SIZES["scriptsize"]) for place in range(len(table.header))})
 
 
@@ -447,18 +447,18 @@ def _is_numeric(table: Table, place: int) -> bool:
 
 
 def _points(table: Table, place: int, size: float) -> float:
-    """How wide a column is, in Times of this size: rather too wide by a little."""
+    """A column's width in points, in Times of this size; slightly overestimated."""
     heads = _lines(table.header[place])
     return max(_ems(text) for text in (*heads, *(row[place].text for row in table.rows))) * size * 1.04 + 0.5
 
 
 def _ems(text: str) -> float:
-    """In units of the size: what letters of Times have, bold ones, roughly."""
+    """A rough width of bold Times letters, in units of the font size."""
     return sum(1.35 if each == "±" else 0.28 if each in " .,;:'|il" else 0.5 if each.isdigit() or each.islower() else 0.72 for each in text)
 
 
 def _lines(title: str) -> list[str]:
-    """The head of a column in two lines of about the same length, if it has several words."""
+    """A column's header in two lines of about the same length, if it has several words."""
     words = title.split(" ")
     cuts = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]
     return list(min(cuts, key=lambda cut: max(map(len, cut)))) if cuts else [title]
@@ -488,7 +488,7 @@ def _write(stem: Path, raw: Sequence[Sequence[object]], table: Table) -> list[Pa
 
 
 def _names(results: Results, settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
-    """Columns that name settings: an axis each, or the label where axes are many or do not tell settings apart."""
+    """Columns that name settings: one per axis, or the label if there are many axes or they do not distinguish settings."""
     axes = results.axes
     named = [[each.text(each.of(setting.config)) for each in axes] for setting in settings]
     if 0 < len(axes) <= MOST_AXES and len({tuple(row) for row in named}) == len(settings):
@@ -499,7 +499,7 @@ def _names(results: Results, settings: Sequence[Setting]) -> tuple[list[str], li
 def _without_constants(
     header: Sequence[str], rows: Sequence[Sequence[Cell]], keep: Sequence[str] = ()
 ) -> tuple[list[str], list[list[Cell]], list[str]]:
-    """Without columns that say the same in every row, and a line that says it once. A table of one row loses none."""
+    """A table without columns that are the same in every row, and a line with their values. A single row keeps all columns."""
     same = [
         len(rows) > 1 and header[place] not in keep and len({row[place].text for row in rows}) == 1 and place > 0
         for place in range(len(header))
@@ -531,7 +531,7 @@ def _mean(statistic: Statistic | None) -> float:
 
 
 def _cell(results: Results, setting: Setting, of: Measure, bold: bool = False) -> Cell:
-    """A figure, `94.15 ± 1.18`; nothing where there is none."""
+    """A figure, `94.15 ± 1.18`; empty if there is none."""
     statistic = setting.final(of)
     if statistic is None:
         return Cell("")
@@ -556,7 +556,7 @@ def _ending(setting: Setting) -> list[object]:
 
 
 def _value(of: Axis, setting: Setting) -> object:
-    """A number as it is; what is absent by its name, as iid."""
+    """A number unchanged; None by its name, such as iid."""
     value = of.of(setting.config)
     return of.text(value) if value is None or isinstance(value, str | bool) else value
 

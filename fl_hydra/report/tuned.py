@@ -1,4 +1,4 @@
-"""What was tuned, and how: from what runs took up with `tuned=`, and from the searches of the section."""
+"""What was tuned, and how: from the values that runs took with `tuned=`, and from the section's searches."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fl_hydra.tuning.kept import KEPT, read_kept
 class Search:
     """A choice of values, and the search that it comes from.
 
-    where: it applies. values: of the keys that were chosen. spaces: of keys, their ranges or choices; empty where study.json is not at
-    hand. sampler, pruner: as Optuna's classes are called; empty where none is known, or there was none. rungs: parts of the budget after
-    which trials were given up. trials: all; pruned: of them given up early; None: not known. budget: training samples of a trial.
-    objective, reached: what decided, and how good it was. seeds: that trials had. source: the study, or the section of a grid.
+    where: it applies. values: by key. spaces: by key, its range or choices; empty without study.json. sampler, pruner: names of Optuna's
+    classes; empty if unknown, or if there was none. rungs: fractions of the budget at which trials were pruned. trials: all; pruned: how
+    many were stopped early; None: unknown. budget: training samples of a trial. objective, reached: the deciding figure and its value.
+    seeds: of trials. source: the study, or the section of a grid.
     """
 
     where: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Search:
 
 @dataclass(frozen=True)
 class TunedValue:
-    """A row of the table: a key that was tuned, as :class:`Search` says it."""
+    """A row of the table: a tuned key; fields as in :class:`Search`."""
 
     where: str
     key: str
@@ -60,7 +60,7 @@ class TunedValue:
 
 
 def searches(results: Results, studies: Sequence[Mapping[str, Any]]) -> list[Search]:
-    """What runs took, each choice once, then what searches of the section found best that no run took; of a front, its first."""
+    """The choices that runs took, once each, then the section's best ones that no run took; of a Pareto front, the first."""
     by_name = {str(study["study"]): study for study in studies}
     found: dict[tuple[str, str], Search] = {}
     for setting in results.settings:
@@ -135,7 +135,7 @@ def tuned_values(found: Sequence[Search]) -> list[TunedValue]:
 
 
 def how(found: Sequence[Search]) -> list[str]:
-    """Sentences that say how values were searched; searches that differ in nothing but where they apply are one."""
+    """Sentences on how values were searched; searches that differ only in where they apply share one."""
     alike: dict[tuple[Any, ...], list[Search]] = {}
     for each in found:
         spaces = tuple((key, each.spaces.get(key, "")) for key in each.values)
@@ -166,11 +166,11 @@ def _how(group: Sequence[Search]) -> str:
 
 SAMPLERS = {"TPESampler": "a tree-structured Parzen estimator", "RandomSampler": "random search", "GridSampler": "grid search"}
 PRUNERS = {"SuccessiveHalvingPruner": "successive halving", "MedianPruner": "the median rule"}
-"""How Optuna's classes are called in a sentence."""
+"""Names of Optuna's classes in sentences."""
 
 
 def objective(name: str) -> str:
-    """What decided, in words."""
+    """The deciding figure, in words."""
     parts = {"val": "validation", "train": "training"}
     part, _, figure = name.partition("/")
     if part in parts:
@@ -189,7 +189,7 @@ def _part(number: float) -> str:
 
 
 def section_studies(results: Results, outputs: Path) -> list[dict[str, Any]]:
-    """What is kept of the searches with a section's name and of those that its runs name, but for what is damaged or of another version."""
+    """The stored searches with a section's name and those that its runs name, except damaged ones and those of other versions."""
     named = {str(chosen["study"]) for setting in results.settings for run in setting.runs if (chosen := chosen_of(run.folder)).get("study")}
     found = []
     for path in sorted((outputs / "studies").glob(f"*/{KEPT}")):
@@ -201,7 +201,7 @@ def section_studies(results: Results, outputs: Path) -> list[dict[str, Any]]:
 
 
 def chosen_of(folder: Path) -> dict[str, Any]:
-    """What a run took up with `tuned=`, from its config.yaml; empty where it took nothing, or that cannot be read."""
+    """What a run took with `tuned=`, from its config.yaml; empty if it took nothing, or the file cannot be read."""
     import yaml  # type: ignore[import-untyped]
 
     try:

@@ -1,4 +1,4 @@
-"""Words for a reader, where the program has keys: of axes, settings and data; and how figures are written."""
+"""Words for readers in place of the program's keys: for axes, settings and data; and the format of figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = {
     "algorithm.momentum": "momentum",
     "server.lr": "outer rate",
 }
-"""Heads of columns that are shorter than an axis's title."""
+"""Column headers that are shorter than an axis's title."""
 
 PHRASES = {
     "model": "the model {}",
@@ -43,7 +43,7 @@ PHRASES = {
     "K": "K={}",
     "J": "J={}",
 }
-"""How a value is named in a sentence; of an axis that is not here, the key and its value."""
+"""How sentences name a value; for axes that are not listed, by key and value."""
 
 VALUES = {
     ("algorithm.momentum", "keep"): "momentum kept",
@@ -53,7 +53,7 @@ VALUES = {
     ("speeds", "linear"): "linearly spread speeds",
     ("local_steps", "fixed"): "a fixed J",
 }
-"""Values that are not named by the phrase of their axis."""
+"""Values that do not follow the phrase of their axis."""
 
 ABSENT = {"N_c": "iid shards", "gamma": "uniform participation"}
 
@@ -74,7 +74,7 @@ HELD_OUT = {
     "shakespeare": "the last part of each role's training text",
     "shakespeare_sequences": "the last part of each role's training text",
 }
-"""What of the training set is kept for validation, where it is not a part of each class."""
+"""What is held out of the training set for validation, if it is not a fraction of each class."""
 
 DIVISIONS = {
     "iid": "iid: a random permutation, cut into parts of equal size (±1)",
@@ -88,13 +88,13 @@ DIVISIONS = {
 
 
 def column(of: Axis) -> str:
-    """The head of an axis's column."""
+    """The header of an axis's column."""
     short = COLUMNS.get(of.name, of.title)
     return short if short != of.name or of.name in COLUMNS else spelled(of.name)
 
 
 def phrase(of: Axis, value: Value) -> str:
-    """A value as a sentence names it."""
+    """A value as named in a sentence."""
     if value is None and of.name in ABSENT:
         return ABSENT[of.name]
     if (of.name, value) in VALUES:
@@ -110,7 +110,7 @@ def spelled(key: str) -> str:
 
 
 def setting_name(results: Results, setting: Setting, but: Sequence[str] = ()) -> str:
-    """A setting as a sentence names it: `LocalSGD with K=2 and J=4`, by what sets it apart from the section's others; `but` these axes."""
+    """A setting as a sentence names it: `LocalSGD with K=2 and J=4`, by what distinguishes it, except the axes `but`."""
     axes = results.axes
     names = [each.name for each in axes]
     head = setting.method
@@ -133,7 +133,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def capital(text: str) -> str:
-    """With a capital letter, as a sentence begins."""
+    """A text with its first letter capitalised."""
     return text[:1].upper() + text[1:]
 
 
@@ -143,9 +143,9 @@ def bare(of: Measure) -> str:
 
 
 def figure(statistic: Statistic, of: Measure) -> tuple[str, str | None]:
-    """The mean, and the deviation over seeds, as they are written everywhere: to the measure's digits, counts and costs to three.
+    """The mean, and the deviation over seeds, in the common format: with the measure's digits, counts and costs with three.
 
-    The deviation is None for one seed, and where all seeds have the same count or cost.
+    The deviation is None for one seed, and if all seeds have the same count or cost.
     """
     deviation = statistic.deviation
     if of.better:
