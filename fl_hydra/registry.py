@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from fl_hydra.errors import UserError
+from fl_hydra.errors import UserError, require
 
 AS_BEFORE = "as_before"
 
@@ -49,11 +50,24 @@ class Component:
 
     name: str = ""
 
+    group: ClassVar[str] = ""
+    """The configuration group that messages about its fields name."""
+
     version: ClassVar[int] = 1
     """Raised when a fix changes results, so that runs made before it are not taken for runs made after it."""
 
     uses: ClassVar[frozenset[str]] = frozenset()
     """The top-level keys (of `N_c` and `gamma`) that this part reads; where no part reads one, it is irrelevant."""
+
+    def check_not_negative(self, *names: str) -> None:
+        """Refuse numbers that are below 0 or not finite.
+
+        Raises:
+            UserError: naming the first that is.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{self.group}.{name}={value}: must be 0 or more and finite")
 
     @property
     def option(self) -> str:

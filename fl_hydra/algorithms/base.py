@@ -85,6 +85,8 @@ class State:
 class Algorithm(Component):
     """A method: FedAvg, unless a subclass says otherwise."""
 
+    group: ClassVar[str] = "algorithm"
+
     federated: ClassVar[bool] = True
     """Whether there are clients of a server (averages weighted by shard size), or workers among themselves (equal weights)."""
 
@@ -178,16 +180,6 @@ class Algorithm(Component):
         """
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
-
-    def check_not_negative(self, *names: str) -> None:
-        """Refuse numbers that are below 0 or not finite.
-
-        Raises:
-            UserError: naming the first of them.
-        """
-        for name in names:
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"algorithm.{name}={value}: must be 0 or more, and finite")
 
     def round_steps(self, J: int) -> int:
         """Local steps of a whole round."""

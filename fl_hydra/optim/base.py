@@ -74,16 +74,6 @@ class Optimizer(Component):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{self.group}.{name}={value}: must be greater than 0 and finite")
 
-    def check_not_negative(self, *names: str) -> None:
-        """Refuse numbers that are below 0 or not finite.
-
-        Raises:
-            UserError: naming the first that is.
-        """
-        for name in names:
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{self.group}.{name}={value}: must be 0 or more and finite")
-
     @property
     def plain(self) -> bool:
         """Whether each step is the learning rate times the gradient, with or without coupled weight decay."""

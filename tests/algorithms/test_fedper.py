@@ -72,22 +72,12 @@ def test_losses_of_the_servers_model_are_not_asked_for() -> None:
         experiment("algorithm=fedper", *SMALL, "participation=power_of_choice")
 
 
-def test_a_checkpoint_holds_the_state_of_clients_where_there_is_no_folder() -> None:
-    e = experiment("algorithm=fedper", *SMALL, "optimizer=sgdm")
-    whole, first, second = (Trainer(e, engine="stacked") for _ in range(3))
-    for run, rounds in ((whole, 6), (first, 3)):
-        for _ in range(rounds):
-            run.run_round()
-    second.restore(first.checkpoint())
-    while not second.finished:
-        second.run_round()
-    assert torch.equal(whole.state.model, second.state.model)
-    assert whole.evaluate() == second.evaluate()
-
-
-def test_personal_state_survives_an_interruption(tmp_path: Path) -> None:
-    e = experiment("algorithm=fedper", *SMALL, "optimizer=sgdm", "participation.dropout=0.3")
-    whole, first, second = (Trainer(e, engine="stacked", client_folders=[tmp_path / str(i)]) for i in (0, 1, 1))
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("more", [(), ("participation.dropout=0.3",)], ids=["", "dropout"])
+def test_personal_state_survives_an_interruption(on_disk: bool, more: tuple[str, ...], tmp_path: Path) -> None:
+    """In files that a checkpoint refers to, or, without a folder, in the checkpoint itself."""
+    e = experiment("algorithm=fedper", *SMALL, "optimizer=sgdm", *more)
+    whole, first, second = (Trainer(e, engine="stacked", client_folders=[tmp_path / str(i)] if on_disk else None) for i in (0, 1, 1))
     for run, rounds in ((whole, 6), (first, 3)):
         for _ in range(rounds):
             run.run_round()

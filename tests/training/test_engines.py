@@ -42,6 +42,8 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
         loop.run_round()
         stacked.run_round()
     torch.testing.assert_close(loop.state.model, stacked.state.model, rtol=tolerance, atol=tolerance)
+    run = loop.sole_run
+    assert run.computed == run.experiment.algorithm.gradients_per_batch * run.samples, "simulated time is that of what is declared"
     one, other = loop.evaluate()[0], stacked.evaluate()[0]
     assert one.keys() == other.keys()
     for name, value in one.items():
