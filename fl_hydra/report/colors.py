@@ -40,6 +40,7 @@ METHODS = {
     "GHBM": "#0088FF",
     "LocalGHBM": "#004488",
     "FedHBM": "#991177",
+    "FedCM": "#EEBB99",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
