@@ -116,7 +116,7 @@ class Algorithm(Component):
     which differ in them train together."""
 
     row_facts: ClassVar[tuple[str, ...]] = ()
-    """Which of `sizes` and `label_counts` a step reads from `rows.facts`."""
+    """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 
     stepped: ClassVar[tuple[str, ...]] = ()
     """Names of client state of P numbers, such as a second model, that `rows.descend(of=)` steps with its own slots."""
@@ -250,6 +250,10 @@ class Algorithm(Component):
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         """Local step j = 0, 1, ...: change `rows` in place. It is captured in a graph, so nothing may be read back to the host."""
         rows.descend(gradient(rows.parameters, batches[0]), j)
+
+    def after_steps(self, rows: Rows) -> None:
+        """After the last local step of a round, before anything is sent: keep in `rows.state` what clients remember of their ends, in
+        place. It is captured as steps are. Methods of events have no such moment."""
 
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
         """If `coupled`: the weights float64 [K, K] with which models are mixed after local step j; row k gives worker k's model.

@@ -37,6 +37,10 @@ METHODS = {
     "SCAFFOLD": "#000099",
     "FedSAM": "#99CC33",
     "FedPer": "#330033",
+    "GHBM": "#0088FF",
+    "LocalGHBM": "#004488",
+    "FedHBM": "#991177",
+    "FedCM": "#EEBB99",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

@@ -54,7 +54,8 @@ class Cohorts:
         kept = {name: values[rows] for name, values in group.buffers.kept.items()}
         run.clients.check_out(plan.ids, run.round, kept)
         for name, values in group.buffers.facts.items():
-            values[rows].copy_(to_device(run.fact(name, plan.ids), group.device))
+            known = plan.rates.sum(1, keepdims=True) if name == "rates" else run.fact(name, plan.ids)
+            values[rows].copy_(to_device(known, group.device))
         lost: list[int] = np.flatnonzero(~reports).tolist()
         numbers = to_device(np.append(plan.weights, plan.mean_rate), group.device).to(group.dtype)
         server = replace(self._servers[index], local_lr=numbers[-1:, None])

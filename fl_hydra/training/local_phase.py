@@ -270,6 +270,7 @@ class LocalPhase:
                     mixed.copy_(given.mixing[local, j].clone() @ mixed)
         if last != part.plan.steps or last == steps.start:
             return
+        algorithm.after_steps(rows)
         if lane.starts is not None:
             of_rows.kept[PERSONAL].copy_(group.personal.of(parameters))
             group.personal.write(parameters, group.personal.of(sent))

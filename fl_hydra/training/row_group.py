@@ -86,7 +86,7 @@ class RowBuffers:
     runs, P].
     kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], figures summed over each row's
     batches in the round. squared_displacement: [rows, 1], squared distance of each row's end from its start, if it is measured.
-    hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: constants of each row's client, by name,
+    hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is known of each row's client, by name,
     [rows, width]. received: what the server sent each row besides the model, by name, [rows, width]; allocated when it is first sent.
     statistics: running statistics of each row's model, [rows, size]; None if there are none.
     """
@@ -417,7 +417,7 @@ class RowGroup:
         )
 
     def _fact_widths(self) -> dict[str, int]:
-        widths = {"sizes": 1, "label_counts": self._experiment.dataset_info.classes}
+        widths = {"sizes": 1, "rates": 1, "label_counts": self._experiment.dataset_info.classes}
         return {name: widths[name] for name in self._experiment.algorithm.row_facts}
 
     def _own_hyper(self, algorithms: Sequence[Algorithm]) -> dict[str, Tensor]:
