@@ -21,6 +21,7 @@ from fl_hydra.runs.folder import CONFIG, METRICS, rows_of
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.runs.progress import ConsoleReporter
 from fl_hydra.runs.summary import read_ended
+from fl_hydra.training.averages import SWA
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -346,7 +347,7 @@ def _typed(content: Mapping[str, Any]) -> Config:
         for registry in REGISTRIES:
             part = dict(values[registry.group])
             values[registry.group] = registry[part["name"]](**part)
-        for name, kind in (("evaluation", Evaluation), ("tune", Tune), ("checkpoint", CheckpointConfig)):
+        for name, kind in (("evaluation", Evaluation), ("swa", SWA), ("tune", Tune), ("checkpoint", CheckpointConfig)):
             if name in values:
                 values[name] = kind(**values[name])
         if not Path(str(values["data"])).is_dir():  # of another machine

@@ -15,6 +15,7 @@ from fl_hydra.config import REGISTRIES, Checkpoint, Config, Evaluation, Tune
 from fl_hydra.errors import UserError, require
 from fl_hydra.exits import command
 from fl_hydra.paths import CONF, SWEEPS
+from fl_hydra.training.averages import SWA
 
 PATHS = frozenset({"data", "outputs", "dataset.text"})
 """Keys whose value is one path, with whatever characters it has: commas too, so there is no sweep over them."""
@@ -131,7 +132,7 @@ def texts() -> frozenset[str]:
 def keys() -> frozenset[str]:
     """Every key, of whichever option, with its group."""
     found = {field.name for field in dataclasses.fields(Config)}
-    nested: list[tuple[str, type[Any]]] = [("evaluation", Evaluation), ("checkpoint", Checkpoint), ("tune", Tune)]
+    nested: list[tuple[str, type[Any]]] = [("evaluation", Evaluation), ("swa", SWA), ("checkpoint", Checkpoint), ("tune", Tune)]
     nested += [(registry.group, part) for registry in REGISTRIES for part in registry.values()]
     return frozenset(found | {f"{group}.{field.name}" for group, part in nested for field in dataclasses.fields(part)})
 

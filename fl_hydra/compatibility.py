@@ -114,7 +114,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "they drift apart; choose another rule",
     ),
     (
-        lambda c: c.J is not None or c.equal_steps,
+        lambda c: c.algorithm.J is not None or c.equal_steps,
         "{c.unequal}: algorithm={c.algorithm.name} has no J to choose; {c.without}",
     ),
     (
@@ -146,6 +146,15 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "optimizer=sgd without momentum and clip",
     ),
     (
+        lambda c: not c.algorithm.linear_inside or c.config.optimizer.linear,
+        "algorithm={c.algorithm.name}: normalises steps of SGD, with or without momentum, and optimizer={c.config.optimizer.option} takes "
+        "others; choose optimizer=sgd or sgdm without clip",
+    ),
+    (
+        lambda c: not c.algorithm.own_server or c.config.server.averages,
+        "algorithm={c.algorithm.name} has an outer step of its own, in place of an outer optimizer's; leave server and its keys out",
+    ),
+    (
         lambda c: c.config.uplink.bypassed or c.algorithm.federated or c.m > 1,
         "uplink={c.config.uplink.name}: a lone worker of algorithm={c.algorithm.name} sends nothing; leave uplink out",
     ),
@@ -153,6 +162,15 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         lambda c: c.algorithm.global_model or not c.participation.asks,
         "participation={c.participation.name}: asks for losses of the server's model, and algorithm={c.algorithm.name} has none; "
         "choose another scheme",
+    ),
+    (
+        lambda c: c.config.swa.start is None or c.algorithm.global_model,
+        "swa.start={c.config.swa.start}: averages the server's models, and algorithm={c.algorithm.name} has none; leave swa out",
+    ),
+    (
+        lambda c: c.config.swa.start is None or c.config.swa.lr2 is None or c.config.scheduler.name == "constant",
+        "swa.lr2={c.config.swa.lr2}: rates fall to it within each cycle, and scheduler={c.config.scheduler.name} changes them by "
+        "itself; choose scheduler=constant, or leave swa.lr2 out",
     ),
     (
         lambda c: c.config.uplink.bypassed or c.algorithm.takes_uplink,

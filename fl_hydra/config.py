@@ -29,6 +29,7 @@ from fl_hydra.registry import Component, Registry
 from fl_hydra.sharding.base import Sharding, shardings
 from fl_hydra.speeds.base import Speeds, speed_models
 from fl_hydra.tracking.trackers.base import Tracker, trackers
+from fl_hydra.training.averages import SWA
 from fl_hydra.training.engine_names import ENGINE_KINDS
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.uplinks.base import Uplink, uplinks
@@ -153,6 +154,7 @@ class Config:
     precision: str = "fp32"
     """fp32, tf32, bf16, fp16 or fp64. Under tf32, bf16 and fp16, weights and averages stay in fp32."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    swa: SWA = field(default_factory=SWA)
 
     objective: str = "val/acc"
     """What a search optimises. val/acc, val/loss, train/acc, train/loss, the cost of reaching a validation accuracy (bytes@0.5), or

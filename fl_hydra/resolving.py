@@ -15,6 +15,7 @@ from fl_hydra.compatibility import Choice, check_compatibility
 from fl_hydra.config import REGISTRIES, Config
 from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import UserError, require
+from fl_hydra.training.averages import SWA
 from fl_hydra.training.experiment import Experiment
 
 DISTRIBUTED_EPOCHS = 150
@@ -28,7 +29,7 @@ def resolve(config: Config) -> Experiment:
         UserError: one line that says what was wrong, what is allowed and what to do.
     """
     algorithm = config.algorithm
-    J: int | None = _counted("J", config.J, algorithm.J, None, algorithm)
+    J: int | None = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm)
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     info = config.dataset.info(Path(config.data))
     sample_counts = config.dataset.sample_counts(info, config.split_seed)
@@ -78,6 +79,7 @@ def resolve(config: Config) -> Experiment:
         seed=config.seed,
         split_seed=config.split_seed,
         data=Path(config.data),
+        swa=None if config.swa.start is None else config.swa,
     )
     budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
@@ -132,6 +134,8 @@ def notes(config: Config) -> list[str]:
             readers = [f"{registry.group}={name}" for registry in REGISTRIES for name, part in registry.items() if key in part.uses]
             instead = f"; it is read by {' or '.join(readers)}" if readers else ""
             told.append(f"{key}={value} has no effect here{instead}")
+    if config.swa.start is None and config.swa != SWA():
+        told.append("swa.cycle and swa.lr2 have no effect without swa.start")
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
         K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1

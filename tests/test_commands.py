@@ -203,7 +203,7 @@ def changed(whole: Config, group: str, part: Any, name: str, value: float) -> Co
 def test_no_number_is_too_large_to_be_refused() -> None:
     """Every numeric key of every option."""
     whole = config("algorithm=fedavg")
-    parts: list[tuple[str, Any]] = [("", whole), ("evaluation", whole.evaluation), ("checkpoint", whole.checkpoint)]
+    parts: list[tuple[str, Any]] = [("", whole), ("evaluation", whole.evaluation), ("swa", whole.swa), ("checkpoint", whole.checkpoint)]
     parts += [(registry.group, part()) for registry in REGISTRIES for part in registry.values()]
     tried = 0
     for prefix, part in parts:

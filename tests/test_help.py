@@ -15,8 +15,9 @@ from fl_hydra.help import help_text, meanings
 from fl_hydra.options import read_option
 from fl_hydra.paths import CONF
 from fl_hydra.schema import register_schema
+from fl_hydra.training.averages import SWA
 
-PARTS = [Config, Evaluation, Checkpoint, Tune, *(part for registry in REGISTRIES for part in registry.values())]
+PARTS = [Config, Evaluation, SWA, Checkpoint, Tune, *(part for registry in REGISTRIES for part in registry.values())]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def _screen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.__module__}.{part.__name__}")
 def test_every_field_says_what_it_means(part: type[object]) -> None:
     """In a sentence below it, or below the field that it overrides; `name` and what is nested say it by themselves."""
-    nested = {"name", "evaluation", "checkpoint", "tune"}
+    nested = {"name", "evaluation", "swa", "checkpoint", "tune"}
     for field in dataclasses.fields(part):  # type: ignore[arg-type]
         if field.name not in nested:
             assert meanings(part).get(field.name, "").endswith("."), f"{part.__name__}.{field.name} needs a sentence below it"
@@ -39,7 +40,7 @@ def test_the_overview_fits_on_two_screens_and_leaves_no_key_out() -> None:
     assert "schema" not in help_text()
     words = set(help_text().replace(",", " ").split())
     assert all(option in words for options in groups().values() for option in options)
-    for key in keys() - {"evaluation", "checkpoint", "tune", "chosen"}:
+    for key in keys() - {"evaluation", "swa", "checkpoint", "tune", "chosen"}:
         group, _, field = key.rpartition(".")
         assert field == "name" or key in words or (group in groups() and field in words), key
 

@@ -93,7 +93,8 @@ class Algorithm(Component):
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.1
     J: ClassVar[int | None] = 4
-    """Defaults of the top-level keys; None: the key means nothing to this method and is refused."""
+    """Defaults of the top-level keys; None: the key means nothing to this method and is refused; without J a round is one
+    step of each client, or in centralized training a pass."""
 
     label: ClassVar[str] = ""
     """The method's name in reports; by default that of its option."""
@@ -129,6 +130,12 @@ class Algorithm(Component):
 
     sgd_inside: ClassVar[bool] = False
     """Whether the local optimizer must be plain SGD: no momentum, clipping or scaling."""
+
+    linear_inside: ClassVar[bool] = False
+    """Whether the local optimizer must be SGD, with or without momentum, without clipping or scaling."""
+
+    own_server: ClassVar[bool] = False
+    """Whether the method has an outer step of its own, so that `server=` is refused."""
 
     concludes: ClassVar[bool] = False
     """Whether `conclude` does something after the last round."""
@@ -295,7 +302,7 @@ class Algorithm(Component):
         send passes through no uplink."""
 
     def models(self, state: State) -> Tensor:
-        """The models evaluated as the global model, [models, P]."""
+        """The models evaluated as the global model, [models, P]. After the last round their mean becomes the model."""
         return state.model
 
     predicts: ClassVar[bool] = False

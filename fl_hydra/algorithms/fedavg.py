@@ -16,4 +16,9 @@ class FedAvg(Algorithm):
 
     name: str = "fedavg"
     label = "FedAvg"
-    variants: ClassVar[Mapping[str, str]] = {"momentum": "FedAvgM", "adagrad": "FedAdagrad", "adam": "FedAdam"}
+    variants: ClassVar[Mapping[str, str]] = {
+        "momentum": "FedAvgM",
+        "fedadagrad": "FedAdagrad",
+        "fedadam": "FedAdam",
+        "fedyogi": "FedYogi",
+    }

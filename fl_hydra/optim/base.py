@@ -80,6 +80,11 @@ class Optimizer(Component):
         return False
 
     @property
+    def linear(self) -> bool:
+        """Whether steps are linear in the gradients: those of SGD, with or without momentum."""
+        return False
+
+    @property
     @abstractmethod
     def slots(self) -> dict[str, SlotWidth]:
         """The state kept for each row: names and widths."""

@@ -37,6 +37,10 @@ class SGDM(Optimizer):
         return not self.momentum and self.clip is None
 
     @property
+    def linear(self) -> bool:
+        return self.clip is None
+
+    @property
     def slots(self) -> dict[str, SlotWidth]:
         return {"momentum": "row"} if self.momentum else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         elif field.name == "dataset_info":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":
-            described[field.name] = value
+            described[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     described = _changed(described, type(experiment))
     revisions = revisions_of(experiment)
     return {**described, "revisions": revisions} if revisions else described

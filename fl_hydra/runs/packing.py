@@ -25,6 +25,7 @@ def shape(config: Config, experiment: Experiment) -> str:
         "server": [e.server.form, e.server.averages],
         "uplink": asdict(e.uplink),
         "steps": [e.K, e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
+        "averages": e.swa is not None,
         "shows": sorted(e.participation.measures),
         "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
     }

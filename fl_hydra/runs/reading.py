@@ -84,6 +84,8 @@ class Run:
             further.append(inner)
         if outer != (method.server if method else "sgd"):
             further.append(f"server.{outer}" if outer.startswith("lr=") else f"server={outer}")
+        if c.get("swa"):
+            further.append(f"swa.start={c['swa']['start']:g}")
         return ", ".join([" ".join(words), *further])
 
     def column(self, name: str) -> list[float | None]:

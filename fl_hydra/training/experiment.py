@@ -18,6 +18,7 @@ from fl_hydra.registry import as_before
 from fl_hydra.sharding.base import Sharding
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
+from fl_hydra.training.averages import SWA
 from fl_hydra.uplinks.base import Uplink
 from fl_hydra.uplinks.none import NoUplink
 
@@ -31,6 +32,7 @@ class Experiment:
     gamma: concentration of skewed participation.
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
+    swa: how the server's models are averaged; None: they are not.
     """
 
     dataset: Dataset
@@ -61,6 +63,7 @@ class Experiment:
     seed: int
     split_seed: int
     data: Path
+    swa: SWA | None = field(default=None, metadata=as_before(None))
 
     @property
     def train_samples(self) -> int:

@@ -88,6 +88,8 @@ class PackedRun:
         """Samples of losses that clients computed for the selection of cohorts."""
         self.scheme_state: dict[str, Reals] = {}
         """Memory of the participation scheme."""
+        self.averaged: int | None = None
+        """Rounds since the average of the server's models began; None before."""
 
     @property
     def finished(self) -> bool:
@@ -98,6 +100,12 @@ class PackedRun:
     def done(self) -> float:
         """The fraction of the budget that is spent."""
         return min(1.0, self.samples / self.experiment.budget)
+
+    @property
+    def cycling_factor(self) -> float:
+        """What multiplies the learning rates of the next round while models are averaged."""
+        e = self.experiment
+        return 1.0 if e.swa is None else e.swa.factor(self.averaged, e.optimizer.lr)
 
     def loss_samples(self, ids: Indices, count: int | None) -> list[Indices]:
         """For each of these clients, the samples for its loss in this round: all, or the first `count` of a permutation."""
@@ -216,6 +224,7 @@ class PackedRun:
             "traffic": asdict(self.traffic),
             "clients": self.clients.save(),
             **{name: value for name, value in (("forwarded", self.forwarded), ("products", self.products)) if value},
+            **({} if self.averaged is None else {"averaged": self.averaged}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,5 +239,6 @@ class PackedRun:
         self.memory, self.J, self.seconds = dict(state["memory"]), state["J"], state["seconds"]
         self.computed, self.evaluated = state["gradient_samples"], state["evaluated"]
         self.forwarded, self.products = state.get("forwarded", 0), state.get("products", 0)
+        self.averaged = state.get("averaged")
         self.scheme_state = {name: values.numpy().copy() for name, values in state["participation"].items()}
         self.traffic = Traffic(**state["traffic"])

@@ -84,7 +84,8 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     samples = _cut(wanted, e.budget - run.samples)
     steps = -(-int(samples.max()) // e.step_samples)
     done = run.samples + np.minimum(samples[:, None], np.arange(steps + 1) * e.step_samples).sum(0)
-    factors = [e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
+    cycling = run.cycling_factor
+    factors = [cycling * e.scheduler.factor(int(before), int(after - before), e.budget, e.batch_size) for before, after in pairwise(done)]
     mixing = [e.algorithm.mixing(len(ids), J, j, steps, run.traffic.steps) if J is not None else None for j in range(steps)]
     # In a whole round every row counts fully, however many steps it takes; in a cut one, by the fraction that it completes.
     by_size = samples * (wanted.max() / wanted) * (run.shard_sizes[ids] if e.algorithm.federated else 1.0)
@@ -134,9 +135,9 @@ def plan_events(run: PackedRun, algorithm: EventDriven) -> RoundPlan:
     workers, nth = events.worker[ticks], program.nth[ticks]
     samples = np.bincount(workers, minlength=K) * size
     samples[workers[-1]] -= max(0, gradients * size - left)
-    rates = np.zeros((K, int(nth.max()) + 1))
+    rates, peak_lr = np.zeros((K, int(nth.max()) + 1)), e.peak_lr * run.cycling_factor
     for position, (worker, step) in enumerate(zip(workers, nth, strict=True)):
-        rates[worker, step] = e.peak_lr * e.scheduler.factor(run.samples + position * size, size, e.budget, e.batch_size)
+        rates[worker, step] = peak_lr * e.scheduler.factor(run.samples + position * size, size, e.budget, e.batch_size)
     last_rate = float(rates[workers[-1], nth[-1]])
     return RoundPlan(
         np.arange(K),

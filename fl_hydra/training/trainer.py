@@ -27,6 +27,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
+from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS, averages
 from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.cohorts import Cohorts
 from fl_hydra.training.engine_selection import candidates, fastest
@@ -96,6 +97,8 @@ class Trainer:
         states = [algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
         self.state = type(states[0]).together(states)
         self.state.server, self.state.buffers = self._outer_slots(), group.buffers_of_runs(buffers, first.m)
+        if first.swa is not None:
+            self.state.buffers |= averages(self.state)
         self.measurements = Measurements(self.runs, self.device)
         group.engine.squares = self.measurements.squares
         self.loss_queries = LossQueries(group.engine, self.split.train, notify)
@@ -140,9 +143,28 @@ class Trainer:
             run.advance(part.plan, computed[part.rows].sum(0), self.group.payload)
             if of_rounds is not None:
                 run.observe_round(part.plan, of_rounds[index])
+            if run.experiment.swa is not None:
+                models = self._first.algorithm.models(part.state)
+                run.averaged = run.experiment.swa.follow(run.averaged, run.done, part.state, models)
+            if run.finished:
+                self._settle(run, part.state)
             if run.finished and self._first.algorithm.concludes:
                 self._first.algorithm.conclude(part.state, self.cohorts.everyone(run, index, part.state))
                 run.settle()
+
+    def _settle(self, run: PackedRun, state: State) -> None:
+        """After the last round: what is evaluated becomes the model."""
+        models, statistics = self._evaluated(run, state)
+        if models is not state.model:
+            state.model.copy_(models.mean(0, keepdim=True))
+        if statistics is not None:
+            state.buffers["model"].copy_(statistics)
+
+    def _evaluated(self, run: PackedRun, state: State) -> tuple[Tensor, Tensor | None]:
+        """The models of a run that are evaluated, [models, P], and their running statistics where these are not the server's."""
+        if run.averaged is not None:
+            return state.buffers[AVERAGE], state.buffers.get(AVERAGE_STATISTICS)
+        return self._first.algorithm.models(state), None
 
     def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
         """Charge the planning, check out the cohorts' state, and prepare the inputs of local steps."""
@@ -248,7 +270,8 @@ class Trainer:
     def _evaluate(self, run: int) -> Metrics:
         state = self._state_of(run)
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
-        models = self.group.whole(self._first.algorithm.models(state).clone(), state)
+        models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
+        models = self.group.whole(models.clone(), state, statistics)
         personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 

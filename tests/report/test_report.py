@@ -129,7 +129,10 @@ LABELS = {
     "algorithm=fedavg participation=oort": "FedAvg K=100 C=0.1 J=4, iid, oort",
     "algorithm=fedavg participation.dropout=0.1": "FedAvg K=100 C=0.1 J=4, iid, dropout=0.1",
     "algorithm=fedavg server.momentum=0.9": "FedAvgM K=100 C=0.1 J=4, iid",
-    "algorithm=fedavg server=adam": "FedAdam K=100 C=0.1 J=4, iid",
+    "algorithm=fedavg server=adam": "FedAvg K=100 C=0.1 J=4, iid, server=adam",
+    "algorithm=fedadam": "FedAdam K=100 C=0.1 J=4, iid",
+    "algorithm=fedsgd": "FedSGD K=100 C=0.1 J=1, iid",
+    "algorithm=scaffold server=fedyogi swa.start=0.5": "SCAFFOLD K=100 C=0.1 J=4, iid, server=fedyogi, swa.start=0.5",
 }
 
 

@@ -61,7 +61,12 @@ NAMES = {
 (`fl_hydra.registry.as_before`) for a new field, a revision (`fl_hydra.runs.identity`) for what changes some runs' results; only what
 changes the results of every run that has a part raises the version of that part, and then the names here."""
 
-RECORDS: dict[str, Any] = {"Experiment.uplink": {"name": "none", "version": 1}, "Experiment.final": 1.0, "Experiment.test": True}
+RECORDS: dict[str, Any] = {
+    "Experiment.uplink": {"name": "none", "version": 1},
+    "Experiment.final": 1.0,
+    "Experiment.test": True,
+    "Experiment.swa": None,
+}
 """What means "as before" in fields that came later, by class and field. New ones are added; a line here is never changed."""
 
 

@@ -28,10 +28,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 def config(*overrides: str) -> Config:
     """The shipped configuration with overrides, as the command line composes it."""
     register_schema()
+    overrides = _without_steps(overrides)
     values = [word for word in overrides if (key := word.partition("=")[0]) in keys() and key not in groups()]
     point = copy.deepcopy(_composed(tuple(word for word in overrides if word not in values)))
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), point)
     return typed(point)
+
+
+def _without_steps(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """What suits clients' methods has a J; FedSGD, where it is 1, refuses it."""
+    return tuple(word for word in overrides if not word.startswith("J=")) if "algorithm=fedsgd" in overrides else overrides
 
 
 @lru_cache(maxsize=64)
@@ -57,7 +63,7 @@ def inner(algorithm: str) -> str:
 
 def own_numbers(algorithm: str, position: int) -> tuple[str, ...]:
     """Overrides of a method's own hyper-parameters that do not change shapes, others at every position."""
-    return tuple(f"algorithm.{name}={0.1 * position}" for name in algorithms[algorithm].hyper)
+    return tuple(f"algorithm.{name}={0.1 * (position + 1):.1f}" for name in algorithms[algorithm].hyper)
 
 
 def experiment(*overrides: str, **parts: Any) -> Experiment:
