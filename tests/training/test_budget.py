@@ -24,7 +24,7 @@ AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples
 @pytest.mark.parametrize("algorithm", list(algorithms))
 def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: str, more: tuple[str, ...]) -> None:
     """b of B samples, b / B of the rate: of each row by itself, in every method. The rate of the metrics stays the schedule's."""
-    if more and (kind(algorithm) == "centralized" or issubclass(algorithms[algorithm], EventDriven) or algorithms[algorithm].lockstep):
+    if more and (algorithms[algorithm].J is None or issubclass(algorithms[algorithm], EventDriven) or algorithms[algorithm].lockstep):
         return
     run = trainer(
         f"algorithm={algorithm}",
