@@ -57,7 +57,7 @@ def inner(algorithm: str) -> str:
 
 def own_numbers(algorithm: str, position: int) -> tuple[str, ...]:
     """Overrides of a method's own hyper-parameters that do not change shapes, others at every position."""
-    return tuple(f"algorithm.{name}={0.1 * position}" for name in algorithms[algorithm].hyper)
+    return tuple(f"algorithm.{name}={0.1 * (position + 1)}" for name in algorithms[algorithm].hyper)
 
 
 def experiment(*overrides: str, **parts: Any) -> Experiment:
