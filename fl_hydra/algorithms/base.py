@@ -259,8 +259,8 @@ class Algorithm(Component):
         rows.descend(gradient(rows.parameters, batches[0]), j)
 
     def after_steps(self, rows: Rows) -> None:
-        """After the last local step of a round, before anything is sent: keep in `rows.state` what clients remember of their ends, in
-        place. It is captured as steps are. Methods of events have no such moment."""
+        """After the last local step of a round, before anything is sent: keep in `rows.state` what clients remember of their ends, or turn
+        `rows.parameters` into what they send, in place. It is captured as steps are. Methods of events have no such moment."""
 
     def mixing(self, K: int, J: int, j: int, steps: int, taken: int) -> Reals | None:
         """If `coupled`: the weights float64 [K, K] with which models are mixed after local step j; row k gives worker k's model.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from fl_hydra.algorithms.base import Algorithm, algorithms
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fl_hydra.seams.rows import Batch, Gradient, Rows
 
 
@@ -30,8 +32,11 @@ class FedSAM(Algorithm):
     def __post_init__(self) -> None:
         self.check_not_negative("rho")
 
-    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        ascent = gradient(rows.parameters, batches[0])
+    def ahead(self, rows: Rows, ascent: Tensor) -> Tensor:
+        """Where the second gradient is taken, given the first, `ascent` [rows, P], which may be overwritten."""
         norm = ascent.norm(dim=1, keepdim=True).clamp_(min=1e-12)
-        ahead = rows.parameters.addcmul(ascent, rows.hyper["rho"] / norm)
+        return rows.parameters.addcmul(ascent, rows.hyper["rho"] / norm)
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        ahead = self.ahead(rows, gradient(rows.parameters, batches[0]))
         rows.descend(gradient(ahead, batches[0], metered=False), j)

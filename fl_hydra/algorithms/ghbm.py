@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass
 class GHBM(Algorithm):
     """Clients add beta / (eta J) m to the gradient, m = (w^{t - tau} - w^t) / tau: over J steps they go on by beta of the server's mean
-    movement in its last tau rounds, which with tau = 1 / C saw each client once on average. tau=1 is FedCM (with alpha = 1 - beta, at the rate lr / alpha).
+    movement in its last tau rounds, which with tau = 1 / C saw each client once on average. tau=1 is FedCM's alpha = 1 - beta, lr / alpha.
 
     The server sends m beside the model. It is 0 until there are tau past models, as in the authors' code. eta J is the sum of the rates
     that a client takes in the round, so that the sum of what it adds is beta m whatever the schedule or the number of its steps.

@@ -47,6 +47,10 @@ METHODS = {
     "LocalGHBM": "#004488",
     "FedHBM": "#991177",
     "FedCM": "#EEBB99",
+    "Mime": "#223322",
+    "MimeLite": "#3355FF",
+    "FedASAM": "#7700BB",
+    "FedSpeed": "#0000FF",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

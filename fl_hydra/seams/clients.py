@@ -158,6 +158,14 @@ class Clients:
                 self.model_sent = True
         return self.fabric.sum(values, weights.flatten())
 
+    def mean_before(self, values: Tensor) -> Tensor:
+        """The weighted mean of vectors that rows send before their local steps, [rows, width] -> [1, width], which `send` answers.
+
+        It is an exchange of its own, which no uplink encodes; the clients that drop out in the round have no part in it.
+        """
+        self.fabric.count_before(values)
+        return self.fabric.sum_weighted(values, self.weights)
+
     def sum_sent(self, values: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of vectors that were already sent, such as the ends with other weights; not charged again."""
         return self.fabric.sum_weighted(values, weights.flatten())

@@ -88,6 +88,15 @@ class Fabric:
                 self.traffic.averages += 1
             self._sent_up = True
 
+    def count_before(self, values: Tensor) -> None:
+        """Charge every reporting row for one of `values` [any, width], sent before its local steps, for which the server waits; its answer,
+        a message to each row, is part of what is sent down."""
+        if self._apart:
+            self.traffic.bytes_up += self._reports * _bytes(values)
+            self.traffic.messages += self._rows + self._reports
+            self.traffic.served += (self._rows + self._reports) * self._remote
+            self.traffic.averages += 1
+
     def count_average(self, values: Tensor) -> None:
         """Charge for an average [1, width] in the middle of a round, which all rows wait for and receive, in separate messages."""
         if self._apart:
