@@ -68,7 +68,7 @@ SCHEME = "participation=oort"
 
 def seven_rounds(choice: str) -> list[str]:
     """A command of seven rounds, of which the last is cut, with an option of conf."""
-    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice == SCHEME else ["algorithm=localsgd"])]
+    command = [*([] if choice in METHODS else ["algorithm=fedavg"] if choice == SCHEME else ["algorithm=localsgd"]), choice, *SMALL]
     command += ["participation.dropout=0.2", "speeds=linear"] if choice == SCHEME else []
     command += ["local_steps.spread=0.4"] if choice in RULES else []
     method = config(*command[:1]).algorithm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def _composed(choices: tuple[str, ...]) -> DictConfig:
     return whole
 
 
-@lru_cache(maxsize=None)
+@cache
 def by_hydra(choices: tuple[str, ...]) -> DictConfig:
     """What Hydra itself composes of options."""
     register_schema()
