@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from fl_hydra.config import REGISTRIES
@@ -18,8 +19,9 @@ from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.data.shakespeare import Shakespeare
 from fl_hydra.models.lenet import LeNet
 from fl_hydra.runs.identity import run_hash
+from fl_hydra.schema import typed
 from tests.conftest import Program
-from tests.support.make import PROJECT, experiment, kind, trainer
+from tests.support.make import PROJECT, by_hydra, config, experiment, trainer
 
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
 for option in ("dataset/shakespeare", "dataset/shakespeare_sequences", "model/lstm", "sharding/natural"):
@@ -27,25 +29,52 @@ for option in ("dataset/shakespeare", "dataset/shakespeare_sequences", "model/ls
 NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"], "participation/skewed": ["gamma=0.5"]}
 
 
-@pytest.mark.parametrize("option", SHIPPED)
-@pytest.mark.parametrize("dataset", ["digits", "cifar100"])
+SEES_SAMPLES = ("dataset", "model", "sharding")
+"""Groups whose options depend on what samples look like."""
+
+
+@pytest.mark.parametrize(
+    ("option", "dataset"),
+    [
+        (option, dataset)
+        for option in SHIPPED
+        for dataset in ("digits", "cifar100")
+        if not option.startswith("algorithm/") and (dataset == "digits" or option.startswith(SEES_SAMPLES))
+    ],
+)
 def test_every_shipped_configuration_runs(option: str, dataset: str, program: Program, data: Path, tmp_path: Path) -> None:
-    """On digits and on files in the real format of CIFAR-100."""
+    """From the command line to a summary, on digits and, where it could matter, on files in the real format of CIFAR-100.
+
+    Of methods, `test_every_method_trains_another_model` and, from words to a summary, `test_every_method_ends_with_a_module` say as much.
+    """
     group, name = option.split("/")
+    small = ["K=10", "J=4", "batch_size=8", *([] if option == "participation/all" else ["C=0.2"])]
     chosen = {"dataset": dataset, "algorithm": "fedavg", group: name}
-    overrides = [f"{key}={value}" for key, value in chosen.items()]
-    of_file = OmegaConf.load(PROJECT / "conf" / "algorithm" / f"{chosen['algorithm']}.yaml").defaults[0]["/schema/algorithm@_here_"]
-    kind_of_it = kind(of_file)
-    small = {
-        "centralized": ["batch_size=500"],
-        "localsgd": ["K=50", "J=1", "batch_size=4"],
-        "fedavg": ["K=50", "J=1", "batch_size=4", "C=0.04"],
-    }[kind_of_it]
-    overrides += [override for override in small if option != "participation/all" or not override.startswith("C=")]
-    result = program(*overrides, *NEEDS.get(option, []), "samples=300", "evaluation.points=1", f"data={data}", cwd=tmp_path)
+    overrides = [*(f"{key}={value}" for key, value in chosen.items()), *small, *NEEDS.get(option, [])]
+    result = program(*overrides, "samples=300", "evaluation.points=1", f"data={data}", cwd=tmp_path)
     assert result.status == 0, result.output
     (summary,) = tmp_path.rglob("summary.json")
     assert json.loads(summary.read_text())["metrics"]["samples"] == 300
+
+
+@pytest.mark.parametrize("algorithm", [option.split("/")[1] for option in SHIPPED if option.startswith("algorithm/")])
+def test_every_method_trains_another_model(algorithm: str, data: Path) -> None:
+    """LeNet on augmented images in colour, of which a client has few of the hundred classes."""
+    method = config(f"algorithm={algorithm}").algorithm
+    size = ("K=10", "C=0.2", "J=1") if method.federated else () if method.J is None else ("K=2", "J=1")
+    run = trainer("dataset=cifar100", f"data={data}", f"algorithm={algorithm}", *size, "batch_size=8", "samples=16", engine="stacked")
+    before = run.state.model.clone()
+    while not run.finished:
+        run.run_round()
+    assert run.state.model.isfinite().all() and not torch.equal(run.state.model, before)
+
+
+def test_tests_compose_as_hydra_does() -> None:
+    """Each option by itself, put together: what one chooses in other groups, what is typed in the same group, and methods with datasets."""
+    words = ["algorithm=gossip_aga dataset=shakespeare optimizer=lamb scheduler=linear", "server=adam participation=oort uplink=topk"]
+    words += ["algorithm=diloco dataset=cifar100 server=sgd sharding=dirichlet model=small"]
+    for choices in map(str.split, words):
+        assert config(*choices) == typed(by_hydra(tuple(choices))), choices
 
 
 def test_every_registered_part_has_a_file() -> None:

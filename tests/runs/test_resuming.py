@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
 from fl_hydra.resolving import resolve
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.kills import FEDAVG, LOCALSGD, SMALL, digests, half_done, run_folder
 from tests.support.make import PROJECT, config, experiment
+from tests.support.small import finish
 
 
 @pytest.fixture(scope="module", params=[LOCALSGD, FEDAVG], ids=["localsgd", "fedavg"])
@@ -65,35 +67,63 @@ SCHEME = "participation=oort"
 
 
 def seven_rounds(choice: str) -> list[str]:
-    """A command of seven rounds with an option of conf."""
-    command = [choice, *SMALL, *([] if choice in METHODS else ["algorithm=fedavg"] if choice == SCHEME else ["algorithm=localsgd"])]
-    command += ["K=10", "C=0.3", "participation.dropout=0.2", "speeds=linear"] if choice == SCHEME else []
+    """A command of seven rounds, of which the last is cut, with an option of conf."""
+    command = [*([] if choice in METHODS else ["algorithm=fedavg"] if choice == SCHEME else ["algorithm=localsgd"]), choice, *SMALL]
+    command += ["participation.dropout=0.2", "speeds=linear"] if choice == SCHEME else []
     command += ["local_steps.spread=0.4"] if choice in RULES else []
-    command += [] if config(choice).algorithm.J is None else ["J=5"]
-    return [*command, f"samples={7 * (resolve(config(*command)).round_samples or 4 * 5 * 16)}"]
+    method = config(*command[:1]).algorithm
+    command += [] if method.J is None else ["J=3"]
+    command += ["K=10", "C=0.3"] if choice == SCHEME or (choice in METHODS and method.federated) else []
+    return [*command, f"samples={int(6.4 * (resolve(config(*command)).round_samples or 4 * 3 * 16))}"]
 
 
-@pytest.mark.parametrize("choice", [*OPTIMIZERS, *SERVERS])
-def test_every_state_goes_on_from_its_files(choice: str, tmp_path: Path) -> None:
-    """What an optimizer or a server keeps is all in the files of a checkpoint. Of schemes, tests of participation say the same."""
+@pytest.mark.parametrize("choice", [*METHODS, *RULES, *OPTIMIZERS, *SERVERS, SCHEME])
+def test_everything_goes_on_exactly_from_its_files(choice: str, tmp_path: Path) -> None:
+    """Interrupted twice, each time after a round that no checkpoint has, whatever is in conf ends as if nothing had happened.
+
+    Within this process: what differs when a process really dies is the same for all methods of a kind, whose runs the next test kills.
+    """
     e = experiment(*seven_rounds(choice))
-    whole, begun, resumed = (Trainer(e, client_folders=[tmp_path / name]) for name in ("whole", "clients", "clients"))
-    while not whole.finished:
-        whole.run_round()
-    for _ in range(4):
-        begun.run_round()
-    write_verified(tmp_path / "checkpoint.pt", begun.checkpoint())
-    resumed.restore(read_verified(tmp_path / "checkpoint.pt"))
-    assert resumed.sole_run.round == 4
-    while not resumed.finished:
-        resumed.run_round()
-    assert torch.equal(resumed.state.model, whole.state.model)
-    assert resumed.evaluate() == whole.evaluate()
+    whole = finish(Trainer(e, client_folders=[tmp_path / "whole"]))
+    for begun, part in ((False, 0.2), (True, 0.6), (True, 1)):
+        run = Trainer(e, client_folders=[tmp_path / "clients"])
+        if begun:
+            run.restore(read_verified(tmp_path / "checkpoint.pt"))
+        assert begun == (0 < run.sole_run.samples < e.budget)
+        while run.sole_run.samples < part * e.budget:
+            run.run_round()
+        if not run.finished:
+            write_verified(tmp_path / "checkpoint.pt", run.checkpoint())
+            run.run_round()
+    assert run.finished
+    for key, tensor in whole.state.tensors().items():
+        assert torch.equal(run.state.tensors()[key], tensor), key
+    assert run.evaluate() == whole.evaluate()
 
 
-@pytest.mark.parametrize("choice", [*METHODS, *RULES, "optimizer=lamb", "server=adam", SCHEME])
-def test_every_method_goes_on_exactly(choice: str, program: Program, tmp_path: Path) -> None:
-    """Killed after three rounds, and again in the middle of writing, whatever is in conf ends as if nothing had happened."""
+def declared(choice: str) -> set[str]:
+    """What a method declares or overrides that others do not: what its runs could keep, and lose."""
+    method = config(choice).algorithm
+    seams = {name for name in dir(Algorithm) if name[0] != "_" and getattr(type(method), name) is not getattr(Algorithm, name)}
+    return {f"{name}={getattr(method, name)}" if isinstance(getattr(method, name), bool) else name for name in seams - NAMES}
+
+
+NAMES = {"name", "option", "label", "variants", "K", "C", "check", "hyper", "form", "gradients_per_batch"}
+"""What says nothing about state."""
+
+
+def kinds() -> list[str]:
+    """As few methods as it takes to have everything that any of them declares; a new kind of method is among them by itself."""
+    traits = {choice: declared(choice) for choice in METHODS}
+    chosen: list[str] = []
+    while left := set().union(*traits.values()) - set().union(*(traits[choice] for choice in chosen)):
+        chosen.append(max(METHODS, key=lambda choice: len(traits[choice] & left)))
+    return chosen
+
+
+@pytest.mark.parametrize("choice", [*kinds(), "server=adam", SCHEME])
+def test_every_kind_of_method_survives_a_kill(choice: str, program: Program, tmp_path: Path) -> None:
+    """Killed after three rounds, and again in the middle of writing."""
     command = seven_rounds(choice)
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()

@@ -8,7 +8,7 @@ from tests.support.make import inner, kind
 SETTINGS = {
     "centralized": ("rounds=2",),
     "localsgd": ("K=4", "J=4", "samples=700"),  # the last round is cut, with rows that stop at different steps
-    "fedavg": ("K=10", "C=0.3", "J=3", "samples=700"),
+    "fedavg": ("K=10", "C=0.3", "J=3", "samples=380"),
 }
 PAIRS = [
     *((algorithm, inner(algorithm)) for algorithm in algorithms),

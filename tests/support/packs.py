@@ -20,9 +20,9 @@ DIFFERENT = {
     "centralized": [("seed=1",), ("seed=2", "optimizer.lr=0.03", "scheduler=cosine"), ("optimizer.momentum=0.5", "rounds=2")],
     "localsgd": [("samples=1000",), ("seed=1", "samples=1000", "optimizer.lr=0.03"), ("samples=700", "optimizer.weight_decay=0")],
     "fedavg": [
-        ("samples=700",),
-        ("samples=700", "seed=3", "sharding=classes", "N_c=2", "optimizer.lr=0.03"),
-        ("samples=1100", "participation.dropout=0.3", "scheduler=linear"),
+        ("samples=250",),
+        ("samples=250", "seed=3", "sharding=classes", "N_c=2", "optimizer.lr=0.03"),
+        ("samples=400", "participation.dropout=0.3", "scheduler=linear"),
     ],
 }
 """In what they differ; budgets too, so that their last rounds are cut at different times."""

@@ -16,7 +16,7 @@ from fl_hydra.seams.rows import Batch, Gradient, Rows
 from tests.support.exact import RecordingLocalSGD, assert_exact, module_of
 from tests.support.make import experiment, kind, trainer
 
-AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples=1155"), "fedavg": ("K=10", "C=0.3", "J=3", "samples=700")}
+AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples=1155"), "fedavg": ("K=10", "C=0.3", "J=3", "samples=380")}
 """Budgets that leave a part of a batch at the end, of other sizes to different rows."""
 
 

@@ -38,7 +38,8 @@ ROUGH = ("participation.dropout=0.4", "local_steps.spread=0.5")
 def of(name: str) -> tuple[str, ...]:
     """A few rounds of a method, of which the last is cut."""
     more = {"fedper": ("algorithm.personal_layers=BatchNorm2d",), "scaffold": ("optimizer=sgd",)}.get(name, ())
-    return (f"algorithm={name}", *SETTINGS[kind(name)], *more, "samples=400", "batch_size=8")
+    samples = 250 if kind(name) == "fedavg" else 400
+    return (f"algorithm={name}", *SETTINGS[kind(name)], *more, f"samples={samples}", "batch_size=8")
 
 
 def moved(run: Trainer) -> Trainer:
