@@ -26,7 +26,7 @@ def shape(config: Config, experiment: Experiment) -> str:
         "uplink": asdict(e.uplink),
         "steps": [e.K, e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
         "shows": sorted(e.participation.measures),
-        "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
+        "where": [config.device, config.engine, config.state_on, config.threads, config.checkpoint.seconds],
     }
     return json.dumps(common, sort_keys=True)
 
