@@ -50,6 +50,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 )
 
 SIZES = ("smoke", "short", "full")
+STATE_ON = ("auto", "device", "cpu", "disk")
 MOST = 10**9
 """The largest whole number of anything but a seed."""
 LARGEST = 1e30
@@ -165,6 +166,8 @@ class Config:
     """auto, loop, stacked, im2col, graph, graph-im2col or graph-loop. How gradients are computed: docs/performance.md."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    state_on: str = "auto"
+    """auto, device, cpu or disk. Where what a method keeps for its clients is held between their rounds; changes no result."""
     threads: int | None = None
     """CPU threads; null: one per core."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -198,6 +201,7 @@ class Config:
             )
         _one_of("precision", self.precision, tuple(PRECISIONS))
         _one_of("engine", self.engine, ("auto", *ENGINE_KINDS))
+        _one_of("state_on", self.state_on, STATE_ON)
         _one_of("size", self.size, SIZES)
         require(
             self.device in ("auto", "cpu", "cuda") or (self.device.startswith("cuda:") and self.device[5:].isdigit()),

@@ -14,8 +14,9 @@ from fl_hydra.files import CorruptFile, make_folder, read_verified, write_verifi
 from fl_hydra.runs.conditions import Conditions
 
 KEPT = 2
-FORMAT = 2
-"""Format of a checkpoint's content. Format 1 recorded neither its format nor its run."""
+FORMAT, READABLE = 3, (2, 3)
+"""Format of a checkpoint's content, and those that can be read. Format 1 recorded neither its format nor its run; in format 2 each client
+that keeps something had a file of its own."""
 SET_ASIDE_KEPT = 1
 """How many damaged checkpoints are kept for inspection until the run has ended."""
 
@@ -52,7 +53,7 @@ class Checkpoint:
         """
         if not isinstance(content, dict):
             raise CorruptFile("it is no checkpoint")
-        if (version := content.get("format", 1)) != FORMAT:
+        if (version := content.get("format", 1)) not in READABLE:
             raise CorruptFile(f"it is of format {version}, of another version of this program, which reads format {FORMAT}")
         try:
             values = {field.name: content[field.name] for field in fields(cls)}

@@ -27,7 +27,7 @@ def shape(config: Config, experiment: Experiment) -> str:
         "steps": [e.K, e.m, e.J, asdict(e.local_steps), e.batch_size, e.noise_scale, e.precision],
         "averages": e.swa is not None,
         "shows": sorted(e.participation.measures),
-        "where": [config.device, config.engine, config.threads, config.checkpoint.seconds],
+        "where": [config.device, config.engine, config.state_on, config.threads, config.checkpoint.seconds],
     }
     return json.dumps(common, sort_keys=True)
 

@@ -25,6 +25,7 @@ from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.runs.reader_files import ReaderFiles
 from fl_hydra.runs.sections import join_section
 from fl_hydra.runs.summary import FORMAT, SEAL, seal
+from fl_hydra.training.client_files import files_of
 from fl_hydra.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ class Recording:
             self._follower.held(b"")
         else:
             path = self.checkpoints.path(checkpoint.round)
-            self._follower.held(self.metrics.content, path, checkpoint.round, checkpoint.trainer["clients"])
+            self._follower.held(self.metrics.content, path, checkpoint.round, files_of(checkpoint.trainer["clients"]))
 
     # Its end
 

@@ -19,6 +19,7 @@ from fl_hydra.runs.failure import ForeignRun
 from fl_hydra.runs.folder import METRICS, TIMINGS
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.tracking.artifacts import CLIENTS, collection_of, sound_sha256, versions
+from fl_hydra.training.client_files import read_states
 
 if TYPE_CHECKING:
     from fl_hydra.config import Config
@@ -106,15 +107,15 @@ def _verified(version: Any, incoming: Path, experiment: Experiment, folder: Path
         raise ForeignRun(
             f"resume=wandb: {version.name} is a checkpoint of another configuration, {what}; leave resume out, or delete it at W&B"
         ) from error
-    for client, (round, digest) in checkpoint.trainer["clients"].items():
-        read_verified(incoming / CLIENTS / f"{client}-{round}.pt", digest)
+    for _ in read_states(incoming / CLIENTS, checkpoint.trainer["clients"]):
+        pass
     return checkpoint
 
 
 def _place(incoming: Path, checkpoint: Checkpoint, checkpoints: Checkpoints) -> None:
     clients = checkpoints.folder / CLIENTS
     make_folder(clients)
-    for path in sorted((incoming / CLIENTS).glob("*.pt")):
+    for path in sorted((incoming / CLIENTS).iterdir()):
         os.replace(path, clients / path.name)
     for name, content in ((METRICS, checkpoint.metrics), (TIMINGS, checkpoint.timings)):  # as if they had been written here
         write_atomically(checkpoints.folder.parent / name, content.encode())

@@ -57,7 +57,7 @@ def time_rounds(config: Config, experiment: Experiment) -> tuple[Cost, float]:
 
 
 def _trainer(config: Config, experiment: Experiment, device: str, folder: str) -> Trainer:
-    return Trainer(experiment, engine=config.engine, device=device, client_folders=[Path(folder)])
+    return Trainer(experiment, engine=config.engine, device=device, client_folders=[Path(folder)], state_on=config.state_on)
 
 
 def _train(trainer: Trainer, rounds: int | None) -> float:

@@ -37,6 +37,7 @@ def new_trainer(recordings: Sequence[Recording], wish: Wish, device: str, notify
         engine=wish.engine,
         device=device,
         client_folders=[recording.folder.checkpoints / "clients" for recording in recordings],
+        state_on=recordings[0].config.state_on,
         rows_at_once=wish.rows_at_once,
         samples_at_once=wish.samples_at_once,
         notify=notify,

@@ -59,8 +59,7 @@ class Staged:
         self.files: dict[str, Path] = {}
         try:
             self._keep(held.checkpoint, held.checkpoint.name)
-            for client, (round, _) in (held.clients or {}).items():
-                name = f"{client}-{round}.pt"
+            for name in held.clients:
                 self._keep(held.checkpoint.parent / CLIENTS / name, f"{CLIENTS}/{name}")
             self.sha256 = sound_sha256(self.files[held.checkpoint.name])
         except BaseException:

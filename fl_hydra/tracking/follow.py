@@ -83,8 +83,7 @@ class Following:
                         self._runs[str(followed.folder)] = follows
                 case "held" if follows := self._runs.get(message["run"]):
                     checkpoint = None if message["checkpoint"] is None else Path(message["checkpoint"])
-                    clients = {client: (round, digest) for client, round, digest in message["clients"]}
-                    follows.held(Held(message["lines"], checkpoint, message["round"], clients))
+                    follows.held(Held(message["lines"], checkpoint, message["round"], message["clients"]))
                 case "ended" if follows := self._runs.pop(message["run"], None):
                     follows.ended(message["status"])
                     self._ending.append(follows)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ LAST_SECONDS = 10.0
 class Follower:
     """Follows nothing: what `tracker=none` is."""
 
-    def held(self, rows: bytes, checkpoint: Path | None = None, round: int = 0, clients: Mapping[int, Any] | None = None) -> None:
+    def held(self, rows: bytes, checkpoint: Path | None = None, round: int = 0, clients: Sequence[str] = ()) -> None:
         """The run begins or goes on with these rows of metrics.jsonl, or a checkpoint holds them now."""
 
     def ended(self, status: str) -> None:
@@ -43,7 +43,7 @@ class ProcessFollower(Follower):
         self._tracker, self._followed, self._warn = tracker, followed, warn
         self._open = False
 
-    def held(self, rows: bytes, checkpoint: Path | None = None, round: int = 0, clients: Mapping[int, Any] | None = None) -> None:
+    def held(self, rows: bytes, checkpoint: Path | None = None, round: int = 0, clients: Sequence[str] = ()) -> None:
         followers = _followers(self._warn)
         if not self._open:
             self._open = True
@@ -55,7 +55,7 @@ class ProcessFollower(Follower):
                 "lines": rows.decode().splitlines(),
                 "checkpoint": None if checkpoint is None else str(checkpoint),
                 "round": round,
-                "clients": [[client, *reference] for client, reference in (clients or {}).items()],
+                "clients": list(clients),
             }
         )
 

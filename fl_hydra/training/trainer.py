@@ -55,6 +55,7 @@ class Trainer:
         engine: one of :data:`fl_hydra.training.engine_selection.ENGINES`, or `auto`.
         device: where.
         client_folders: for each run, where client state is written; None keeps it in memory.
+        state_on: where client state is held between a client's rounds: `auto`, `device`, `cpu` or `disk`.
         rows_at_once, samples_at_once: rows of a run that are trained in one block, and samples of a batch whose gradient is computed
             at once; None: a function of the configuration, fewer if memory is short. A run's last bits depend on them.
         notify: is told, in one line, what the user should know.
@@ -69,6 +70,7 @@ class Trainer:
         engine: str = "auto",
         device: str = "cpu",
         client_folders: Sequence[Path] | None = None,
+        state_on: str = "auto",
         rows_at_once: int | None = None,
         samples_at_once: int | None = None,
         notify: Callable[[str], None] = lambda line: None,
@@ -93,7 +95,8 @@ class Trainer:
         models, buffers = group.initial([experiment.seed for experiment in experiments])
         for index, (run, model, folder) in enumerate(zip(self.runs, models, folders, strict=True)):
             statistics = buffers["model"][index : index + 1] if "model" in buffers else None
-            run.clients = ClientStore(group.client_state(model[None], statistics, run.facts), folder)
+            initial = group.client_state(model[None], statistics, run.facts)
+            run.clients = ClientStore(initial, first.K, folder, state_on, len(experiments))
         states = [algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
         self.state = type(states[0]).together(states)
         self.state.server, self.state.buffers = self._outer_slots(), group.buffers_of_runs(buffers, first.m)

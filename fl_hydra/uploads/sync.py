@@ -19,6 +19,7 @@ from fl_hydra.errors import UserError, require
 from fl_hydra.files import CorruptFile, read_file, read_verified
 from fl_hydra.paths import OUTPUTS
 from fl_hydra.tracking.trackers.base import Followed, Held
+from fl_hydra.training.client_files import files_of
 
 if TYPE_CHECKING:
     from fl_hydra.tracking.trackers.wandb import Wandb
@@ -121,7 +122,7 @@ def _held(folder: Path) -> tuple[Held, str] | None:
         with suppress(CorruptFile):
             newest, path = Checkpoint.of(read_verified(checkpoints.path(round))), checkpoints.path(round)
             break
-    clients = {} if newest is None else {client: tuple(reference) for client, reference in newest.trainer["clients"].items()}
+    clients = () if newest is None else files_of(newest.trainer["clients"])
     try:
         ended = read_ended(folder)
     except CorruptFile:

@@ -249,4 +249,4 @@ SEALED: dict[str, Damage] = {
 
 def damages(kind: str) -> dict[str, Damage]:
     """Those for one kind of file."""
-    return {**ANY, **(SEALED if kind in ("checkpoint", "client state") else TEXT)}
+    return {**ANY, **({} if kind == "client state" else SEALED if kind == "checkpoint" else TEXT)}

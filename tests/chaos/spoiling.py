@@ -23,7 +23,7 @@ def damage(stage: Stage, state: str) -> None:
     combinations.sort(key=lambda pair: pair[0] in ("lock", "section", "config"))  # those that decide results come first
     file, name = combinations[stage.event.turn % len(combinations)]
     stage.state(state)
-    if file == "client state" and not any(stage.outputs.rglob("clients/*.pt")):
+    if file == "client state" and not any(stage.outputs.rglob("clients/*.rows")):
         instead = PACKS[0] if stage.setting.pack else methods("localsgd")[0]
         stage.what.append(instead.name)
         stage.reference = referred(instead, stage.reference.folder.parent)
@@ -57,7 +57,8 @@ def _named(outputs: Path, place: Path) -> Path | None:
     exact = run.joinpath(*place.parts[3:])
     if exact.is_file():
         return exact
-    alike = sorted(exact.parent.glob("*.pt" if exact.suffix == ".pt" else exact.name)) if exact.parent.is_dir() else []
+    pattern = f"*{exact.suffix}" if exact.suffix in (".pt", ".rows") else exact.name
+    alike = sorted(exact.parent.glob(pattern)) if exact.parent.is_dir() else []
     return alike[-1] if alike else None
 
 

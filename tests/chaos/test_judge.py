@@ -122,7 +122,7 @@ def test_what_counts_as_a_line_and_what_as_rude(reference: Reference) -> None:
 def test_kinds_of_files_are_told_under_temporary_names_too() -> None:
     kinds = {
         f"{RUN}/checkpoints/.round-000000003.pt.77.tmp": "checkpoint",
-        f"{RUN}/checkpoints/clients/3-7.pt": "client state",
+        f"{RUN}/checkpoints/clients/7-10-3fa9.rows": "client state",
         f"{RUN}/.summary.json.77.tmp": "summary",
         f"{RUN}/.lock": "lock",
         f"{RUN}": "folder",

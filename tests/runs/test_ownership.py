@@ -252,9 +252,10 @@ def test_of_many_who_take_over_at_once_one_succeeds(claimed: bool, links: bool, 
     assert not list(tmp_path.glob(".owner*")) and not list(tmp_path.glob("*.tmp"))
 
 
-def test_client_state_is_not_written_for_a_run_that_is_lost_meanwhile(tmp_path: Path) -> None:
+def test_client_state_is_not_written_for_a_run_that_is_lost_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files are written one after the other: each asks before it."""
-    store = ClientStore({"velocity": torch.zeros(1, 3, dtype=torch.float64)}, tmp_path)
+    monkeypatch.setattr("fl_hydra.training.client_files.FILE_BYTES", 1)  # a file for each client
+    store = ClientStore({"velocity": torch.zeros(1, 3, dtype=torch.float64)}, 4, tmp_path)
     store.check_out(np.arange(4), 0, {"velocity": torch.ones(4, 3, dtype=torch.float64)})
     asked: list[int] = []
 

@@ -15,6 +15,7 @@ import torch
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
 from fl_hydra.resolving import resolve
+from fl_hydra.training.client_files import file_of
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.kills import FEDAVG, LOCALSGD, SMALL, digests, half_done, run_folder
@@ -205,7 +206,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, which:
     newest = max((folder / "checkpoints").glob("round-*.pt"))
     if which == "client state":
         clients = read_verified(newest)["trainer"]["clients"]
-        damage(folder / "checkpoints" / "clients" / f"1-{clients[1][0]}.pt")
+        damage(folder / "checkpoints" / "clients" / file_of(1, clients[1]))
     else:
         damage(newest)
     again = program(*LOCALSGD, cwd=tmp_path)
@@ -234,7 +235,7 @@ def test_damaged_client_state_of_every_checkpoint_leaves_nothing_behind(
     command, expected = whole
     program(*command, cwd=tmp_path, kill={"kind": "round", "n": 12})
     folder = run_folder(tmp_path)
-    for path in [*(folder / "checkpoints").glob("clients/*.pt")] or (folder / "checkpoints").glob("round-*.pt"):
+    for path in [*(folder / "checkpoints").glob("clients/*.rows")] or (folder / "checkpoints").glob("round-*.pt"):
         damage_flipped(path)
     (folder / "checkpoints" / "round-000000001 (1).pt").write_bytes(b"a copy that a synchronised drive made")
     (folder / "environment.json").write_text("[]")
@@ -248,7 +249,7 @@ def test_two_checkpoints_are_kept_and_client_files_are_collected(program: Progra
     program(*LOCALSGD, cwd=tmp_path)
     checkpoints = run_folder(tmp_path) / "checkpoints"
     assert len(list(checkpoints.glob("round-*.pt"))) == 2
-    assert len(list((checkpoints / "clients").iterdir())) == 2 * 3
+    assert len(list((checkpoints / "clients").iterdir())) == 2, "one for all clients of a checkpoint"
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(

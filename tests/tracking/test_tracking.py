@@ -152,10 +152,10 @@ def test_staged_files_outlive_their_deletion_and_a_damaged_checkpoint_is_not_sta
     from fl_hydra.tracking.artifacts import Staged
 
     (tmp_path / "clients").mkdir()
-    checkpoint, client = tmp_path / "round-000000003.pt", tmp_path / "clients" / "7-3.pt"
+    checkpoint, client = tmp_path / "round-000000003.pt", tmp_path / "clients" / "3-1-7.rows"
     write_verified(checkpoint, {"round": 3})
     write_verified(client, {"x": 1})
-    held = Held([], checkpoint, 3, {7: (3, "")})
+    held = Held([], checkpoint, 3, [client.name])
     staged = Staged(held, tmp_path / "staged")
     content = checkpoint.read_bytes()
     checkpoint.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -32,13 +32,13 @@ class Held:
     """What a run's newest checkpoint holds.
 
     lines: the rows of metrics.jsonl, of which row n, counted from 0, is step n. checkpoint: its file; None where there is none. round: that
-    it comes after. clients: by client the round of its last change and the beginning of its file's digest.
+    it comes after. clients: names of the files of client state that it refers to.
     """
 
     lines: list[str]
     checkpoint: Path | None = None
     round: int = 0
-    clients: dict[int, tuple[int, str]] | None = None
+    clients: Sequence[str] = ()
 
 
 class Follows(Protocol):
