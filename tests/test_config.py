@@ -26,7 +26,7 @@ from tests.support.make import PROJECT, by_hydra, config, experiment, trainer
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
 for option in ("dataset/shakespeare", "dataset/shakespeare_sequences", "model/lstm", "sharding/natural"):
     SHIPPED.remove(option)  # for text: see test_shakespeare.py
-NEEDS = {"sharding/classes": ["N_c=2"], "participation/all": ["C=1"], "participation/skewed": ["gamma=0.5"]}
+NEEDS = {"sharding/classes": ["N_c=10"], "participation/all": ["C=1"], "participation/skewed": ["gamma=0.5"]}
 
 
 SEES_SAMPLES = ("dataset", "model", "sharding")
