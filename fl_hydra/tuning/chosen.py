@@ -97,13 +97,16 @@ def with_chosen(compose: Callable[[list[str]], DictConfig], overrides: Sequence[
     outputs = Path(str(composed.outputs)).expanduser()
     choices = read_chosen(str(name), outputs)
     fitting = [each for each in choices if all(_same(composed, overrides, key, value) for key, value in each.where.items())]
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    if len(fitting) > 1:  # algorithm=fedadam is FedAvg too, with another server: what is typed decides
+        typed = [[f"{key}={value}" for key, value in each.where.items() if key in groups() and key in given] for each in fitting]
+        fitting = [each for each, words in zip(fitting, typed, strict=True) if set(words) <= set(overrides)] or fitting
     there = "; ".join(" ".join(f"{key}={value}" for key, value in each.where.items()) for each in choices)
     require(
         len(fitting) == 1,
         f"tuned={name}: {'no choice is' if not fitting else f'{len(fitting)} choices are'} for this run; {file_of(str(name), outputs)} "
         f"has: {there}",
     )
-    given = {word.lstrip("+").partition("=")[0] for word in overrides}
     values = fitting[0].values
     # A rate that was chosen for AdamW means nothing to the optimizer that was typed in its place.
     other = {key for key, value in values.items() if key in groups() and key in given and f"{key}={value}" not in overrides}

@@ -30,6 +30,7 @@ TORCH_OUTER: list[tuple[str, Any, dict[str, Any]]] = [
     ("server=sgd", torch.optim.SGD, {"lr": 1.0}),
     ("server=sgd server.lr=0.6 server.momentum=0.5 server.weight_decay=0.1", torch.optim.SGD, {"lr": 0.6, "momentum": 0.5}),
     ("server=lookahead", torch.optim.SGD, {"lr": 0.5}),
+    ("server=fedavgm", torch.optim.SGD, {"lr": 1.0, "momentum": 0.9}),
     ("server=nesterov", torch.optim.SGD, {"lr": 0.7, "momentum": 0.9, "nesterov": True}),
     ("server=adam", torch.optim.Adam, {}),
     ("server=adam server.weight_decay=0.1 server.beta1=0.7", torch.optim.Adam, {"betas": (0.7, 0.999)}),
@@ -42,6 +43,9 @@ TORCH_OUTER: list[tuple[str, Any, dict[str, Any]]] = [
     ("server=rmsprop", torch.optim.RMSprop, {}),
     ("server=adadelta", torch.optim.Adadelta, {}),
 ]
+
+OTHERS = {"slowmo", "fedadagrad", "fedadam", "fedyogi"}
+"""Those that torch.optim does not have; test_slowmo.py and test_fedopt.py are about them."""
 
 
 @pytest.mark.parametrize(("settings", "torch_class", "keywords"), TORCH_OUTER, ids=[settings for settings, _, _ in TORCH_OUTER])
@@ -64,7 +68,7 @@ def test_outer_optimizer_is_torchs_on_the_pseudo_gradient(settings: str, torch_c
 
 def test_every_outer_optimizer_is_compared() -> None:
     shipped = {file.stem for file in (PROJECT / "conf" / "server").glob("*.yaml")}
-    assert {settings.split()[0].removeprefix("server=") for settings, _, _ in TORCH_OUTER} == shipped - {"slowmo"}
+    assert {settings.split()[0].removeprefix("server=") for settings, _, _ in TORCH_OUTER} == shipped - OTHERS
 
 
 def test_outer_clipping_bounds_the_pseudo_gradient() -> None:

@@ -78,3 +78,24 @@ def test_the_best_of_a_grid_is_chosen_by_means_over_its_seeds(program: Program, 
     write_chosen("clients", tmp_path / "outputs", choices)
     taken = program("algorithm=fedavg", "K=8", "C=0.5", "rounds=1", *TINY, "tuned=clients", cwd=tmp_path)
     assert taken.status == 0 and "finished before" in taken.output
+
+
+def test_what_is_typed_decides_between_methods_of_one_class(tmp_path: Path) -> None:
+    """algorithm=fedadam is FedAvg with another server, so that a choice for algorithm=fedavg would fit it too."""
+    from hydra import compose, initialize_config_dir
+
+    from fl_hydra.paths import CONF
+    from fl_hydra.schema import register_schema
+    from fl_hydra.tuning.chosen import Chosen, with_chosen, write_chosen
+
+    register_schema()
+    rates = {"fedavg": 0.3, "fedadam": 0.02}
+    made = [
+        Chosen({"algorithm": name}, {"optimizer.lr": lr}, "val/acc", 0.5, "study", 4, [100], "2026-01-01") for name, lr in rates.items()
+    ]
+    write_chosen("rates", tmp_path, made)
+    for name, lr in rates.items():
+        typed = [f"algorithm={name}", "tuned=rates"]
+        with initialize_config_dir(str(CONF)):
+            found = with_chosen(lambda more, typed=typed: compose("config", [*typed, f"outputs='{tmp_path}'", *more]), typed)  # type: ignore[misc]
+        assert found.optimizer.lr == lr
