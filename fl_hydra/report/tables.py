@@ -241,8 +241,8 @@ def _hidden(results: Results, table: CostTable) -> list[str]:
     if not _privacy(results, table):
         return [f"{MISSING}."]
     return [
-        f"epsilon: of all models of a run, for another client in place of one, at delta {listed([f'{delta:.2g}' for delta in deltas])}. It "
-        "is not of accuracies and losses, to which no noise is added."
+        f"epsilon: of all models of a run, for another client in place of one, at delta {listed([f'{delta:.2g}' for delta in deltas])}; "
+        "accuracies and losses are not covered, as no noise is added to them."
     ]
 
 
