@@ -57,7 +57,8 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
 
 
 def _uploads(row: Row, config: Configuration) -> float:
-    return float(row["bytes_up"]) / max(config["K"], config.get("data_parallel", 1))
+    workers: int = max(config["K"], config.get("data_parallel", 1))
+    return float(row["bytes_up"]) / workers
 
 
 def delta_of(config: Configuration, table: CostTable) -> float | None:

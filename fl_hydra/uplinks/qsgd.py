@@ -57,7 +57,8 @@ class QSGD(Uplink):
         scaled = (buckets.abs() * (self.levels / norms.clamp(min=1e-30))).clamp(max=self.levels)
         lower = scaled.floor()
         levels = lower + (draws < scaled - lower)
-        return (norms * buckets.sign()).mul_(levels).div_(self.levels)
+        sent: Tensor = norms * buckets.sign() * levels / self.levels
+        return sent
 
     def _length(self, width: int) -> int:
         """Entries of a bucket."""

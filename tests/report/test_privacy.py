@@ -25,7 +25,7 @@ def test_tables_have_epsilon_where_a_run_has_one(tmp_path: Path, monkeypatch: py
     assert expected is not None and float(found["1.5"]["epsilon mean"]) == expected
     assert [row["epsilon mean"] for name, row in found.items() if name != "1.5"] == ["", ""], "nobody is hidden there"
     text = (tmp_path / "report" / "mine.md").read_text()
-    assert "for another client in place of one, at delta 0.014." in text and f"| {expected:.3f} |" in text
+    assert "for another client in place of one, at delta 0.014;" in text and f"| {expected:.3f} |" in text
 
 
 def test_without_the_library_the_table_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
