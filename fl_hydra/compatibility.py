@@ -178,6 +178,26 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "exchanges something else; leave uplink out",
     ),
     (
+        lambda c: not c.config.uplink.private or c.algorithm.sends_mean_alone,
+        "uplink={c.config.uplink.name}: hides a client in the mean of a round, and the server of algorithm={c.algorithm.option} learns "
+        "more than that mean; choose algorithm=fedavg, say, or leave uplink out",
+    ),
+    (
+        lambda c: not c.config.uplink.private or c.participation.even,
+        "participation={c.participation.name}: some clients are more likely to take part than others, or it asks them, and "
+        "uplink={c.config.uplink.name} needs all to be equally likely; choose participation=uniform",
+    ),
+    (
+        lambda c: not c.config.uplink.private or not c.participation.dropout,
+        "participation.dropout={c.participation.dropout}: uplink={c.config.uplink.name} divides by a fixed number of clients, all of which "
+        "report; leave it out",
+    ),
+    (
+        lambda c: not c.config.uplink.private or not c.local_steps.measures,
+        "local_steps={c.local_steps.name}: chooses J by what clients measure, without noise; with uplink={c.config.uplink.name} choose a "
+        "rule that measures nothing, as local_steps=linear",
+    ),
+    (
         lambda c: c.m == c.K or c.participation.name != "all",
         "C={c.C}: participation=all takes every client; choose participation=uniform or leave C out",
     ),

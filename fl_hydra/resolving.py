@@ -141,6 +141,9 @@ def notes(config: Config) -> list[str]:
         K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1
         if K >= 1 and 0 < C <= 1 and not math.isclose(C * K, m := cohort(C, K)):
             told.append(f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (rounded, halves to even)")
+    if config.uplink.private:
+        e = resolve(config)
+        told.append(config.uplink.note(e.K, e.m, e.rounds))
     return told
 
 

@@ -198,6 +198,13 @@ class Algorithm(Component):
         return self.ends_with_mean and not self.coupled and not self.event_driven
 
     @property
+    def sends_mean_alone(self) -> bool:
+        """Whether the server learns nothing of clients but the weighted mean of their changes of its model, which is in `outer`. A method
+        that uses what it knows of other clients, such as their labels, is to say that it does not."""
+        more = self.needs_ends or self.own_starts or self.concludes or self.messages
+        return self.federated and self.takes_uplink and not more
+
+    @property
     def global_model(self) -> bool:
         """Whether there is a global model to evaluate (:meth:`models`); if not, its figures are null."""
         return True

@@ -112,6 +112,9 @@ class Participation(Component):
     suits_all: ClassVar[bool] = False
     """Whether the scheme also makes sense when everyone takes part; others refuse C=1, which leaves them no choice."""
 
+    even: ClassVar[bool] = False
+    """Whether all sets of m clients are equally likely in every round, whatever happened before."""
+
     weighs: ClassVar[bool] = False
     """Whether its weights need not sum to 1; then only methods that use nothing but a round's weighted mean can use the scheme."""
 

@@ -21,6 +21,7 @@ class Everyone(Participation):
     name: str = "all"
 
     suits_all: ClassVar[bool] = True
+    even: ClassVar[bool] = True
 
     def cohort(self, round: Round) -> Cohort:
         return Cohort(round.clients)
@@ -34,6 +35,7 @@ class Uniform(Participation):
     name: str = "uniform"
 
     suits_all: ClassVar[bool] = True
+    even: ClassVar[bool] = True
 
     def cohort(self, round: Round) -> Cohort:
         return Cohort(uniformly(round.clients, round.m, round.rng("cohort")))

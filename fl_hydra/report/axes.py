@@ -65,6 +65,17 @@ def _scheduler(config: Configuration) -> str:
     return f"scaled {scheduler['name']}" if scheduler.get("scale_batch", "none") != "none" else str(scheduler["name"])
 
 
+def _uplink(config: Configuration) -> Value:
+    """What is sent of a vector: the option, and how much of it."""
+    uplink = config.get("uplink", {})
+    match name := uplink.get("name", "none"):
+        case "topk" | "randomk":
+            return f"{name} {uplink['fraction']:g}"
+        case "qsgd":
+            return f"qsgd {(2 * uplink['levels']).bit_length()} bits"
+    return str(name)
+
+
 def _part(group: str) -> Callable[[Configuration], Value]:
     return lambda config: config.get(group, {}).get("name")
 
@@ -86,7 +97,7 @@ AXES: Mapping[str, Axis] = {
         Axis("participation", "participation", _part("participation")),
         Axis("speeds", "speeds of the workers", _part("speeds")),
         Axis("local_steps", "rule for J", _part("local_steps")),
-        Axis("uplink", "uplink", lambda config: config.get("uplink", {}).get("name", "none")),
+        Axis("uplink", "uplink", _uplink),
         Axis("algorithm.topology", "topology", _key("algorithm.topology")),
         Axis("algorithm.momentum", "momentum after averages", _key("algorithm.momentum")),
         Axis("K", "number of clients or workers K", _key("K"), log=True),

@@ -117,11 +117,15 @@ class Device:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The contents of `conf/cost.yaml`: networks, devices and the collective for which costs are computed."""
+    """The contents of `conf/cost.yaml`: networks, devices and the collective for which costs are computed.
+
+    delta: at which epsilon of private runs is stated; None: K^-1.1.
+    """
 
     networks: Sequence[Network]
     devices: Sequence[Device]
     collective: str
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -297,11 +301,11 @@ def read_table(path: Path = TABLE) -> CostTable:
 
 
 KEYS = ("collective", "networks", "devices")
-"""The table's keys, all of which are required."""
+"""The table's keys that are required; `delta` is another one."""
 
 
 def _table(content: Any) -> CostTable:
-    _check_keys("", content, KEYS)
+    _check_keys("", content, (*KEYS, "delta"))
     missing = [key for key in KEYS if key not in content]
     require(not missing, f"{', '.join(missing)}: missing; needed are {', '.join(KEYS)}")
     collective = content["collective"]
@@ -311,7 +315,11 @@ def _table(content: Any) -> CostTable:
     for name, given in _entries("devices", content["devices"]):
         _check_keys(f"devices.{name}: ", given, ("samples_per_second", "flops_per_second"))
         devices.append(Device(name, **{key: _number(f"devices.{name}: {key}", value) for key, value in given.items()}))
-    return CostTable(list(networks.values()), devices, collective)
+    delta = content.get("delta")
+    if delta is not None:
+        delta = _number("delta", delta)
+        require(0 < delta < 1, f"delta={delta:g}: must be above 0 and below 1; null: K^-1.1 of each run")
+    return CostTable(list(networks.values()), devices, collective, delta)
 
 
 def _networks(content: Any) -> dict[str, Network]:

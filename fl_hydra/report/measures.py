@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_hydra.errors import require
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
+from fl_hydra.uplinks.accountant import epsilon, usual_delta
 
 Row = Mapping[str, Any]
 Configuration = Mapping[str, Any]
@@ -55,6 +56,31 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
     return of
 
 
+def _uploads(row: Row, config: Configuration) -> float:
+    workers: int = max(config["K"], config.get("data_parallel", 1))
+    return float(row["bytes_up"]) / workers
+
+
+def delta_of(config: Configuration, table: CostTable) -> float | None:
+    """The delta at which epsilon of a run is stated; None if it hides nobody."""
+    uplink = config.get("uplink", {})
+    if uplink.get("name") != "dp" or not uplink["noise_multiplier"]:
+        return None
+    return usual_delta(config["K"]) if table.delta is None else table.delta
+
+
+def privacy(table: CostTable) -> Measure:
+    """Epsilon of private runs, which takes half a second for each number of rounds, so that it is only in tables of final models."""
+
+    def of(row: Row, config: Configuration) -> float | None:
+        delta = delta_of(config, table)
+        if delta is None:
+            return None
+        return epsilon(config["K"], config["m"], config["uplink"]["noise_multiplier"], row["round"], delta)
+
+    return Measure("epsilon", "epsilon", of)
+
+
 def measures(table: CostTable) -> dict[str, Measure]:
     """Measures by name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
     by the workers or clients; messages to and from a server both count, one between two workers counts once.
@@ -81,6 +107,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),
         Measure("payload", "payload per worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
+        Measure("up", "uploads per worker, MB", lambda row, config: _uploads(row, config) / 1e6),
         Measure("bytes", "communication per worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),
         Measure("seconds", "simulated time, s", _cost(lambda ledger: computing_seconds(ledger, device) + ledger.delay)),
         *map(on, table.networks),

@@ -12,7 +12,7 @@ from fl_hydra.report.axes import axis, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import escaped, join, key
 from fl_hydra.report.marks import POINT, best_of, furthest, lines, reachable, reference
-from fl_hydra.report.measures import Measure, measure, measures
+from fl_hydra.report.measures import Measure, measure, measures, privacy
 from fl_hydra.report.results import Results, Setting, Statistic, narrowed
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
@@ -402,7 +402,7 @@ def numbers(results: Results, said: Sequence[Sequence[Sentence]], table: CostTab
     """
     found: dict[str, str] = {}
     for setting in results.drawn:
-        for of in measures(table).values():
+        for of in (*measures(table).values(), privacy(table)):
             if statistic := setting.final(of):
                 join(found, {part.name: part.text for part in _figure(results, setting, of, statistic) if isinstance(part, Number)})
     for sentence in itertools.chain.from_iterable(said):

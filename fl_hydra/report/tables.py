@@ -16,11 +16,12 @@ from fl_hydra.report.axes import AXES, Axis
 from fl_hydra.report.commands import portable
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import code, escaped, key
-from fl_hydra.report.measures import Measure, measures
+from fl_hydra.report.measures import Measure, delta_of, measures, privacy
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import Search, how, searches, tuned_values
 from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
+from fl_hydra.uplinks.accountant import MISSING
 
 RESULTS = ("val/acc", "test/acc", "test/loss", "round", "samples")
 COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "seconds")
@@ -75,7 +76,8 @@ def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequen
     show(results, table)
     stem = target / results.name
     known = measures(table)
-    written = _write(stem, results_csv(results, [known[name] for name in RESULTS]), results_table(results, spec, table))
+    shown = [*(known[name] for name in RESULTS), *_privacy(results, table)]
+    written = _write(stem, results_csv(results, shown), results_table(results, spec, table))
     if any(setting.final(known["seconds"]) for setting in results.settings):
         written += _write(stem.with_name(f"{stem.name}-cost"), costs_csv(results, table), costs_table(results, spec, table))
     found = searches(results, studies)
@@ -202,7 +204,7 @@ def _representatives(results: Results, known: Mapping[str, Measure], cheapest: b
 def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
     """The final models of every setting; with `most`, of only that many (:func:`_foremost`), in the section's order."""
     known = measures(table)
-    shown = [known[name] for name in columns]
+    shown = [*(known[name] for name in columns), *_privacy(results, table)]
     subject = _subject(results, spec)
     kept = results.settings if most is None else _foremost(results, subject, known["val/acc"])[:most]
     settings = [setting for setting in results.settings if setting in kept]
@@ -220,10 +222,28 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     header = [*header, *(each.title for each in shown), "n", "status"]
     header, rows, once = _without_constants(header, rows, keep=[each.title for each in shown if each.name.endswith("acc")])
     left = len(results.settings) - len(settings)
-    notes = [*_seeds(results), *_bold(bold, settings), *once, *common(results)]
+    notes = [*_seeds(results), *_bold(bold, settings), *once, *_hidden(results, table), *common(results)]
     each = f"Of each {column(subject)} the best by validation, then the best of the others" if subject else "The best by validation"
     notes += [f"{each}: {len(settings)} of {len(results.settings)}; all are in {results.name}.csv."] if left else []
     return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
+
+
+def _privacy(results: Results, table: CostTable) -> list[Measure]:
+    """Epsilon, if it is known of a setting."""
+    return [privacy(table)] if any(setting.final(privacy(table)) for setting in results.settings) else []
+
+
+def _hidden(results: Results, table: CostTable) -> list[str]:
+    """A note on what epsilon is, if runs are private."""
+    deltas = sorted({delta for setting in results.drawn if (delta := delta_of(setting.config, table)) is not None})
+    if not deltas:
+        return []
+    if not _privacy(results, table):
+        return [f"{MISSING}."]
+    return [
+        f"epsilon: of all models of a run, for another client in place of one, at delta {listed([f'{delta:.2g}' for delta in deltas])}; "
+        "accuracies and losses are not covered, as no noise is added to them."
+    ]
 
 
 def _bold(bold: Sequence[Setting], settings: Sequence[Setting]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from itertools import islice
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -124,9 +125,10 @@ class LocalPhase:
         if part.plan.residual_weight:  # x + sum of q_k (w_k - x), where weights q do not sum to 1
             mean.add_(part.state.model, alpha=part.plan.residual_weight)
         if self._uplink.at_server:
-            change = mean - part.state.model
-            self._uplink.arrive(change, part.server_stream)
-            torch.add(part.state.model, change, out=mean)
+            shared = self._group.shared  # personal parameters are not sent
+            change = shared.of(mean - part.state.model)
+            self._uplink.arrive(change, part.reports, part.server_stream)
+            shared.write(mean, shared.of(part.state.model) + change)
         return mean
 
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
@@ -318,6 +320,7 @@ class LocalPhase:
         slots = {key.removeprefix(prefix): kept[rows] for key, kept in self._group.buffers.kept.items() if key.startswith(prefix)}
         assert part.uplink_streams is not None
         streams = part.uplink_streams[rows.start - part.rows.start : rows.stop - part.rows.start]
+        streams = streams ^ crc32(name.encode())  # each vector has draws of its own; the model's are those of the client
         if not self._group.personal.width:
             self._uplink.encode(vectors, slots, streams)
             return

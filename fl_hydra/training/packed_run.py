@@ -53,6 +53,11 @@ class PackedRun:
         )
         labels, classes = sample_owners.labels, experiment.dataset_info.classes
         count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
+        require(
+            owners == K or not experiment.uplink.private,
+            f"uplink={experiment.uplink.name}: {K - owners} of {K} clients have no samples and are never drawn, which tells who they are; "
+            f"choose a smaller K, or a sharding that gives every client samples",
+        )
         self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels)
         """The run's constants, for its method."""
         self.sampler = ShardSampler(shards, experiment.seed)

@@ -89,8 +89,9 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     mixing = [e.algorithm.mixing(len(ids), J, j, steps, run.traffic.steps) if J is not None else None for j in range(steps)]
     # In a whole round every row counts fully, however many steps it takes; in a cut one, by the fraction that it completes.
     by_size = samples * (wanted.max() / wanted) * (run.shard_sizes[ids] if e.algorithm.federated else 1.0)
+    own = np.ones(len(ids)) if e.uplink.private else by_size if cohort.weights is None else cohort.weights
     reports = e.participation.reports(ids, e.seed, run.round)
-    weights = (by_size if cohort.weights is None else cohort.weights) * reports
+    weights = own * reports
     residual_weight = 0.0
     if not weights.any():  # nobody reports, or in a cut round only rows without samples
         reports = np.zeros_like(reports)

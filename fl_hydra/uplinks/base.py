@@ -11,6 +11,8 @@ from fl_hydra.registry import Component, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fl_hydra.seams.layout import Layout
+
 
 @dataclass
 class Uplink(Component):
@@ -25,29 +27,42 @@ class Uplink(Component):
     at_server: ClassVar[bool] = False
     """Whether :meth:`arrive` does something."""
 
+    private: ClassVar[bool] = False
+    """Whether models must not tell what one client holds: then clients have equal weights, and whatever would learn of them past the
+    uplink is refused (:mod:`fl_hydra.compatibility`)."""
+
     @property
     def slots(self) -> dict[str, SlotWidth]:
         """Names of the state that each client keeps for each vector that it sends: as many numbers as the vector ("row") or one
         ("scalar"), initially 0."""
         return {}
 
-    def check(self, size: int) -> None:
-        """Refuse models, of `size` numbers, that it cannot encode.
+    def check(self, layout: Layout) -> None:
+        """Refuse models that it cannot encode.
 
         Raises:
             UserError: naming what works.
         """
+
+    def note(self, K: int, m: int, rounds: int | None) -> str:
+        """If `private`: what is told before training. K: clients. m: of a round. rounds: of the run; None if their number is not known."""
+        return ""
 
     def encode(self, vectors: Tensor, slots: dict[str, Tensor], streams: Tensor) -> None:
         """Replace vectors [rows, width] by what the server decodes, in place, each row independently.
 
         Args:
             slots: state of each row's client, by name, changed in place.
-            streams: int64 [rows], 32-bit numbers that identify each row's draws in this round (:func:`fl_hydra.randomness.hash_uniform`).
+            streams: int64 [rows], 32-bit numbers that identify each row's draws for this vector (:func:`fl_hydra.randomness.hash_uniform`).
         """
 
-    def arrive(self, total: Tensor, stream: int) -> None:
-        """If `at_server`: change the weighted sum [1, width] of what arrived, in place. stream: identifies the server's draws."""
+    def arrive(self, change: Tensor, clients: int, stream: int) -> None:
+        """If `at_server`: change the weighted mean [1, width] of the changes that arrived, in place, once a round.
+
+        Args:
+            clients: their number.
+            stream: identifies the server's draws in this round.
+        """
 
     def size(self, width: int, each: int) -> int:
         """Bytes that a vector of `width` numbers of `each` bytes takes on the wire."""
