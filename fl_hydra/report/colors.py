@@ -51,6 +51,10 @@ METHODS = {
     "MimeLite": "#3355FF",
     "FedASAM": "#7700BB",
     "FedSpeed": "#0000FF",
+    "FedLC": "#00A5A5",
+    "FedRS": "#8C510A",
+    "FedDecorr": "#7B68EE",
+    "FedIR": "#556B2F",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
