@@ -116,6 +116,9 @@ class Algorithm(Component):
     """Numeric fields that change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
     which differ in them train together."""
 
+    reads_features: ClassVar[bool] = False
+    """Whether it reads features, the inputs of the last linear layer, which a model must then have."""
+
     row_facts: ClassVar[tuple[str, ...]] = ()
     """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 
@@ -222,6 +225,11 @@ class Algorithm(Component):
         Raises:
             UserError: naming what works.
         """
+        require(
+            layout.head is not None or not self.reads_features,
+            f"algorithm={self.option}: reads the features that the last linear layer of a model gets, and this one has no linear layer; "
+            "choose a model that ends with one",
+        )
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""

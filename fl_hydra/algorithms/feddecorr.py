@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fl_hydra.algorithms.base import Algorithm, algorithms
-from fl_hydra.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.seams.layout import Layout
     from fl_hydra.seams.rows import Batch, Gradient, Outputs, Rows
 
 EPSILON = 1e-8
@@ -35,12 +33,10 @@ class FedDecorr(Algorithm):
     """Weight of the correlations; 0: FedAvg."""
 
     hyper: ClassVar[tuple[str, ...]] = ("beta",)
+    reads_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check_not_negative("beta")
-
-    def check_layout(self, layout: Layout) -> None:
-        require(layout.head is not None, "algorithm=feddecorr: the model has no linear layer, whose input would be its features")
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         beta = rows.hyper["beta"][:, 0]

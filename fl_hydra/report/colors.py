@@ -55,6 +55,7 @@ METHODS = {
     "FedRS": "#8C510A",
     "FedDecorr": "#7B68EE",
     "FedIR": "#556B2F",
+    "MOON": "#C0A000",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

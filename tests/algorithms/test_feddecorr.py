@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.feddecorr import decorrelated
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
+from fl_hydra.models.small import Small
 from fl_hydra.seams.rows import Outputs
 from tests.support.losses import SMALL, assert_fedavg
 from tests.support.make import experiment, trainer
@@ -73,3 +77,14 @@ def test_features_correlate_less() -> None:
 def test_what_it_cannot_go_with() -> None:
     with pytest.raises(UserError, match=r"algorithm\.beta=-0.1: must be 0 or more"):
         experiment("algorithm=feddecorr", "algorithm.beta=-0.1", *SMALL)
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms if algorithms[name].reads_features])
+def test_a_model_without_a_linear_layer_has_no_features(name: str) -> None:
+    @dataclass
+    class Convolutional(Small):
+        def build(self, info: DatasetInfo) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(info.shape[0], info.classes, 16), nn.Flatten())
+
+    with pytest.raises(UserError, match=f"algorithm={name}: reads the features .* has no linear layer; choose a model that ends with one"):
+        trainer(f"algorithm={name}", *SMALL, model=Convolutional())
