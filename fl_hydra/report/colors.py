@@ -56,6 +56,7 @@ METHODS = {
     "FedDecorr": "#7B68EE",
     "FedIR": "#556B2F",
     "MOON": "#C0A000",
+    "FedBN": "#D6604D",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
