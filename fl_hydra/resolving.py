@@ -29,7 +29,12 @@ def resolve(config: Config) -> Experiment:
         UserError: one line that says what was wrong, what is allowed and what to do.
     """
     algorithm = config.algorithm
-    J: int | None = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm)
+    J: int | None = algorithm.own_steps(config.batch_size)
+    require(
+        J is None or config.J is None,
+        f"J={config.J}: algorithm={algorithm.name} already takes {J} steps of batch_size={config.batch_size} in a round; leave J out",
+    )
+    J = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm) if J is None else J
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     info = config.dataset.info(Path(config.data))
     sample_counts = config.dataset.sample_counts(info, config.split_seed)

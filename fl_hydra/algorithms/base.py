@@ -164,6 +164,9 @@ class Algorithm(Component):
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
 
+    virtual_clients: ClassVar[bool] = False
+    """Whether clients are drawn by size, and all take equally many steps."""
+
     slowest: ClassVar[float] = math.inf
     """How many times slower than the fastest a worker may be."""
 
@@ -190,6 +193,14 @@ class Algorithm(Component):
         """
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
+
+    def own_steps(self, batch_size: int) -> int | None:
+        """Local steps of a round that follow from a number of the method's own, which excludes `J`; None: `J` says it.
+
+        Raises:
+            UserError: they are not whole.
+        """
+        return None
 
     def round_steps(self, J: int) -> int:
         """Local steps of a whole round."""

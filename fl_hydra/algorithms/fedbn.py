@@ -38,8 +38,7 @@ class FedBN(Algorithm):
         )
         require(
             layout.statistics_beside(own).width == layout.statistics.size,
-            "algorithm=fedbn: the model has a BatchNorm without parameters, whose statistics would not stay with clients; leave affine=False "
-            "out",
+            "algorithm=fedbn: a BatchNorm of the model has no parameters, and its statistics would be averaged; leave affine=False out",
         )
 
     def personal(self, layout: Layout) -> Columns:

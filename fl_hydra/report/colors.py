@@ -57,6 +57,7 @@ METHODS = {
     "FedIR": "#556B2F",
     "MOON": "#C0A000",
     "FedBN": "#D6604D",
+    "FedVC": "#35978F",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

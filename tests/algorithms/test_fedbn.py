@@ -92,5 +92,5 @@ def test_without_normalisations_it_would_be_fedavg() -> None:
 def test_models_without_them_are_refused() -> None:
     with pytest.raises(UserError, match=r"algorithm=fedbn: .* the model has none with parameters; choose a model that "):
         trainer("algorithm=fedbn", *SMALL)
-    with pytest.raises(UserError, match=r"algorithm=fedbn: the model has a BatchNorm without parameters.*leave affine=False out"):
+    with pytest.raises(UserError, match=r"algorithm=fedbn: a BatchNorm of the model has no parameters.*leave affine=False out"):
         trainer("algorithm=fedbn", *SMALL, model=Mixed(affine=False))
