@@ -42,7 +42,7 @@ def resolve(config: Config) -> Experiment:
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
     require(
-        "label_counts" not in algorithm.row_facts or sample_counts.classes is not None,
+        not (algorithm.needs_labels or "label_counts" in algorithm.row_facts) or sample_counts.classes is not None,
         f"algorithm={algorithm.name}: counts labels, and samples of dataset={config.dataset.name} have none; choose images",
     )
     config.model.check(info)

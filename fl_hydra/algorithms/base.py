@@ -119,6 +119,9 @@ class Algorithm(Component):
     reads_features: ClassVar[bool] = False
     """Whether it reads features, the inputs of the last linear layer, which a model must then have."""
 
+    needs_labels: ClassVar[bool] = False
+    """Whether it reads labels other than those in `row_facts`, which texts have not."""
+
     row_facts: ClassVar[tuple[str, ...]] = ()
     """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 

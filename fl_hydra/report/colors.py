@@ -58,6 +58,7 @@ METHODS = {
     "MOON": "#C0A000",
     "FedBN": "#D6604D",
     "FedVC": "#35978F",
+    "CCVR": "#542788",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

@@ -50,7 +50,7 @@ def test_what_it_cannot_go_with() -> None:
         experiment("algorithm=fedlc", "algorithm.tau=-1", *SMALL)
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms if "label_counts" in algorithms[name].row_facts])
+@pytest.mark.parametrize("name", ["ccvr", *(name for name in algorithms if "label_counts" in algorithms[name].row_facts)])
 def test_texts_have_no_labels(name: str, tmp_path: Path) -> None:
     write_shakespeare(tmp_path)
     words = (f"algorithm={name}", "dataset=shakespeare", "dataset.min_samples=1", "dataset.users=6", f"data={tmp_path}")
