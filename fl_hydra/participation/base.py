@@ -114,6 +114,8 @@ class Participation(Component):
 
     even: ClassVar[bool] = False
     """Whether all sets of m clients are equally likely in every round, whatever happened before."""
+    draws_by_size: ClassVar[bool] = False
+    """Whether clients are drawn in proportion to their numbers of samples, and averaged equally."""
 
     weighs: ClassVar[bool] = False
     """Whether its weights need not sum to 1; then only methods that use nothing but a round's weighted mean can use the scheme."""
