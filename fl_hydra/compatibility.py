@@ -178,6 +178,14 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "exchanges something else; leave uplink out",
     ),
     (
+        lambda c: not c.algorithm.virtual_clients or c.participation.draws_by_size,
+        "participation={c.participation.name}: algorithm={c.algorithm.name} draws clients by their size; leave participation out",
+    ),
+    (
+        lambda c: not c.algorithm.virtual_clients or c.equal_steps,
+        "{c.unequal}: virtual clients of algorithm={c.algorithm.name} all take the same number of steps; {c.without}",
+    ),
+    (
         lambda c: c.m == c.K or c.participation.name != "all",
         "C={c.C}: participation=all takes every client; choose participation=uniform or leave C out",
     ),

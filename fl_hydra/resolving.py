@@ -29,7 +29,12 @@ def resolve(config: Config) -> Experiment:
         UserError: one line that says what was wrong, what is allowed and what to do.
     """
     algorithm = config.algorithm
-    J: int | None = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm)
+    J: int | None = algorithm.own_steps(config.batch_size)
+    require(
+        J is None or config.J is None,
+        f"J={config.J}: algorithm={algorithm.name} already takes {J} steps of batch_size={config.batch_size} in a round; leave J out",
+    )
+    J = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm) if J is None else J
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     info = config.dataset.info(Path(config.data))
     sample_counts = config.dataset.sample_counts(info, config.split_seed)
@@ -37,7 +42,7 @@ def resolve(config: Config) -> Experiment:
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
     require(
-        "label_counts" not in algorithm.row_facts or sample_counts.classes is not None,
+        not (algorithm.needs_labels or "label_counts" in algorithm.row_facts) or sample_counts.classes is not None,
         f"algorithm={algorithm.name}: counts labels, and samples of dataset={config.dataset.name} have none; choose images",
     )
     config.model.check(info)

@@ -116,6 +116,12 @@ class Algorithm(Component):
     """Numeric fields that change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
     which differ in them train together."""
 
+    reads_features: ClassVar[bool] = False
+    """Whether it reads features, the inputs of the last linear layer, which a model must then have."""
+
+    needs_labels: ClassVar[bool] = False
+    """Whether it reads labels other than those in `row_facts`, which texts have not."""
+
     row_facts: ClassVar[tuple[str, ...]] = ()
     """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 
@@ -161,6 +167,9 @@ class Algorithm(Component):
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
 
+    virtual_clients: ClassVar[bool] = False
+    """Whether clients are drawn by size, and all take equally many steps."""
+
     slowest: ClassVar[float] = math.inf
     """How many times slower than the fastest a worker may be."""
 
@@ -187,6 +196,14 @@ class Algorithm(Component):
         """
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
+
+    def own_steps(self, batch_size: int) -> int | None:
+        """Local steps of a round that follow from a number of the method's own, which excludes `J`; None: `J` says it.
+
+        Raises:
+            UserError: they are not whole.
+        """
+        return None
 
     def round_steps(self, J: int) -> int:
         """Local steps of a whole round."""
@@ -222,6 +239,11 @@ class Algorithm(Component):
         Raises:
             UserError: naming what works.
         """
+        require(
+            layout.head is not None or not self.reads_features,
+            f"algorithm={self.option}: reads the features that the last linear layer of a model gets, and this one has no linear layer; "
+            "choose a model that ends with one",
+        )
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""

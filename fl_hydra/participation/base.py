@@ -112,6 +112,9 @@ class Participation(Component):
     suits_all: ClassVar[bool] = False
     """Whether the scheme also makes sense when everyone takes part; others refuse C=1, which leaves them no choice."""
 
+    draws_by_size: ClassVar[bool] = False
+    """Whether clients are drawn in proportion to their numbers of samples, and averaged equally."""
+
     weighs: ClassVar[bool] = False
     """Whether its weights need not sum to 1; then only methods that use nothing but a round's weighted mean can use the scheme."""
 

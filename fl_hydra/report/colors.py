@@ -51,6 +51,14 @@ METHODS = {
     "MimeLite": "#3355FF",
     "FedASAM": "#7700BB",
     "FedSpeed": "#0000FF",
+    "FedLC": "#00A5A5",
+    "FedRS": "#8C510A",
+    "FedDecorr": "#7B68EE",
+    "FedIR": "#556B2F",
+    "MOON": "#C0A000",
+    "FedBN": "#D6604D",
+    "FedVC": "#35978F",
+    "CCVR": "#542788",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

@@ -80,8 +80,12 @@ class Fabric:
 
     def count_up(self, values: Tensor, plain: bool = False) -> None:
         """Charge every reporting row for one of `values` [any, width], sent to be averaged; `plain`: all columns, not encoded."""
+        self.charge_up(self._reports * (_bytes(values) if plain else self._wire.up(values)))
+
+    def charge_up(self, total: int) -> None:
+        """Charge the reporting rows for `total` bytes that they send together, each as many as it has."""
         if self._apart:
-            self.traffic.bytes_up += self._reports * (_bytes(values) if plain else self._wire.up(values))
+            self.traffic.bytes_up += total
             if not self._sent_up:
                 self.traffic.messages += self._reports
                 self.traffic.served += self._reports * self._remote

@@ -92,7 +92,7 @@ class Layout:
     which they belong. head: the name of the last linear layer; None if there is none.
     statistics: BatchNorm's running means and variances, kept for each row. momenta: with which each of them is updated.
     frozen: parameters that are not trained, and other buffers; a run's constants, drawn with its initial weights.
-    random: whether a layer draws random numbers in training, as dropout does.
+    random: whether a layer draws random numbers in training, as dropout does. normalising: whether each belongs to a normalisation.
     """
 
     names: tuple[str, ...]
@@ -104,6 +104,7 @@ class Layout:
     momenta: tuple[float, ...] = ()
     frozen: Tensors = Tensors()
     random: bool = False
+    normalising: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
@@ -120,6 +121,7 @@ class Layout:
             Tensors.of(statistics),
             tuple(_momentum(module, name) for name in statistics),
             Tensors.of(frozen_tensors(module)),
+            normalising=tuple(id(parameter) in normalising for parameter in named.values()),
         )
 
     @property
@@ -151,6 +153,11 @@ class Layout:
         """The columns of the parameters for which `chosen(name, class name of its module)` holds; there may be none."""
         which = [chosen(name, module) for name, module in zip(self.names, self.modules, strict=True)]
         return _columns(self.names, self.sizes, self.weights, which)
+
+    @property
+    def normalisations(self) -> Columns:
+        """The columns of the parameters of BatchNorm, GroupNorm, LayerNorm and RMSNorm, and of modules derived from them."""
+        return _columns(self.names, self.sizes, self.weights, self.normalising)
 
     def _matching(self, pattern: str) -> Columns:
         return self.columns(lambda name, module: fnmatchcase(name, pattern) or fnmatchcase(module, pattern))

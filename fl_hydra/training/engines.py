@@ -22,9 +22,10 @@ from torch.func import functional_call
 
 from fl_hydra.errors import require
 from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.losses import cross_entropies, target_mask
 from fl_hydra.seams.rows import GRADIENTS, METER_WIDTH, OUTPUTS, PRODUCTS, Batch, Outputs
 from fl_hydra.training.batch_layers import BatchLayers
-from fl_hydra.training.losses import Objective, counts_of, cross_entropies, score, summed_squares, target_mask
+from fl_hydra.training.losses import Objective, counts_of, score, summed_squares
 from fl_hydra.training.memory import out_of_memory
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.samples import Samples

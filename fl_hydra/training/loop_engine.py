@@ -181,8 +181,20 @@ class LoopEngine(Engine):
         return products.mul_(1 / self.precision.loss_scale)
 
     def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
-        rows = [self._outputs(row, own) for row, own in zip(parameters, inputs, strict=True)]
+        whole = self.layout.modal or parameters.shape[1] > self.layout.size
+        rows = [
+            self._outputs(row, own) if whole else self._row_outputs(self._bound_to(row, position), row, own)
+            for position, (row, own) in enumerate(zip(parameters, inputs, strict=True))
+        ]
         return Outputs(torch.stack([row.logits for row in rows]), torch.stack([row.features for row in rows]))
+
+    def _row_outputs(self, bound: _Bound, row: Tensor, inputs: Tensor) -> Outputs:
+        """Outputs of a model that consists of nothing but a row's parameters."""
+        if self.precision.compute is not None:
+            bound.source.copy_(row)
+        with self.precision.active(self.device), features_of(bound.module, self.layout.head) as features:
+            logits = bound.module(inputs).to(self.precision.master)
+        return Outputs(logits, features[-1].to(self.precision.master) if features else logits[..., :0])
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         return torch.stack([self._forward(model, inputs) for model in models])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fl_hydra.seams.losses import cross_entropies, target_mask
 from fl_hydra.seams.rows import METER_WIDTH, Batch, Loss, Outputs
 
 
@@ -55,11 +55,6 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
     return totals
 
 
-def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropies [...] of logits [..., classes]; 0 where the target is negative."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100).view(targets.shape)
-
-
 def _sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean loss of each sample's targets, [B]."""
     losses = cross_entropies(logits, targets)
@@ -70,14 +65,6 @@ def summed_squares(logits: Tensor, targets: Tensor, weights: Tensor | None) -> T
     """The sum of the squared losses of samples without padding."""
     squares = _sample_losses(logits.detach(), targets).square()
     return squares.sum() if weights is None else (squares * weights).sum()
-
-
-def target_mask(targets: Tensor, weights: Tensor | None) -> Tensor | None:
-    """Weights of a row's targets, in their shape; None if all count equally. weights: [B], of samples."""
-    if targets.dim() == 1:
-        return weights
-    present = targets >= 0
-    return present if weights is None else present * weights[:, None]
 
 
 def counts_of(batch: Batch) -> Tensor | int:

@@ -163,9 +163,12 @@ class StackedEngine(Engine):
         return products
 
     def _outputs_of_rows(self, parameters: Tensor, inputs: Tensor) -> Outputs:
+        shared = parameters.stride(0) == 0  # one model for all rows, as the server sends it
+
         def of_rows(part: slice) -> Outputs:
+            views = self.layout.whole_views(parameters[0] if shared else parameters[part])
             with self._convolutions():
-                logits, features = vmap(self._logits_and_features)(self.layout.whole_views(parameters[part]), inputs[part])
+                logits, features = vmap(self._logits_and_features, in_dims=(None if shared else 0, 0))(views, inputs[part])
             return Outputs(logits, features)
 
         parts = self._in_chunks(len(parameters), of_rows)

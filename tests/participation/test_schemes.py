@@ -101,6 +101,6 @@ def test_every_cohort_has_m_distinct_clients_with_data(name: str) -> None:
                 assert cohort.weights is None or (len(cohort.weights) == m and np.isfinite(cohort.weights).all())
 
 
-@pytest.mark.parametrize("name", ["power_of_choice", "afl", "oort", "importance", "diurnal", "cyclic", "fedcor"])
+@pytest.mark.parametrize("name", ["power_of_choice", "afl", "oort", "importance", "by_size", "diurnal", "cyclic", "fedcor"])
 def test_clients_that_are_alike_take_part_equally_often(name: str) -> None:
     assert_uniform(simulate(scheme(name), 4, 1500, loss=lambda _: np.ones(20)), 20)

@@ -80,7 +80,7 @@ def inner(algorithm: str) -> str:
 
 
 def own_numbers(algorithm: str, position: int) -> tuple[str, ...]:
-    """Overrides of a method's own hyper-parameters that do not change shapes, others at every position."""
+    """Overrides of a method's own hyper-parameters that do not change shapes, others at every position, all above 0."""
     return tuple(f"algorithm.{name}={0.1 * (position + 1):.1f}" for name in algorithms[algorithm].hyper)
 
 

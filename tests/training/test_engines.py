@@ -40,19 +40,25 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
     tolerance = 1e-12 if precision == "fp64" else 2e-5
     loop, stacked = (trainer(*arguments(algorithm, optimizer, f"precision={precision}"), engine=name) for name in ("loop", engine))
     run = loop.sole_run
-    passes, charge = [0], run.charge_gradients
+    passes: list[float] = []
+    charge_gradients, charge_outputs = run.charge_gradients, run.charge_outputs
 
     def pass_over(ids: Indices) -> None:
         passes.append(int(run.shard_sizes[ids].sum()))
-        charge(ids)
+        charge_gradients(ids)
 
-    run.charge_gradients = pass_over  # type: ignore[method-assign]
+    def forward_over(client: int) -> None:
+        passes.append(int(run.shard_sizes[client]) / 3)
+        charge_outputs(client)
+
+    run.charge_gradients, run.charge_outputs = pass_over, forward_over  # type: ignore[method-assign]
     while not loop.finished:
         loop.run_round()
         stacked.run_round()
     torch.testing.assert_close(loop.state.model, stacked.state.model, rtol=tolerance, atol=tolerance)
-    steps = run.computed - sum(passes)
-    assert steps == run.experiment.algorithm.gradients_per_batch * run.samples, "simulated time is that of what is declared"
+    steps = run.computed + run.forwarded / 3 + 2 * run.products - sum(passes)
+    declared = pytest.approx(run.experiment.algorithm.gradients_per_batch * run.samples)
+    assert steps == declared, "simulated time is that of what is declared"
     one, other = loop.evaluate()[0], stacked.evaluate()[0]
     assert one.keys() == other.keys()
     for name, value in one.items():
