@@ -17,7 +17,7 @@ from fl_hydra.exits import command
 from fl_hydra.paths import CONF, SWEEPS
 from fl_hydra.training.averages import SWA
 
-PATHS = frozenset({"data", "outputs", "dataset.text"})
+PATHS = frozenset({"data", "outputs", "dataset.path", "dataset.text"})
 """Keys whose value is one path, with whatever characters it has: commas too, so there is no sweep over them."""
 
 OTHER_NAMES = {
