@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import datasets
 from fl_hydra.data.decoding import decode_all
-from fl_hydra.data.own import DecodedImages, Found, as_images, numbered_clients
+from fl_hydra.data.own import DecodedImages, Found, Labelled, as_images, numbered_clients
 from fl_hydra.errors import UserError, require
 
 
@@ -60,11 +60,14 @@ class Arrow(DecodedImages):
         columns = [self.image, self.label, *([self.client] if self.client is not None else [])]
         tables = [_table(files, columns if split == self.train_split else columns[:2], where) for split, files in parts.items()]
         labels = _numbered([_values(table, self.label, where) for table in tables], f"{where}: {self.label}")
-        images = [self._images(table.column(self.image), f"{where}, {split}") for split, table in zip(parts, tables, strict=True)]
+        train, *test = (
+            Labelled(self._images(table.column(self.image), f"{where}, {split}"), own)
+            for split, table, own in zip(parts, tables, labels, strict=True)
+        )
         clients = None
         if self.client is not None:
-            clients = numbered_clients(_values(tables[0], self.client, where), len(labels[0]), f"{where}: {self.client}")
-        return Found(images[0], labels[0], *((images[1], labels[1]) if len(parts) > 1 else ()), clients=clients)
+            clients = numbered_clients(_values(tables[0], self.client, where), len(train.labels), f"{where}: {self.client}")
+        return Found(train, test[0] if test else None, clients)
 
     def _parts(self, path: Path) -> dict[str, list[Path]]:
         """Files of the training split, then of the test split if there is one."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fl_hydra.data.dataset import datasets
 from fl_hydra.data.decoding import SUFFIXES, decode_all
-from fl_hydra.data.own import DecodedImages, Found
+from fl_hydra.data.own import DecodedImages, Found, Labelled
 from fl_hydra.errors import UserError, require
 
 
@@ -40,8 +40,8 @@ class Folder(DecodedImages):
         for classes in parts.values():
             files = [file for members in classes.values() for file in members]
             labels = [numbers[name] for name, members in classes.items() for _ in members]
-            decoded += [self._decoded(files), np.array(labels, np.int64)]
-        return Found(*decoded)
+            decoded.append(Labelled(self._decoded(files), np.array(labels, np.int64)))
+        return Found(decoded[0], decoded[1] if len(decoded) > 1 else None)
 
     def _decoded(self, files: list[Path]) -> NDArray[np.uint8]:
         return decode_all(len(files), lambda at: str(files[at]), lambda at: _content(files[at]), self.side, self.grey)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_hydra.data.dataset import datasets, size_and_time
-from fl_hydra.data.own import Found, OwnImages, as_images, numbered_clients
+from fl_hydra.data.own import Found, Labelled, OwnImages, as_images, numbered_clients
 from fl_hydra.errors import UserError, require
 
 
@@ -49,19 +49,16 @@ class Npz(OwnImages):
             not missing,
             f"{where} lacks {' and '.join(missing)}; {self.wanted} is needed, and it has {', '.join(sorted(arrays)) or 'nothing'}",
         )
-        parts: list[NDArray[Any] | None] = []
-        for part in ("train", *(("test",) if test else ())):
-            images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-            parts += [as_images(images, f"{where}: x_{part}"), _labels(labels, len(images), f"{where}: y_{part}")]
-        images, labels, *of_test = parts
-        assert images is not None and labels is not None
-        clients = numbered_clients(arrays["client"], len(labels), f"{where}: client") if "client" in arrays else None
-        return Found(images, labels, *of_test, clients=clients)
+        train, *tests = (_part(arrays, part, where) for part in ("train", *(("test",) if test else ())))
+        clients = numbered_clients(arrays["client"], len(train.labels), f"{where}: client") if "client" in arrays else None
+        return Found(train, tests[0] if tests else None, clients)
 
 
-def _labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+def _part(arrays: dict[str, NDArray[Any]], part: str, where: str) -> Labelled:
+    images, labels = as_images(arrays[f"x_{part}"], f"{where}: x_{part}"), arrays[f"y_{part}"]
     require(
-        labels.shape == (count,) and labels.dtype.kind in "iu",
-        f"{where} has shape {list(labels.shape)} and type {labels.dtype}; a whole number for each of the {count} images is needed",
+        labels.shape == images.shape[:1] and labels.dtype.kind in "iu",
+        f"{where}: y_{part} has shape {list(labels.shape)} and type {labels.dtype}; a whole number for each of the {len(images)} images is "
+        "needed",
     )
-    return labels.astype(np.int64)
+    return Labelled(images, labels.astype(np.int64))

@@ -7,10 +7,11 @@ import json
 import zipfile
 import zlib
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +25,41 @@ from fl_hydra.files import remove_abandoned, write_atomically
 from fl_hydra.randomness import generator
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the user's files hold: images uint8 [N, height, width, channels] with labels from 0, int64 [N].
-
-    test_images, test_labels: None if the files have no test set. clients: int64 [N], whose each training image is; None if it is not said.
-    """
+class Labelled(NamedTuple):
+    """Images uint8 [N, height, width, channels] with their labels, int64 [N]."""
 
     images: NDArray[np.uint8]
     labels: Indices
-    test_images: NDArray[np.uint8] | None = None
-    test_labels: Indices | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the user's files hold.
+
+    train: training images. test: None if the files have no test set. clients: int64 [N], whose each training image is; None if it is not
+    said.
+    """
+
+    train: Labelled
+    test: Labelled | None = None
     clients: Indices | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What there is of it, by name."""
+        named: dict[str, NDArray[Any]] = {"images": self.train.images, "labels": self.train.labels}
+        if self.test is not None:
+            named |= {"test_images": self.test.images, "test_labels": self.test.labels}
+        return named if self.clients is None else {**named, "clients": self.clients}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Found:
+        """From what :meth:`arrays` has made.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        test = Labelled(arrays["test_images"], arrays["test_labels"]) if "test_images" in arrays else None
+        return cls(Labelled(arrays["images"], arrays["labels"]), test, arrays.get("clients"))
 
 
 @dataclass
@@ -103,27 +127,28 @@ class OwnImages(ImageDataset):
     def read(self, root: Path) -> Arrays:
         found = self.kept(root, self.source(root))
         where = f"dataset.path={self.path}"
-        _check_labels(found.labels, found.test_labels, where)
-        if found.test_images is None or found.test_labels is None:
-            return self._with_test(found, where)
+        train, test = found.train, found.test
+        _check_labels(train.labels, None if test is None else test.labels, where)
+        if test is None:
+            return self._with_test(train, found.clients, where)
         require(self.test is None, f"dataset.test={self.test}: {where} has a test set of its own; leave dataset.test out")
         require(
-            found.images.shape[1:] == found.test_images.shape[1:],
-            f"{where}: training images have shape {_sizes(found.images)} and test images {_sizes(found.test_images)}; one size is needed",
+            train.images.shape[1:] == test.images.shape[1:],
+            f"{where}: training images have shape {_sizes(train.images)} and test images {_sizes(test.images)}; one size is needed",
         )
-        return Arrays(found.images, found.labels, found.test_images, found.test_labels, found.clients)
+        return Arrays(*train, *test, found.clients)
 
     def kept(self, root: Path, path: Path) -> Found:
         """What the files hold, from what is kept of it if that is up to date."""
         return self.found(path)
 
-    def _with_test(self, found: Found, where: str) -> Arrays:
+    def _with_test(self, found: Labelled, clients: Indices | None, where: str) -> Arrays:
         """With a test set split off: always the same images, whatever order the files are in."""
         require(
             self.test is not None,
             f"{where} has no test set; add one, or have a fraction of each class split off with dataset.test=0.2",
         )
-        order = canonical_order(found.images, found.labels, found.clients)
+        order = canonical_order(found.images, found.labels, clients)
         chosen = []
         for label in range(int(found.labels.max()) + 1):
             members = order[found.labels[order] == label]
@@ -136,8 +161,8 @@ class OwnImages(ImageDataset):
             chosen.append(generator(0, "own-test", label).permutation(members)[:count])
         test = np.concatenate(chosen)
         train = np.setdiff1d(np.arange(len(found.labels)), test)
-        clients = None if found.clients is None else np.unique(found.clients[train], return_inverse=True)[1]
-        return Arrays(found.images[train], found.labels[train], found.images[test], found.labels[test], clients)
+        left = None if clients is None else np.unique(clients[train], return_inverse=True)[1]
+        return Arrays(found.images[train], found.labels[train], found.images[test], found.labels[test], left)
 
     def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
         few = min(info.train_counts)
@@ -172,21 +197,20 @@ class DecodedImages(OwnImages):
         try:
             with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 if str(arrays["of"]) == stamp:
-                    return Found(**{name: arrays[name] for name in arrays.files if name != "of"})
+                    return Found.of(arrays)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
             pass  # there is none, or not a sound one of ours: the images are decoded again
         found = self.found(path)
-        values = {field.name: value for field in fields(found) if (value := getattr(found, field.name)) is not None}
         try:
             root.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, partial(_save, of=np.array(stamp), **values))
+            write_atomically(file, partial(_save, {"of": np.array(stamp), **found.arrays()}))
         except OSError:
             pass  # a read-only data folder or a full disk only costs decoding them again next time
         return found
 
 
-def _save(file: IO[bytes], **arrays: NDArray[Any]) -> None:
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+def _save(arrays: dict[str, Any], file: IO[bytes]) -> None:
+    np.savez(file, **arrays)
 
 
 def numbered_clients(values: NDArray[Any], count: int, where: str) -> Indices:

@@ -78,8 +78,8 @@ class TinyImageNet(ImageDataset):
                 )
             print(f"Tiny-ImageNet: decoding {where}, once", file=sys.stderr)
             train, test = self._listed(where, read)
-            arrays = [array for part in (train, test) for array in _decoded(part, where, read)]
-        write_npz(prepared, arrays[0], arrays[1], arrays[2], arrays[3])
+            of_train, of_test = (_decoded(part, where, read) for part in (train, test))
+        write_npz(prepared, *of_train, *of_test)
 
     def _listed(self, where: Path, read: Read) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Training and test images: the path of each, and its class.

@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,11 +57,13 @@ def official_archive(folder: Path, cls: type[CIFAR] = CIFAR100) -> Path:
     path = folder / cls.archive
     if cls is CIFAR10:
         sizes = {**{f"data_batch_{number}": 60 for number in range(1, 6)}, "test_batch": 100}
-        meta, of_meta = "batches.meta", {"label_names": [str(i) for i in range(10)]}
+        meta = "batches.meta"
+        of_meta: dict[str, Any] = {"label_names": [str(i) for i in range(10)]}
     else:
         sizes = {"train": 300, "test": 100}
-        meta, of_meta = "meta", {"fine_label_names": [str(i) for i in range(100)], "coarse_label_names": ["x"]}
-    contents = {}
+        meta = "meta"
+        of_meta = {"fine_label_names": [str(i) for i in range(100)], "coarse_label_names": ["x"]}
+    contents: dict[str, dict[str, Any]] = {}
     for name, count in sizes.items():
         content = {"data": rng.integers(0, 256, (count, 3072)).astype(np.uint8), "filenames": [""] * count}
         labels = [i % cls.classes for i in range(count)]

@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 def write_npz(path: Path, arrays: Arrays, **others: Any) -> Path:
     """An npz file; a value None leaves an array out."""
-    values = {
+    values: dict[str, Any] = {
         "x_train": arrays.train_images,
         "y_train": arrays.train_labels,
         "x_test": arrays.test_images,
@@ -183,10 +183,12 @@ def test_a_test_set_is_split_off_by_class_and_is_always_the_same(arrays: Arrays,
         ({"y_train": lambda a: a.train_labels.astype(object)}, "cannot be read .*allow_pickle"),
     ],
 )
-def test_a_bad_npz_is_one_line(change: dict[str, Callable[[Arrays], Any]], says: str, arrays: Arrays, root: Path, tmp_path: Path) -> None:
+def test_a_bad_npz_is_one_line(
+    change: dict[str, Callable[[Arrays], Any] | None], says: str, arrays: Arrays, root: Path, tmp_path: Path
+) -> None:
     import re
 
-    path = write_npz(tmp_path / "own.npz", arrays, **{name: make and make(arrays) for name, make in change.items()})
+    path = write_npz(tmp_path / "own.npz", arrays, **{name: None if make is None else make(arrays) for name, make in change.items()})
     assert re.search(says, line := refused(Npz(path=str(path)), root)), line
 
 
@@ -321,13 +323,16 @@ def test_pictures_of_any_kind_become_three_channels_or_one() -> None:
 def test_what_was_decoded_is_kept_and_made_again_when_a_file_changes(
     arrays: Arrays, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fl_hydra.data import folder as module
-
     write_folder(tmp_path / "pictures", arrays)
     dataset = Folder(path=str(tmp_path / "pictures"))
     calls: list[int] = []
-    original = module.decode_all
-    monkeypatch.setattr(module, "decode_all", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = Folder._decoded
+
+    def counted(self: Folder, files: list[Path]) -> Any:
+        calls.append(len(files))
+        return original(self, files)
+
+    monkeypatch.setattr(Folder, "_decoded", counted)
     first = dataset.info(root)
     (kept,) = root.glob("*.npz")
     assert len(list(root.iterdir())) == 2, "and a description"

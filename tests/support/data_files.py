@@ -23,12 +23,13 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
 def made_up(classes: int, train: int, test: int, side: int, channels: int, seed: int = 0) -> Arrays:
     """Images that can be learned: each class has a brightness, with noise."""
     rng = np.random.default_rng(seed)
-    parts = []
-    for count in (train, test):
+
+    def part(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         labels = (np.arange(count) % classes).astype(np.int64)
-        bright = (labels * (155 // classes))[:, None, None, None]
-        parts += [(rng.integers(0, 100, (count, side, side, channels)) + bright).astype(np.uint8), labels]
-    return Arrays(*parts)
+        bright = (labels * 155 // classes)[:, None, None, None]
+        return (rng.integers(0, 100, (count, side, side, channels)) + bright).astype(np.uint8), labels
+
+    return Arrays(*part(train), *part(test))
 
 
 def write_mnist(root: Path, suffix: str = ".gz", where: str = "MNIST/raw", train: int = 200, test: int = 50) -> Arrays:
@@ -43,9 +44,12 @@ def write_mnist(root: Path, suffix: str = ".gz", where: str = "MNIST/raw", train
     return arrays
 
 
-def write_emnist(root: Path, variant: str, classes: int, where: str = "EMNIST/raw", first: int = 0) -> Arrays:
-    """The four files of a set of EMNIST, whose images are transposed, and what they hold upright; `first`: its lowest label."""
-    arrays = made_up(classes, 6 * classes, 2 * classes, 28, 1)
+def write_emnist(root: Path, variant: str, classes: int, where: str = "EMNIST/raw", first: int = 0, each: int = 6) -> Arrays:
+    """The four files of a set of EMNIST, whose images are transposed, and what they hold upright.
+
+    first: its lowest label. each: training images of a class.
+    """
+    arrays = made_up(classes, each * classes, 2 * classes, 28, 1)
     for part, images, labels in (("train", arrays.train_images, arrays.train_labels), ("test", arrays.test_images, arrays.test_labels)):
         write_idx(root / where / f"emnist-{variant}-{part}-images-idx3-ubyte.gz", images[..., 0].transpose(0, 2, 1).copy())
         write_idx(root / where / f"emnist-{variant}-{part}-labels-idx1-ubyte.gz", (labels + first).astype(np.uint8))
