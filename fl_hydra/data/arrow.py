@@ -44,15 +44,12 @@ class Arrow(DecodedImages):
     content: ClassVar[tuple[str, ...]] = ("path", "test", "side", "grey", "image", "label", "client", "train_split", "test_split")
     wanted: ClassVar[str] = "a folder or file of Arrow or Parquet"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: Path) -> list[str]:
         # `datasets` keeps what it has computed from a dataset in cache-*.arrow beside it.
-        kinds = (".arrow", ".parquet")
         found = [path] if path.is_file() else sorted(each for each in path.rglob("*") if not each.name.startswith(("cache-", ".")))
-        found = [each for each in found if each.suffix in kinds and each.is_file()]
-        require(
-            bool(found), f"dataset.path={self.path}: there is no file {' or '.join(f'*{kind}' for kind in kinds)}; {self.wanted} is needed"
-        )
-        return found
+        found = [each for each in found if each.suffix in (".arrow", ".parquet") and each.is_file()]
+        require(bool(found), f"dataset.path={self.path}: there is no file *.arrow or *.parquet; {self.wanted} is needed")
+        return [str(each) for each in found]
 
     def found(self, path: Path) -> Found:
         where = f"dataset.path={self.path}"
@@ -71,9 +68,8 @@ class Arrow(DecodedImages):
 
     def _parts(self, path: Path) -> dict[str, list[Path]]:
         """Files of the training split, then of the test split if there is one."""
-        words = {
-            file: re.split(r"[^0-9A-Za-z]+", str(file.relative_to(path if path.is_dir() else path.parent))) for file in self.files(path)
-        }
+        above = path if path.is_dir() else path.parent
+        words = {file: re.split(r"[^0-9A-Za-z]+", str(file.relative_to(above))) for file in map(Path, self.files(path))}
         train, test = ([file for file in words if split in words[file]] for split in (self.train_split, self.test_split))
         if self.test is not None and not test:
             return {self.train_split: train or list(words)}

@@ -29,7 +29,7 @@ class Folder(DecodedImages):
 
     wanted: ClassVar[str] = "a folder with train/CLASS/*.png and test/CLASS/*.png"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: Path) -> list[str]:
         return [file for classes in self._listed(path).values() for files in classes.values() for file in files]
 
     def found(self, path: Path) -> Found:
@@ -43,10 +43,10 @@ class Folder(DecodedImages):
             decoded.append(Labelled(self._decoded(files), np.array(labels, np.int64)))
         return Found(decoded[0], decoded[1] if len(decoded) > 1 else None)
 
-    def _decoded(self, files: list[Path]) -> NDArray[np.uint8]:
-        return decode_all(len(files), lambda at: str(files[at]), lambda at: _content(files[at]), self.side, self.grey)
+    def _decoded(self, files: list[str]) -> NDArray[np.uint8]:
+        return decode_all(len(files), lambda at: files[at], lambda at: _content(files[at]), self.side, self.grey)
 
-    def _listed(self, path: Path) -> dict[str, dict[str, list[Path]]]:
+    def _listed(self, path: Path) -> dict[str, dict[str, list[str]]]:
         """The images of each class, by set: `train` and `test`, or one set without a name.
 
         Raises:
@@ -70,7 +70,7 @@ class Folder(DecodedImages):
         return found
 
 
-def _classes(folder: Path, where: str) -> dict[str, list[Path]]:
+def _classes(folder: Path, where: str) -> dict[str, list[str]]:
     names = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     require(len(names) > 1, f"{where}: {folder} has {len(names)} folders of classes; at least 2 are needed, with images in each")
     found = {name: sorted(_pictures(folder / name)) for name in names}
@@ -82,16 +82,16 @@ def _classes(folder: Path, where: str) -> dict[str, list[Path]]:
     return found
 
 
-def _content(file: Path) -> bytes:
+def _content(file: str) -> bytes:
     try:
-        return file.read_bytes()
+        return Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); replace or delete it") from error
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pictures(folder: Path) -> list[str]:
     return [
-        Path(at) / name
+        os.path.join(at, name)
         for at, _, names in os.walk(folder)
         for name in names
         if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_hydra.data.dataset import datasets, size_and_time
+from fl_hydra.data.dataset import datasets
 from fl_hydra.data.own import Found, Labelled, OwnImages, as_images, numbered_clients
 from fl_hydra.errors import UserError, require
 
@@ -27,13 +27,9 @@ class Npz(OwnImages):
 
     wanted: ClassVar[str] = "an .npz file with x_train, y_train, x_test and y_test"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: Path) -> list[str]:
         require(path.is_file(), f"dataset.path={self.path}: this is a folder; {self.wanted} is needed")
-        return [path]
-
-    def stamp(self, source: Path | None) -> list[Any]:
-        assert source is not None
-        return size_and_time(*self.files(source))
+        return [str(path)]
 
     def found(self, path: Path) -> Found:
         where = f"dataset.path={self.path}"

@@ -328,7 +328,7 @@ def test_what_was_decoded_is_kept_and_made_again_when_a_file_changes(
     calls: list[int] = []
     original = Folder._decoded
 
-    def counted(self: Folder, files: list[Path]) -> Any:
+    def counted(self: Folder, files: list[str]) -> Any:
         calls.append(len(files))
         return original(self, files)
 
