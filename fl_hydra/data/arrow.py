@@ -41,7 +41,6 @@ class Arrow(DecodedImages):
     test_split: str = "test"
     """Split of the test images, where the test set is a split."""
 
-    content: ClassVar[tuple[str, ...]] = ("path", "test", "side", "grey", "image", "label", "client", "train_split", "test_split")
     wanted: ClassVar[str] = "a folder or file of Arrow or Parquet"
 
     def files(self, path: Path) -> list[str]:

@@ -116,7 +116,9 @@ class Dataset(Component):
                 way_out = "what was cached of them is deleted: give the same command again"
             except OSError as error:
                 way_out = f"delete {kept}, which cannot be done from here ({error.strerror}), and give the same command again"
-            raise UserError(f"dataset={self.name}: the data in {root} are not those that the run was named after; {way_out}")
+            raise UserError(
+                f"dataset={self.name}: the data in {self.source(root) or root} are not those that the run was named after; {way_out}"
+            )
 
 
 datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")

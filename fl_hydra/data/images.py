@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,12 +89,19 @@ class ImageDataset(Dataset):
     flip: bool = False
     """Random horizontal flip; drawn per training image."""
 
-    content: ClassVar[tuple[str, ...]] = ()
-    """Fields that decide which images are read; the others say what becomes of them."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.crop <= 16, f"dataset.crop={self.crop}: a padding of 0 (no crop) to 16 pixels is needed")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fields that may decide which images are read: those of subclasses. The others say what becomes of the images."""
+        common = {field.name for field in dataclasses.fields(ImageDataset)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in common}
+
+    @property
+    def card(self) -> str:
+        return f"{self.name}-{digits_of(self.content)}" if self.content else self.name
 
     @property
     def class_count(self) -> int | None:
@@ -110,7 +118,7 @@ class ImageDataset(Dataset):
 
     def load(self, root: Path) -> Arrays:
         """The images in canonical order; read once per process."""
-        return load_arrays(self.name, json.dumps({name: getattr(self, name) for name in self.content}), root.resolve())
+        return load_arrays(self.name, json.dumps(self.content), root.resolve())
 
     def describe(self, root: Path) -> DatasetInfo:
         arrays = self.load(root)
@@ -164,6 +172,11 @@ def _cells(labels: Indices, clients: Indices, classes: int) -> Indices:
     """Images of each client and class, int64 [clients, classes]."""
     count = int(clients.max()) + 1
     return np.bincount(clients * classes + labels, minlength=count * classes).reshape(count, classes)
+
+
+def digits_of(values: Mapping[str, Any]) -> str:
+    """Twelve hex digits that tell these values apart from others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=2)

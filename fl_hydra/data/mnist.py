@@ -194,7 +194,6 @@ class EMNIST(IdxDataset):
     variant: str = "balanced"
     """Which of its six sets: byclass (62 classes), bymerge (47), balanced (47), letters (26), digits (10) or mnist (10)."""
 
-    content: ClassVar[tuple[str, ...]] = ("variant",)
     title: ClassVar[str] = "EMNIST"
     archive: ClassVar[str] = "gzip.zip"
     archive_md5: ClassVar[str] = "58c8d27c78d21e728a6bc7b3cc06412e"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import DatasetInfo
-from fl_hydra.data.images import Arrays, ImageDataset, canonical_order
+from fl_hydra.data.images import Arrays, ImageDataset, canonical_order, digits_of
 from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import require
 from fl_hydra.files import remove_abandoned, write_atomically
@@ -72,7 +72,6 @@ class OwnImages(ImageDataset):
     test: float | None = None
     """Fraction of each class that becomes the test set, where the data have none; null: the data have one."""
 
-    content: ClassVar[tuple[str, ...]] = ("path", "test")
     wanted: ClassVar[str]
     """What the path should lead to, in messages."""
 
@@ -104,13 +103,12 @@ class OwnImages(ImageDataset):
 
     @property
     def card(self) -> str:
-        return f"{self.name}-{self._key(self.content)}"
+        return f"{self.name}-{self._key()}"
 
-    def _key(self, names: tuple[str, ...]) -> str:
-        """Twelve digits that tell apart what is kept of the user's data."""
-        values = {name: getattr(self, name) for name in names}
-        values["path"] = str(Path(self.path or "").expanduser().resolve())
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    def _key(self, *but: str) -> str:
+        """Digits that tell apart what is kept of the user's data; `but`: fields that do not matter."""
+        values = {**self.content, "path": str(Path(self.path or "").expanduser().resolve())}
+        return digits_of({name: value for name, value in values.items() if name not in but})
 
     def source(self, root: Path) -> Path:
         require(bool(self.path), f"dataset={self.name}: {self.wanted} is needed; name it with dataset.path=PATH")
@@ -186,15 +184,13 @@ class DecodedImages(OwnImages):
     grey: bool = False
     """Whether images have one channel, grey, instead of three."""
 
-    content: ClassVar[tuple[str, ...]] = ("path", "test", "side", "grey")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.side is None or 1 <= self.side <= 4096, f"dataset.side={self.side}: 1 to 4,096 pixels are possible")
 
     def kept(self, root: Path, path: Path) -> Found:
         stamp = json.dumps([self.version, *self.stamp(path)])
-        file = root / f".{self.name}-{self._key(tuple(name for name in self.content if name != 'test'))}.npz"
+        file = root / f".{self.name}-{self._key('test')}.npz"
         remove_abandoned(root)
         try:
             with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fl_hydra
-from fl_hydra.data.dataset import datasets
+from fl_hydra.data.dataset import datasets, read_info
 from fl_hydra.data.images import Arrays, write_npz
 from tests.support.data_files import made_up, write_emnist, write_mnist
 from tests.support.make import PROJECT
@@ -86,6 +86,9 @@ def test_a_class_of_ones_own_is_an_option(module: ModuleType, tmp_path: Path, mo
         run = module.run
         assert (run.status, run.experiment.K, run.experiment.dataset_info.shape) == ("finished", 4, (1, 10, 10))
         assert run.summary["metrics"]["test/acc"] > 0.9
+        for side in (10, 14, 10):  # what is kept of one is not taken for another
+            read_info.cache_clear()
+            assert module.Stripes(side=side).info(tmp_path).shape == (1, side, side)
         with pytest.raises(fl_hydra.UserError, match=r"dataset.sides=9: no such key; did you mean dataset.side=9"):
             original("dataset=stripes", "dataset.sides=9")
     finally:
