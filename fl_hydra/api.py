@@ -205,7 +205,7 @@ class Run:
         e = self.experiment
         assert isinstance(e.dataset, ImageDataset)
         arrays = e.dataset.load(e.data)
-        train, _ = e.dataset.split(arrays.train_labels, e.split_seed)
+        train, _ = e.dataset.split(arrays.train_labels, e.split_seed, arrays.train_clients)
         samples = Images(images, np.zeros(len(images), np.int64), *channel_statistics(arrays.train_images[train]))
         return samples.plain(torch.arange(len(images)))
 

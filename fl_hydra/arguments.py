@@ -17,7 +17,7 @@ from fl_hydra.exits import command
 from fl_hydra.paths import CONF, SWEEPS
 from fl_hydra.training.averages import SWA
 
-PATHS = frozenset({"data", "outputs", "dataset.text"})
+PATHS = frozenset({"data", "outputs", "dataset.path", "dataset.text"})
 """Keys whose value is one path, with whatever characters it has: commas too, so there is no sweep over them."""
 
 OTHER_NAMES = {
@@ -117,23 +117,35 @@ def _check_path(key: str, value: str) -> None:
     require(not long, f"{key}: the name {long[:20]}... has {len(os.fsencode(long))} bytes and a file system takes 255; shorten it")
 
 
-@lru_cache(maxsize=1)
 def texts() -> frozenset[str]:
     """Keys that hold text."""
+    return _texts(_parts())
 
-    def of(cls: type[Any], prefix: str = "") -> Iterable[str]:
-        return (prefix + field.name for field in dataclasses.fields(cls) if field.type in ("str", "str | None"))
 
-    parts = (of(part, f"{registry.group}.") for registry in REGISTRIES for part in registry.values())
-    return frozenset(of(Config)).union(*parts)
+def keys() -> frozenset[str]:
+    """Every key, of whichever option, with its group."""
+    return _keys(_parts())
+
+
+def _parts() -> tuple[tuple[str, type[Any]], ...]:
+    """Every registered part, with its group: a notebook may register another at any time."""
+    return tuple((registry.group, part) for registry in REGISTRIES for part in registry.values())
 
 
 @lru_cache(maxsize=1)
-def keys() -> frozenset[str]:
-    """Every key, of whichever option, with its group."""
+def _texts(parts: tuple[tuple[str, type[Any]], ...]) -> frozenset[str]:
+    def of(cls: type[Any], prefix: str = "") -> Iterable[str]:
+        # Annotations are text in modules that postpone them, and types in others, as a notebook.
+        return (prefix + field.name for field in dataclasses.fields(cls) if field.type in ("str", "str | None", str, str | None))
+
+    return frozenset(of(Config)).union(*(of(part, f"{group}.") for group, part in parts))
+
+
+@lru_cache(maxsize=1)
+def _keys(parts: tuple[tuple[str, type[Any]], ...]) -> frozenset[str]:
     found = {field.name for field in dataclasses.fields(Config)}
     nested: list[tuple[str, type[Any]]] = [("evaluation", Evaluation), ("swa", SWA), ("checkpoint", Checkpoint), ("tune", Tune)]
-    nested += [(registry.group, part) for registry in REGISTRIES for part in registry.values()]
+    nested += parts
     return frozenset(found | {f"{group}.{field.name}" for group, part in nested for field in dataclasses.fields(part)})
 
 

@@ -130,7 +130,7 @@ class Config:
     C: float | None = None
     """Fraction of the clients in a round; null: the algorithm's default."""
     J: int | None = None
-    """Local steps (mini-batches, not epochs) in a round; null: the algorithm's default."""
+    """Local steps (mini-batches) in a round; null: the algorithm's default. Epochs are not counted in J."""
     N_c: int | None = None
     """Classes per client, for sharding=classes."""
     gamma: float | None = None
@@ -180,9 +180,9 @@ class Config:
     section: str | None = None
     """Section of the report that the run belongs to. Letters, digits, `_` and `-`."""
     size: str = "full"
-    """Size of a section: smoke (seconds), short (real data, one seed) or full."""
+    """Size of a section: smoke (seconds), short (one seed) or full."""
     dry_run: bool = False
-    """Only print what would run, how long it takes here and how much disk it needs."""
+    """Only print what would run, and what time and disk it takes here."""
     study: str | None = None
     """Study that the run is a trial of, for its tracker. Set by searches."""
     resume: str | None = None

@@ -122,8 +122,10 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{machine()}-{os.getpid()}-{next(_count)}.tmp")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Write `content` to `path` so that, whenever the process or the machine dies, `path` is the old file or the new one.
+
+    What is too large to be in memory twice is a function that writes it to the file that it is given.
 
     The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is changed. What fails in passing is
     tried again from the start.
@@ -136,7 +138,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary = temporary_name(path)
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -26,6 +26,9 @@ def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
     store.store(name="schema", node=Config, replace=True)
     for group, name, part in parts:
         store.store(group=f"schema/{group}", name=name, node=part, replace=True)
+        if not part.__module__.startswith("fl_hydra."):  # registered by a notebook or script, without a file in conf
+            option = {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"]}
+            store.store(group=group, name=name, node=option, replace=True)
 
 
 def typed(composed: DictConfig) -> Config:

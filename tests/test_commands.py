@@ -50,7 +50,7 @@ TYPED = [
 @pytest.mark.parametrize("value", TYPED)
 def test_a_path_is_taken_as_it_was_typed(value: str, many: bool) -> None:
     """Whatever it looks like to a grammar with numbers, lists and functions."""
-    for key in ("outputs", "data", "dataset.text"):
+    for key in ("outputs", "data", "dataset.path", "dataset.text"):
         parsed = OverridesParser.create().parse_override(as_text(f"{key}={value}", many))
         assert not parsed.is_sweep_override()
         assert parsed.value() == value
@@ -60,7 +60,7 @@ def test_a_path_is_taken_as_it_was_typed(value: str, many: bool) -> None:
 
 @pytest.mark.parametrize("value", ["2024_01_02", "1e3", "0x10", "007", "nan", "true", "1_0"])
 def test_text_is_no_number(value: str) -> None:
-    for key in texts() - {"dataset.text"}:
+    for key in texts() - {"dataset.path", "dataset.text"}:
         for override in (as_text(f"{key}={value}"), as_text(f"{key}='{value}'"), as_text(f'{key}="{value}"')):
             assert OverridesParser.create().parse_override(override).value() == value
     listed = OverridesParser.create().parse_override(as_text(f"section={value},b,null", many=True))

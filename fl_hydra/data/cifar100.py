@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import shutil
 import sys
@@ -11,83 +10,99 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 
 from fl_hydra.data.dataset import datasets
-from fl_hydra.data.images import Arrays, ImageDataset, read_npz
+from fl_hydra.data.images import Arrays, ImageDataset, read_npz, write_npz
 from fl_hydra.errors import UserError
-from fl_hydra.files import remove_abandoned, write_atomically
+from fl_hydra.files import remove_abandoned
 from fl_hydra.processes import machine
 
-ARCHIVE = "cifar-100-python.tar.gz"
-ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
-FOLDER = "cifar-100-python"
-SCRATCH = ".cifar100-"
-"""Prefix of the folders in which the official files are unpacked."""
+
+@dataclass
+class CIFAR(ImageDataset):
+    """CIFAR from `<name>.npz` in the data folder; if missing, it is made from the official archive, which may be downloaded."""
+
+    crop: int = 4
+    flip: bool = True
+
+    title: ClassVar[str]
+    """The dataset's name in sentences; without its hyphen, that of torchvision's class."""
+    archive: ClassVar[str]
+    archive_md5: ClassVar[str]
+    folder: ClassVar[str]
+    """In the archive."""
+    megabytes: ClassVar[int]
+    classes: ClassVar[int]
+
+    @property
+    def class_count(self) -> int:
+        return self.classes
+
+    @property
+    def scratch(self) -> str:
+        """Prefix of the folders in which the official files are unpacked."""
+        return f".{self.name}-"
+
+    def source(self, root: Path) -> Path:
+        prepared = root / f"{self.name}.npz"
+        remove_abandoned(root, f"{self.scratch}*")
+        if not prepared.exists():
+            self._prepare(root, prepared)
+        return prepared
+
+    def read(self, root: Path) -> Arrays:
+        return read_npz(self.source(root), classes=self.classes, side=32, channels=3)
+
+    def _prepare(self, root: Path, prepared: Path) -> None:
+        """Write `prepared` from the official files, which torchvision checks by md5 or downloads into a folder that is then removed."""
+        files = f"{self.archive} (md5 {self.archive_md5}) or a prepared {prepared.name}"
+        by_hand = f"put {files} into {root}, or name another folder with data=FOLDER"
+        torchvision_datasets = import_torchvision("torchvision.datasets")
+        archive, folder = root / self.archive, root / self.folder
+        if archive.exists() and not torchvision_datasets.utils.check_md5(archive, self.archive_md5):
+            raise UserError(
+                f"{archive} is truncated or corrupted (its md5 is not {self.archive_md5}); delete it to have it downloaded, or {by_hand}"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f"{self.scratch}{machine()}-{os.getpid()}-") as scratch:
+            where = scratch
+            if folder.is_dir() and not archive.exists():
+                where = str(root)  # extracted by hand, or by torchvision elsewhere: its files are checked one by one
+            elif archive.exists():
+                (Path(scratch) / self.archive).symlink_to(archive.resolve())
+            else:
+                print(f"{self.title} is not in {root}: downloading it ({self.megabytes} MB)", file=sys.stderr)
+            official = getattr(torchvision_datasets, self.title.replace("-", ""))
+            try:
+                parts = [official(where, train=train, download=where == scratch) for train in (True, False)]
+            except Exception as error:
+                what = f"the files in {folder} are incomplete or corrupted" if where != scratch else f"{self.title} could not be downloaded"
+                raise UserError(f"{what} ({one_line(error)}); {by_hand}") from error
+            if not archive.exists() and where == scratch:
+                shutil.move(Path(scratch) / self.archive, archive)
+            write_npz(prepared, parts[0].data, np.asarray(parts[0].targets), parts[1].data, np.asarray(parts[1].targets))
 
 
 @datasets.register
 @dataclass
-class CIFAR100(ImageDataset):
+class CIFAR100(CIFAR):
     """CIFAR-100 from `cifar100.npz` in the data folder; if missing, it is made from the official archive, which may be downloaded."""
 
     name: str = "cifar100"
-    crop: int = 4
-    flip: bool = True
 
-    @property
-    def class_count(self) -> int:
-        return 100
-
-    def source(self, root: Path) -> Path:
-        prepared = root / "cifar100.npz"
-        remove_abandoned(root, f"{SCRATCH}*")
-        if not prepared.exists():
-            _prepare(root, prepared)
-        return prepared
-
-    def read(self, root: Path) -> Arrays:
-        return read_npz(self.source(root), classes=100, side=32, channels=3)
+    title: ClassVar[str] = "CIFAR-100"
+    archive: ClassVar[str] = "cifar-100-python.tar.gz"
+    archive_md5: ClassVar[str] = "eb9058c3a382ffc7106e4002c42a8d85"
+    folder: ClassVar[str] = "cifar-100-python"
+    megabytes: ClassVar[int] = 169
+    classes: ClassVar[int] = 100
 
 
-def _prepare(root: Path, prepared: Path) -> None:
-    """Write `prepared` from the official files, which torchvision checks by md5 or downloads into a folder that is then removed."""
-    by_hand = f"put {ARCHIVE} (md5 {ARCHIVE_MD5}) or a prepared cifar100.npz into {root}, or name another folder with data=FOLDER"
-    torchvision_datasets = import_torchvision("torchvision.datasets")
-    archive, folder = root / ARCHIVE, root / FOLDER
-    if archive.exists() and not torchvision_datasets.utils.check_md5(archive, ARCHIVE_MD5):
-        raise UserError(
-            f"{archive} is truncated or corrupted (its md5 is not {ARCHIVE_MD5}); delete it to have it downloaded, or {by_hand}"
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f"{SCRATCH}{machine()}-{os.getpid()}-") as scratch:
-        where = scratch
-        if folder.is_dir() and not archive.exists():
-            where = str(root)  # extracted by hand, or by torchvision elsewhere: its files are checked one by one
-        elif archive.exists():
-            (Path(scratch) / ARCHIVE).symlink_to(archive.resolve())
-        else:
-            print(f"CIFAR-100 is not in {root}: downloading it (169 MB)", file=sys.stderr)
-        try:
-            parts = [torchvision_datasets.CIFAR100(where, train=train, download=where == scratch) for train in (True, False)]
-        except Exception as error:
-            what = f"the files in {folder} are incomplete or corrupted" if where != scratch else "CIFAR-100 could not be downloaded"
-            raise UserError(f"{what} ({_one_line(error)}); {by_hand}") from error
-        if not archive.exists() and where == scratch:
-            shutil.move(Path(scratch) / ARCHIVE, archive)
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            train_images=parts[0].data,
-            train_labels=np.asarray(parts[0].targets, np.uint8),
-            test_images=parts[1].data,
-            test_labels=np.asarray(parts[1].targets, np.uint8),
-        )
-        write_atomically(prepared, buffer.getvalue())
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -23,7 +23,8 @@ class DatasetInfo:
 
     fingerprint: SHA-256 of the content. shape: of an input, (channels, height, width) of an image or (positions,) of a text. classes:
     how many values a target can have. train_counts, test_counts: official training and test samples of each class (images) or of each
-    user (text). everywhere: whether every position of an input has a target.
+    user (text). everywhere: whether every position of an input has a target. clients: official training images of each class at each of
+    the dataset's own clients, [clients][classes]; empty if it has none.
     """
 
     fingerprint: str
@@ -32,6 +33,7 @@ class DatasetInfo:
     train_counts: tuple[int, ...]
     test_counts: tuple[int, ...]
     everywhere: bool = False
+    clients: tuple[tuple[int, ...], ...] = ()
 
     @property
     def textual(self) -> bool:
@@ -61,6 +63,19 @@ class Dataset(Component):
         Raises:
             UserError: there is no such file and no way to get it.
         """
+
+    @property
+    def card(self) -> str:
+        """What the small files beside the data are called after: the name, and what tells apart different data of one dataset."""
+        return self.name
+
+    def stamp(self, source: Path | None) -> list[Any]:
+        """What changes when the data do, found without reading them: versions, or sizes and times of files."""
+        if source is None:
+            return [version("scikit-learn")]
+        if source.is_dir():
+            return [[str(path.relative_to(source)), *size_and_time(path)] for path in sorted(source.rglob("*.json"))]
+        return [source.name, *size_and_time(source)]
 
     @abstractmethod
     def describe(self, root: Path) -> DatasetInfo:
@@ -95,13 +110,15 @@ class Dataset(Component):
         """
         root = root.resolve()
         if self.describe(root) != info:
-            kept = _info_path(self.name, root)
+            kept = _info_path(self, root)
             try:
                 kept.unlink(missing_ok=True)
                 way_out = "what was cached of them is deleted: give the same command again"
             except OSError as error:
                 way_out = f"delete {kept}, which cannot be done from here ({error.strerror}), and give the same command again"
-            raise UserError(f"dataset={self.name}: the data in {root} are not those that the run was named after; {way_out}")
+            raise UserError(
+                f"dataset={self.name}: the data in {self.source(root) or root} are not those that the run was named after; {way_out}"
+            )
 
 
 datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
@@ -111,14 +128,13 @@ datasets: Registry[Dataset] = Registry("dataset", "fl_hydra.data")
 def read_info(name: str, source: Path | None, root: Path, settings: str) -> DatasetInfo:
     """The description of a dataset with these settings (JSON), from the file beside the data or from the data; cached."""
     dataset = datasets[name](**json.loads(settings))
-    identity = {"version": dataset.version, "file": _identity(source)}
-    path = _info_path(name, root)
+    identity = {"version": dataset.version, "file": dataset.stamp(source)}
+    path = _info_path(dataset, root)
     remove_abandoned(root)
     try:
         stored: dict[str, Any] = json.loads(read_file(path))
         if stored.pop("of") == identity:
-            listed: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-            return DatasetInfo(**{**stored, **listed})
+            return DatasetInfo(**{key: _as_tuples(value) for key, value in stored.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no description, or not one of ours: it is only a cache, so it is made again
     info = dataset.describe(root)
@@ -130,18 +146,15 @@ def read_info(name: str, source: Path | None, root: Path, settings: str) -> Data
     return info
 
 
-def _info_path(name: str, root: Path) -> Path:
-    return root / f".{name}.card.json"
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _identity(source: Path | None) -> list[Any]:
-    if source is None:
-        return [version("scikit-learn")]
-    if source.is_dir():
-        return [[str(path.relative_to(source)), *_stamp(path)] for path in sorted(source.rglob("*.json"))]
-    return [source.name, *_stamp(source)]
+def _info_path(dataset: Dataset, root: Path) -> Path:
+    return root / f".{dataset.card}.card.json"
 
 
-def _stamp(path: Path) -> list[int]:
+def size_and_time(path: Path) -> list[int]:
+    """Bytes of a file, and when it was changed, in nanoseconds."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

@@ -14,7 +14,7 @@ class SampleCounts:
     """How many training samples there are, known before any data are read.
 
     total: all of them. classes: int64 [classes], samples of each class; None if samples have no label to be divided by (text).
-    users: int64 [users], samples of each of the dataset's own users; None if it has none (images).
+    users: int64 [users], samples of each of the dataset's own users; None if it has none (as most datasets of images).
     """
 
     total: int
@@ -32,7 +32,7 @@ class SampleOwners:
     """The training samples one by one: whose each is, and its label.
 
     total: how many. labels: int64 [total], classes; None for text. users: int64 [total], the dataset's own users, numbered from 0; None
-    for images.
+    if it has none.
     """
 
     total: int

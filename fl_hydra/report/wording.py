@@ -59,7 +59,12 @@ ABSENT = {"N_c": "iid shards", "gamma": "uniform participation"}
 
 DATA = {
     "digits": "scikit-learn's 1,797 handwritten digits",
+    "mnist": "MNIST",
+    "emnist": "EMNIST",
+    "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
+    **dict.fromkeys(("folder", "npz", "arrow"), "images of our own"),
     "shakespeare": "Shakespeare (next character)",
     "shakespeare_sequences": "Shakespeare (sequences of characters)",
 }

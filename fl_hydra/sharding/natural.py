@@ -31,8 +31,9 @@ class Natural(Sharding):
         users = len(sample_counts.users)
         require(
             K in (1, users),
-            f"K={K}: sharding=natural has a client for each of the {users} users of the dataset; choose K={users}, dataset.users={K} "
-            "or sharding=iid",
+            f"K={K}: sharding=natural has a client for each of the {users} users of the dataset; choose K={users}, "
+            + (f"dataset.users={K} " if sample_counts.classes is None else "")
+            + "or sharding=iid",
         )
         super().check(sample_counts, K, N_c, seed)
 

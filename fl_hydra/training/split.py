@@ -59,7 +59,7 @@ def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.devic
 def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:
     """Images, normalised by the statistics of the training images."""
     arrays = dataset.load(root)
-    train, validation = dataset.split(arrays.train_labels, split_seed)
+    train, validation = dataset.split(arrays.train_labels, split_seed, arrays.train_clients)
     mean, standard_deviation = channel_statistics(arrays.train_images[train])
 
     def images(
@@ -71,5 +71,5 @@ def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dty
         images(arrays.train_images[train], arrays.train_labels[train], dataset.crop, dataset.flip),
         images(arrays.train_images[validation], arrays.train_labels[validation]),
         images(arrays.test_images, arrays.test_labels),
-        SampleOwners.of_labels(arrays.train_labels[train]),
+        arrays.owners(train),
     )

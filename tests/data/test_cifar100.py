@@ -1,7 +1,8 @@
-"""CIFAR-100's files: prepared, official, damaged, or not there."""
+"""CIFAR's files: prepared, official, damaged, or not there."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,12 +13,13 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fl_hydra.data import cifar100
-from fl_hydra.data.cifar100 import CIFAR100, SCRATCH, import_torchvision
+from fl_hydra.data.cifar10 import CIFAR10
+from fl_hydra.data.cifar100 import CIFAR, CIFAR100, import_torchvision
 from fl_hydra.errors import UserError
 from fl_hydra.files import FORGOTTEN, remove_abandoned
 from fl_hydra.processes import machine
@@ -49,50 +51,60 @@ def write_wrong_shape(path: Path) -> None:
     np.savez(path, **{**arrays, "train_images": arrays["train_images"][:, :28]})
 
 
-def official_archive(folder: Path) -> Path:
+def official_archive(folder: Path, cls: type[CIFAR] = CIFAR100) -> Path:
     """A small archive with the layout of the official one."""
     rng = np.random.default_rng(0)
-    path = folder / cifar100.ARCHIVE
+    path = folder / cls.archive
+    if cls is CIFAR10:
+        sizes = {**{f"data_batch_{number}": 60 for number in range(1, 6)}, "test_batch": 100}
+        meta = "batches.meta"
+        of_meta: dict[str, Any] = {"label_names": [str(i) for i in range(10)]}
+    else:
+        sizes = {"train": 300, "test": 100}
+        meta = "meta"
+        of_meta = {"fine_label_names": [str(i) for i in range(100)], "coarse_label_names": ["x"]}
+    contents: dict[str, dict[str, Any]] = {}
+    for name, count in sizes.items():
+        content = {"data": rng.integers(0, 256, (count, 3072)).astype(np.uint8), "filenames": [""] * count}
+        labels = [i % cls.classes for i in range(count)]
+        contents[name] = content | ({"labels": labels} if cls is CIFAR10 else {"fine_labels": labels, "coarse_labels": [0] * count})
     with tarfile.open(path, "w:gz") as archive:
-        for name, count in (("train", 300), ("test", 100)):
-            content = pickle.dumps(
-                {
-                    "data": rng.integers(0, 256, (count, 3072)).astype(np.uint8),
-                    "fine_labels": [i % 100 for i in range(count)],
-                    "coarse_labels": [0] * count,
-                    "filenames": [""] * count,
-                }
-            )
-            member = tarfile.TarInfo(f"{cifar100.FOLDER}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        content = pickle.dumps({"fine_label_names": [str(i) for i in range(100)], "coarse_label_names": ["x"]})
-        member = tarfile.TarInfo(f"{cifar100.FOLDER}/meta")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+        for name, content in {**contents, meta: of_meta}.items():
+            written = pickle.dumps(content)
+            member = tarfile.TarInfo(f"{cls.folder}/{name}")
+            member.size = len(written)
+            archive.addfile(member, io.BytesIO(written))
     return path
 
 
-def test_official_archive_put_in_place_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    archive = official_archive(tmp_path)
-    datasets = import_torchvision("torchvision.datasets")
+def accept(archive: Path, cls: type[CIFAR], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have torchvision and us take an archive for the official one."""
+    official = getattr(import_torchvision("torchvision.datasets"), cls.title.replace("-", ""))
     with tarfile.open(archive) as content:
-        members = {name: content.extractfile(f"{cifar100.FOLDER}/{name}") for name in ("train", "test", "meta")}
+        members = {Path(name).name: content.extractfile(name) for name in content.getnames()}
         md5s = {name: hashlib.md5(member.read()).hexdigest() for name, member in members.items() if member is not None}
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar100, "ARCHIVE_MD5", md5)
-    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", md5)
-    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5s["train"]]])
-    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5s["test"]]])
-    monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": md5s["meta"]})
-    info = CIFAR100().info(tmp_path)
-    assert (sum(info.train_counts), sum(info.test_counts), info.classes) == (300, 100, 100)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".cifar100.card.json", cifar100.ARCHIVE, "cifar100.npz"]
-    image = np.load(tmp_path / "cifar100.npz")["train_images"][0]
-    first = np.random.default_rng(0).integers(0, 256, (300, 3072)).astype(np.uint8)[0].reshape(3, 32, 32).transpose(1, 2, 0)
-    assert (image == first).all()
+    monkeypatch.setattr(cls, "archive_md5", md5)
+    monkeypatch.setattr(official, "tgz_md5", md5)
+    monkeypatch.setattr(official, "train_list", [[name, md5s[name]] for name, _ in official.train_list])
+    monkeypatch.setattr(official, "test_list", [[name, md5s[name]] for name, _ in official.test_list])
+    monkeypatch.setattr(official, "meta", {**official.meta, "md5": md5s[official.meta["filename"]]})
+
+
+@pytest.mark.parametrize("cls", [CIFAR100, CIFAR10])
+def test_official_archive_put_in_place_by_hand(cls: type[CIFAR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = official_archive(tmp_path, cls)
+    accept(archive, cls, monkeypatch)
+    info = cls().info(tmp_path)
+    assert (sum(info.train_counts), sum(info.test_counts), info.classes) == (300, 100, cls.classes)
+    prepared = f"{cls.name}.npz"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f".{cls.name}.card.json", cls.archive, prepared])
+    with np.load(tmp_path / prepared) as file:
+        images, labels = file["train_images"], file["train_labels"]
+    raw = np.random.default_rng(0).integers(0, 256, (300 if cls is CIFAR100 else 60, 3072)).astype(np.uint8)
+    assert (images[: len(raw)] == raw.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
+    assert labels[:60].tolist() == [i % cls.classes for i in range(60)]
+    assert (cls().crop, cls().flip) == (4, True)
 
 
 def test_truncated_archive_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -100,15 +112,15 @@ def test_truncated_archive_is_refused_and_left_alone(tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"truncated or corrupted .its md5 is not eb9058c3a382ffc7106e4002c42a8d85"):
         CIFAR100().info(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [cifar100.ARCHIVE]
+    assert [path.name for path in tmp_path.iterdir()] == [CIFAR100.archive]
 
 
 def test_incomplete_extracted_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / cifar100.FOLDER).mkdir()
-    (tmp_path / cifar100.FOLDER / "train").write_bytes(b"half")
+    (tmp_path / CIFAR100.folder).mkdir()
+    (tmp_path / CIFAR100.folder / "train").write_bytes(b"half")
     with pytest.raises(UserError, match="incomplete or corrupted"):
         CIFAR100().info(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [cifar100.FOLDER]
+    assert [path.name for path in tmp_path.iterdir()] == [CIFAR100.folder]
 
 
 def test_no_file_and_no_network_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +202,7 @@ def test_litter_of_dead_processes_is_removed_and_nobody_elses(tmp_path: Path) ->
     old = time.time() - 2 * FORGOTTEN
 
     def litter(where: str, pid: int, aged: bool = False) -> list[Path]:
-        folder = tmp_path / f"{SCRATCH}{where}-{pid}-x{len(list(tmp_path.iterdir()))}"
+        folder = tmp_path / f"{CIFAR100().scratch}{where}-{pid}-x{len(list(tmp_path.iterdir()))}"
         (folder / "inside").mkdir(parents=True)
         file = tmp_path / f".cifar100.card.json.{where}-{pid}-{len(list(tmp_path.iterdir()))}.tmp"
         file.write_text("")
