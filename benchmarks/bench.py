@@ -31,16 +31,23 @@ from benchmarks.workloads import (
     ReluBeforePool,
     Size,
     bare_passes,
+    composed,
+    configuration,
     plain_characters,
     plain_loop,
     shrink,
     trainer,
+    with_state,
 )
 from fl_hydra.algorithms.centralized import Centralized
 from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.errors import UserError
 from fl_hydra.models.lstm import CharacterLSTM
+from fl_hydra.models.small import Small
+from fl_hydra.paths import CONF
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engine_selection import ENGINES
+from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -90,9 +97,15 @@ REQUIRED: dict[str, tuple[str, float]] = {
     "Shakespeare round, fp32: plain loop / ours": ("at least", 1.0),
     "overhead round: ours / ten bare passes": ("at most", 1.4),
     "convolutions and products, fp32": ("at least", 0.75),
+    "a round, fedsam / fedavg": ("at most", 2.1),
+    "a round, scaffold / fedavg": ("at most", 1.1),
+    "a round, feddyn / fedavg": ("at most", 1.1),
+    "a round, fedprox / fedavg": ("at most", 1.1),
+    "a round, moon / fedavg": ("at most", 2.2),
     "Flower / ours": ("at least", 1.0),
     "Flower / ours, overhead round": ("at least", 1.0),
     "pfl / ours": ("at least", 1.0),
+    "pfl / ours, SCAFFOLD": ("at least", 1.0),
     "pfl / ours, overhead round": ("at least", 1.0),
     "start to first round, seconds": ("at most", 4.0),
     "each further point, seconds": ("at most", 0.5),
@@ -415,6 +428,98 @@ def clients(scale: Scale) -> Figures:
     return figures
 
 
+def methods(scale: Scale) -> Figures:
+    """A round of each federated method and uplink, and of FedAvg in turn with it: K=100, C=0.1, J=4, batch 64, fp32."""
+    figures = Figures(
+        "a round of each method, K=100, C=0.1, J=4, batch 64; beside it: gradients and time relative to FedAvg in turn with it"
+    )
+    size = f"batch_size={scale.batch_size}"
+    choices = {name: [f"algorithm={name}"] for name in _options("algorithm") if name != "fedavg"}
+    choices |= {f"uplink={name}": ["algorithm=fedavg", f"uplink={name}"] for name in _options("uplink") if name != "none"}
+    for name, words in choices.items():
+        if not configuration(*words).algorithm.federated:
+            continue
+        try:
+            experiment, model = _composed(words, size)
+        except UserError as refusal:
+            figures.rows.append({"what": name, "ms": 0.0, "images/s": None, "note": f"not measured: {refusal}"})
+            continue
+        own = Trainer(experiment, device=DEVICE)
+        beside = Trainer(composed("algorithm=fedavg", "J=4", size, f"model={model}"), device=DEVICE)
+        exact = f"a round, {name} / fedavg" in REQUIRED
+        seconds = interleaved({"fedavg": beside.run_round, "own": own.run_round}, scale.repeats if exact else max(1, scale.repeats // 3))
+        ratio = seconds["own"] / seconds["fedavg"]
+        work = own.sole_run.computed / own.sole_run.round / (beside.sole_run.computed / beside.sole_run.round)
+        figures.add(name, seconds["own"], note=f"{work:.2f}, {ratio:.2f}" + (f", model={model}" if model != "lenet" else ""))
+        figures.ratios[f"a round, {name} / fedavg"] = ratio
+    return figures
+
+
+def _options(group: str) -> list[str]:
+    """What can be chosen of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _composed(words: list[str], size: str) -> tuple[Experiment, str]:
+    """The first that can be composed: with LeNet or one that has norm layers, with J=4 or the method's own number of steps."""
+    refusals = []
+    for model in [name for name in ("lenet", "lenet_bn") if name in _options("model")]:
+        for steps in (["J=4"], []):
+            try:
+                return composed(*words, *steps, size, f"model={model}"), model
+            except UserError as refusal:
+                refusals.append(refusal)
+    raise refusals[0]
+
+
+def client_state(scale: Scale) -> Figures:
+    """SCAFFOLD with K=100,000 clients that all have state, in each place where it can be held, each in a process of its own."""
+    K, m = scale.clients[-1], 10
+    figures = Figures(f"SCAFFOLD, {m} clients a round out of K={K:,}, a model of {_numbers():,} numbers, J=4, batch 16")
+    for place in ("device", "cpu", "disk"):
+        with tempfile.TemporaryDirectory(dir=PROJECT / "outputs") as folder:
+            command = [*BENCH, *(["--short"] if Size.part < 1 else []), "--client-state", place, folder, str(K), str(m), str(scale.repeats)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
+        found = json.loads(done.stdout.splitlines()[-1])
+        note = f"FedAvg's beside it {1000 * found['fedavg']:.0f} ms; peak {found['peak']:.0f} MB"
+        figures.add(f"state_on={place}", found["round"], 64 * m, note)
+        figures.add(f"state_on={place}: the first checkpoint", found["first"], note=f"{found['disk']:.0f} MB in {found['files']} files")
+        figures.add(f"state_on={place}: the next checkpoint, after {found['rounds']} rounds", found["next"])
+        figures.add(f"state_on={place}: restoring it", found["restoring"])
+        figures.ratios[f"client state, {place}: a round / fedavg"] = found["round"] / found["fedavg"]
+    return figures
+
+
+def _numbers() -> int:
+    return int(with_state("cpu", None, 1, 1).group.layout.size)
+
+
+def _measure_client_state(place: str, folder: Path, K: int, m: int, repeats: int) -> None:
+    """Print what one place costs: seconds and megabytes, as JSON."""
+    run = with_state(place, folder, K, m)
+    fedavg = trainer(ManyClients(), model=Small(), K=K, m=m, batch_size=16)
+    seconds = interleaved({"fedavg": fedavg.run_round, "round": run.run_round}, 3 * repeats)
+    store = run.sole_run.clients
+
+    def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+        synchronize()
+        began = time.perf_counter()
+        value = action()
+        return time.perf_counter() - began, value
+
+    first, _ = timed(run.checkpoint)
+    rounds = 3 * repeats
+    for _ in range(rounds):
+        run.run_round()
+    following, checkpoint = timed(run.checkpoint)
+    collecting, _ = timed(lambda: store.collect([checkpoint["clients"]]))
+    peak = peak_mb()
+    restoring, _ = timed(lambda: run.restore(checkpoint))
+    files = list(folder.iterdir())
+    found = {"first": first, "rounds": rounds, "next": following + collecting, "restoring": restoring, "peak": peak}
+    print(json.dumps({**seconds, **found, "files": len(files), "disk": sum(path.stat().st_size for path in files) / 2**20}))
+
+
 def cohorts(scale: Scale) -> Figures:
     """Time against the clients of a round."""
     figures = Figures("clients of a round out of K=1,000, J=4, batch 64, small images")
@@ -485,7 +590,22 @@ def peers(scale: Scale) -> Figures:
 
 SECTIONS: dict[str, Callable[[Scale], Figures]] = {
     section.__name__: section
-    for section in (rounds, characters, peers, overhead, levers, profile, throughput, packed, evaluation, clients, cohorts, start)
+    for section in (
+        rounds,
+        characters,
+        peers,
+        overhead,
+        levers,
+        profile,
+        throughput,
+        packed,
+        evaluation,
+        methods,
+        clients,
+        client_state,
+        cohorts,
+        start,
+    )
 }
 
 
@@ -549,6 +669,7 @@ def main() -> None:
     """Measure, print tables, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-with-clients", type=int, metavar="K", help=argparse.SUPPRESS)
+    parser.add_argument("--client-state", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="measure these sections")
     parser.add_argument("--short", action="store_true", help="tiny sizes: shows that everything runs, and says nothing of speed")
@@ -562,6 +683,10 @@ def main() -> None:
         for _ in range(5):
             run.run_round()
         print(peak_mb())
+        return
+    if arguments.client_state is not None:
+        place, folder, *numbers = arguments.client_state
+        _measure_client_state(place, Path(folder), *map(int, numbers))
         return
     if arguments.contender is not None:
         contender, J, batch_size = arguments.contender

@@ -13,18 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra import compose
+from omegaconf import open_dict
 from torch import nn
 
 from benchmarks.plain import PlainCharacters, PlainFedAvg, lenet
 from fl_hydra.algorithms.fedavg import FedAvg
+from fl_hydra.algorithms.scaffold import Scaffold
+from fl_hydra.api import composing
+from fl_hydra.arguments import prepare
+from fl_hydra.config import Config
 from fl_hydra.data.dataset import Dataset, DatasetInfo, datasets
 from fl_hydra.data.images import Arrays, ImageDataset, channel_statistics
 from fl_hydra.data.shakespeare import Shakespeare, TextArrays
 from fl_hydra.data.shakespeare_text import WINDOW
 from fl_hydra.models.lenet import LeNet
+from fl_hydra.models.small import Small
 from fl_hydra.optim.schedules import Constant
 from fl_hydra.optim.sgdm import SGDM
 from fl_hydra.participation.schemes import Uniform
+from fl_hydra.resolving import resolve
+from fl_hydra.schema import register_schema, typed
 from fl_hydra.sharding.base import equal_sizes
 from fl_hydra.sharding.iid import IID
 from fl_hydra.training.experiment import Experiment
@@ -153,6 +162,41 @@ def trainer(dataset: Dataset | None = None, *, engine: str = "auto", runs: int =
     """A trainer of one run, or of several that differ in their seeds."""
     one = experiment(dataset, **overrides)
     return Trainer(*(dataclasses.replace(one, seed=seed) for seed in range(runs)), engine=engine, device=DEVICE)
+
+
+def configuration(*words: str) -> Config:
+    """What the command line composes of some words."""
+    register_schema()
+    with composing():
+        content = compose("config", overrides=prepare(list(words)))
+    with open_dict(content):
+        content.pop("hydra", None)
+    return typed(content)
+
+
+def composed(*words: str) -> Experiment:
+    """A run of words, with K=100 and C=0.1, on the made-up CIFAR-100.
+
+    Raises:
+        UserError: the words cannot go together.
+    """
+    dataset = MadeUp()
+    found = resolve(configuration("K=100", "C=0.1", *words))
+    return dataclasses.replace(found, dataset=dataset, dataset_info=dataset.info(scratch()), data=scratch(), budget=10**12, points=1)
+
+
+def with_state(state_on: str, folder: Path | None, K: int, m: int) -> Trainer:
+    """A trainer of SCAFFOLD on small images whose K clients all have state already, held in one place."""
+    one = experiment(ManyClients(), algorithm=Scaffold(), model=Small(), K=K, m=m, batch_size=16)
+    run = Trainer(one, device=DEVICE, client_folders=None if folder is None else [folder], state_on=state_on)
+    store = run.sole_run.clients
+    rows = {name: torch.empty(min(K, 1000), width, device=DEVICE) for name, width in run.group.kept_widths.items()}
+    for first in range(0, K, len(rows["state.control"])):
+        store.check_out(np.arange(first, first + len(rows["state.control"])), 0, rows)
+        for values in rows.values():
+            values.normal_(0, 1e-6)
+    store.retire()
+    return run
 
 
 def plain_characters(J: int = 4, batch_size: int = 64) -> PlainCharacters:

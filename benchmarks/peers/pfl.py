@@ -1,4 +1,4 @@
-"""A FedAvg round in Apple's pfl, its simulated backend. Run in .venv-peers, from the root of the repository.
+"""A round of FedAvg or SCAFFOLD in Apple's pfl, its simulated backend. Run in .venv-peers, from the root of the repository.
 
 Measured with one process that has a thread for each core, and with one process for each core; the faster counts.
 """
@@ -21,10 +21,12 @@ from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.algorithm.scaffold import SCAFFOLD, SCAFFOLDParams
 from pfl.callback.base import TrainingProcessCallback
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.data.pytorch import PyTorchTensorDataset
 from pfl.data.sampling import get_user_sampler
+from pfl.data.user_state import InMemoryUserStateStorage
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
@@ -60,6 +62,9 @@ class Client(PyTorchTensorDataset):  # type: ignore[misc]
         super().__init__((loop.shards[client],), user_id=str(client))
         self.loop, self.client = loop, client
 
+    def __len__(self) -> int:
+        return self.loop.J * self.loop.batch_size
+
     def iter(self, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         return work.batches(self.loop, self.client)
 
@@ -75,7 +80,7 @@ class Ends(TrainingProcessCallback):  # type: ignore[misc]
         return False, Metrics()
 
 
-def seconds_per_round(J: int, batch_size: int, rounds: int) -> float:
+def seconds_per_round(J: int, batch_size: int, rounds: int, method: str) -> float:
     """Median seconds of a round of this process, or of it and those beside it."""
     torch.manual_seed(0)  # processes begin with one model, and then draw what they like
     loop = work.plain(J, batch_size)
@@ -88,11 +93,24 @@ def seconds_per_round(J: int, batch_size: int, rounds: int) -> float:
     )
     clients = FederatedDataset(lambda client: Client(loop, client), get_user_sampler("minimize_reuse", range(work.CLIENTS)))
     ends = Ends()
-    FederatedAveraging().run(
-        NNAlgorithmParams(central_num_iterations=rounds, evaluation_frequency=rounds, train_cohort_size=work.COHORT, val_cohort_size=0),
+    common = {"central_num_iterations": rounds, "evaluation_frequency": rounds, "train_cohort_size": work.COHORT, "val_cohort_size": 0}
+    if method == "scaffold":  # option II; it takes a number of passes, of J batches each here, and no number of steps
+        algorithm = SCAFFOLD()
+        parameters = SCAFFOLDParams(
+            **common,
+            population=work.CLIENTS,
+            use_gradient_as_control_variate=False,
+            user_state_storage=InMemoryUserStateStorage(),
+        )
+        length = {"local_num_epochs": 1, "local_num_steps": None}
+    else:
+        algorithm, parameters = FederatedAveraging(), NNAlgorithmParams(**common)
+        length = {"local_num_epochs": None, "local_num_steps": J}
+    algorithm.run(
+        parameters,
         SimulatedBackend(clients, clients, postprocessors=[WeightByDatapoints()]),
         model,
-        NNTrainHyperParams(local_num_epochs=None, local_num_steps=J, local_batch_size=batch_size, local_learning_rate=0.1),
+        NNTrainHyperParams(**length, local_batch_size=batch_size, local_learning_rate=0.1),
         NNEvalHyperParams(local_batch_size=batch_size),
         [ends],
         send_metrics_to_platform=False,
@@ -111,6 +129,7 @@ def measured(processes: int, threads: int) -> float:
 def main() -> None:
     """Measure both settings and print the result."""
     parser = work.parser(__doc__)
+    parser.add_argument("--method", choices=["fedavg", "scaffold"], default="fedavg")
     parser.add_argument("--threads", type=int, help="measure in this process alone, and print seconds")
     arguments = parser.parse_args()
     if arguments.threads is None:
@@ -119,7 +138,7 @@ def main() -> None:
         work.report("pfl", version("pfl"), found)
         return
     torch.set_num_threads(arguments.threads)
-    seconds = seconds_per_round(arguments.J, arguments.batch_size, arguments.rounds)
+    seconds = seconds_per_round(arguments.J, arguments.batch_size, arguments.rounds, arguments.method)
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(seconds), flush=True)
     if torch.distributed.is_initialized():

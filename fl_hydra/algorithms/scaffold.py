@@ -45,7 +45,10 @@ class Scaffold(Algorithm):
         return state.carried
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        rows.descend(gradient(rows.parameters, batches[0]).add_(rows.received["control"] - rows.state["control"]), j)
+        correction = rows.received["control"]
+        if j == 0:  # c - c_k, once a round
+            correction.sub_(rows.state["control"])
+        rows.descend(gradient(rows.parameters, batches[0]).add_(correction), j)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         control = clients.state["control"]
@@ -53,7 +56,7 @@ class Scaffold(Algorithm):
             change = clients.gradient(state.model) - control
         else:
             moved = clients.rates > 0  # a client without samples left has taken no step
-            change = ((starts - ends) / clients.rates.where(moved, 1) - state.carried["control"]) * moved
+            change = (starts - ends).div_(clients.rates.where(moved, 1)).sub_(state.carried["control"]).mul_(moved)
         self.outer(state, clients, clients.mean(ends))
         control.add_(change)
         state.carried["control"].add_(clients.sum(change, clients.shares, "control"))
