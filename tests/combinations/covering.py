@@ -41,7 +41,7 @@ def covering(factors: Mapping[str, Sequence[str]], refused: set[Pair], works: Ca
         for factor, options in factors.items():
             if factor in row:
                 continue
-            turned = options[len(rows) % len(options) :] + options[: len(rows) % len(options)]
+            turned = [*options[len(rows) % len(options) :], *options[: len(rows) % len(options)]]
             best: tuple[int, str] | None = None
             for option in turned:
                 new = [frozenset({(factor, option), value}) for value in row.items()]
