@@ -12,7 +12,7 @@ DEMO := section=demo
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
 TRACK_B := schedules fedavg participation heterogeneity shakespeare algorithms compression
 SEARCHES := tune-centralized tune-large_batch tune-localsgd tune-slowmo tune-fedavg tune-heterogeneity tune-shakespeare
-.PHONY: help setup demo test lint format bench chaos chaos-searches chaos-uploads peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
+.PHONY: help setup demo test lint format bench chaos chaos-searches chaos-uploads combinations peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
 help: ## what the other targets do
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,9 @@ chaos-searches: setup ## kill searches at random moments, which must end as if u
 
 chaos-uploads: setup ## kill runs while they upload checkpoints, which must end elsewhere as if undisturbed
 	$(RUN) -m tests.chaos.uploads $(ARGS)
+
+combinations: setup ## docs/combinations.md: which options cannot be chosen together, and why
+	$(RUN) -m tests.combinations
 
 peers: setup ## install Flower and pfl in .venv-peers, for the benchmark to compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -48,7 +48,7 @@ def test_every_shipped_configuration_runs(option: str, dataset: str, program: Pr
     Of methods, `test_every_method_trains_another_model` and, from words to a summary, `test_every_method_ends_with_a_module` say as much.
     """
     group, name = option.split("/")
-    small = ["K=10", "J=4", "batch_size=8", *([] if option == "participation/all" else ["C=0.2"])]
+    small = ["K=50", "J=4", "batch_size=8", *([] if option == "participation/all" else ["C=0.04"])]
     chosen = {"dataset": dataset, "algorithm": "fedavg", group: name}
     overrides = [*(f"{key}={value}" for key, value in chosen.items()), *small, *NEEDS.get(option, [])]
     result = program(*overrides, "samples=300", "evaluation.points=1", f"data={data}", cwd=tmp_path)

@@ -81,15 +81,15 @@ class Sort:
 
 
 SORTS: dict[str, Sort] = {
-    "killed": Sort(kill, LONE, 8, short=3),
-    "pack killed": Sort(kill, PACK, 6, short=2),
+    "killed": Sort(kill, LONE, 8, short=2),
+    "pack killed": Sort(kill, PACK, 6),
     "killed again and again": Sort(kill_again_and_again, LONE, 2),
     "pack killed again and again": Sort(kill_again_and_again, PACK, 3),
     "pack killed and regrouped": Sort(regroup, PACK, 2),
     "signalled": Sort(signalled, LONE, 2),
     "pack signalled": Sort(signalled, PACK, 2),
-    "unfinished run damaged": Sort(damage_unfinished, LONE, 10, short=3),
-    "finished run damaged": Sort(damage_finished, LONE, 11, short=3),
+    "unfinished run damaged": Sort(damage_unfinished, LONE, 10, short=2),
+    "finished run damaged": Sort(damage_finished, LONE, 11, short=2),
     "pack damaged": Sort(damage_pack, PACK, 2),
     "files of other runs": Sort(copied, LONE, 2),
     "files of other members of a pack": Sort(copied, PACK, 1),

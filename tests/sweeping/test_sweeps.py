@@ -6,35 +6,32 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 
+from fl_hydra.runs.execution import execute
 from tests.conftest import Program
+from tests.support.folders import Notes
 from tests.support.kills import LOCALSGD, SMALL, half_done, run_folder
+from tests.support.make import config
 
 
-def test_the_second_process_on_one_run_says_that_it_is_being_written(tmp_path: Path) -> None:
-    import sys
+def test_the_second_process_on_one_run_says_that_it_is_being_written(program: Program, tmp_path: Path) -> None:
+    """The first is this one. (Of two whole processes, the chaos campaign says the same.)"""
+    command = ("algorithm=fedavg", "K=10", "rounds=7", "threads=1", f"outputs={tmp_path / 'outputs'}")
+    answers = []
 
-    from tests.support.make import PROJECT
+    class Asking(Notes):
+        def advanced(self, round: int, done: float) -> None:
+            if round == 3:
+                answers.append(program(*command, cwd=tmp_path))
 
-    command = [sys.executable, str(PROJECT / "train.py"), "algorithm=fedavg", "K=10", "rounds=100000", "threads=1", "outputs=outputs"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
-        assert first.stderr is not None
-        while "rounds/s" not in first.stderr.readline():
-            assert first.poll() is None
-        drained = threading.Thread(target=first.stderr.read)
-        drained.start()
-        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=60) == 128 + signal.SIGTERM
-        drained.join()
-    assert second.returncode == 1
-    assert "is being written by process" in second.stderr
-    assert str(first.pid) in second.stderr
+    outcome = execute(config(*command), Asking())
+    (second,) = answers
+    assert second.status == 1
+    assert f"is being written by process {os.getpid()}" in second.output
+    assert outcome.status == "finished"
 
 
 def test_a_dead_process_holds_no_lock(program: Program, tmp_path: Path) -> None:
