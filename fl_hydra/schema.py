@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fl_hydra.arguments import groups, is_guest, keys, texts
 from fl_hydra.config import REGISTRIES, Config
 from fl_hydra.errors import UserError
 
@@ -26,6 +27,10 @@ def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
     store.store(name="schema", node=Config, replace=True)
     for group, name, part in parts:
         store.store(group=f"schema/{group}", name=name, node=part, replace=True)
+        if is_guest(part):
+            store.store(group=group, name=name, node=part, replace=True)
+    for known in (groups, keys, texts):
+        known.cache_clear()
 
 
 def typed(composed: DictConfig) -> Config:
