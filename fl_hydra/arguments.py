@@ -127,6 +127,11 @@ def keys() -> frozenset[str]:
     return _keys(_parts())
 
 
+def groups() -> dict[str, tuple[str, ...]]:
+    """The options of each group."""
+    return _groups(_parts())
+
+
 def _parts() -> tuple[tuple[str, type[Any]], ...]:
     """Every registered part, with its group: a notebook may register another at any time."""
     return tuple((registry.group, part) for registry in REGISTRIES for part in registry.values())
@@ -150,9 +155,17 @@ def _keys(parts: tuple[tuple[str, type[Any]], ...]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
-def groups() -> dict[str, tuple[str, ...]]:
-    """The options of each group."""
-    return {registry.group: tuple(sorted(path.stem for path in (CONF / registry.group).glob("*.yaml"))) for registry in REGISTRIES}
+def _groups(parts: tuple[tuple[str, type[Any]], ...]) -> dict[str, tuple[str, ...]]:
+    found = {registry.group: {path.stem for path in (CONF / registry.group).glob("*.yaml")} for registry in REGISTRIES}
+    for group, part in parts:
+        if is_guest(part):
+            found[group].add(part.name)
+    return {group: tuple(sorted(names)) for group, names in found.items()}
+
+
+def is_guest(part: type[Any]) -> bool:
+    """Whether a part was registered from outside of the package, as in a notebook, and is an option without a file in `conf`."""
+    return part.__module__.partition(".")[0] != "fl_hydra"
 
 
 @lru_cache(maxsize=1)
