@@ -126,7 +126,7 @@ class Config:
     """Who follows runs while they train; does not change a run's result."""
 
     K: int | None = None
-    """Workers or clients; null: the algorithm's default, or one per user of the dataset."""
+    """Workers or clients; null: the algorithm's default, or one per user."""
     C: float | None = None
     """Fraction of the clients in a round; null: the algorithm's default."""
     J: int | None = None

@@ -27,11 +27,11 @@ class SWA:
     """Whether and how the server's models are averaged."""
 
     start: float | None = None
-    """Fraction of the budget after which the average of the server's models (SWA) begins; null: none is taken."""
+    """Fraction of the budget after which the server's models are averaged (SWA); null: never."""
     cycle: int = 10
     """Rounds between the models that are averaged."""
     lr2: float | None = None
-    """Learning rate at the end of a cycle, to which it falls linearly from the local optimizer's; null: it does not fall."""
+    """Learning rate at the end of a cycle, in which it falls linearly; null: it does not."""
 
     def __post_init__(self) -> None:
         require(
