@@ -126,7 +126,7 @@ class Config:
     """Who follows runs while they train; does not change a run's result."""
 
     K: int | None = None
-    """Workers or clients; null: the algorithm's default, or one per user of the dataset."""
+    """Workers or clients; null: the algorithm's, or one per user of the data."""
     C: float | None = None
     """Fraction of the clients in a round; null: the algorithm's default."""
     J: int | None = None
@@ -186,7 +186,7 @@ class Config:
     study: str | None = None
     """Study that the run is a trial of, for its tracker. Set by searches."""
     resume: str | None = None
-    """wandb: continue from W&B's checkpoint where it is newer than that in outputs."""
+    """wandb: continue from W&B's checkpoint where that is the newer one."""
     tuned: str | None = None
     """Section or study whose best values are used where none are typed."""
     chosen: dict[str, Any] = field(default_factory=dict)
