@@ -186,7 +186,7 @@ class Config:
     study: str | None = None
     """Study that the run is a trial of, for its tracker. Set by searches."""
     resume: str | None = None
-    """wandb: continue from W&B's checkpoint where it is newer than that in outputs."""
+    """wandb: continue from W&B's checkpoint where that is the newer one."""
     tuned: str | None = None
     """Section or study whose best values are used where none are typed."""
     chosen: dict[str, Any] = field(default_factory=dict)

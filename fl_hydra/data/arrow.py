@@ -55,6 +55,8 @@ class Arrow(DecodedImages):
         parts = self._parts(path)
         columns = [self.image, self.label, *([self.client] if self.client is not None else [])]
         tables = [_table(files, columns if split == self.train_split else columns[:2], where) for split, files in parts.items()]
+        empty = next((split for split, table in zip(parts, tables, strict=True) if not len(table)), None)
+        require(empty is None, f"{where}: split {empty} has no rows; {self.wanted} with images is needed")
         labels = _numbered([_values(table, self.label, where) for table in tables], f"{where}: {self.label}")
         train, *test = (
             Labelled(self._images(table.column(self.image), f"{where}, {split}"), own)

@@ -165,6 +165,12 @@ class OwnImages(ImageDataset):
         return Arrays(found.images[train], found.labels[train], found.images[test], found.labels[test], left)
 
     def sample_counts(self, info: DatasetInfo, split_seed: int = 0) -> SampleCounts:
+        counts = super().sample_counts(info, split_seed)
+        require(
+            not self.validation or not info.clients or counts.total < sum(info.train_counts),
+            f"dataset.validation={self.validation}: no client has images enough that one would be held out; choose a larger fraction, or 0 "
+            "for no validation",
+        )
         few = min(info.train_counts)
         held = self._held_out(few)
         require(
@@ -172,7 +178,7 @@ class OwnImages(ImageDataset):
             f"dataset.validation={self.validation}: of the {few} training images of class {info.train_counts.index(few)}, {held} would be "
             "held out; at least one has to be, and one to be left: choose another fraction, or 0 for no validation",
         )
-        return super().sample_counts(info, split_seed)
+        return counts
 
 
 @dataclass

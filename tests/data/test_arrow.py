@@ -167,6 +167,7 @@ def short(table: Any) -> Any:
         (lambda i: pa.array([None] * len(i), pa.binary()), lambda t: t, "image in row 0 holds no bytes, but a path perhaps"),
         (lambda i: pa.array([b"text"] * len(i)), lambda t: t, "image in row 0 cannot be read as an image"),
         (lambda i: pa.array(["x.png"] * len(i)), lambda t: t, "is of type string; encoded images, or lists of pixels"),
+        (feature, lambda t: t.slice(0, 0), "split train has no rows"),
         (lists, short, "lists of different lengths; images need one size"),
         (lambda i: pa.array((i / 255).tolist()), lambda t: t, "image is double|image is float64; uint8 from 0 to 255"),
     ],

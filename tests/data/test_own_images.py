@@ -118,6 +118,13 @@ def test_clients_of_an_npz_are_a_natural_division(arrays: Arrays, root: Path, tm
         experiment(*words, "sharding=natural", "K=3")
 
 
+def test_clients_too_small_for_any_validation_are_one_line(arrays: Arrays, root: Path, tmp_path: Path) -> None:
+    dataset = Npz(path=str(write_npz(tmp_path / "own.npz", arrays, client=np.arange(60) // 3)))
+    assert "no client has images enough that one would be held out; choose a larger" in refused(dataset, root)
+    assert replace(dataset, validation=0).sample_counts(dataset.info(root)).total == 60
+    assert replace(dataset, validation=0.4).sample_counts(dataset.info(root)).total == 40
+
+
 def test_the_order_of_the_file_decides_nothing_even_where_clients_have_equal_images(root: Path, tmp_path: Path) -> None:
     arrays = made_up(2, 24, 6, 8, 1)
     doubled = replace(arrays, train_images=np.tile(arrays.train_images[:6], (4, 1, 1, 1)), train_labels=np.tile(arrays.train_labels[:6], 4))
