@@ -152,7 +152,7 @@ class Run:
         """
         count = self.clients
         name = self.experiment.algorithm.option
-        has = "one model after a round; see .module" if self.experiment.algorithm.global_model else "none to be loaded"
+        has = "one model after a round; see .module" if self.experiment.global_model else "none to be loaded"
         require(count > 0, f"client({k}): in algorithm={name} there is {has}")
         require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
         return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
@@ -171,11 +171,9 @@ class Run:
         import numpy as np
         import torch
 
-        algorithm = self.experiment.algorithm
-        require(
-            algorithm.global_model, f"algorithm={algorithm.name} trains no model for everyone; its figures are personal/test/acc and so on"
-        )
-
+        e = self.experiment
+        who = f"algorithm={e.algorithm.name}" if not e.algorithm.global_model else f"model.statistics={e.model.statistics}"
+        require(e.global_model, f"{who} trains no model for everyone; its figures are personal/test/acc and so on")
         given = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
         info = self.experiment.dataset_info
         require(given.dtype == np.uint8, f"predict: inputs are {given.dtype}; uint8 is needed, as in the dataset")

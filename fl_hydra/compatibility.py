@@ -48,6 +48,11 @@ class Choice:
         return self.config.noise_scale or "noise" in self.local_steps.measures
 
     @property
+    def local_statistics(self) -> bool:
+        """Whether running statistics stay with clients."""
+        return self.config.model.statistics == "local"
+
+    @property
     def equal_steps(self) -> bool:
         """Whether every row takes the same number of steps in every round."""
         return self.local_steps.steady and not self.local_steps.spread
@@ -137,7 +142,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "round than a weighted sum; choose another scheme",
     ),
     (
-        lambda c: c.algorithm.personalised or not c.config.objective.startswith("personal/"),
+        lambda c: c.algorithm.personalised or c.local_statistics or not c.config.objective.startswith("personal/"),
         "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say",
     ),
     (
@@ -204,6 +209,19 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     (
         lambda c: not c.algorithm.virtual_clients or c.equal_steps,
         "{c.unequal}: virtual clients of algorithm={c.algorithm.name} all take the same number of steps; {c.without}",
+    ),
+    (
+        lambda c: not c.local_statistics or c.algorithm.federated,
+        "model.statistics=local: statistics stay with clients, and algorithm={c.algorithm.option} has workers; choose averaged",
+    ),
+    (
+        lambda c: not c.local_statistics or not c.participation.asks,
+        "participation={c.participation.name}: asks for losses of the server's model, which has no statistics with model.statistics=local; "
+        "choose another scheme",
+    ),
+    (
+        lambda c: c.config.model.statistics != "frozen" or c.algorithm.synchronous,
+        "model.statistics=frozen: workers of algorithm={c.algorithm.option} have statistics of their own, which differ; choose averaged",
     ),
     (
         lambda c: c.m == c.K or c.participation.name != "all",

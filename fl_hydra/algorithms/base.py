@@ -353,9 +353,9 @@ class Algorithm(Component):
 
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         """Models of some clients, [rows, P], from `clients.personal` and `clients.state`."""
-        assert clients.personal is not None
         models = state.model.repeat(len(clients.ids), 1)
-        self.personal(clients.facts.layout).write(models, clients.personal)
+        if clients.personal is not None:  # else only running statistics stay with clients
+            self.personal(clients.facts.layout).write(models, clients.personal)
         return models
 
 

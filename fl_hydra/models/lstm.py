@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fl_hydra.errors import require
-from fl_hydra.models.base import Model, models
+from fl_hydra.models.base import Model, check_sizes, models
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +32,8 @@ class CharacterLSTM(Model):
     """LSTM layers."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding", "hidden", "layers"):
-            require(1 <= getattr(self, name) <= 10_000, f"model.{name}={getattr(self, name)}: 1 to 10,000 are possible")
+        super().__post_init__()
+        check_sizes(self, "embedding", "hidden", "layers")
 
     def check(self, info: DatasetInfo) -> None:
         require(info.textual, "model=lstm: reads text, and this dataset has images; choose model=lenet or model=small")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.errors import require
-from fl_hydra.models.base import Model, image_sides, models
+from fl_hydra.models.base import Model, check_sizes, image_sides, models
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +25,8 @@ class Small(Model):
     """Units of the hidden layer."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.filters <= 10_000, f"model.filters={self.filters}: 1 to 10,000 are possible")
-        require(1 <= self.hidden <= 10_000, f"model.hidden={self.hidden}: 1 to 10,000 are possible")
+        super().__post_init__()
+        check_sizes(self, "filters", "hidden")
 
     def check(self, info: DatasetInfo) -> None:
         image_sides("small", info, 5)

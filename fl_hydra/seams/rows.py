@@ -47,6 +47,8 @@ class Batch:
     """Frozen tensors of the model, shared by all these rows, [size]; None if there are none."""
     training: bool = True
     """Whether gradients are taken in training mode; in evaluation mode there is no dropout, and running statistics are used."""
+    fixed: bool = False
+    """Whether running statistics are used in training mode too, and stay as they are."""
 
     def rows(self, part: slice) -> Batch:
         """The batches of some of the rows."""
@@ -62,6 +64,7 @@ class Batch:
             statistics=statistics,
             frozen=self.frozen,
             training=self.training,
+            fixed=self.fixed,
         )
 
     def samples(self, part: slice) -> Batch:
@@ -78,6 +81,7 @@ class Batch:
             statistics=self.statistics,
             frozen=self.frozen,
             training=self.training,
+            fixed=self.fixed,
         )
 
     @property

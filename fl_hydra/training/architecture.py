@@ -47,6 +47,10 @@ class Architecture:
         module = algorithm.extend(model.build(info))
         layers = check_architecture(module, info, lambda: algorithm.extend(model.build(info)))
         layout = replace(Layout.of(module), random=layers.dropouts > 0)
+        require(
+            bool(layout.statistics.names) or model.statistics == "averaged",
+            f"model.statistics={model.statistics}: model={model.option} has no BatchNorm, and so no running statistics; leave it out",
+        )
         algorithm.check_layout(layout)
         if algorithm.personal(layout).width and algorithm.global_model:
             raise TypeError(f"{type(algorithm).__name__} leaves parameters with clients: there is no global_model, say so")

@@ -39,15 +39,22 @@ class BatchLayers(TorchFunctionMode):
         statistics: running means and variances by name, as the module holds them; the batch's own are recorded under these names.
         weights: 1 for samples and 0 for padding, [B]; None without padding.
         draws: 32-bit numbers that identify the draws of each sample, int64 [B]; None in evaluation.
+        fixed: whether BatchNorm uses the running statistics in training, too.
     """
 
     def __init__(
-        self, dtype: torch.dtype, statistics: Mapping[str, Tensor] | None = None, weights: Tensor | None = None, draws: Tensor | None = None
+        self,
+        dtype: torch.dtype,
+        statistics: Mapping[str, Tensor] | None = None,
+        weights: Tensor | None = None,
+        draws: Tensor | None = None,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
         self._dtype, self._running, self._weights, self._draws = dtype, dict(statistics or {}), weights, draws
         self._names = {id(tensor): name for name, tensor in self._running.items()}
         self._found: dict[str, Tensor] = {}
+        self._fixed = fixed
         self.dropouts = 0
         """Number of dropouts so far in the pass."""
         self.per_sample = 2**62
@@ -82,7 +89,7 @@ class BatchLayers(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         values = input.to(self._dtype)
-        if training:
+        if training and not self._fixed:
             mean, variance, count = _moments(values, self._weights)
             self._note(running_mean, mean)
             # A single number has no variance; then the running one stays.

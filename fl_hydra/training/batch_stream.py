@@ -25,10 +25,11 @@ OF_LAYERS = 2**62
 @dataclass(frozen=True)
 class Beside:
     """Tensors of some rows' models besides their parameters: running statistics [rows, size] and frozen tensors [size]; None if there are
-    none."""
+    none. fixed: whether the statistics no longer change."""
 
     statistics: Tensor | None = None
     frozen: Tensor | None = None
+    fixed: bool = False
 
 
 class BatchStream:
@@ -125,4 +126,5 @@ class BatchStream:
                     draws=None if self._draws is None else self._draws[rows, batch],
                     statistics=beside.statistics,
                     frozen=beside.frozen,
+                    fixed=beside.fixed,
                 )

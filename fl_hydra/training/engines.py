@@ -97,11 +97,14 @@ class Engine(ABC):
             return nullcontext()
         return BatchLayers(self.precision.master) if layers is None else layers
 
-    def _beside(self, beside: Mapping[str, Tensor], weights: Tensor | None, training: bool) -> tuple[dict[str, Tensor], BatchLayers | None]:
+    def _beside(
+        self, beside: Mapping[str, Tensor], weights: Tensor | None, training: bool, fixed: bool = False
+    ) -> tuple[dict[str, Tensor], BatchLayers | None]:
         """One row's inputs besides parameters: tensors by name, and the layers of a pass in training; None for evaluation."""
         running = self.layout.statistics.views(beside["statistics"]) if "statistics" in beside else {}
         others = self.layout.frozen.views(beside["frozen"]) if "frozen" in beside else {}
-        layers = BatchLayers(self.precision.master, running, weights, beside.get("draws")) if training and self.layout.modal else None
+        modal = training and self.layout.modal
+        layers = BatchLayers(self.precision.master, running, weights, beside.get("draws"), fixed) if modal else None
         return running | others, layers
 
     def _outputs(self, vector: Tensor | dict[str, Tensor], inputs: Tensor, layers: BatchLayers | None = None) -> Outputs:

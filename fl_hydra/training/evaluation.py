@@ -57,7 +57,7 @@ def evaluate(
         samples = sets.get(name)
         if not samples:
             continue
-        if e.algorithm.global_model:
+        if e.global_model:
             totals = group.engine.evaluate(models, samples, _looked_at(run, samples, group.device)).mean(0)
             mean_loss, metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
             metrics[f"{name}/loss"] = _finite(mean_loss)

@@ -90,6 +90,16 @@ class Experiment:
         return None if self.round_samples is None else -(-self.budget // self.round_samples)
 
     @property
+    def global_model(self) -> bool:
+        """Whether there is a model for everyone to evaluate: it also needs statistics for everyone."""
+        return self.algorithm.global_model and self.model.statistics != "local"
+
+    @property
+    def personalised(self) -> bool:
+        """Whether models of clients are evaluated."""
+        return self.algorithm.personalised or not self.global_model
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate at the top of the schedule."""
         return self.optimizer.lr * self.scheduler.scale(self.batch_size, self.m)

@@ -161,7 +161,9 @@ class LocalPhase:
             segment = of_rows.of_steps(slice(first, last), steps, per_step, masked).named()
             train = partial(self._train_segment, wave, rows, slice(first, last), inputs.counts[rows, batches], inputs, optimizers)
             # Rounds of different lengths share the recordings of their first segments.
-            own = tuple((min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last]) for part in parts)
+            own = tuple(
+                (min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last], part.plan.fixed) for part in parts
+            )
             shapes = tuple(tensor.shape for tensor in segment.values())
             blocks = tuple((lane, block.run, block.rows.start, block.rows.stop) for lane, block in wave.items())
             key = None if masked else (blocks, first, own, shapes)
@@ -239,7 +241,7 @@ class LocalPhase:
                 engine.mark_equal(parameters)
         rows = group.rows(lane, parameters, starts, given.rates[local], optimizer, of_rows)
         statistics, frozen = self._group.buffers.statistics, part.state.buffers.get("frozen")
-        beside = Beside(None if statistics is None else statistics[block.rows], None if frozen is None else frozen[0])
+        beside = Beside(None if statistics is None else statistics[block.rows], None if frozen is None else frozen[0], part.plan.fixed)
         changed = (
             parameters,
             *(() if beside.statistics is None else (beside.statistics,)),

@@ -46,12 +46,13 @@ class _RowBatch:
     weights: Tensor | None
     beside: dict[str, Tensor]
     training: bool
+    fixed: bool
 
     @classmethod
     def of(cls, batch: Batch, row: int) -> _RowBatch:
         weights = None if batch.weights is None else batch.weights[row]
         beside = {name: tensor if name == "frozen" else tensor[row] for name, tensor in batch.beside.items()}
-        return cls(batch.inputs[row], batch.targets[row], weights, beside, batch.training)
+        return cls(batch.inputs[row], batch.targets[row], weights, beside, batch.training, batch.fixed)
 
 
 class LoopEngine(Engine):
@@ -146,7 +147,7 @@ class LoopEngine(Engine):
         if not self.layout.modal or not batch.training:
             return None
         running = {name: bound.others[name] for name in self.layout.statistics.names}
-        return BatchLayers(self.precision.master, running, batch.weights, batch.beside.get("draws"))
+        return BatchLayers(self.precision.master, running, batch.weights, batch.beside.get("draws"), batch.fixed)
 
     def _row_gradient(self, bound: _Bound, row: Tensor, batch: _RowBatch, objective: RowObjective | None) -> tuple[Tensor, Tensor]:
         if self.precision.compute is not None:

@@ -44,6 +44,7 @@ class RoundPlan:
     seen: what the participation scheme saw. remember: changes to its memory. selection: the cost of choosing the cohort.
     residual_weight: weight of the old model in the mean, 1 minus the sum of `weights` if the scheme sets these itself; else 0.
     reports: bool [rows], whether each stays (does not drop out); None: all do.
+    fixed: whether BatchNorm's running statistics no longer change, and are used in training (`model.statistics=frozen`).
     """
 
     ids: Indices
@@ -62,6 +63,7 @@ class RoundPlan:
     selection: SelectionCost = SelectionCost()
     residual_weight: float = 0.0
     reports: Mask | None = None
+    fixed: bool = False
 
 
 def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
@@ -119,6 +121,7 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
         selection=selection,
         residual_weight=residual_weight,
         reports=reports,
+        fixed=e.model.statistics == "frozen" and run.samples >= e.model.frozen_after * e.budget,
     )
 
 

@@ -54,9 +54,13 @@ class Precision:
     def configure(self, device: torch.device) -> None:
         """Configure the process: TF32, which PyTorch allows in convolutions by default, and kernels with reproducible bits.
 
-        cuDNN's benchmarking of kernels stays off, since it may choose others in the process that resumes a run.
+        cuDNN's benchmarking of kernels stays off, since it may choose others in the process that resumes a run. Attention is computed by
+        products: its fused kernels have no rule for rows in one call, no second derivative, and, on a GPU, bits that differ.
         """
         import torch
+
+        for fused in ("flash", "mem_efficient", "cudnn"):
+            getattr(torch.backends.cuda, f"enable_{fused}_sdp")(False)  # on a CPU too
 
         if device.type == "cuda":
             mode = "tf32" if self.tf32 else "ieee"

@@ -189,8 +189,12 @@ class RowGroup:
         """Columns of the parameters that stay with their client."""
         self.shared = self.layout.columns(lambda name, module: name not in self.personal.names)
         """All others."""
-        self.personal_statistics: Columns = self.layout.statistics_beside(self.personal)
+        everything = self.layout.columns(lambda name, module: True)
+        local = experiment.model.statistics == "local"
+        self.personal_statistics: Columns = self.layout.statistics_beside(everything if local else self.personal)
         """Columns of the running statistics that stay with their client."""
+        self.statistics_known = experiment.model.statistics == "frozen" and not experiment.model.frozen_after
+        """Whether running statistics are what they were in the beginning, and are not sent."""
         self.columns = algorithm.columns(self.layout)
         """Columns that the method steps separately, by name."""
         self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
@@ -243,8 +247,8 @@ class RowGroup:
     @property
     def payload(self) -> int:
         """Bytes of a model as it is sent."""
-        stay = self.personal.width + self.personal_statistics.width
-        return (self.layout.size + self.layout.statistics.size - stay) * self.dtype.itemsize
+        statistics = 0 if self.statistics_known else self.layout.statistics.size - self.personal_statistics.width
+        return (self.layout.size - self.personal.width + statistics) * self.dtype.itemsize
 
     def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
         """Initial values of what each client of a run carries, by name, [1 or K, width], from its initial model [1, P] and running

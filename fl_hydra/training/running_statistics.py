@@ -13,7 +13,9 @@ class RunningStatistics:
     """Statistics of rows: sent with the model, updated by their batches, and averaged like models, whatever the outer optimizer does.
 
     Workers with their own models also keep their own statistics (gossip mixes them like models; asynchronous workers do not exchange
-    them), whose mean is evaluated. Statistics of modules with personal parameters stay with the client, too.
+    them), whose mean is evaluated. Statistics of modules with personal parameters stay with the client, too, and with
+    `model.statistics=local` all of them. Fixed ones are sent with the model, since a client may not have them yet, and do not come back;
+    those that were fixed from the beginning are known to all.
 
     Args:
         group: the rows.
@@ -37,13 +39,13 @@ class RunningStatistics:
         rows.copy_(self._given(part))
         if self._group.personal_statistics.width:
             self._group.personal_statistics.write(rows, self._group.buffers.kept[PERSONAL_STATISTICS][part.rows])
-        if "workers" not in part.state.buffers:
+        if "workers" not in part.state.buffers and not self._group.statistics_known:
             part.clients.fabric.count_down(rows[:, : self._sent], plain=True)
 
     def end(self, part: RunRound) -> None:
         """Collect the rows' statistics at the end of a round; those of a row that drops out are reset to what it was given."""
         rows = self._rows(part)
-        if rows is None:
+        if rows is None or part.plan.fixed:
             return
         buffers, ours = part.state.buffers, self._group.personal_statistics
         given = self._given(part)

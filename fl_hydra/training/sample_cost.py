@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,7 @@ from fl_hydra.data.dataset import DatasetInfo
 
 def sample_flops(module: nn.Module, info: DatasetInfo, *, backward: bool = True) -> int:
     """Floating-point operations, two for each multiply-add, in the products and convolutions of one sample's passes."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         output = module(example(info)).sum()
         if backward:
             output.backward()
@@ -21,13 +21,26 @@ def sample_flops(module: nn.Module, info: DatasetInfo, *, backward: bool = True)
 
 def product_flops(module: nn.Module, info: DatasetInfo) -> int:
     """The same for one sample's Hessian-vector product, reverse over reverse."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         gradients = torch.autograd.grad(module(example(info)).square().sum(), parameters, create_graph=True)
         torch.autograd.grad(torch.stack([gradient.sum() for gradient in gradients]).sum(), parameters, allow_unused=True)
     return int(counter.get_total_flops())
+
+
+def _counter() -> Any:
+    """PyTorch's counter of operations, put right for grouped convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
+
+    def backward(*arguments: Any, **keywords: Any) -> int:
+        # The gradient of the weight is counted as if every output saw all inputs, and not only those of its group: of a depthwise
+        # convolution of 256 channels 256 times too much.
+        *given, groups, (of_inputs, of_weight, _) = arguments
+        inputs = conv_backward_flop(*given, groups, (of_inputs, False, False), **keywords)
+        return int(inputs + conv_backward_flop(*given, groups, (False, of_weight, False), **keywords) // groups)
+
+    backward._get_raw = True  # type: ignore[attr-defined]
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward})
 
 
 def sample_bytes(module: nn.Module, info: DatasetInfo, samples: int = 1) -> int:

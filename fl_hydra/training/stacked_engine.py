@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
@@ -27,6 +27,7 @@ class StackedEngine(Engine):
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
+        self._group_norm = any(isinstance(part, nn.GroupNorm) for part in self._architecture.modules())
         self._gradients: dict[tuple[int, torch.Size], Tensor] = {}
         self._chunk = 2**62
         """Rows of one call; halved when memory runs out."""
@@ -93,6 +94,7 @@ class StackedEngine(Engine):
         self,
         objective: Objective | None,
         training: bool,
+        fixed: bool,
         views: dict[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
@@ -103,7 +105,7 @@ class StackedEngine(Engine):
         """One row's loss and meter. beside: its tensors besides parameters; further: inputs of the objective."""
         layers = None
         if beside:
-            others, layers = self._beside(beside, weights, training)
+            others, layers = self._beside(beside, weights, training, fixed)
             views = views | others
         if objective is None:
             logits = self._forward(views, inputs, layers)
@@ -125,7 +127,7 @@ class StackedEngine(Engine):
         self, views: dict[str, Tensor], stacked: int | None, batch: Batch, out: Tensor, objective: Objective | None
     ) -> Tensor:
         loss, arguments, in_dims = self._call(views, stacked, batch, objective)
-        with self._convolutions():
+        with self._layers():
             gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(*arguments)
         self._lay_down(gradients, out)
         return torch.as_tensor(meter).detach()
@@ -136,7 +138,7 @@ class StackedEngine(Engine):
         """The loss function of rows, its arguments, and the axis of each along which the rows lie."""
         beside = batch.beside
         further = objective.inputs if objective is not None else {}
-        loss = partial(self._loss, objective, batch.training)
+        loss = partial(self._loss, objective, batch.training, batch.fixed)
         arguments = (views, batch.inputs, batch.targets, batch.weights)
         in_dims = (stacked, 0, 0, None if batch.weights is None else 0)
         if not beside and not further:  # every argument costs time, which matters for small batches
@@ -155,7 +157,7 @@ class StackedEngine(Engine):
                 gradients, _ = grad(loss, has_aux=True)(views, *others)
                 return torch.stack([(gradients[name] * vector[name]).sum() for name in views]).sum()
 
-            with self._convolutions():
+            with self._layers():
                 found = vmap(grad(along), in_dims=(0, 0, *in_dims[1:]))(views, self.layout.views(vectors[part]), *arguments[1:])
             self._lay_down(found, products[part])
 
@@ -167,7 +169,7 @@ class StackedEngine(Engine):
 
         def of_rows(part: slice) -> Outputs:
             views = self.layout.whole_views(parameters[0] if shared else parameters[part])
-            with self._convolutions():
+            with self._layers():
                 logits, features = vmap(self._logits_and_features, in_dims=(None if shared else 0, 0))(views, inputs[part])
             return Outputs(logits, features)
 
@@ -184,13 +186,13 @@ class StackedEngine(Engine):
         if self.precision.loss_scale != 1:
             out.mul_(1 / self.precision.loss_scale)
 
-    def _convolutions(self) -> AbstractContextManager[object]:
-        return _ConvolutionsAsProducts() if self.im2col else nullcontext()
+    def _layers(self) -> AbstractContextManager[object]:
+        return _StackedLayers(self.im2col) if self.im2col or self._group_norm else nullcontext()
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         if len(models) == 1:
             return self._forward(models[0], inputs)[None]
-        with self._convolutions():
+        with self._layers():
             logits: Tensor = vmap(self._forward, in_dims=(0, None))(models, inputs)
         return logits
 
@@ -201,12 +203,22 @@ class Im2colEngine(StackedEngine):
     im2col = True
 
 
-class _ConvolutionsAsProducts(TorchFunctionMode):
-    """Turns `conv2d` into im2col and a matrix product, which stacks into a `bmm`; a stack of convolutions would be a grouped one."""
+class _StackedLayers(TorchFunctionMode):
+    """Changes what `torch.func.vmap` cannot stack, or not well.
+
+    Args:
+        im2col: whether `conv2d` is im2col and a matrix product, which stacks into a `bmm`; a stack of convolutions is a grouped one.
+    """
+
+    def __init__(self, im2col: bool) -> None:
+        super().__init__()
+        self._im2col = im2col
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (torch.conv2d, F.conv2d):
+        if self._im2col and function in (torch.conv2d, F.conv2d):
             return convolution_as_product(*args, **(kwargs or {}))
+        if function is F.group_norm:  # copies its inputs in their memory format, which vmap refuses for channels_last
+            return F.group_norm(args[0].contiguous(), *args[1:], **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 

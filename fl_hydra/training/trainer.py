@@ -275,7 +275,7 @@ class Trainer:
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
         models = self.group.whole(models.clone(), state, statistics)
-        personal = partial(self._personal_scores, run, state) if self._first.algorithm.personalised else None
+        personal = partial(self._personal_scores, run, state) if self._first.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 
     def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
