@@ -152,7 +152,15 @@ def _keys(parts: tuple[tuple[str, type[Any]], ...]) -> frozenset[str]:
 @lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
     """The options of each group."""
-    return {registry.group: tuple(sorted(path.stem for path in (CONF / registry.group).glob("*.yaml"))) for registry in REGISTRIES}
+    found = {registry.group: {path.stem for path in (CONF / registry.group).glob("*.yaml")} for registry in REGISTRIES}
+    for registry in REGISTRIES:
+        found[registry.group] |= {name for name, part in registry.items() if is_guest(part)}
+    return {group: tuple(sorted(names)) for group, names in found.items()}
+
+
+def is_guest(part: type[Any]) -> bool:
+    """Whether a part was registered from outside of the package, as in a notebook, and is an option without a file in `conf`."""
+    return part.__module__.partition(".")[0] != "fl_hydra"
 
 
 @lru_cache(maxsize=1)

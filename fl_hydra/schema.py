@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fl_hydra.arguments import groups, is_guest, keys, texts
 from fl_hydra.config import REGISTRIES, Config
 from fl_hydra.errors import UserError
 
@@ -26,9 +27,11 @@ def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
     store.store(name="schema", node=Config, replace=True)
     for group, name, part in parts:
         store.store(group=f"schema/{group}", name=name, node=part, replace=True)
-        if not part.__module__.startswith("fl_hydra."):  # registered by a notebook or script, without a file in conf
+        if is_guest(part):
             option = {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"]}
             store.store(group=group, name=name, node=option, replace=True)
+    for known in (groups, keys, texts):
+        known.cache_clear()
 
 
 def typed(composed: DictConfig) -> Config:

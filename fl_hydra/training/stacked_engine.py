@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
+from fl_hydra.errors import UserError
 from fl_hydra.seams.rows import Batch, Outputs
 from fl_hydra.training.engines import Engine, even_parts, stream_of
 from fl_hydra.training.losses import Objective
@@ -27,7 +28,8 @@ class StackedEngine(Engine):
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        self._group_norm = any(isinstance(part, nn.GroupNorm) for part in self._architecture.modules())
+        self._changed = any(isinstance(part, nn.GroupNorm | nn.AdaptiveAvgPool2d) for part in self._architecture.modules())
+        """Whether there are layers that :class:`_StackedLayers` changes, besides convolutions."""
         self._gradients: dict[tuple[int, torch.Size], Tensor] = {}
         self._chunk = 2**62
         """Rows of one call; halved when memory runs out."""
@@ -128,7 +130,13 @@ class StackedEngine(Engine):
     ) -> Tensor:
         loss, arguments, in_dims = self._call(views, stacked, batch, objective)
         with self._layers():
-            gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(*arguments)
+            try:
+                gradients, meter = vmap(grad(loss, has_aux=True), in_dims=in_dims)(*arguments)
+            except RuntimeError as error:
+                if "vmap" not in str(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"the rows of this model cannot be computed in one call ({reason}); choose engine=loop") from error
         self._lay_down(gradients, out)
         return torch.as_tensor(meter).detach()
 
@@ -187,7 +195,7 @@ class StackedEngine(Engine):
             out.mul_(1 / self.precision.loss_scale)
 
     def _layers(self) -> AbstractContextManager[object]:
-        return _StackedLayers(self.im2col) if self.im2col or self._group_norm else nullcontext()
+        return _StackedLayers(self.im2col) if self.im2col or self._changed else nullcontext()
 
     def _logits(self, models: Tensor, inputs: Tensor) -> Tensor:
         if len(models) == 1:
@@ -219,6 +227,8 @@ class _StackedLayers(TorchFunctionMode):
             return convolution_as_product(*args, **(kwargs or {}))
         if function is F.group_norm:  # copies its inputs in their memory format, which vmap refuses for channels_last
             return F.group_norm(args[0].contiguous(), *args[1:], **(kwargs or {}))
+        if function is F.adaptive_avg_pool2d and tuple(args[1:]) in ((1,), ((1, 1),)):  # would be done row by row
+            return args[0].mean((-2, -1), keepdim=True)
         return function(*args, **(kwargs or {}))
 
 

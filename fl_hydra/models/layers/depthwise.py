@@ -30,7 +30,8 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         out = self.norm(self.depthwise(inputs).movedim(1, -1))
         out = self.project(F.gelu(self.expand(out)))
-        return inputs + out.movedim(-1, 1)
+        added: Tensor = inputs + out.movedim(-1, 1)
+        return added
 
 
 def convnext(channels: int, classes: int, patch: int, width: int, depth: int, stages: int, kernel: int) -> nn.Module:
@@ -55,7 +56,7 @@ class Residual(nn.Sequential):
     """x plus what its layers make of x."""
 
     def forward(self, input: Tensor) -> Tensor:
-        added: Tensor = input + super().forward(input)
+        added: Tensor = input + super().forward(input)  # type: ignore[no-untyped-call]
         return added
 
 

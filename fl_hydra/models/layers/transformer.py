@@ -35,7 +35,8 @@ class Block(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs = inputs + self.attention(self.norm1(inputs))
-        return inputs + self.mlp(self.norm2(inputs))
+        out: Tensor = inputs + self.mlp(self.norm2(inputs))
+        return out
 
 
 class VisionTransformer(nn.Module):
