@@ -49,7 +49,6 @@ class Timm(Model):
         from torch import nn
 
         from fl_hydra.data.cifar100 import import_torchvision
-        from fl_hydra.seams.layout import last_linear
 
         import_torchvision("torchvision")  # which timm imports
         timm = importlib.import_module("timm")
@@ -66,13 +65,13 @@ class Timm(Model):
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model.architecture={self.architecture}: timm cannot make it for {info.classes} classes of images of {height}x{width} pixels "
+                f"model.architecture={self.architecture}: timm cannot make it for images of {height}x{width} pixels "
                 f"({type(error).__name__}: {reason}); choose another"
             ) from error
-        head = last_linear(module)
+        linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
         require(
-            isinstance(classifier, nn.Linear) and head is not None and module.get_submodule(head) is classifier,
-            f"model.architecture={self.architecture}: does not end with one linear layer, whose input methods call features; choose another",
+            bool(linear) and linear[-1] is classifier,
+            f"model.architecture={self.architecture}: does not end with one linear layer, whose inputs are its features; choose another",
         )
         made: nn.Module = module
         return made

@@ -72,5 +72,5 @@ class BranchingModel(Model):
 def test_a_module_that_looks_at_values_trains_row_by_row() -> None:
     made = experiment("algorithm=fedavg", "K=4", "C=0.5", "J=1", "rounds=1", model=BranchingModel(name="branching"))
     Trainer(made, engine="loop").run_round()
-    with pytest.raises(UserError, match="cannot be computed in one call .*choose engine=loop"):
+    with pytest.raises(UserError, match=r"cannot be computed in one call .*choose engine=loop"):
         Trainer(made, engine="stacked").run_round()

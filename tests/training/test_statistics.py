@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fl_hydra.errors import UserError
+from fl_hydra.models.convmixer import ConvMixer
 from fl_hydra.training.trainer import Trainer
 from tests.support.capture import Recorder
 from tests.support.exact import assert_exact
@@ -144,3 +145,18 @@ def test_what_does_not_fit_is_one_line(words: str, line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         Trainer(experiment(*([] if "algorithm" in words else ["algorithm=fedavg"]), *words.split()), engine="loop")
     assert "\n" not in str(caught.value)
+
+
+def test_batch_norm_fails_where_clients_have_one_class_and_group_norm_does_not() -> None:
+    """Hsieh et al. 2020: a client's batches have statistics of one class, those of the evaluated model are of all; not so in groups."""
+    words = ("algorithm=fedavg", "K=120", "C=0.2", "J=1", "batch_size=8", "optimizer.lr=0.3", "samples=11520")
+    accuracy = {}
+    for norm, division in (("batch", "sharding=iid"), ("batch", "sharding=classes"), ("group", "sharding=classes")):
+        model = ConvMixer(norm=norm, patch=4, width=16, depth=1, kernel=3)
+        run = Trainer(experiment(*words, division, "N_c=1", model=model), engine="stacked")
+        while not run.finished:
+            run.run_round()
+        accuracy[norm, division] = run.evaluate()[0]["test/acc"] or 0.0
+    assert accuracy["batch", "sharding=iid"] > 0.4
+    assert accuracy["group", "sharding=classes"] > 0.25
+    assert accuracy["batch", "sharding=classes"] < 0.15, "as by chance"
