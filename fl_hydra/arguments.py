@@ -149,12 +149,16 @@ def _keys(parts: tuple[tuple[str, type[Any]], ...]) -> frozenset[str]:
     return frozenset(found | {f"{group}.{field.name}" for group, part in nested for field in dataclasses.fields(part)})
 
 
-@lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
     """The options of each group."""
+    return _groups(_parts())
+
+
+@lru_cache(maxsize=1)
+def _groups(parts: tuple[tuple[str, type[Any]], ...]) -> dict[str, tuple[str, ...]]:
     found = {registry.group: {path.stem for path in (CONF / registry.group).glob("*.yaml")} for registry in REGISTRIES}
-    for registry in REGISTRIES:
-        found[registry.group] |= {name for name, part in registry.items() if is_guest(part)}
+    for group, part in parts:
+        found[group] |= {part().name} if is_guest(part) else set()
     return {group: tuple(sorted(names)) for group, names in found.items()}
 
 

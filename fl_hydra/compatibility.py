@@ -220,6 +220,10 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "choose another scheme",
     ),
     (
+        lambda c: not c.local_statistics or c.config.swa.start is None,
+        "swa.start={c.config.swa.start}: averages the server's models, which have no statistics with model.statistics=local; leave swa out",
+    ),
+    (
         lambda c: c.config.model.statistics != "frozen" or c.algorithm.synchronous,
         "model.statistics=frozen: workers of algorithm={c.algorithm.option} have statistics of their own, which differ; choose averaged",
     ),

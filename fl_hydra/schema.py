@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fl_hydra.arguments import groups, is_guest, keys, texts
+from fl_hydra.arguments import is_guest
 from fl_hydra.config import REGISTRIES, Config
 from fl_hydra.errors import UserError
 
@@ -30,8 +30,6 @@ def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
         if is_guest(part):
             option = {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"]}
             store.store(group=group, name=name, node=option, replace=True)
-    for known in (groups, keys, texts):
-        known.cache_clear()
 
 
 def typed(composed: DictConfig) -> Config:

@@ -30,6 +30,10 @@ class Timm(Model):
     architecture: str = "resnet18"
     """Its name in timm: resnet18, convnext_atto, vit_tiny_patch16_224 and so on, as `timm.list_models()` has them."""
 
+    @property
+    def option(self) -> str:
+        return f"timm {self.architecture}"
+
     def identity(self) -> dict[str, Any]:
         installed = importlib.util.find_spec("timm") is not None
         return {**super().identity(), "timm": importlib.metadata.version("timm") if installed else None}

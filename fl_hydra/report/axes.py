@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.runs.identity import by_key
-from fl_hydra.runs.reading import inner_optimizer, method_of, outer_optimizer
+from fl_hydra.runs.reading import inner_optimizer, method_of, model_of, outer_optimizer
 
 Value = str | int | float | bool | None
 Configuration = Mapping[str, Any]
@@ -93,7 +93,7 @@ AXES: Mapping[str, Axis] = {
     for axis in (
         Axis("method", "method", lambda config: method_of(config)[0]),
         Axis("dataset", "data", _part("dataset")),
-        Axis("model", "model", _part("model")),
+        Axis("model", "model", lambda config: model_of(config.get("model", {}))),
         Axis("optimizer", "optimizer", lambda config: inner_optimizer(config["optimizer"])),
         Axis("server", "outer optimizer", lambda config: outer_optimizer(config.get("server", {}))),
         Axis("scheduler", "schedule", _scheduler),

@@ -28,6 +28,7 @@ from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
 from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed, plain_name
+from fl_hydra.runs.reading import model_of
 
 BASE = {
     "a": ("centralized", "large_batch", "localsgd", "slowmo", "outer"),
@@ -35,7 +36,7 @@ BASE = {
 }
 """The sections that each track of the assignment requires, in its order."""
 
-FURTHER = {"a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"), "b": ("algorithms", "compression")}
+FURTHER = {"a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"), "b": ("algorithms", "compression", "architectures")}
 """Sections of a track's own contribution. Sections with other names are the user's own, and belong to both tracks."""
 
 TITLES = {"a": "Distributed Learning", "b": "Federated Learning", None: "Distributed and Federated Learning"}
@@ -333,7 +334,7 @@ def _setup(content: _Content, size: _Size) -> list[str]:
     for name in dict.fromkeys(str(config["dataset"]["name"]) for config in configurations):
         of_it = [config for config in configurations if config["dataset"]["name"] == name]
         parts = sorted({f"{100 * config['dataset']['validation']:g}" for config in of_it if "validation" in config["dataset"]})
-        models = dict.fromkeys(str(config["model"]["name"]) for config in of_it)
+        models = dict.fromkeys(model_of(config["model"]) for config in of_it)
         said = f"{DATA.get(name, name)} with {listed([MODELS.get(model, model) for model in models])}"
         held_out = HELD_OUT.get(name, "drawn from each class alike")
         said += f"; {' or '.join(parts)} % of the training set is kept for validation, {held_out}" if parts else ""

@@ -73,6 +73,14 @@ MODELS = {
     "small": "a small convolutional network",
     "lenet": "the convolutional network of Hsu et al. (2020)",
     "lstm": "the two-layer LSTM of Reddi et al. (2021)",
+    "lenet_bn": "that network with BatchNorm",
+    "lenet_gn": "that network with GroupNorm",
+    "lenet_ln": "that network with LayerNorm",
+    "resnet20": "ResNet-20 of He et al. (2016)",
+    "resnet20_gn": "ResNet-20 with GroupNorm",
+    "vit": "a small vision transformer (Dosovitskiy et al., 2021)",
+    "convnext": "a network of the blocks of Liu et al. (2022)",
+    "convmixer": "ConvMixer of Trockman and Kolter (2023)",
 }
 
 HELD_OUT = {

@@ -11,7 +11,9 @@ from typing import Any
 
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.files import CorruptFile, read_file
+from fl_hydra.models.base import models
 from fl_hydra.options import has_option, read_option
+from fl_hydra.registry import records
 from fl_hydra.runs.folder import METRICS, SUMMARY, rows_of
 from fl_hydra.runs.identity import hash_of
 from fl_hydra.runs.standing import is_written
@@ -129,6 +131,16 @@ def _participation(config: dict[str, Any]) -> list[str]:
     if config.get("gamma") is not None:
         words.append(f"gamma={config['gamma']:g}")
     return words + ([f"dropout={scheme['dropout']:g}"] if scheme.get("dropout") else [])
+
+
+def model_of(model: Mapping[str, Any]) -> str:
+    """The model by the name of its option, and what becomes of its running statistics if they are not averaged."""
+    cls = models.get(model.get("name", ""))
+    if cls is None:
+        return str(model.get("name"))
+    known = {field.name for field in fields(cls)}
+    made = cls(**{key: value for key, value in (records(cls) | dict(model)).items() if key in known})
+    return made.option if made.statistics == "averaged" else f"{made.option} {made.statistics}"
 
 
 def inner_optimizer(optimizer: dict[str, Any]) -> str:

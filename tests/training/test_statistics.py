@@ -131,6 +131,7 @@ def test_resumed_replayed_and_packed_runs_are_the_run(statistics: str, tmp_path:
         ("model=resnet20 algorithm=localsgd model.statistics=local", "algorithm=localsgd has workers"),
         ("model=resnet20 algorithm=gossip model.statistics=frozen", "workers of algorithm=gossip have statistics of their own"),
         ("model=resnet20 model.statistics=local participation=afl", "participation=afl: asks for losses"),
+        ("model=resnet20 model.statistics=local swa.start=0.5", "swa.start=0.5: averages the server's models"),
         ("model=resnet20 model.statistics=global", "choose averaged, local, frozen"),
         ("model=resnet20 model.statistics=frozen model.frozen_after=1", "a fraction of the budget"),
         ("model=resnet20_gn model.groups=3", "model.groups=3: does not divide 16 channels; choose 2, say"),
