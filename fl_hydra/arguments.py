@@ -158,7 +158,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 def _groups(parts: tuple[tuple[str, type[Any]], ...]) -> dict[str, tuple[str, ...]]:
     found = {registry.group: {path.stem for path in (CONF / registry.group).glob("*.yaml")} for registry in REGISTRIES}
     for group, part in parts:
-        found[group] |= {part().name} if is_guest(part) else set()
+        found[group] |= {str(field.default) for field in dataclasses.fields(part) if field.name == "name"} if is_guest(part) else set()
     return {group: tuple(sorted(names)) for group, names in found.items()}
 
 

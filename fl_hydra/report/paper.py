@@ -36,7 +36,10 @@ BASE = {
 }
 """The sections that each track of the assignment requires, in its order."""
 
-FURTHER = {"a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"), "b": ("algorithms", "compression", "architectures")}
+FURTHER = {
+    "a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"),
+    "b": ("algorithms", "compression", "architectures"),
+}
 """Sections of a track's own contribution. Sections with other names are the user's own, and belong to both tracks."""
 
 TITLES = {"a": "Distributed Learning", "b": "Federated Learning", None: "Distributed and Federated Learning"}
