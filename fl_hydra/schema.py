@@ -28,7 +28,8 @@ def _register(parts: tuple[tuple[str, str, type[Any]], ...]) -> None:
     for group, name, part in parts:
         store.store(group=f"schema/{group}", name=name, node=part, replace=True)
         if is_guest(part):
-            store.store(group=group, name=name, node=part, replace=True)
+            option = {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"]}
+            store.store(group=group, name=name, node=option, replace=True)
 
 
 def typed(composed: DictConfig) -> Config:

@@ -59,6 +59,15 @@ TITLES = {
     "shakespeare": "Shakespeare",
     "iid": "iid",
     "post_local": "post-local",
+    "lenet": "LeNet",
+    "lenet_bn": "LeNet BN",
+    "lenet_gn": "LeNet GN",
+    "lenet_ln": "LeNet LN",
+    "resnet20": "ResNet-20 BN",
+    "resnet20_gn": "ResNet-20 GN",
+    "vit": "ViT",
+    "convnext": "ConvNeXt",
+    "convmixer": "ConvMixer",
 }
 """Names of options in figures and tables; others appear as typed."""
 

@@ -73,7 +73,14 @@ RULES = {
 
 DIVISIONS = {"iid": GREY, "natural": BLUE, "classes": VERMILION, "dirichlet": GREEN, "dirichlet_classes": ORANGE, "quantity": PURPLE}
 
-FIXED = {"method": METHODS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "local_steps": RULES, "sharding": DIVISIONS}
+MODELS = {
+    "lenet": GREY, "lenet_bn": ORANGE, "lenet_gn": BLUE, "lenet_ln": SKY, "resnet20": VERMILION, "resnet20_gn": GREEN, "vit": PURPLE,
+    "convnext": WINE, "convmixer": "#BDB76B",
+}  # fmt: skip
+
+FIXED = {
+    "method": METHODS, "model": MODELS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "local_steps": RULES, "sharding": DIVISIONS
+}  # fmt: skip
 """By axis: the values whose colour is the same in every figure."""
 
 SEQUENCE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
