@@ -40,7 +40,9 @@ from benchmarks.workloads import (
     with_state,
 )
 from fl_hydra.algorithms.centralized import Centralized
+from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.algorithms.localsgd import LocalSGD
+from fl_hydra.algorithms.scaffold import Scaffold
 from fl_hydra.errors import UserError
 from fl_hydra.models.lstm import CharacterLSTM
 from fl_hydra.models.small import Small
@@ -560,14 +562,19 @@ def start(scale: Scale) -> Figures:
 
 
 def peers(scale: Scale) -> Figures:
-    """The same rounds in Flower and pfl, where `make peers` has installed them."""
+    """The same rounds in Flower and pfl, where `make peers` has installed them; Flower has no SCAFFOLD of its own."""
     figures = Figures("other simulators, the same work on a CPU")
     if not PEERS.exists() or DEVICE != "cpu":
         figures.title += ": not installed here (make peers), or not on a CPU"
         return figures
-    for label, J, size in (("", 4, scale.batch_size), (", overhead round", 1, 1)):
-        mine = trainer(J=J, batch_size=size).run_round
-        for peer, name in (("flower", "Flower"), ("pfl", "pfl")):
+    fedavg = {"flower": "Flower", "pfl": "pfl"}
+    for label, J, size, method, names in (
+        ("", 4, scale.batch_size, FedAvg(), fedavg),
+        (", overhead round", 1, 1, FedAvg(), fedavg),
+        (", SCAFFOLD", 4, scale.batch_size, Scaffold(), {"pfl": "pfl"}),
+    ):
+        mine = trainer(J=J, batch_size=size, algorithm=method).run_round
+        for peer, name in names.items():
             command = [
                 str(PEERS),
                 "-m",
@@ -578,6 +585,7 @@ def peers(scale: Scale) -> Figures:
                 str(size),
                 "--rounds",
                 str(scale.repeats + 3),
+                *(["--method", "scaffold"] if method.name == "scaffold" else []),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
             found = json.loads(done.stdout.splitlines()[-1])

@@ -164,8 +164,9 @@ class ClientFiles:
         for name in files_of({client: reference for client, reference in references.items() if len(reference) > 2}):
             if _read_parts(self.folder / name, [(0, len(self._header))]) != [self._header]:
                 raise CorruptFile(f"{name} is damaged, or of other shapes")
-        for _ in self.read(references):
-            pass
+        for client, content in read_states(self.folder, references):
+            if not isinstance(content, bytes) or len(content) != self.row_bytes:
+                check_shapes(client, content, self._like)
 
     def names(self) -> list[str]:
         """The names of all that lies in the folder."""
