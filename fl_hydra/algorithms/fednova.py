@@ -25,7 +25,7 @@ class FedNova(Algorithm):
     |a_k| contains the rates: it is how far the client's rule, with momentum and the proximal term, goes along a gradient of 1. With plain
     SGD that is the sum of its rates, or J_k times the rate. So clients that take more steps do not pull the optimum towards their own,
     and steps of a part of a batch count as that part. Coupled weight decay is part of f_k. mu (w - x) is FedProx's term, which momentum
-    sees; the authors' code adds it behind momentum. That each client also sends |a_k|, one number, is not charged.
+    sees, as in the authors' code, whose |a_k| does not say so. That each client also sends |a_k|, one number, is not charged.
     """
 
     name: str = "fednova"
