@@ -48,7 +48,7 @@ METHODS = {
     "FedHBM": "#991177",
     "FedCM": "#EEBB99",
     "Mime": "#223322",
-    "MimeLite": "#3355FF",
+    "MimeLite": "#8899EE",
     "FedASAM": "#7700BB",
     "FedSpeed": "#0000FF",
     "FedLC": "#00A5A5",
