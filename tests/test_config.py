@@ -21,7 +21,7 @@ from fl_hydra.models.lenet import LeNet
 from fl_hydra.runs.identity import run_hash
 from fl_hydra.schema import typed
 from tests.conftest import Program
-from tests.support.make import PROJECT, by_hydra, config, experiment, trainer
+from tests.support.make import PROJECT, by_hydra, config, experiment, suited, trainer
 
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
 for option in ("dataset/shakespeare", "dataset/shakespeare_sequences", "model/lstm", "sharding/natural"):
@@ -62,7 +62,16 @@ def test_every_method_trains_another_model(algorithm: str, data: Path) -> None:
     """LeNet on augmented images in colour, of which a client has few of the hundred classes."""
     method = config(f"algorithm={algorithm}").algorithm
     size = ("K=10", "C=0.2", "J=1") if method.federated else () if method.J is None else ("K=2", "J=1")
-    run = trainer("dataset=cifar100", f"data={data}", f"algorithm={algorithm}", *size, "batch_size=8", "samples=16", engine="stacked")
+    run = trainer(
+        "dataset=cifar100",
+        f"data={data}",
+        f"algorithm={algorithm}",
+        *suited(algorithm),
+        *size,
+        "batch_size=8",
+        "samples=16",
+        engine="stacked",
+    )
     before = run.state.model.clone()
     while not run.finished:
         run.run_round()

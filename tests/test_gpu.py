@@ -11,7 +11,7 @@ from fl_hydra.algorithms.base import algorithms
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
 from tests.support.layers import Layered
-from tests.support.make import experiment, inner, kind, write_shakespeare
+from tests.support.make import experiment, inner, kind, suited, write_shakespeare
 from tests.support.packs import assert_same, members, train
 
 pytestmark = [
@@ -42,7 +42,7 @@ def text(data: Path, kind: str, *more: str) -> list[str]:
 
 
 def arguments(algorithm: str, *more: str) -> list[str]:
-    return [f"algorithm={algorithm}", f"optimizer={inner(algorithm)}", *SETTINGS[kind(algorithm)], *more]
+    return [f"algorithm={algorithm}", *suited(algorithm), f"optimizer={inner(algorithm)}", *SETTINGS[kind(algorithm)], *more]
 
 
 def trained(run: Trainer) -> Trainer:

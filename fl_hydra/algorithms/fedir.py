@@ -31,6 +31,10 @@ class FedIR(Algorithm):
 
     row_facts: ClassVar[tuple[str, ...]] = ("label_counts",)
 
+    @property
+    def sends_mean_alone(self) -> bool:
+        return False  # the server also knows all clients' labels
+
     def send(self, state: State, clients: Clients) -> dict[str, Tensor]:
         from fl_hydra.devices import to_device
 

@@ -30,6 +30,10 @@ class FedVC(Algorithm):
     def __post_init__(self) -> None:
         require(self.N_VC is None or self.N_VC >= 1, f"algorithm.N_VC={self.N_VC}: a virtual client needs at least 1 sample")
 
+    @property
+    def sends_mean_alone(self) -> bool:
+        return False  # the server also knows how many samples clients hold
+
     def own_steps(self, batch_size: int) -> int | None:
         if self.N_VC is None:
             return None

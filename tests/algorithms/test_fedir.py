@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fl_hydra.algorithms.fedir import weighted
+from fl_hydra.errors import UserError
 from fl_hydra.seams.rows import Batch, Outputs
 from fl_hydra.training.planning import plan_round
-from tests.support.losses import assert_fedavg
-from tests.support.make import trainer
+from tests.support.losses import SMALL, assert_fedavg
+from tests.support.make import experiment, trainer
 from tests.support.small import normal
 
 
@@ -33,6 +34,11 @@ def test_the_expected_loss_of_a_client_is_that_of_all_samples() -> None:
         q = mine / mine.sum()
         found = weighted(Outputs(own, own), torch.arange(3), ratios=torch.from_numpy(p / q)).numpy()
         assert (q * found).sum() == pytest.approx((p * losses).sum(), rel=1e-14)
+
+
+def test_a_private_uplink_would_not_hide_the_labels() -> None:
+    with pytest.raises(UserError, match=r"uplink=dp: .* the server of algorithm=fedir learns more than that mean"):
+        experiment("algorithm=fedir", "uplink=dp", "uplink.noise_multiplier=1", *SMALL)
 
 
 def test_a_clients_ratios_are_its_own() -> None:

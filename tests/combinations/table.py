@@ -34,6 +34,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "participation=uniform",
         "participation=uniform participation.dropout=0.4",
         "participation=all C=1",
+        "participation=by_size",
         "participation=importance",
         "participation=oort",
         "participation=skewed gamma=0.5",
@@ -44,7 +45,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "pack": ("alone", "in a pack"),
 }
 """Every method and every uplink; of the other groups, one option of each kind: the local optimizers that keep nothing, momentum, moments,
-norms of layers and a count of steps, servers likewise; schemes that draw, lose, take all, weigh, ask and learn."""
+norms of layers and a count of steps, servers likewise; schemes that draw, lose, take all, draw by size, weigh, ask and learn."""
 
 SIZES = ("batch_size=4", "model.filters=1", "model.hidden=2", "evaluation.points=1")
 

@@ -19,7 +19,7 @@ from fl_hydra.training.client_files import file_of
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.kills import FEDAVG, LOCALSGD, SMALL, digests, half_done, run_folder
-from tests.support.make import PROJECT, config, experiment
+from tests.support.make import PROJECT, config, experiment, suited
 from tests.support.small import finish
 
 
@@ -73,6 +73,7 @@ def seven_rounds(choice: str) -> list[str]:
     command += ["participation.dropout=0.2", "speeds=linear"] if choice == SCHEME else []
     command += ["local_steps.spread=0.4"] if choice in RULES else []
     method = config(*command[:1]).algorithm
+    command = list(suited(method.name, *command))
     command += [] if method.J is None else ["J=3"]
     command += ["K=10", "C=0.3"] if choice == SCHEME or (choice in METHODS and method.federated) else []
     return [*command, f"samples={int(6.4 * (resolve(config(*command)).round_samples or 4 * 3 * 16))}"]
@@ -109,7 +110,9 @@ def declared(choice: str) -> set[str]:
     return {f"{name}={getattr(method, name)}" if isinstance(getattr(method, name), bool) else name for name in seams - NAMES}
 
 
-NAMES = {"name", "option", "label", "variants", "K", "C", "check", "hyper", "form", "gradients_per_batch"}
+NAMES = {"name", "option", "label", "variants", "identity", "K", "C", "own_steps", "check", "hyper", "form", "gradients_per_batch"} | {
+    "reads_features", "needs_labels", "virtual_clients", "sends_mean_alone"
+}  # fmt: skip
 """What says nothing about state."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_hydra.algorithms.base import algorithms
-from tests.support.make import inner, kind
+from tests.support.make import inner, kind, suited
 
 SETTINGS = {
     "centralized": ("rounds=2",),
@@ -21,4 +21,4 @@ KINDS = [pair for pair in PAIRS if pair[0] in ("centralized", "localsgd", "fedav
 
 
 def arguments(algorithm: str, optimizer: str, *more: str) -> list[str]:
-    return [f"algorithm={algorithm}", *SETTINGS[kind(algorithm)], f"optimizer={optimizer}", "batch_size=16", *more]
+    return [f"algorithm={algorithm}", *suited(algorithm), *SETTINGS[kind(algorithm)], f"optimizer={optimizer}", "batch_size=16", *more]

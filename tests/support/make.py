@@ -79,6 +79,14 @@ def inner(algorithm: str) -> str:
     return "sgd" if algorithms[algorithm].sgd_inside else "sgdm"
 
 
+def suited(algorithm: str, *words: str) -> tuple[str, ...]:
+    """Words with a model that a method can train: FedBN needs normalisations, which the small one has not."""
+    if algorithm != "fedbn":
+        return words
+    normalised = ("model=convmixer", "model.width=4", "model.depth=1", "model.patch=4", "model.kernel=3")
+    return (*normalised, *(word for word in words if not word.startswith("model.")))
+
+
 def own_numbers(algorithm: str, position: int) -> tuple[str, ...]:
     """Overrides of a method's own hyper-parameters that do not change shapes, others at every position, all above 0."""
     return tuple(f"algorithm.{name}={0.1 * (position + 1):.1f}" for name in algorithms[algorithm].hyper)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fl_hydra.training.trainer import Trainer
-from tests.support.make import inner, kind, own_numbers
+from tests.support.make import inner, kind, own_numbers, suited
 
 SHAPES = {
     "centralized": ("rounds=3", "batch_size=64"),
@@ -32,6 +32,7 @@ def members(algorithm: str, *more: str) -> list[tuple[str, ...]]:
     return [
         (
             f"algorithm={algorithm}",
+            *suited(algorithm),
             f"optimizer={inner(algorithm)}",
             *SHAPES[kind(algorithm)],
             *own_numbers(algorithm, position),

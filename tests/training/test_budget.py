@@ -14,7 +14,7 @@ from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.runs.identity import describe
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from tests.support.exact import RecordingLocalSGD, assert_exact, module_of
-from tests.support.make import experiment, kind, trainer
+from tests.support.make import experiment, kind, suited, trainer
 
 AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples=1155"), "fedavg": ("K=10", "C=0.3", "J=3", "samples=380")}
 """Budgets that leave a part of a batch at the end, of other sizes to different rows."""
@@ -24,10 +24,12 @@ AWKWARD = {"centralized": ("samples=2605",), "localsgd": ("K=4", "J=3", "samples
 @pytest.mark.parametrize("algorithm", list(algorithms))
 def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: str, more: tuple[str, ...]) -> None:
     """b of B samples, b / B of the rate: of each row by itself, in every method. The rate of the metrics stays the schedule's."""
-    if more and (algorithms[algorithm].J is None or issubclass(algorithms[algorithm], EventDriven) or algorithms[algorithm].lockstep):
+    method = algorithms[algorithm]
+    if more and (method.J is None or issubclass(method, EventDriven) or method.lockstep or method.virtual_clients):
         return
     run = trainer(
         f"algorithm={algorithm}",
+        *suited(algorithm),
         "batch_size=16",
         "optimizer=sgd",
         "optimizer.lr=0.25",
@@ -35,8 +37,8 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
         *AWKWARD[kind(algorithm)],
         *more,
     )
-    method = run.sole_run.experiment.algorithm
-    original, parts = method.step, list[float]()
+    trained = run.sole_run.experiment.algorithm
+    original, parts = trained.step, list[float]()
 
     def step(rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         b = np.array([batch.counts for batch in batches]).sum(0)
@@ -44,7 +46,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
         parts.extend(b.tolist())
         original(rows, gradient, batches, j)
 
-    method.step = step  # type: ignore[method-assign]
+    trained.step = step  # type: ignore[method-assign]
     while not run.finished:
         run.run_round()
     assert sum(parts) == run.sole_run.samples == run.sole_run.experiment.budget

@@ -28,7 +28,7 @@ from tests.support.layers import FEDAVG, Layered, batch_of, gradient_of, layered
 from tests.support.make import experiment, kind
 
 ENGINES = ("loop", "stacked", "im2col")
-ALIKE = ("centralized", "localsgd", "lookahead", "slowmo", "diloco", "gossip_pga", "fedprox", "easgd", "shat")
+ALIKE = ("centralized", "localsgd", "lookahead", "slowmo", "diloco", "gossip_pga", "fedprox", "easgd", "shat", "fedbn")
 """Methods that treat them as another one does."""
 
 ROUGH = ("participation.dropout=0.4", "local_steps.spread=0.5")
