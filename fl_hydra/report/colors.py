@@ -48,9 +48,9 @@ METHODS = {
     "FedHBM": "#991177",
     "FedCM": "#EEBB99",
     "Mime": "#223322",
-    "MimeLite": "#3355FF",
+    "MimeLite": "#BB0044",
     "FedASAM": "#7700BB",
-    "FedSpeed": "#0000FF",
+    "FedSpeed": "#DD7755",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
