@@ -27,11 +27,11 @@ class SWA:
     """Whether and how the server's models are averaged."""
 
     start: float | None = None
-    """Fraction of the budget after which the server's models are averaged; null: never."""
+    """Fraction of the budget from which the server\'s models are averaged (SWA). null: never."""
     cycle: int = 10
     """Rounds between the models that are averaged."""
     lr2: float | None = None
-    """Learning rate to which it falls in each cycle, linearly; null: it does not."""
+    """Learning rate to which the local one falls linearly within each cycle. null: it does not fall."""
 
     def __post_init__(self) -> None:
         require(
