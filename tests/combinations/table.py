@@ -13,12 +13,12 @@ from typing import Any
 from fl_hydra.algorithms.base import algorithms
 from fl_hydra.config import Config
 from fl_hydra.errors import UserError
+from fl_hydra.models.convmixer import ConvMixer
 from fl_hydra.resolving import resolve
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer
 from fl_hydra.uplinks.base import uplinks
 from tests.combinations.covering import Pair, all_pairs, covering
-from tests.support.layers import Layered
 from tests.support.make import PROJECT, config
 
 SHIPPED = {group: {path.stem for path in (PROJECT / "conf" / group).glob("*.yaml")} for group in ("algorithm", "uplink")}
@@ -46,6 +46,9 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Every method and every uplink; of the other groups, one option of each kind: the local optimizers that keep nothing, momentum, moments,
 norms of layers and a count of steps, servers likewise; schemes that draw, lose, take all, draw by size, weigh, ask and learn."""
+
+NORMALISED = ConvMixer(norm="group", patch=4, width=4, depth=1, kernel=3)
+"""A small model with GroupNorm: BatchNorm's statistics go with no private uplink."""
 
 SIZES = ("batch_size=4", "model.filters=1", "model.hidden=2", "evaluation.points=1")
 
@@ -79,13 +82,13 @@ def config_of(row: Mapping[str, str], seed: int = 0) -> Config:
 
 
 def experiment_of(row: Mapping[str, str], seed: int = 0) -> Experiment:
-    """Of some choices; with batch normalisation where the method needs it.
+    """Of some choices; with normalisation where the method needs it.
 
     Raises:
         UserError: they do not go together.
     """
     made = resolve(config_of(row, seed))
-    return dataclasses.replace(made, model=Layered()) if needs_normalisation(made.algorithm.option) else made
+    return dataclasses.replace(made, model=NORMALISED) if needs_normalisation(made.algorithm.option) else made
 
 
 @cache
