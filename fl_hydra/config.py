@@ -121,7 +121,7 @@ class Config:
     speeds: Speeds = MISSING
     """How fast workers are, on a simulated clock."""
     uplink: Uplink = MISSING
-    """How what clients send is compressed on its way to the server."""
+    """How what clients send is compressed, or made private, on its way to the server."""
     tracker: Tracker = MISSING
     """Who follows runs while they train; does not change a run's result."""
 

@@ -89,7 +89,7 @@ class Trainer:
             first, architecture, self.engine_name, self.precision, self.device, rows_at_once, samples_at_once, notify
         )
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
-        first.uplink.check(group.layout)
+        first.uplink.check(group.layout.statistics.size - group.personal_statistics.width)
         self.runs = [PackedRun(experiment, self.split.sample_owners, group.layout) for experiment in experiments]
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
         models, buffers = group.initial([experiment.seed for experiment in experiments])

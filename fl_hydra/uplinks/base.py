@@ -11,8 +11,6 @@ from fl_hydra.registry import Component, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.seams.layout import Layout
-
 
 @dataclass
 class Uplink(Component):
@@ -37,8 +35,8 @@ class Uplink(Component):
         ("scalar"), initially 0."""
         return {}
 
-    def check(self, layout: Layout) -> None:
-        """Refuse models that it cannot encode.
+    def check(self, statistics: int) -> None:
+        """Refuse models that it cannot encode. statistics: numbers of BatchNorm's running statistics that are sent with them.
 
         Raises:
             UserError: naming what works.

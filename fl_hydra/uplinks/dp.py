@@ -13,8 +13,6 @@ from fl_hydra.uplinks.base import Uplink, uplinks
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fl_hydra.seams.layout import Layout
-
 
 @uplinks.register
 @dataclass
@@ -54,11 +52,11 @@ class DP(Uplink):
             "uplink.clip=1, say, or uplink.noise_multiplier=0",
         )
 
-    def check(self, layout: Layout) -> None:
+    def check(self, statistics: int) -> None:
         require(
-            not layout.statistics.size,
+            not statistics,
             "uplink=dp: BatchNorm's running statistics are sent with the model, without noise; choose a model without them, as one with "
-            "GroupNorm, or leave uplink out",
+            "GroupNorm, or algorithm=fedbn, with which they stay, or leave uplink out",
         )
 
     def note(self, K: int, m: int, rounds: int | None) -> str:

@@ -14,7 +14,6 @@ from fl_hydra.errors import UserError
 from fl_hydra.files import read_verified, write_verified
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.packing import shape
-from fl_hydra.seams.layout import Layout
 from fl_hydra.training.trainer import Trainer
 from fl_hydra.uplinks.base import uplinks
 from fl_hydra.uplinks.feedback import Feedback
@@ -219,12 +218,6 @@ def test_each_vector_that_a_client_sends_has_draws_of_its_own() -> None:
     ids = np.flatnonzero(run.sole_run.cursors)
     model, control = (run.sole_run.clients.read(ids, f"uplink.{name}.error") != 0 for name in ("", "control"))
     assert 0.3 < model[control].double().mean() < 0.7, "of what is withheld of one, half is sent of the other"
-
-
-def test_no_uplink_refuses_a_layout_by_itself() -> None:
-    layout: Layout = trainer(*SMALL).group.layout
-    for name in uplinks:
-        uplinks[name]().check(layout)
 
 
 @pytest.mark.parametrize(

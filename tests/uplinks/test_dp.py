@@ -15,7 +15,6 @@ from torch import Tensor
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
 from fl_hydra.resolving import notes, resolve
-from fl_hydra.seams.layout import Layout
 from fl_hydra.training.trainer import Trainer
 from fl_hydra.uplinks import accountant
 from fl_hydra.uplinks.accountant import epsilon, usual_delta
@@ -193,9 +192,10 @@ def test_methods_that_send_more_say_so() -> None:
 
 
 def test_statistics_of_a_model_and_clients_without_samples_are_refused() -> None:
-    layout = Layout.of(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    settings = ("model=lenet_bn", *SMALL[:-3], "uplink=dp")
     with pytest.raises(UserError, match="uplink=dp: BatchNorm's running statistics are sent with the model, without noise"):
-        DP().check(layout)
+        trainer(*settings)
+    trainer(*settings, "algorithm=fedbn")  # where they stay with their client
     with pytest.raises(UserError, match="uplink=dp: 1 of 8 clients have no samples and are never drawn"):
         trainer("algorithm=fedavg", "K=8", "C=0.5", "samples=640", "uplink=dp", sharding=Uneven())
 
