@@ -53,9 +53,10 @@ class FedDC(Algorithm):
         rows.descend(gradient(rows.parameters, batches[0]).add_(pull), j)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
-        moved, stepped = ends - starts, clients.rates > 0  # a client without samples left has taken no step
-        change = (-moved / clients.rates.where(stepped, 1) - state.carried["control"]) * stepped
-        for name, more in (("drift", moved), ("control", change)):
-            clients.state[name].add_(more)
-            state.carried[name].add_(clients.sum_sent(more, clients.shares))
+        assert clients.own_ends is not None
+        stepped = clients.rates > 0  # a client without samples left has taken no step
+        for known, moved in ((clients.state, clients.own_ends - starts), (state.carried, ends - starts)):
+            change = (-moved / clients.rates.where(stepped, 1) - state.carried["control"]) * stepped
+            for name, more in (("drift", moved), ("control", change)):
+                known[name].add_(more if known is clients.state else clients.sum_sent(more, clients.shares))
         state.model.copy_(clients.mean(ends) + state.carried["drift"])

@@ -51,6 +51,7 @@ class FedDyn(Algorithm):
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         alpha, moved = clients.hyper["alpha"], ends - starts
-        clients.state["h"].sub_(alpha * moved)
+        assert clients.own_ends is not None
+        clients.state["h"].sub_(alpha * (clients.own_ends - starts))
         state.carried["h"].sub_(alpha * clients.sum_sent(moved, clients.shares))
         state.model.copy_(clients.mean(ends) - state.carried["h"] / alpha)

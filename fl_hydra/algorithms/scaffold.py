@@ -56,7 +56,8 @@ class Scaffold(Algorithm):
             change = clients.gradient(state.model) - control
         else:
             moved = clients.rates > 0  # a client without samples left has taken no step
-            change = (starts - ends).div_(clients.rates.where(moved, 1)).sub_(state.carried["control"]).mul_(moved)
+            assert clients.own_ends is not None
+            change = (starts - clients.own_ends).div_(clients.rates.where(moved, 1)).sub_(state.carried["control"]).mul_(moved)
         self.outer(state, clients, clients.mean(ends))
         control.add_(change)
         state.carried["control"].add_(clients.sum(change, clients.shares, "control"))

@@ -118,6 +118,8 @@ class Clients:
     hyper: Mapping[str, Tensor] = field(default_factory=dict)
     shards: ShardPass | None = None
     uplink: Callable[[str, Tensor], Tensor] | None = None
+    own_ends: Tensor | None = None
+    """In `update`, the rows' ends before an uplink encoded them, [rows, P]: what clients know, and the server may not."""
     model_sent: bool = False
     """Whether the rows' ends have been sent in this round."""
     personal: Tensor | None = None

@@ -140,7 +140,9 @@ class LocalPhase:
             else:
                 starts = inputs.steps.starts
                 own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
-                self._algorithm.update(part.state, part.clients, own, self._group.buffers.ends[part.rows])
+                buffers = self._group.buffers
+                part.clients.own_ends = (buffers.ends if buffers.own_ends is None else buffers.own_ends)[part.rows]
+                self._algorithm.update(part.state, part.clients, own, buffers.ends[part.rows])
             self._group.personal.write(part.state.model, stays)
             self._statistics.end(part)
             self._algorithm.finish(part.state, part.clients)
@@ -296,6 +298,8 @@ class LocalPhase:
         rows = self._group.buffers.lanes[lane].parameters[: block.size]
         starts = part.state.model.expand(block.size, -1) if inputs.steps.starts is None else inputs.steps.starts[block.rows]
         if not self._uplink.bypassed:
+            if self._group.buffers.own_ends is not None:
+                self._group.buffers.own_ends[block.rows].copy_(rows)
             change = rows - starts
             self._encode("", change, block.rows, part)
             torch.add(starts, change, out=rows)

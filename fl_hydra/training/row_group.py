@@ -84,6 +84,7 @@ class RowBuffers:
 
     ends: rows after their local steps, [rows, P]; if only their mean is needed, a weighted sum for each thread and run, [threads,
     runs, P].
+    own_ends: the same rows before an uplink encoded them, [rows, P]; None if there is no uplink, or only their mean is needed.
     kept: state of each row's client by name (:data:`STATE`, ...), [rows, width]. meter: [rows, 3 or 4], figures summed over each row's
     batches in the round. squared_displacement: [rows, 1], squared distance of each row's end from its start, if it is measured.
     hyper: of each row's optimizer, by name, [rows, 1]. own_hyper: the method's own. facts: what is known of each row's client, by name,
@@ -101,6 +102,7 @@ class RowBuffers:
     facts: dict[str, Tensor]
     received: dict[str, Tensor]
     statistics: Tensor | None = None
+    own_ends: Tensor | None = None
 
 
 STATE, UPLINK, PERSONAL, PERSONAL_STATISTICS = "state.", "uplink.", "personal", "personal_statistics"
@@ -418,6 +420,7 @@ class RowGroup:
             {name: self.zeros(total, width) for name, width in self._fact_widths().items()},
             {},
             self.zeros(total, self.layout.statistics.size) if self.layout.statistics.names else None,
+            None if self._experiment.uplink.bypassed or not self._experiment.algorithm.needs_ends else self.zeros(total, size),
         )
 
     def _fact_widths(self) -> dict[str, int]:

@@ -43,6 +43,17 @@ def test_an_uplink_that_keeps_everything_changes_nothing(algorithm: str) -> None
     assert plain.sole_run.traffic == full.sole_run.traffic
 
 
+@pytest.mark.parametrize(("algorithm", "state"), [("scaffold", "control"), ("feddyn", "h"), ("feddc", "drift"), ("feddc", "control")])
+def test_clients_remember_what_they_did_not_what_they_sent(algorithm: str, state: str) -> None:
+    """In the first round, whatever the uplink, clients take the same steps, and know their own ends."""
+    kept = []
+    for more in ((), ("uplink=topk", "uplink.fraction=0.05")):
+        run = trainer(f"algorithm={algorithm}", "optimizer=sgd", *SMALL, *more)
+        run.run_round()
+        kept.append(run.sole_run.clients.read(np.arange(6), f"state.{state}"))
+    assert kept[0].any() and torch.equal(*kept)
+
+
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_withheld_changes_are_in_the_clients_errors(engine: str) -> None:
     """The sum of what clients have sent and still hold is the sum of what they would have sent; those that drop out keep theirs."""
