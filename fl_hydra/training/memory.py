@@ -25,8 +25,13 @@ def rows_that_fit(device: torch.device, row_bytes: int, rows: int, notify: Notif
 
 def samples_that_fit(device: torch.device, sample_bytes: int, batch_size: int, notify: Notify) -> int:
     """Of how many samples of a batch, of `sample_bytes` each, one row's gradient is computed at once."""
-    usual = max(1, _block_bytes(device) // (2 * sample_bytes))
+    usual = usual_samples(device, sample_bytes)
     return _no_more_than_free(device, "samples of a batch", usual, sample_bytes, min(usual, batch_size), 0.5, notify)
+
+
+def usual_samples(device: torch.device, sample_bytes: int) -> int:
+    """Of how many samples one row's gradient is computed at once where memory is not short, whatever the batch size."""
+    return max(1, _block_bytes(device) // (2 * sample_bytes))
 
 
 def _block_bytes(device: torch.device) -> int:

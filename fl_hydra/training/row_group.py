@@ -24,7 +24,7 @@ from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.engines import check_batch
 from fl_hydra.training.experiment import Experiment
-from fl_hydra.training.memory import out_of_memory, rows_that_fit, samples_that_fit
+from fl_hydra.training.memory import out_of_memory, rows_that_fit, samples_that_fit, usual_samples
 from fl_hydra.training.precision import Precision
 from fl_hydra.training.sample_cost import product_flops, sample_flops
 from fl_hydra.training.threads import single_threaded_pool
@@ -175,7 +175,10 @@ class RowGroup:
         gradients, launcher = ENGINES[engine]
         self.engine = gradients(architecture.module, self.layout, precision, device, notify)
         self.launcher = launcher()
-        fit = samples_at_once or samples_that_fit(device, 2 * architecture.sample_bytes, experiment.batch_size, notify)
+        bytes_each = 2 * architecture.sample_bytes
+        fit = samples_at_once or samples_that_fit(device, bytes_each, experiment.batch_size, notify)
+        if samples_at_once == experiment.batch_size:  # whole batches, which says nothing of passes over more samples
+            fit = max(fit, usual_samples(device, bytes_each))
         self.engine.samples_at_once = min(self.engine.samples_at_once, fit)
         check_batch(self.layout, experiment.batch_size, self.engine.samples_at_once)
         require(

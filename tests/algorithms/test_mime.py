@@ -152,6 +152,14 @@ def test_what_is_sent_and_computed() -> None:
     assert sgd.sole_run.traffic == one and sgd.sole_run.computed == drawn
 
 
+def test_passes_are_divided_alike_after_an_interruption() -> None:
+    """A run that goes on is told how many samples of a batch it computes at once, which is fewer than of a pass."""
+    made = experiment("algorithm=mimelite", *SMALL)
+    begun = Trainer(made, engine="stacked")
+    resumed = Trainer(made, engine="stacked", rows_at_once=begun.group.rows_at_once, samples_at_once=begun.group.samples_at_once)
+    assert resumed.group.engine.samples_at_once == begun.group.engine.samples_at_once > begun.group.samples_at_once
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
