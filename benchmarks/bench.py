@@ -478,6 +478,7 @@ def client_state(scale: Scale) -> Figures:
     """SCAFFOLD with K=100,000 clients that all have state, in each place where it can be held, each in a process of its own."""
     K, m = scale.clients[-1], 10
     figures = Figures(f"SCAFFOLD, {m} clients a round out of K={K:,}, a model of {_numbers():,} numbers, J=4, batch 16")
+    (PROJECT / "outputs").mkdir(exist_ok=True)
     for place in ("device", "cpu", "disk"):
         with tempfile.TemporaryDirectory(dir=PROJECT / "outputs") as folder:
             command = [*BENCH, *(["--short"] if Size.part < 1 else []), "--client-state", place, folder, str(K), str(m), str(scale.repeats)]

@@ -256,7 +256,9 @@ def test_client_state_is_not_written_for_a_run_that_is_lost_meanwhile(tmp_path: 
     """Several files are written one after the other: each asks before it."""
     monkeypatch.setattr("fl_hydra.training.client_files.FILE_BYTES", 1)  # a file for each client
     store = ClientStore({"velocity": torch.zeros(1, 3, dtype=torch.float64)}, 4, tmp_path)
-    store.check_out(np.arange(4), 0, {"velocity": torch.ones(4, 3, dtype=torch.float64)})
+    rows = {"velocity": torch.ones(4, 3, dtype=torch.float64)}
+    store.check_out(np.arange(4), 0, rows)
+    rows["velocity"].add_(torch.arange(4)[:, None])
     asked: list[int] = []
 
     def check() -> None:
