@@ -13,13 +13,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import fl_hydra
-from fl_hydra.algorithms.base import algorithms
 from fl_hydra.errors import UserError
 from fl_hydra.interruption import Interrupted
 from fl_hydra.paths import CONF
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
-from tests.support.make import kind, suited, write_shakespeare
+from tests.support.kinds import kinds
+from tests.support.make import config, suited, write_shakespeare
 
 TINY = ("model.filters=2", "model.hidden=8", "batch_size=16", "evaluation.points=2", "engine=loop", "threads=1")
 WORDS = ("algorithm=fedavg", "K=8", "C=0.5", "J=2", "rounds=6", *TINY)
@@ -70,10 +70,11 @@ def test_predictions_are_those_that_the_run_was_judged_by(trained: fl_hydra.Run,
         trained.predict(np.zeros((2, 8, 8, 1), np.uint8))
 
 
-@pytest.mark.parametrize("algorithm", list(algorithms))
-def test_every_method_ends_with_a_module(algorithm: str, outputs: Path) -> None:
-    size = {"centralized": (), "localsgd": ("K=4", "J=2"), "fedavg": ("K=8", "C=0.5", "J=2")}[kind(algorithm)]
-    size = size if algorithms[algorithm].J else tuple(word for word in size if not word.startswith("J="))  # of FedSGD
+@pytest.mark.parametrize("algorithm", ["fedavg", "localsgd", *kinds()])
+def test_every_kind_of_method_ends_with_a_module(algorithm: str, outputs: Path) -> None:
+    method = config(f"algorithm={algorithm}").algorithm
+    size = ["K=8", "C=0.5"] if method.federated else ["K=4"] if method.K is not None else []
+    size += [] if method.J is None else ["J=2"]
     run = fl_hydra.run(f"algorithm={algorithm}", *size, "samples=500", *suited(algorithm, *TINY), outputs=outputs, quiet=True)
     module = run.module
     assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())

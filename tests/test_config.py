@@ -45,7 +45,7 @@ SEES_SAMPLES = ("dataset", "model", "sharding")
 def test_every_shipped_configuration_runs(option: str, dataset: str, program: Program, data: Path, tmp_path: Path) -> None:
     """From the command line to a summary, on digits and, where it could matter, on files in the real format of CIFAR-100.
 
-    Of methods, `test_every_method_trains_another_model` and, from words to a summary, `test_every_method_ends_with_a_module` say as much.
+    Of methods, `test_every_method_trains_another_model` says as much, and `test_every_kind_of_method_ends_with_a_module` of whole runs.
     """
     group, name = option.split("/")
     small = ["K=50", "J=4", "batch_size=8", *([] if option == "participation/all" else ["C=0.04"])]

@@ -19,6 +19,7 @@ from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer
 from fl_hydra.uplinks.base import uplinks
 from tests.combinations.covering import Pair, all_pairs, covering
+from tests.support.layers import Grouped
 from tests.support.make import PROJECT, config
 
 SHIPPED = {group: {path.stem for path in (PROJECT / "conf" / group).glob("*.yaml")} for group in ("algorithm", "uplink")}
@@ -82,13 +83,13 @@ def config_of(row: Mapping[str, str], seed: int = 0) -> Config:
 
 
 def experiment_of(row: Mapping[str, str], seed: int = 0) -> Experiment:
-    """Of some choices; with normalisation where the method needs it.
+    """Of some choices; with normalisation layers where the method needs them.
 
     Raises:
         UserError: they do not go together.
     """
     made = resolve(config_of(row, seed))
-    return dataclasses.replace(made, model=NORMALISED) if needs_normalisation(made.algorithm.option) else made
+    return dataclasses.replace(made, model=Grouped()) if needs_normalisation(made.algorithm.option) else made
 
 
 @cache

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.files import CorruptFile, read_verified, write_atomically, write_verified
 from fl_hydra.resolving import resolve
 from fl_hydra.training.client_files import file_of
 from fl_hydra.training.trainer import Trainer
 from tests.conftest import Program
 from tests.support.kills import FEDAVG, LOCALSGD, SMALL, digests, half_done, run_folder
+from tests.support.kinds import SHIPPED, kinds
 from tests.support.make import PROJECT, config, experiment, suited
 from tests.support.small import finish
 
@@ -57,7 +57,7 @@ def test_a_killed_run_ends_as_one_never_killed(
     assert not list(tmp_path.rglob("*.tmp")), "a leftover of the killed process"
 
 
-METHODS = [f"algorithm={path.stem}" for path in sorted((PROJECT / "conf" / "algorithm").glob("*.yaml"))]
+METHODS = [f"algorithm={name}" for name in SHIPPED]
 RULES = [f"local_steps={path.stem}" for path in sorted((PROJECT / "conf" / "local_steps").glob("*.yaml"))]
 OPTIMIZERS = [f"optimizer={name}" for name in ("lars", "lamb", "radam")]
 """Those of their own, and one of torch's whose step depends on its count."""
@@ -103,29 +103,7 @@ def test_everything_goes_on_exactly_from_its_files(choice: str, tmp_path: Path) 
     assert run.evaluate() == whole.evaluate()
 
 
-def declared(choice: str) -> set[str]:
-    """What a method declares or overrides that others do not: what its runs could keep, and lose."""
-    method = config(choice).algorithm
-    seams = {name for name in dir(Algorithm) if name[0] != "_" and getattr(type(method), name) is not getattr(Algorithm, name)}
-    return {f"{name}={getattr(method, name)}" if isinstance(getattr(method, name), bool) else name for name in seams - NAMES}
-
-
-NAMES = {"name", "option", "label", "variants", "identity", "K", "C", "own_steps", "check", "hyper", "form", "gradients_per_batch"} | {
-    "reads_features", "needs_labels", "virtual_clients", "sends_mean_alone"
-}  # fmt: skip
-"""What says nothing about state."""
-
-
-def kinds() -> list[str]:
-    """As few methods as it takes to have everything that any of them declares; a new kind of method is among them by itself."""
-    traits = {choice: declared(choice) for choice in METHODS}
-    chosen: list[str] = []
-    while left := set().union(*traits.values()) - set().union(*(traits[choice] for choice in chosen)):
-        chosen.append(max(METHODS, key=lambda choice: len(traits[choice] & left)))
-    return chosen
-
-
-@pytest.mark.parametrize("choice", [*kinds(), "server=adam", SCHEME])
+@pytest.mark.parametrize("choice", [*(f"algorithm={name}" for name in kinds()), "server=adam", SCHEME])
 def test_every_kind_of_method_survives_a_kill(choice: str, program: Program, tmp_path: Path) -> None:
     """Killed after three rounds, and again in the middle of writing."""
     command = seven_rounds(choice)

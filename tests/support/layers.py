@@ -39,6 +39,17 @@ class Layered(Model):
         return nn.Sequential(*parts, nn.Linear(8, info.classes))
 
 
+@dataclass
+class Grouped(Model):
+    """A convolution, GroupNorm, and a linear layer: normalisation without running statistics."""
+
+    name: str = "grouped"
+
+    def build(self, info: DatasetInfo) -> nn.Module:
+        convolution = nn.Conv2d(info.shape[0], 4, 5, stride=3)
+        return nn.Sequential(convolution, nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, info.classes))
+
+
 class Noise(nn.Module):
     """Adds what it has drawn when it was made."""
 
