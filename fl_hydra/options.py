@@ -32,14 +32,21 @@ def read_option(group: str, name: str) -> Option:
     from omegaconf import OmegaConf
 
     path = CONF / group / f"{name}.yaml"
+    registry = next(registry for registry in REGISTRIES if registry.group == group)
+    if not has_option(group, name) and name in registry:  # registered by a notebook or script, without a file
+        part = registry[name]
+        return Option((part.__doc__ or name).split("\n")[0], part, _defaults(part), {})
     content = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(content, dict)
     defaults = [entry for entry in content.pop("defaults") if isinstance(entry, dict)]
     schema = next(value for entry in defaults for key, value in entry.items() if key.startswith("/schema/"))
-    part = next(registry for registry in REGISTRIES if registry.group == group)[schema]
-    values = {field.name: default_of(field) for field in dataclasses.fields(part) if field.name != "name"}
-    values |= {str(key): value for key, value in content.items()}
+    part = registry[schema]
+    values = _defaults(part) | {str(key): value for key, value in content.items()}
     return Option(head(path), part, values, _chosen(path))
+
+
+def _defaults(part: type[Any]) -> dict[str, Any]:
+    return {field.name: default_of(field) for field in dataclasses.fields(part) if field.name != "name"}
 
 
 def head(path: Path) -> str:

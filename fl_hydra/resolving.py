@@ -141,6 +141,12 @@ def notes(config: Config) -> list[str]:
             told.append(f"{key}={value} has no effect here{instead}")
     if config.swa.start is None and config.swa != SWA():
         told.append("swa.cycle and swa.lr2 have no effect without swa.start")
+    if config.swa.start is not None and (rounds := resolve(config).rounds) is not None:
+        averaged = 1 + int(rounds - math.ceil(config.swa.start * rounds)) // config.swa.cycle
+        if averaged == 1:
+            told.append(
+                f"swa.cycle={config.swa.cycle}: no cycle ends in the rounds after swa.start, so that the average is of one model alone"
+            )
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
         K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1

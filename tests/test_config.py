@@ -26,7 +26,11 @@ from tests.support.make import PROJECT, by_hydra, config, experiment, suited, tr
 SHIPPED = sorted(path.relative_to(PROJECT / "conf").with_suffix("").as_posix() for path in (PROJECT / "conf").glob("*/*.yaml"))
 for option in ("dataset/shakespeare", "dataset/shakespeare_sequences", "model/lstm", "sharding/natural"):
     SHIPPED.remove(option)  # for text: see test_shakespeare.py
+for option in ("arrow", "cifar10", "emnist", "folder", "mnist", "npz", "tiny_imagenet"):
+    SHIPPED.remove(f"dataset/{option}")  # need files: see tests/data
 NEEDS = {"sharding/classes": ["N_c=10"], "participation/all": ["C=1"], "participation/skewed": ["gamma=0.5"]}
+NEEDS |= {"model/convmixer": ["model.width=8", "model.depth=1"], "model/timm": ["model.architecture=test_resnet"]}
+"""What an option cannot do without, or would take long without."""
 
 
 SEES_SAMPLES = ("dataset", "model", "sharding")

@@ -54,9 +54,15 @@ class FedDC(Algorithm):
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         assert clients.own_ends is not None
-        stepped = clients.rates > 0  # a client without samples left has taken no step
-        for known, moved in ((clients.state, clients.own_ends - starts), (state.carried, ends - starts)):
-            change = (-moved / clients.rates.where(stepped, 1) - state.carried["control"]) * stepped
-            for name, more in (("drift", moved), ("control", change)):
-                known[name].add_(more if known is clients.state else clients.sum_sent(more, clients.shares))
+        moved, sent = clients.own_ends - starts, ends - starts
+        clients.state["drift"].add_(moved)
+        clients.state["control"].add_(self.control_change(moved, state, clients))
+        change = clients.sum_sent(self.control_change(sent, state, clients), clients.shares)
+        state.carried["drift"].add_(clients.sum_sent(sent, clients.shares))
+        state.carried["control"].add_(change)
         state.model.copy_(clients.mean(ends) + state.carried["drift"])
+
+    def control_change(self, moved: Tensor, state: State, clients: Clients) -> Tensor:
+        """(x - w_k) / (sum of its rates) - c, [rows, P]; 0 for a client that had no samples left, and took no step."""
+        stepped = clients.rates > 0
+        return (-moved / clients.rates.where(stepped, 1) - state.carried["control"]) * stepped

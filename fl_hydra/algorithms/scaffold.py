@@ -45,10 +45,7 @@ class Scaffold(Algorithm):
         return state.carried
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        correction = rows.received["control"]
-        if j == 0:  # c - c_k, once a round
-            correction.sub_(rows.state["control"])
-        rows.descend(gradient(rows.parameters, batches[0]).add_(correction), j)
+        rows.descend(gradient(rows.parameters, batches[0]).add_(rows.received["control"] - rows.state["control"]), j)
 
     def update(self, state: State, clients: Clients, starts: Tensor, ends: Tensor) -> None:
         control = clients.state["control"]

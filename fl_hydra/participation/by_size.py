@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl_hydra.errors import require
 from fl_hydra.participation.base import Cohort, Participation, Round, participations, uniformly
 from fl_hydra.participation.importance import inclusion, systematic
 
@@ -24,6 +25,10 @@ class BySize(Participation):
     name: str = "by_size"
 
     draws_by_size: ClassVar[bool] = True
+
+    def check(self, K: int, m: int, gamma: float | None) -> None:
+        require(m < K, f"participation={self.name}: chooses {m} of {K} clients, which leaves no choice; take part of them (C=0.1, say)")
+        super().check(K, m, gamma)
 
     def cohort(self, round: Round) -> Cohort:
         clients, shares, rng = round.clients, round.shares[round.clients], round.rng("cohort")

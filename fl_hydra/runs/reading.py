@@ -105,7 +105,8 @@ def method_of(config: Mapping[str, Any]) -> tuple[str, Method | None]:
     if cls is None or not has_option("algorithm", cls.name):
         return str(algorithm["name"]), None
     known = {field.name for field in fields(cls)}
-    option = cls(**{key: value for key, value in algorithm.items() if key in known}).option
+    # What means nothing to a run is null in its name.
+    option = cls(**{key: value for key, value in algorithm.items() if key in known and value is not None}).option
     outer = outer_optimizer(config.get("server", {}))
     own = vars(cls)  # a method that subclasses another has not its names
     variant = next((each for each in (option, rule, outer) if each in own.get("variants", ())), "")

@@ -189,8 +189,7 @@ class Rows:
 
     parameters, starts: [rows, P]. lr: [rows, J or more], the rates of this round's steps.
     state: the method's `client_state` of each row's client, by name, [rows, width]; it outlives the round.
-    received: what the server sent besides the model (`send`), by name, [rows, width]; sent
-    anew in each round, so that a step may change it.
+    received: what the server sent besides the model (`send`), by name, [rows, width]; read-only.
     facts: what is known of each row's client, by name (`row_facts`), [rows, width]: its `sizes` and `label_counts`, and `rates`, the sum of
     its learning rates in this round.
     hyper: the method's own hyper-parameters (`hyper`), by name, [rows, 1].

@@ -27,7 +27,7 @@ class SWA:
     """Whether and how the server's models are averaged."""
 
     start: float | None = None
-    """Fraction of the budget from which the server\'s models are averaged (SWA). null: never."""
+    """Fraction of the budget from which the server's models are averaged (SWA). null: never."""
     cycle: int = 10
     """Rounds between the models that are averaged."""
     lr2: float | None = None

@@ -57,9 +57,9 @@ def test_its_fixed_point_and_fedavgs() -> None:
 @pytest.mark.usefixtures("unequal")
 def test_it_reaches_the_optimum_as_the_rate_goes_to_0() -> None:
     """3/4, at first order in the rate; FedAvg's limit is sum J_k a_k b_k / sum J_k a_k = 0.96."""
-    off = [0.75 - settled("fednova", lr, 600) for lr in (0.04, 0.02, 0.01)]
-    assert 0 < off[2] < 0.03 and off[0] / off[1] == pytest.approx(2, abs=0.3) == off[1] / off[2]
-    assert settled("fedavg", 0.01, 600) > 0.94
+    off = [0.75 - settled("fednova", lr, 250) for lr in (0.08, 0.04)]
+    assert 0 < off[1] < 0.12 and off[0] / off[1] == pytest.approx(2, abs=0.5)
+    assert settled("fedavg", 0.04, 250) > 0.9
 
 
 @pytest.mark.usefixtures("unequal")
