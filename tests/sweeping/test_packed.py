@@ -48,7 +48,7 @@ def test_a_packed_grid_is_the_grid(program: Program, tmp_path: Path) -> None:
     assert again.output.count("finished before") == 4
 
 
-@pytest.mark.parametrize(("kind", "n"), [("round", 9), ("replace", 43), ("write", 54)])
+@pytest.mark.parametrize(("kind", "n"), [("round", 9), ("replace", 29), ("write", 54)])
 def test_a_killed_pack_resumes_and_its_points_go_on_alone_or_together(kind: str, n: int, program: Program, tmp_path: Path) -> None:
     """Also where it was killed while its members were saved one by one, so that they go on from different rounds."""
     points = ["seed=0,1,2"]
