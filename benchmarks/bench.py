@@ -49,7 +49,6 @@ from fl_hydra.models.small import Small
 from fl_hydra.paths import CONF
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engine_selection import ENGINES
-from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -442,11 +441,10 @@ def methods(scale: Scale) -> Figures:
         if not configuration(*words).algorithm.federated:
             continue
         try:
-            experiment, model = _composed(words, size)
+            own, model = _trainer_of(words, size)
         except UserError as refusal:
             figures.rows.append({"what": name, "ms": 0.0, "images/s": None, "note": f"not measured: {refusal}"})
             continue
-        own = Trainer(experiment, device=DEVICE)
         beside = Trainer(composed("algorithm=fedavg", "J=4", size, f"model={model}"), device=DEVICE)
         exact = f"a round, {name} / fedavg" in REQUIRED
         seconds = interleaved({"fedavg": beside.run_round, "own": own.run_round}, scale.repeats if exact else max(1, scale.repeats // 3))
@@ -462,13 +460,13 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _composed(words: list[str], size: str) -> tuple[Experiment, str]:
-    """The first that can be composed: with LeNet or one that has norm layers, with J=4 or the method's own number of steps."""
+def _trainer_of(words: list[str], size: str) -> tuple[Trainer, str]:
+    """The first that can be trained, and its model: LeNet or one that has norm layers, J=4 or the method's own number of steps."""
     refusals = []
     for model in [name for name in ("lenet", "lenet_bn") if name in _options("model")]:
         for steps in (["J=4"], []):
             try:
-                return composed(*words, *steps, size, f"model={model}"), model
+                return Trainer(composed(*words, *steps, size, f"model={model}"), device=DEVICE), model
             except UserError as refusal:
                 refusals.append(refusal)
     raise refusals[0]
