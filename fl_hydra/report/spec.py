@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
-from fl_hydra.report.axes import AXES, Axis
+from fl_hydra.report.axes import AXES, Axis, Value
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.measures import measure
 from fl_hydra.report.results import Results
@@ -89,6 +89,11 @@ class Comparison:
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     question: int = 1
     beside: str = ""
+
+    def refers_to(self, compared: Axis, value: Value) -> bool:
+        """Whether `against` is this value of the axis."""
+        wanted = compared.text(self.against) if isinstance(self.against, int | float) else str(self.against)
+        return self.against is not None and compared.text(value) == wanted
 
 
 @dataclass(frozen=True)

@@ -216,13 +216,12 @@ def _groups(settings: Sequence[Setting], axes: Sequence[Axis]) -> list[list[Sett
 
 
 def _pairs(settings: Sequence[Setting], compared: Axis, comparison: Comparison) -> list[tuple[Setting, Setting]]:
-    against, only = comparison.against, [str(each) for each in comparison.only]
+    only = [str(each) for each in comparison.only]
     of: dict[Value, list[Setting]] = {}
     for setting in settings:
         of.setdefault(compared.of(setting.config), []).append(setting)
     values = in_order(list(of))
-    wanted = compared.text(against) if isinstance(against, int | float) else str(against)
-    base = [value for value in values if against is not None and compared.text(value) == wanted]
+    base = [value for value in values if comparison.refers_to(compared, value)]
     mine = [value for value in values if not only or compared.text(value) in only]
     chosen = [(value, base[0]) for value in mine if value != base[0]] if base else list(itertools.combinations(mine, 2))
     return [pair for one, other in chosen for pair in itertools.product(of[one], of[other])]

@@ -271,10 +271,57 @@ def test_runs_of_two_seeds_alone_are_each_drawn(tmp_path: Path, seen: list[Facts
     assert draw_runs(runs, COSTS, tmp_path) and seen[0].lines == [2, 2]
 
 
-def test_more_than_eight_series_get_panels_of_their_own(tmp_path: Path, seen: list[Facts]) -> None:
+def many(algorithms: Sequence[str]) -> list[Run]:
+    """A run of each method, all of which come to the same accuracy at another time."""
+    return [run(f"algorithm={name}", "K=20", "C=0.2", "J=4", acc=0.5 + 0.01 * place) for place, name in enumerate(algorithms)]
+
+
+TEN = ("fedavg", "fedavgm", "fedadam", "fedprox", "scaffold", "feddyn", "ghbm", "fedhbm", "fedsam", "moon")
+
+
+@pytest.mark.parametrize(("against", "shared"), [("FedProx", "FedProx"), ("none of them", "FedAvg")])
+def test_more_than_eight_lines_are_split_and_each_part_has_the_one_that_others_are_compared_with(
+    against: str, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = {
+        "figures": [{"kind": "curves", "x": "samples", "y": "test/acc", "color": "method"}],
+        "compare": [{"axis": "method", "against": against}],
+    }
+    place = [name.lower() for name in ("FedAvg", "FedAvgM", "FedAdam", "FedProx")].index(shared.lower())
+    ends = looking(
+        monkeypatch,
+        lambda figure: [(axis.get_title("left"), [round(float(line.get_ydata()[-1]), 1) for line in axis.lines]) for axis in figure.axes],
+    )
+    draw(many(TEN), tmp_path, block)
+    ((first, one), (second, two)) = ends[0]
+    of = [round((50 + each) * (1 - 0.5**6), 1) for each in range(10)]
+    rest = [each for each in of if each != of[place]]
+    assert (first, second) == ("(1 of 2)", "(2 of 2)")
+    assert one == [of[place], *rest[:5]] and two == [of[place], *rest[5:]]
+    told = captions(Results.of("mine", many(TEN)), Spec.of(block, "mine"), COSTS)["curves"]
+    assert f"The lines are split over several panels, each with {shared}." in told
+
+
+def test_lines_without_a_result_are_told_of_and_not_split(tmp_path: Path, seen: list[Facts]) -> None:
+    block = {"figures": [{"kind": "curves", "x": "samples", "y": "test/acc", "color": "method"}]}
+    runs = many(TEN)
+    runs[-2:] = [dataclasses.replace(each, rows=[], status="unfinished") for each in runs[-2:]]
+    draw(runs, tmp_path, block)
+    assert seen[0].lines == [8] and not any("of" in title for title in seen[0].titles)
+    assert "No result: FedSAM; MOON." in captions(Results.of("mine", runs), Spec.of(block, "mine"), COSTS)["curves"]
+
+
+def test_rows_of_what_it_takes_are_named_by_what_differs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = {"figures": [{"kind": "targets", "y": ["bytes"], "color": "method", "target": 45}]}
+    rows = looking(monkeypatch, lambda figure: [text.get_text() for text in figure.axes[0].get_yticklabels()])
+    draw(many(TEN), tmp_path, block)
+    assert rows == [["FedAvg", "FedAvgM", "FedAdam", "FedProx", "SCAFFOLD", "FedDyn", "GHBM", "FedHBM", "FedSAM", "MOON"]]
+
+
+def test_a_split_axis_of_numbers_repeats_the_first(tmp_path: Path, seen: list[Facts]) -> None:
     runs = [run("algorithm=localsgd", f"J={J}", acc=0.3 + 0.01 * J) for J in range(2, 20)]
     draw(runs, tmp_path, {"figures": [{"kind": "curves", "x": "samples", "y": "test/acc", "color": "J"}]})
-    assert seen[0].lines == [6, 6, 6]
+    assert seen[0].lines == [7, 7, 6]
 
 
 def test_one_seed_has_no_band_and_is_said(tmp_path: Path, seen: list[Facts]) -> None:

@@ -154,8 +154,8 @@ def _say(plan: Fitted, shown: Shown, axes: Any, places: Places, columns: int) ->
     alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and panels % columns == 0
     for (row, panel), place in places.items():
         axis = axes[place]
-        if plan.panels[panel].title and (row == 0 or panels > columns):
-            axis.set_title(pretty(plan.panels[panel].title))
+        if plan.panels[panel].heading and (row == 0 or panels > columns):
+            axis.set_title(pretty(plan.panels[panel].heading))
         if row == 0 and (place[1] == columns - 1 or not alike):
             say_seeds(axis, plan.panels[panel].settings)
         if place[1] == 0 or panels == 1:
@@ -193,8 +193,8 @@ def _explain(plan: Fitted, shown: Shown, silent: bool, handles: list[Any], names
     if silent:
         handles.append(Line2D([], [], color="0.3", linestyle=(0, (1, 3))))
         names.append("no communication")
-    for series, state in shown.stopped:
-        handles.append(Line2D([], [], color=plan.colors[series.color], linestyle="none", marker="x", markersize=6, markeredgewidth=1.4))
+    for color, state in dict.fromkeys((series.color, state) for series, state in shown.stopped):
+        handles.append(Line2D([], [], color=plan.colors[color], linestyle="none", marker="x", markersize=6, markeredgewidth=1.4))
         names.append(f"{state} here")
 
 

@@ -132,7 +132,11 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
         plan = fitted(figure, replace(results, settings=[*results.others.get(figure.beside, ()), *results.settings]))
         if plan is None:
             continue
-        one = _planned(figure, plan if plan.spec.kind in ("sampling", "classes") else plan.with_results(), table)
+        if plan.spec.kind not in ("sampling", "classes"):
+            plan = plan.with_results()
+        if plan.spec.kind in ("curves", "lines"):
+            plan = plan.parted(spec.compare)
+        one = _planned(figure, plan, table)
         if one is None:
             continue
         mark = _signature(one)

@@ -12,10 +12,10 @@ from typing import Any
 from fl_hydra.report.axes import Axis, Value, axis, in_order, varying
 from fl_hydra.report.colors import colors, palette_of_one
 from fl_hydra.report.results import Results, Setting, narrowed
-from fl_hydra.report.spec import FigureSpec
+from fl_hydra.report.spec import Comparison, FigureSpec
 
 MOST_SERIES = 8
-"""Series in a panel, at most; further ones go to panels of their own."""
+"""Lines in a panel, at most; where there are more, they are split over several panels, as :meth:`Fitted.parted` does it."""
 
 MOST_DASHES = 4
 """Values that are told apart by their dashes, at most."""
@@ -24,7 +24,7 @@ MOST_PANELS = 12
 """Panels of a figure for each measure, at most; captions say how many are left out."""
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Series that share axes. title: where it lies on the facets."""
+    """Series that share axes. title: where it lies on the facets. part: which part of the series there, `1 of 2`, if not all."""
 
     title: str
     series: tuple[Series, ...]
+    part: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What is written above it."""
+        return f"{self.title} ({self.part})".lstrip() if self.part else self.title
 
     @property
     def settings(self) -> list[Setting]:
@@ -64,12 +70,43 @@ class Fitted:
     left_out: int = 0
     empty: tuple[str, ...] = ()
     """Titles of panels without any result, which are not drawn."""
+    shared: tuple[str, ...] = ()
+    """Labels of the series that are in each part of a panel."""
 
     def with_results(self) -> Fitted:
         """Without the panels in which no setting has a result, if there are others."""
         kept = tuple(panel for panel in self.panels if any(setting.finished for setting in panel.settings))
         empty = tuple(panel.title for panel in self.panels if panel not in kept)
         return dataclasses.replace(self, panels=kept, empty=empty) if kept and empty else self
+
+    def parted(self, compare: Sequence[Comparison]) -> Fitted:
+        """With at most :data:`MOST_SERIES` lines in a panel: where there are more, they are split over several.
+
+        Each part repeats the line against which the section compares the others, or the first one, so that all are seen beside it.
+        """
+        panels: list[Panel] = []
+        shared: dict[str, None] = {}
+        for panel in self.panels:
+            drawn = [series for series in panel.series if any(setting.finished for setting in series.settings)]
+            if len(drawn) <= MOST_SERIES or self.color is None:
+                panels.append(panel)
+                continue
+            color = self.color
+            mine = [each for each in compare if each.axis == color.name]
+            named = (series for each in mine for series in drawn if each.refers_to(color, series.color))
+            reference = next(named, drawn[0])
+            shared[color.label(reference.color)] = None
+            others = [series for series in drawn if series is not reference]
+            without = [series for series in panel.series if series not in drawn]
+            parts = -(-len(others) // (MOST_SERIES - 1))
+            size = -(-len(others) // parts)
+            for part in range(parts):
+                last = without if part == parts - 1 else []  # not drawn, but told of
+                series = (reference, *others[part * size : (part + 1) * size], *last)
+                panels.append(Panel(panel.title, series, f"{part + 1} of {parts}"))
+        shown = tuple(panels[:MOST_PANELS])
+        left_out = self.left_out + len(panels) - len(shown)
+        return dataclasses.replace(self, panels=shown, left_out=left_out, shared=tuple(shared))
 
     @property
     def apart(self) -> bool:
@@ -86,10 +123,8 @@ class Fitted:
                 if not any(setting.finished for setting in series.settings):
                     name = ", ".join(which.label(getattr(series, each)) for each, which in looks) or "all"
                     found.setdefault(name, []).append(panel.title)
-        everywhere = len(self.panels) == 1
-        return tuple(
-            name if everywhere or len(titles) == len(self.panels) else f"{name} ({'; '.join(titles)})" for name, titles in found.items()
-        )
+        places = len({panel.title for panel in self.panels})
+        return tuple(name if len(titles) == places else f"{name} ({'; '.join(titles)})" for name, titles in found.items())
 
     @property
     def settings(self) -> list[Setting]:
@@ -219,8 +254,4 @@ def _panels(settings: Sequence[Setting], color: Axis | None, dash: Axis | None, 
             mine = tuple(setting for setting in inside if tuple(each.of(setting.config) for each in looks) == look)
             found = dict(zip(looks, look, strict=True))
             series.append(Series(found[color] if color else None, found[dash] if dash else None, mine))
-        parts = -(-len(series) // MOST_SERIES)
-        size = -(-len(series) // parts)
-        for part in range(parts):
-            word = f" ({part + 1} of {parts})" if parts > 1 else ""
-            yield Panel(title + word, tuple(series[part * size : (part + 1) * size]))
+        yield Panel(title, tuple(series))

@@ -164,8 +164,8 @@ def _say(plan: Fitted, shown: Shown, axes: Any, places: Places, columns: int) ->
     alike = len({seeds(panel.settings) for panel in plan.panels}) == 1 and len(places) % columns == 0
     for (row, panel), place in places.items():
         axis = axes[place]
-        if plan.panels[panel].title:
-            axis.set_title(pretty(plan.panels[panel].title))
+        if plan.panels[panel].heading:
+            axis.set_title(pretty(plan.panels[panel].heading))
         if place[1] == columns - 1 or not alike:
             say_seeds(axis, plan.panels[panel].settings)
         if place[1] == 0 or len(plan.panels) == 1:
