@@ -288,18 +288,20 @@ def test_more_than_eight_lines_are_split_and_each_part_has_the_one_that_others_a
         "compare": [{"axis": "method", "against": against}],
     }
     place = [name.lower() for name in ("FedAvg", "FedAvgM", "FedAdam", "FedProx")].index(shared.lower())
-    ends = looking(
-        monkeypatch,
-        lambda figure: [(axis.get_title("left"), [round(float(line.get_ydata()[-1]), 1) for line in axis.lines]) for axis in figure.axes],
-    )
+
+    def look(figure: Any) -> list[Any]:
+        assert all(axis.lines[0].get_linewidth() > max(line.get_linewidth() for line in axis.lines[1:]) for axis in figure.axes)
+        return [(axis.get_title("left"), [round(float(line.get_ydata()[-1]), 1) for line in axis.lines]) for axis in figure.axes]
+
+    drawn = looking(monkeypatch, look)
     draw(many(TEN), tmp_path, block)
-    ((first, one), (second, two)) = ends[0]
+    ((first, one), (second, two)) = drawn[0]
     of = [round((50 + each) * (1 - 0.5**6), 1) for each in range(10)]
     rest = [each for each in of if each != of[place]]
     assert (first, second) == ("(1 of 2)", "(2 of 2)")
     assert one == [of[place], *rest[:5]] and two == [of[place], *rest[5:]]
     told = captions(Results.of("mine", many(TEN)), Spec.of(block, "mine"), COSTS)["curves"]
-    assert f"The lines are split over several panels, each with {shared}." in told
+    assert f"The lines are split over several panels, each with {shared}, drawn wide." in told
 
 
 def test_lines_without_a_result_are_told_of_and_not_split(tmp_path: Path, seen: list[Facts]) -> None:

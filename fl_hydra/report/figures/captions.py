@@ -40,7 +40,8 @@ def caption(one: Planned, table: CostTable) -> str:
     if plan.spec.beside:
         words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.shared:
-        words.append(f"The lines are split over several panels, each with {pretty(listed(plan.shared))}.")
+        wide = ", drawn wide" if plan.spec.kind == "curves" else ""
+        words.append(f"The lines are split over several panels, each with {pretty(listed(plan.shared))}{wide}.")
     if plan.left_out:
         words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
     if plan.empty:

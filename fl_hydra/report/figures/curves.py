@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,8 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     for (row, panel), place in places.items():
         for series, one, curve in shown.lines[row, panel]:
             look = _look(plan, series, shown.rows[row].measures.index(one), marked, bool(parts))
+            if series is plan.panels[panel].reference:
+                look = replace(look, wide=True)
             silent |= _line(axes[place], look, one, curve, scale, logx)
     _say(plan, shown, axes, places, columns)
     _share_rows(plan, shown, axes, places)
@@ -207,7 +209,10 @@ def _parts(shown: Shown) -> list[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is drawn. first: which of every how many points has the first marker. stopped: it ends where its run was broken off."""
+    """How a line is drawn. first: which of every how many points has the first marker. stopped: it ends where its run was broken off.
+
+    wide: to be seen below a line that is the same.
+    """
 
     color: str
     style: Any
@@ -215,6 +220,7 @@ class Look:
     first: int
     alone: str
     stopped: bool
+    wide: bool = False
 
 
 def _look(plan: Fitted, series: Series, part: int, marked: bool, parts: bool) -> Look:
@@ -244,6 +250,7 @@ def _line(axis: Any, look: Look, measured: Measure, curve: Curve, scale: float, 
         marker=look.alone if len(x) == 1 else look.marker,
         markevery=(min(look.first, every - 1) % every, every),
         drawstyle="steps-post" if steps else "default",
+        **({"linewidth": 3.0, "markersize": 5.5} if look.wide else {}),
     )
     if deviation is not None:
         band = {"step": "post"} if steps else {}

@@ -50,6 +50,11 @@ class Panel:
         return f"{self.title} ({self.part})".lstrip() if self.part else self.title
 
     @property
+    def reference(self) -> Series | None:
+        """The series that each part has."""
+        return self.series[0] if self.part else None
+
+    @property
     def settings(self) -> list[Setting]:
         """All of its series."""
         return [setting for each in self.series for setting in each.settings]
