@@ -636,9 +636,7 @@ def _unpack(archive: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             texts = [member for member in opened.infolist() if member.filename.lower().endswith(".txt")]
             return opened.read(max(texts, key=lambda member: member.file_size)) if texts else b""
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
-        return b""
-    except (NotImplementedError, RuntimeError):  # from zipfile: a member with unknown compression, or encrypted
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError):  # the last: unknown compression, or encrypted
         return b""
 
 

@@ -16,20 +16,8 @@ import pytest
 from fl_hydra.data.arrow import Arrow
 from fl_hydra.data.images import Arrays
 from fl_hydra.errors import UserError
-from tests.support.data_files import encoded, made_up
+from tests.support.data_files import encoded
 from tests.support.make import experiment
-
-
-@pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    return made_up(3, 60, 12, 8, 3)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder
 
 
 def feature(images: Any) -> Any:

@@ -24,18 +24,6 @@ from tests.support.data_files import encoded, made_up, write_folder
 from tests.support.make import experiment, trainer
 
 
-@pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    return made_up(3, 60, 12, 8, 3)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder
-
-
 def write_npz(path: Path, arrays: Arrays, **others: Any) -> Path:
     """An npz file; a value None leaves an array out."""
     values: dict[str, Any] = {
