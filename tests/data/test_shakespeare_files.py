@@ -255,6 +255,14 @@ def archive(text: str) -> bytes:
     return buffer.getvalue()
 
 
+def marked(served: bytes, offset: int, value: int) -> bytes:
+    """An archive with a byte of each member's entry in its directory changed; `offset` counts from the entry's begin."""
+    return b"PK\x01\x02".join(
+        part if number == 0 else part[: offset - 4] + bytes([value]) + part[offset - 3 :]
+        for number, part in enumerate(served.split(b"PK\x01\x02"))
+    )
+
+
 def test_a_download_is_unpacked_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = tmp_path / "served.zip"
     served.write_bytes(archive(whole()))
@@ -287,6 +295,8 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (b"<html>not found</html>", "it holds no text, or is truncated"),
         (archive(whole())[:-100], "it holds no text, or is truncated"),
+        pytest.param(marked(archive(whole()), 8, 1), "it holds no text, or is truncated", id="encrypted"),
+        pytest.param(marked(archive(whole()), 10, 99), "it holds no text, or is truncated", id="compressed in an unknown way"),
         (archive("The Project Gutenberg EBook\n" + whole()), "does not begin with"),
         (archive(whole()[:-70]), "is cut off after"),
         (archive(etext(*PLAYS) + LAST_WORDS), "is cut off after"),
