@@ -10,7 +10,7 @@ and never rebound; its axis `runs` then has length 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,6 +143,9 @@ class Algorithm(Component):
     own_server: ClassVar[bool] = False
     """Whether the method has an outer step of its own, so that `server=` is refused."""
 
+    computes_at_server: ClassVar[bool] = False
+    """Whether the server's own work is part of the cost (`clients.charge_server`), reported as `server_flops`."""
+
     concludes: ClassVar[bool] = False
     """Whether `conclude` does something after the last round."""
 
@@ -179,7 +182,7 @@ class Algorithm(Component):
             TypeError: a seam is overridden, but would not be called, since it is not declared.
         """
         super().__init_subclass__(**keywords)
-        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predict", "predicts")):
+        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predictor", "predicts")):
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
 
@@ -335,21 +338,34 @@ class Algorithm(Component):
         return state.model
 
     predicts: ClassVar[bool] = False
-    """Whether clients need more than their model's forward pass to predict (:meth:`predict`)."""
+    """Whether clients need more than their model's forward pass to predict (:meth:`predictor`)."""
+
+    def join(self, models: Tensor, clients: Clients, steps: int) -> Tensor:
+        """Models [rows, P] of clients that never take part in training, after what they do with what they are given, [rows, P]: by default
+        some steps of SGD on their own samples, of the parameters that stay with clients, or of all if none do."""
+        own = self.personal(clients.facts.layout)
+        return clients.tune(models, steps, columns=own if own.width else None)
 
     def adapt(self, models: Tensor, clients: Clients) -> Tensor:
         """Models [rows, P], adapted to clients' own training samples before they are evaluated, [rows, P]."""
         return models
 
-    def predict(self, outputs: Outputs, clients: Clients, models: Tensor) -> Tensor:
-        """If `predicts`: the logits with which one client predicts, in the shape of its model's.
+    @property
+    def choices(self) -> tuple[Mapping[str, float], ...]:
+        """If `predicts`: ways to predict, each as numbers by name. That with the best mean accuracy over clients on the validation
+        samples is used for all."""
+        return ({},)
+
+    def predictor(self, clients: Clients, model: Tensor) -> Callable[[Outputs], Tensor]:
+        """If `predicts`: how one client predicts.
 
         Args:
-            outputs: of its model, with a leading axis of length 1.
-            clients: the client alone.
-            models: its model, [1, P].
+            clients: the client alone. model: its model, [1, P].
+
+        Returns:
+            turns outputs of its model, with a leading axis of length 1, into the logits of each of `choices`, [choices, ...].
         """
-        return outputs.logits
+        return lambda outputs: outputs.logits
 
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         """Models of some clients, [rows, P], from `clients.personal` and `clients.state`."""

@@ -16,7 +16,7 @@ from fl_hydra.optim.base import Layers
 from fl_hydra.optim.outer import Outer
 from fl_hydra.randomness import generator
 from fl_hydra.seams.fabric import Fabric
-from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.layout import Columns, Layout
 from fl_hydra.seams.rows import Outputs
 
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -31,6 +31,14 @@ class ShardPass(Protocol):
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         """The outputs of a model [1, P] for a client's samples, and their targets."""
+        ...
+
+    def tune(self, ids: Indices, models: Tensor, steps: int, lr: Tensor | float | None, columns: Columns | None) -> Tensor:
+        """Models [rows, P] after steps of SGD on batches of each client's samples, in new memory."""
+        ...
+
+    def charge_server(self, flops: int) -> None:
+        """Charge floating-point operations of the server."""
         ...
 
 
@@ -190,3 +198,20 @@ class Clients:
         """
         assert self.shards is not None
         return self.shards.outputs(client, model)
+
+    def tune(self, models: Tensor, steps: int, lr: Tensor | float | None = None, columns: Columns | None = None) -> Tensor:
+        """Models [rows, P] after `steps` steps of plain SGD on each client's own training samples, in new memory.
+
+        Its batches are those with which the client's order begins, cropped and flipped as in training. BatchNorm normalises with the batch,
+        and running statistics stay as they are. It is charged as gradients, though not as samples of the budget; in evaluations not at all.
+
+        Args:
+            lr: a number, or [1 or rows, 1]; None: the run's peak rate. columns: which parameters are trained; None: all.
+        """
+        assert self.shards is not None
+        return self.shards.tune(self.ids, models, steps, lr, columns)
+
+    def charge_server(self, flops: int) -> None:
+        """Charge floating-point operations of the server, for a method that `computes_at_server`."""
+        assert self.shards is not None
+        self.shards.charge_server(flops)

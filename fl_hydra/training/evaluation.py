@@ -62,7 +62,8 @@ def evaluate(
             mean_loss, metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
             metrics[f"{name}/loss"] = _finite(mean_loss)
         if personal is not None:
-            figures = personal(samples, _looked_at(run, samples, group.device)).figures(f"personal/{name}")
+            scores = personal(samples, _looked_at(run, samples, group.device))
+            figures = scores.figures(f"personal/{name}") | {f"personal/choice/{key}": value for key, value in scores.choice.items()}
             metrics |= {key: _finite(value) for key, value in figures.items()}
     measured.meter[index].zero_()
     return {
@@ -73,6 +74,7 @@ def evaluate(
         **asdict(run.traffic),
         "seconds": run.seconds,
         "flops": group.flops(run.computed, run.evaluated + run.forwarded, run.products),
+        **({"server_flops": run.server_flops} if e.algorithm.computes_at_server else {}),
     }
 
 

@@ -89,6 +89,8 @@ class PackedRun:
         """Samples of forward passes alone."""
         self.products = 0
         """Samples of products with the Hessian."""
+        self.server_flops = 0
+        """Floating-point operations of the server, as far as the method charges them."""
         self.evaluated = 0
         """Samples of losses that clients computed for the selection of cohorts."""
         self.scheme_state: dict[str, Reals] = {}
@@ -105,6 +107,12 @@ class PackedRun:
     def done(self) -> float:
         """The fraction of the budget that is spent."""
         return min(1.0, self.samples / self.experiment.budget)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether BatchNorm's running statistics no longer change, and are used in training (`model.statistics=frozen`)."""
+        model = self.experiment.model
+        return model.statistics == "frozen" and self.samples >= model.frozen_after * self.experiment.budget
 
     @property
     def cycling_factor(self) -> float:
@@ -125,9 +133,9 @@ class PackedRun:
             [self.sampler.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
         )
 
-    def augmentation_streams(self, plan: RoundPlan) -> list[int]:
-        """The numbers that identify the crops and flips of each client."""
-        return [_stream(self.experiment.seed, client) for client in plan.ids.tolist()]
+    def augmentation_streams(self, ids: Indices) -> list[int]:
+        """The numbers that identify the crops and flips of some clients, int64 [n]."""
+        return [_stream(self.experiment.seed, client) for client in ids.tolist()]
 
     def uplink_streams(self, ids: Indices) -> Indices:
         """32-bit numbers that identify the draws of some clients' uplinks in this round, int64 [n]; -1 stands for the server."""
@@ -147,9 +155,9 @@ class PackedRun:
         assert counts is not None
         return counts[ids].astype(np.float64)
 
-    def charge_gradients(self, ids: Indices) -> None:
-        """Charge one gradient over all samples of some clients, which compute in parallel."""
-        sizes = self.shard_sizes[ids]
+    def charge_gradients(self, ids: Indices, samples: int | None = None) -> None:
+        """Charge gradients of so many samples to each of some clients, which compute in parallel. samples: None: all that each has."""
+        sizes = self.shard_sizes[ids] if samples is None else np.full(len(ids), samples)
         self.computed += int(sizes.sum())
         self._pass_seconds += float((sizes * self.sample_seconds[ids]).max())
 
@@ -228,9 +236,13 @@ class PackedRun:
             "participation": {name: torch.from_numpy(values.copy()) for name, values in self.scheme_state.items()},
             "traffic": asdict(self.traffic),
             "clients": self.clients.save(),
-            **{name: value for name, value in (("forwarded", self.forwarded), ("products", self.products)) if value},
+            **{name: value for name, value in self._more().items() if value},
             **({} if self.averaged is None else {"averaged": self.averaged}),
         }
+
+    def _more(self) -> dict[str, int]:
+        """Counts that most methods leave at 0."""
+        return {"forwarded": self.forwarded, "products": self.products, "server_flops": self.server_flops}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state.
@@ -244,6 +256,7 @@ class PackedRun:
         self.memory, self.J, self.seconds = dict(state["memory"]), state["J"], state["seconds"]
         self.computed, self.evaluated = state["gradient_samples"], state["evaluated"]
         self.forwarded, self.products = state.get("forwarded", 0), state.get("products", 0)
+        self.server_flops = state.get("server_flops", 0)
         self.averaged = state.get("averaged")
         self.scheme_state = {name: values.numpy().copy() for name, values in state["participation"].items()}
         self.traffic = Traffic(**state["traffic"])

@@ -7,8 +7,8 @@ the number of the others is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +20,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import to_device
 from fl_hydra.randomness import generator
 from fl_hydra.seams.clients import Clients
+from fl_hydra.seams.rows import METER_WIDTH
 from fl_hydra.training.losses import score
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.row_group import RowGroup
@@ -61,11 +62,13 @@ class PersonalScores:
     """Scores of clients on their own samples.
 
     losses, accuracies: float64 [clients]. sizes: int64 [clients], targets of each.
+    choice: how they predict, where the method had a choice (:attr:`Algorithm.choices`).
     """
 
     losses: Reals
     accuracies: Reals
     sizes: Indices
+    choice: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self, prefix: str) -> dict[str, float]:
         """Figures for a line of metrics: means over clients, also weighted by targets, the mean of the worst tenth, and the deviation."""
@@ -90,39 +93,51 @@ class PersonalEvaluation:
     def __init__(self, algorithm: Algorithm, group: RowGroup) -> None:
         self._algorithm, self._group = algorithm, group
         self._shares: WeakKeyDictionary[PackedRun, dict[tuple[int, int, int], list[Indices]]] = WeakKeyDictionary()
+        self._chosen: WeakKeyDictionary[PackedRun, int] = WeakKeyDictionary()
 
     def scores(
-        self, run: PackedRun, state: State, samples: Samples, looked_at: Tensor, clients: Callable[[Indices], Clients]
+        self, run: PackedRun, state: State, samples: Samples, looked_at: Tensor, clients: Callable[[Indices], Clients], chooses: bool
     ) -> PersonalScores:
         """Scores of a run's clients on their shares of some samples, `looked_at` int64 [n]. Reads back.
 
         Args:
             state: of the run, [1, ...]. clients: makes the :class:`Clients` of some clients.
+            chooses: whether these scores decide which of the method's `choices` is used, from now on.
         """
         shares = self._shares_of(run, samples, looked_at)
         ids = np.array([client for client, share in enumerate(shares) if len(share)], np.int64)
         totals = []
         for first in range(0, len(ids), CLIENTS_AT_ONCE):
             some = ids[first : first + CLIENTS_AT_ONCE]
-            cohort = clients(some)
-            models = self._algorithm.adapt(self._algorithm.personal_models(state, cohort), cohort)
+            models = self.models(state, clients(some))
             wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = looked_at[to_device(shares[client], looked_at.device)]
                 # A copy, as the last bits of a product may depend on the address.
                 totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, clients(np.array([client]))))
-        loss, correct, targets = torch.cat(totals).cpu().numpy().T
-        return PersonalScores(loss / targets, correct / targets, targets.astype(np.int64))
+        loss, correct, targets = torch.stack(totals).permute(2, 1, 0).cpu().numpy()  # each [choices, clients]
+        choices = self._algorithm.choices
+        if chooses:
+            self._chosen[run] = int((correct / targets).mean(1).argmax())
+        chosen = self._chosen.get(run, 0)
+        sizes = targets[chosen]
+        return PersonalScores(
+            loss[chosen] / sizes, correct[chosen] / sizes, sizes.astype(np.int64), choices[chosen] if len(choices) > 1 else {}
+        )
+
+    def models(self, state: State, clients: Clients) -> Tensor:
+        """The models with which some clients are judged, [rows, P]."""
+        return self._algorithm.adapt(self._algorithm.personal_models(state, clients), clients)
 
     def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
-        """model: [1, P]; whole: the same with its other tensors."""
+        """Summed loss, correct predictions and targets of a client, [choices, 3]. model: [1, P]; whole: the same with its other tensors."""
         engine = self._group.engine
         if not self._algorithm.predicts:
             return engine.evaluate(whole, samples, which)
-        totals = torch.zeros(1, 3, dtype=torch.float64, device=model.device)
+        predict = self._algorithm.predictor(client, model)
+        totals = torch.zeros(len(self._algorithm.choices), METER_WIDTH, dtype=torch.float64, device=model.device)
         for part in torch.split(which, OUTPUTS_AT_ONCE):
-            outputs = engine.outputs_of(whole, samples.plain(part)[None])
-            totals += score(self._algorithm.predict(outputs, client, model), samples.targets[part])
+            totals += score(predict(engine.outputs_of(whole, samples.plain(part)[None])), samples.targets[part])
         return totals
 
     def _shares_of(self, run: PackedRun, samples: Samples, looked_at: Tensor) -> list[Indices]:

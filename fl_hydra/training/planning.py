@@ -121,7 +121,7 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
         selection=selection,
         residual_weight=residual_weight,
         reports=reports,
-        fixed=e.model.statistics == "frozen" and run.samples >= e.model.frozen_after * e.budget,
+        fixed=run.fixed,
     )
 
 

@@ -114,7 +114,7 @@ def step_inputs(
     batches = steps * first.algorithm.batches_per_step
     count = batches * size
     samples = np.concatenate([plan.samples for plan in plans])
-    streams = np.array([stream for run, plan in zip(runs, plans, strict=True) for stream in run.augmentation_streams(plan)], np.int64)
+    streams = np.array([stream for run, plan in zip(runs, plans, strict=True) for stream in run.augmentation_streams(plan.ids)], np.int64)
     cursors = np.concatenate([run.cursors[plan.ids] for run, plan in zip(runs, plans, strict=True)])
     indices = np.concatenate([run.draw(plan, count) for run, plan in zip(runs, plans, strict=True)])
     integers = to_device(np.concatenate([indices, streams[:, None], cursors[:, None]], axis=1), device)  # one transfer for the three

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch import Tensor
 from fl_hydra.algorithms.base import State
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
+from fl_hydra.seams.layout import Columns
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch, Outputs
-from fl_hydra.training.batch_stream import Beside
+from fl_hydra.training.batch_stream import BatchStream, Beside
 from fl_hydra.training.losses import count_targets
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.row_group import RowGroup
@@ -46,6 +49,47 @@ class ShardPasses:
         parts = [self._group.engine.outputs_of(model, self._samples.plain(part)[None]) for part in torch.split(which, PASS_SAMPLES)]
         outputs = Outputs(torch.cat([part.logits[0] for part in parts]), torch.cat([part.features[0] for part in parts]))
         return outputs, self._samples.targets[which]
+
+    def tune(
+        self, run: PackedRun, state: State, ids: Indices, models: Tensor, steps: int, lr: Tensor | float | None, columns: Columns | None
+    ) -> Tensor:
+        """Models [n, P] of clients, int64 [n], after steps of SGD on the first batches of their orders, [n, P], in new memory.
+
+        Args:
+            lr: a number, or [1 or n, 1]; None: the run's peak rate. columns: which parameters are trained; None: all.
+        """
+        found = models.clone(memory_format=torch.contiguous_format)
+        rates = found.new_empty(len(ids), 1)
+        rates.copy_(lr) if isinstance(lr, Tensor) else rates.fill_(run.experiment.peak_lr if lr is None else lr)
+        statistics, frozen = self._group.client_statistics(state, run.clients, ids), state.buffers.get("frozen")
+        for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once) if steps else []:
+            own = Beside(None if statistics is None else statistics[rows], None if frozen is None else frozen[0], run.fixed)
+            part = found[rows].clone()  # the last bits of a product may depend on the address
+            for batch in self._first_batches(run, ids[rows], steps, own):
+                step = self._group.engine.gradient(part, batch, metered=False).mul_(rates[rows])
+                if columns is None:
+                    part.sub_(step)
+                else:
+                    columns.write(part, columns.of(part) - columns.of(step))
+            found[rows] = part
+        return found
+
+    def _first_batches(self, run: PackedRun, ids: Indices, steps: int, beside: Beside) -> Iterator[Batch]:
+        """The batches with which the orders of some clients begin, as in training."""
+        count, size, device = len(ids), run.experiment.batch_size, self._group.device
+        indices = np.stack([run.sampler.indices(client, 0, steps * size) for client in ids.tolist()])
+        stream = BatchStream(
+            self._samples,
+            to_device(indices, device).view(count, steps, size),
+            to_device(np.array(run.augmentation_streams(ids), np.int64), device),
+            torch.zeros(count, dtype=torch.int64, device=device),
+            None,
+            torch.zeros(count, METER_WIDTH, dtype=self._group.dtype, device=device),
+            np.full((count, steps), size),
+            np.zeros((count, steps, len(CALLS)), np.int64),
+            self._group.layout.random,
+        )
+        return stream.batches(slice(0, count), False, beside)
 
     def _add(self, run: PackedRun, ids: Indices, models: Tensor, beside: Beside, found: Tensor) -> None:
         shards = [run.shards[client] for client in ids.tolist()]
@@ -94,3 +138,12 @@ class RunShards:
         if self._charged:
             self._run.charge_outputs(client)
         return self._passes.outputs(self._run, self._state, client, model)
+
+    def tune(self, ids: Indices, models: Tensor, steps: int, lr: Tensor | float | None, columns: Columns | None) -> Tensor:
+        if self._charged:
+            self._run.charge_gradients(ids, steps * self._run.experiment.batch_size)
+        return self._passes.tune(self._run, self._state, ids, models, steps, lr, columns)
+
+    def charge_server(self, flops: int) -> None:
+        if self._charged:
+            self._run.server_flops += flops

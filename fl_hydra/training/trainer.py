@@ -281,7 +281,9 @@ class Trainer:
     def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
         """Scores of a run's clients with their own models."""
         run = self.runs[index]
-        return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
+        return self.personal.scores(
+            run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state), samples is self.split.validation
+        )
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""

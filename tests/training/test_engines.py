@@ -51,7 +51,7 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
         passes.append(int(run.shard_sizes[client]) / 3)
         charge_outputs(client)
 
-    run.charge_gradients, run.charge_outputs = pass_over, forward_over  # type: ignore[method-assign]
+    run.charge_gradients, run.charge_outputs = pass_over, forward_over  # type: ignore[method-assign, assignment]
     while not loop.finished:
         loop.run_round()
         stacked.run_round()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,11 +72,11 @@ class Majority(FedPer):
     def adapt(self, models: Tensor, clients: Clients) -> Tensor:
         return models - 0.1 * clients.gradient(models)
 
-    def predict(self, outputs: Outputs, clients: Clients, models: Tensor) -> Tensor:
+    def predictor(self, clients: Clients, model: Tensor) -> Callable[[Outputs], Tensor]:
         (client,) = clients.ids
-        own, targets = clients.outputs(int(client), models)
+        own, targets = clients.outputs(int(client), model)
         assert len(own.features) == len(targets) == clients.facts.sizes[client]
-        return torch.bincount(targets, minlength=10).to(outputs.logits.dtype).expand_as(outputs.logits)
+        return lambda outputs: torch.bincount(targets, minlength=10).to(outputs.logits.dtype).expand_as(outputs.logits)
 
 
 def test_adapted_models_and_other_predictions_are_judged_and_not_charged() -> None:
@@ -89,3 +90,69 @@ def test_adapted_models_and_other_predictions_are_judged_and_not_charged() -> No
     expected = np.mean([(labels[share] == counts[client].argmax()).mean() for client, share in enumerate(shares)])
     assert figures["personal/val/acc"] == pytest.approx(expected)
     assert (run.sole_run.computed, run.sole_run.forwarded, run.sole_run.seconds) == before
+
+
+@dataclass
+class Constant(FedPer):
+    """Clients that predict one class, whatever they see: the first or the last."""
+
+    predicts: ClassVar[bool] = True
+
+    @property
+    def choices(self) -> tuple[Mapping[str, float], ...]:
+        return ({"label": 0}, {"label": 9})
+
+    def predictor(self, clients: Clients, model: Tensor) -> Callable[[Outputs], Tensor]:
+        return lambda outputs: torch.eye(10, dtype=outputs.logits.dtype)[[0, 9], None].expand(2, *outputs.logits.shape[1:])
+
+
+def test_the_choice_that_is_best_on_validation_samples_is_used_for_all() -> None:
+    run = trainer(*SMALL, algorithm=Constant())
+    run.run_round()
+    figures, counts = run.evaluate()[0], run.sole_run.facts.label_counts
+    assert counts is not None
+
+    def mean_accuracies(labels: np.ndarray) -> list[float]:
+        shares = deal_shares(counts, labels, 0)
+        return [float(np.mean([(labels[share] == label).mean() for share in shares])) for label in (0, 9)]
+
+    on_validation, on_test = (mean_accuracies(part.targets.numpy()) for part in (run.split.validation, run.split.test))
+    best = int(np.argmax(on_validation))
+    assert figures["personal/choice/label"] == (0, 9)[best]
+    assert figures["personal/val/acc"] == pytest.approx(on_validation[best])
+    assert figures["personal/test/acc"] == pytest.approx(on_test[best])
+
+
+@pytest.mark.parametrize("head_alone", [True, False])
+def test_models_are_tuned_by_plain_steps_on_a_clients_first_batches(head_alone: bool) -> None:
+    run = trainer(*SMALL)
+    part, layout = run.sole_run, run.group.layout
+    ids = np.array([4, 1])
+    clients = run.cohorts.uncharged(part, 0, ids, run.state)
+    columns = layout.select("head", "") if head_alone else layout.select("all", "")
+    tuned = clients.tune(
+        run.state.model.repeat(2, 1), 3, torch.tensor([[0.1], [0.2]], dtype=torch.float64), columns if head_alone else None
+    )
+    for client, rate, found in zip(ids.tolist(), (0.1, 0.2), tuned, strict=True):
+        indices = torch.from_numpy(part.sampler.indices(client, 0, 48)).view(3, 16)
+        vector = run.state.model[0].clone()
+        stream = torch.tensor(part.augmentation_streams(np.array([client])))
+        for j, batch in enumerate(indices):
+            drawn = run.split.train.drawn(batch, stream.expand(16), torch.arange(16 * j, 16 * j + 16))
+            given = vector.clone().requires_grad_()
+            logits = torch.func.functional_call(run.group.architecture.build().double(), layout.views(given), (drawn,))
+            (step,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, run.split.train.targets[batch]), given)
+            columns.write(vector, columns.of(vector) - rate * columns.of(step))
+        torch.testing.assert_close(found, vector, rtol=0, atol=1e-12)
+    assert torch.equal(clients.tune(run.state.model.repeat(2, 1), 0), run.state.model.repeat(2, 1)) and not part.computed
+
+
+def test_tuning_in_training_and_the_servers_work_are_charged() -> None:
+    run = trainer(*SMALL)
+    part = run.sole_run
+    everyone = run.cohorts.everyone(part, 0, run.state)
+    everyone.tune(run.state.model.repeat(6, 1), 2)
+    everyone.charge_server(7)
+    assert part.computed == 6 * 2 * 16 and part.server_flops == 7
+    run.restore(run.checkpoint())
+    assert part.server_flops == 7
