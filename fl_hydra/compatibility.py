@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.config import Config
+from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import UserError
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.participation.base import Participation
@@ -51,6 +52,16 @@ class Choice:
     def local_statistics(self) -> bool:
         """Whether running statistics stay with clients."""
         return self.config.model.statistics == "local"
+
+    @property
+    def judged(self) -> bool:
+        """Whether clients are judged on data of their own."""
+        return self.algorithm.personalised or self.local_statistics or self.config.evaluation.personal is not None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples have labels: images have, and texts have not."""
+        return not isinstance(self.config.dataset, TextDataset)
 
     @property
     def equal_steps(self) -> bool:
@@ -147,8 +158,19 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "round than a weighted sum; choose another scheme",
     ),
     (
-        lambda c: c.algorithm.personalised or c.local_statistics or not c.config.objective.startswith("personal/"),
-        "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say",
+        lambda c: c.config.evaluation.personal is None or c.algorithm.federated,
+        "evaluation.personal={c.config.evaluation.personal}: judges clients on data of their own, and algorithm={c.algorithm.option} has "
+        "workers; leave it out",
+    ),
+    (
+        lambda c: c.config.evaluation.personal != "shards" or c.config.sharding.name == "natural" or c.labelled,
+        "evaluation.personal=shards: windows of a text overlap, so that with sharding={c.config.sharding.name} those that are withheld are "
+        "in what other clients train with; choose sharding=natural, or evaluation.personal=dealt",
+    ),
+    (
+        lambda c: c.judged or not any(name.startswith("personal/") for name in c.config.objective.split("+")),
+        "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say, or judge clients with "
+        "evaluation.personal=dealt",
     ),
     (
         lambda c: not c.algorithm.sgd_inside or c.config.optimizer.plain,

@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.compatibility import Choice, check_compatibility
-from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.config import REGISTRIES, Config, Evaluation
 from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import UserError, require
 from fl_hydra.training.averages import SWA
@@ -55,6 +55,9 @@ def resolve(config: Config) -> Experiment:
     config.participation.check(config.participation.drawable(K, m) if algorithm.federated else K, m, gamma)
     choice = Choice(config, K, C, m, J)
     check_compatibility(choice)
+    by_itself = algorithm.personalised or choice.local_statistics  # then `dealt` asks for what there is anyway
+    personal = None if by_itself and config.evaluation.personal == "dealt" else config.evaluation.personal
+    personalised = by_itself or personal is not None
     experiment = Experiment(
         dataset=config.dataset,
         dataset_info=info,
@@ -85,6 +88,9 @@ def resolve(config: Config) -> Experiment:
         split_seed=config.split_seed,
         data=Path(config.data),
         swa=None if config.swa.start is None else config.swa,
+        personal=personal,
+        shard_part=config.evaluation.shard_part if personal == "shards" else None,
+        joining_steps=config.evaluation.joining_steps if personalised and config.participation.held_out is not None else None,
     )
     budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
@@ -147,6 +153,11 @@ def notes(config: Config) -> list[str]:
             told.append(
                 f"swa.cycle={config.swa.cycle}: no cycle ends in the rounds after swa.start, so that the average is of one model alone"
             )
+    chosen, default = config.evaluation, Evaluation()
+    if chosen.shard_part != default.shard_part and chosen.personal != "shards":
+        told.append("evaluation.shard_part has no effect without evaluation.personal=shards")
+    if chosen.joining_steps != default.joining_steps and resolve(config).joining_steps is None:
+        told.append("evaluation.joining_steps has no effect where no client is held out and judged (participation.held_out)")
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
         K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1

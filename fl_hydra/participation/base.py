@@ -43,10 +43,10 @@ def no_losses(ids: Indices, samples: int | None) -> Reals:
 class Round:
     """A scheme's view of the round whose cohort it draws.
 
-    sizes: int64 [K], samples of each client, and 0 of those that are held out; clients without samples are never drawn. m: how many take part. seed: of the run.
-    round: its number, from 0. gamma: the top-level key; None if the scheme does not use it. seconds: float64 [K], simulated seconds of
-    each client's computation in the round. memory: the scheme's memory; initially empty, read-only here. losses: queries clients for
-    the loss of the current model.
+    sizes: int64 [K], samples of each client, and 0 of those that are held out; clients without samples are never drawn. m: how many take
+    part. seed: of the run. round: its number, from 0. gamma: the top-level key; None if the scheme does not use it.
+    seconds: float64 [K], simulated seconds of each client's computation in the round. memory: the scheme's memory; initially empty,
+    read-only here. losses: queries clients for the loss of the current model.
     """
 
     sizes: Indices
@@ -144,7 +144,9 @@ class Participation(Component):
         named = spans(self.held_out)
         require(named[-1][1] < K, f"participation.held_out={self.held_out}: there are clients 0 to {K - 1}")
         left = K - sum(last - first + 1 for first, last in named)
-        require(left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer")
+        require(
+            left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer"
+        )
         most = f"C={left / K:g}" + (" with participation=uniform" if self.name == "all" else "")
         require(
             m <= left,

@@ -129,7 +129,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
     """Each available panel: its name, the data it shows (equal for panels that look the same), and how it is drawn."""
     e = experiment
     sample_owners = e.dataset.sample_owners(e.data, e.split_seed)
-    shards = e.sharding.shards(sample_owners, e.K, e.N_c, e.seed)
+    shards, *_ = e.divided(sample_owners)
     panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
         panels.append(

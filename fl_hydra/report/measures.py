@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
+from fl_hydra.participation.held_out import spans
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
 from fl_hydra.uplinks.accountant import epsilon, usual_delta
 
@@ -66,7 +67,14 @@ def delta_of(config: Configuration, table: CostTable) -> float | None:
     uplink = config.get("uplink", {})
     if uplink.get("name") != "dp" or not uplink["noise_multiplier"]:
         return None
-    return usual_delta(config["K"]) if table.delta is None else table.delta
+    return usual_delta(clients_of(config)) if table.delta is None else table.delta
+
+
+def clients_of(config: Configuration) -> int:
+    """How many clients may be drawn: all that are not held out."""
+    held_out = config["participation"].get("held_out")
+    named = spans(held_out) if held_out is not None else ()
+    return int(config["K"]) - sum(last - first + 1 for first, last in named)
 
 
 def privacy(table: CostTable) -> Measure:
@@ -76,7 +84,7 @@ def privacy(table: CostTable) -> Measure:
         delta = delta_of(config, table)
         if delta is None:
             return None
-        return epsilon(config["K"], config["m"], config["uplink"]["noise_multiplier"], row["round"], delta)
+        return epsilon(clients_of(config), config["m"], config["uplink"]["noise_multiplier"], row["round"], delta)
 
     return Measure("epsilon", "epsilon", of)
 

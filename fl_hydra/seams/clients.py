@@ -61,7 +61,7 @@ class Facts:
     held_out: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
-    def N(self) -> int:
+    def drawable(self) -> int:
         """How many clients may be drawn: all that are not held out."""
         return self.K - len(self.held_out)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.data.dataset import Dataset, DatasetInfo
+from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
@@ -15,7 +16,8 @@ from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.schedules import Scheduler
 from fl_hydra.participation.base import Participation
 from fl_hydra.registry import as_before
-from fl_hydra.sharding.base import Sharding
+from fl_hydra.sharding.base import Sharding, Shards
+from fl_hydra.sharding.withheld import withhold
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
 from fl_hydra.training.averages import SWA
@@ -33,6 +35,9 @@ class Experiment:
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
     swa: how the server's models are averaged; None: they are not.
+    personal: on what clients are judged, `dealt` or `shards`; None: on what is dealt, if the method has models of clients.
+    shard_part: of each shard, withheld from training for `shards`. joining_steps: of clients that are held out, before they are judged;
+    None: there are none.
     """
 
     dataset: Dataset
@@ -64,6 +69,9 @@ class Experiment:
     split_seed: int
     data: Path
     swa: SWA | None = field(default=None, metadata=as_before(None))
+    personal: str | None = field(default=None, metadata=as_before(None))
+    shard_part: float | None = field(default=None, metadata=as_before(None))
+    joining_steps: int | None = field(default=None, metadata=as_before(None))
 
     @property
     def train_samples(self) -> int:
@@ -97,7 +105,15 @@ class Experiment:
     @property
     def personalised(self) -> bool:
         """Whether models of clients are evaluated."""
-        return self.algorithm.personalised or not self.global_model
+        return self.personal is not None or self.algorithm.personalised or not self.global_model
+
+    def divided(self, sample_owners: SampleOwners) -> tuple[Shards, Shards | None, Shards | None]:
+        """What each client trains with, and what is withheld of its shard for validation and for test; None: nothing is withheld."""
+        shards = self.sharding.shards(sample_owners, self.K, self.N_c, self.seed)
+        if self.personal != "shards":
+            return shards, None, None
+        assert self.shard_part is not None
+        return withhold(shards, sample_owners.labels, self.shard_part, self.seed)
 
     @property
     def peak_lr(self) -> float:

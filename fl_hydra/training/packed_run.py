@@ -40,7 +40,9 @@ class PackedRun:
     """
 
     def __init__(self, experiment: Experiment, sample_owners: SampleOwners, layout: Layout) -> None:
-        shards = experiment.sharding.shards(sample_owners, experiment.K, experiment.N_c, experiment.seed)
+        shards, validation, test = experiment.divided(sample_owners)
+        self.withheld = {"val": validation, "test": test}
+        """What is withheld of each client's shard, by the set that it makes; None: nothing is."""
         self.experiment = experiment
         self.clients: ClientStore
         """State that its clients carry from round to round."""
@@ -59,8 +61,8 @@ class PackedRun:
         count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
         require(
             owners == K - len(held_out) or not experiment.uplink.private,
-            f"uplink={experiment.uplink.name}: {K - len(held_out) - owners} of {K} clients have no samples and are never drawn, which tells "
-            "who they are; "
+            f"uplink={experiment.uplink.name}: {K - len(held_out) - owners} of {K} clients have no samples and are never drawn, which "
+            "tells who they are; "
             f"choose a smaller K, or a sharding that gives every client samples",
         )
         self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, held_out)

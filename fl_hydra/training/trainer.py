@@ -25,6 +25,7 @@ from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
+from fl_hydra.errors import require
 from fl_hydra.seams.rows import CALLS
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS, averages
@@ -42,7 +43,6 @@ from fl_hydra.training.planning import RoundPlan
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.round_inputs import RoundInputs, step_inputs
 from fl_hydra.training.row_group import RowGroup
-from fl_hydra.training.samples import Samples
 from fl_hydra.training.shard_passes import ShardPasses
 from fl_hydra.training.split import load_split
 
@@ -90,6 +90,8 @@ class Trainer:
         )
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         first.uplink.check(group.layout.statistics.size - group.personal_statistics.width)
+        if group.personal_statistics.width:
+            _refuse_held_out(experiments)
         self.runs = [PackedRun(experiment, self.split.sample_owners, group.layout) for experiment in experiments]
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
         models, buffers = group.initial([experiment.seed for experiment in experiments])
@@ -106,7 +108,7 @@ class Trainer:
         group.engine.squares = self.measurements.squares
         self.loss_queries = LossQueries(group.engine, self.split.train, notify)
         self.cohorts = Cohorts(first, group, ShardPasses(group, self.split.train))
-        self.personal = PersonalEvaluation(algorithm, group)
+        self.personal = PersonalEvaluation(algorithm, group, self.split)
         self._phase: LocalPhase | EventPhase
         if isinstance(algorithm, EventDriven):
             self._phase = EventPhase(algorithm, group, self.split.train)
@@ -275,15 +277,22 @@ class Trainer:
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
         models = self.group.whole(models.clone(), state, statistics)
-        personal = partial(self._personal_scores, run, state) if self._first.personalised else None
+        personal = partial(self._personal_scores, run, self._judged(run)) if self.runs[run].experiment.personalised else None
         return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
 
-    def _personal_scores(self, index: int, state: State, samples: Samples, looked_at: Tensor) -> PersonalScores:
+    def _judged(self, run: int) -> State:
+        """What a run carries, with what is evaluated of it as its model, from which clients' models are made."""
+        state = self._state_of(run)
+        if self.runs[run].finished or not self._first.global_model:
+            return state
+        models, statistics = self._evaluated(self.runs[run], state)
+        buffers = state.buffers if statistics is None else {**state.buffers, "model": statistics}
+        return state if models is state.model else replace(state, model=models.mean(0, keepdim=True), buffers=buffers)
+
+    def _personal_scores(self, index: int, state: State, name: str, looked_at: Tensor) -> PersonalScores:
         """Scores of a run's clients with their own models."""
         run = self.runs[index]
-        return self.personal.scores(
-            run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state), samples is self.split.validation
-        )
+        return self.personal.scores(run, state, name, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""
@@ -315,6 +324,16 @@ class Trainer:
         self.measurements.meter[run].copy_(checkpoint["meter"])
         if self.measurements.noise is not None:
             self.measurements.noise.averages[run].copy_(checkpoint["noise"])
+
+
+def _refuse_held_out(experiments: Sequence[Experiment]) -> None:
+    """Refuse runs in which clients would have to be judged without the running statistics that stay with them."""
+    for e in experiments:
+        require(
+            e.participation.held_out is None,
+            f"participation.held_out={e.participation.held_out}: running statistics of BatchNorm stay with clients here, and "
+            "those that never train have none; choose another method, or leave held_out out",
+        )
 
 
 def _prepared(device: str) -> torch.device:
