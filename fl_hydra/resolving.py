@@ -89,6 +89,7 @@ def resolve(config: Config) -> Experiment:
     budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
         config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
+        config.algorithm.check_steps(choice.fewest_steps)
     return dataclasses.replace(experiment, budget=budget)
 
 

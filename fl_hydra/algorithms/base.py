@@ -161,11 +161,17 @@ class Algorithm(Component):
     needs_ends: ClassVar[bool] = False
     """Whether `update` needs the end of every row, not only their mean."""
 
+    reads_J: ClassVar[bool] = False
+    """Whether `step` reads `rows.J`."""
+
+    communicates: ClassVar[bool] = True
+    """Whether anything is sent; if not, no message is counted."""
+
     event_driven: ClassVar[bool] = False
     """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""
 
     lockstep: ClassVar[bool] = False
-    """Whether rows meet within a round after a number of steps that each of them must take."""
+    """Whether all rows take the same number of steps in a round, in which there is a moment that they must reach together."""
 
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
@@ -199,6 +205,13 @@ class Algorithm(Component):
         """
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
+
+    def check_steps(self, fewest: int) -> None:
+        """Refuse a number of local steps that a client takes in a whole round, the fewest that any takes.
+
+        Raises:
+            UserError: naming what works.
+        """
 
     def own_steps(self, batch_size: int) -> int | None:
         """Local steps of a round that follow from a number of the method's own, which excludes `J`; None: `J` says it.
@@ -261,6 +274,10 @@ class Algorithm(Component):
 
     def personal(self, layout: Layout) -> Columns:
         """Parameters that stay with their client: excluded from messages, the mean and the outer step."""
+        return layout.columns(lambda name, module: False)
+
+    def untrained(self, layout: Layout) -> Columns:
+        """Parameters that no step changes: they keep their initial values, which are the same everywhere, and are not sent."""
         return layout.columns(lambda name, module: False)
 
     def initial(self, models: Tensor, facts: Facts) -> State:
