@@ -105,13 +105,6 @@ class Algorithm(Component):
     J_matters: ClassVar[bool] = True
     """Whether J affects training, not only how often the method can be evaluated."""
 
-    batches_per_step: ClassVar[int] = 1
-    """How many batches `step` is given."""
-
-    gradients_per_batch: ClassVar[float] = 1.0
-    """Cost of `step` for each batch, in gradients: a forward pass counts as a third of one, a product with the Hessian as two. It
-    determines the simulated time of a step."""
-
     hyper: ClassVar[tuple[str, ...]] = ()
     """Numeric fields that change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
     which differ in them train together."""
@@ -191,6 +184,17 @@ class Algorithm(Component):
         for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predictor", "predicts")):
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
+
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches `step` is given; a class variable where no option changes it."""
+        return 1
+
+    @property
+    def gradients_per_batch(self) -> float:
+        """Cost of `step` for each batch, in gradients: a forward pass counts as a third of one, a product with the Hessian as two. It
+        determines the simulated time of a step. A class variable where no option changes it."""
+        return 1.0
 
     @property
     def keeps_optimizer(self) -> bool:

@@ -258,10 +258,9 @@ class RowGroup:
         statistics = 0 if self.statistics_known else self.layout.statistics.size - self.personal_statistics.width
         return (self.layout.size - self.unsent.width + statistics) * self.dtype.itemsize
 
-    def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
-        """Initial values of what each client of a run carries, by name, [1 or K, width], from its initial model [1, P] and running
-        statistics [1, size]."""
-        e = self._experiment
+    def client_state(self, e: Experiment, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
+        """Initial values of what each client of a run carries, by name, [1 or K, width], from its experiment, initial model [1, P] and
+        running statistics [1, size]."""
         named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
         if self.personal.width:
             named[PERSONAL] = self.personal.of(models).clone()
