@@ -112,6 +112,9 @@ class Algorithm(Component):
     reads_features: ClassVar[bool] = False
     """Whether it reads features, the inputs of the last linear layer, which a model must then have."""
 
+    one_target: ClassVar[bool] = False
+    """Whether it needs samples of one target each, which texts with a target at every position are not."""
+
     needs_labels: ClassVar[bool] = False
     """Whether it reads labels other than those in `row_facts`, which texts have not."""
 
