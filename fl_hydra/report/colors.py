@@ -59,6 +59,7 @@ METHODS = {
     "FedBN": "#CC7722",
     "FedVC": "#884400",
     "CCVR": "#CCCC00",
+    "pFedHN": "#123456",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 
