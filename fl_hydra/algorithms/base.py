@@ -364,7 +364,7 @@ class Algorithm(Component):
     predicts: ClassVar[bool] = False
     """Whether clients need more than their model's forward pass to predict (:meth:`predictor`)."""
 
-    def join(self, models: Tensor, clients: Clients, steps: int) -> Tensor:
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
         """Models [rows, P] of clients that never take part in training, after what they do with what they are given, [rows, P]: by default
         some steps of SGD on their own samples, of the parameters that stay with clients, or of all if none do."""
         own = self.personal(clients.facts.layout)
