@@ -144,6 +144,11 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "workers; leave it out",
     ),
     (
+        lambda c: c.participation.held_out is None or c.algorithm.federated,
+        "participation.held_out={c.participation.held_out}: clients of federated algorithms are held out, and algorithm={c.algorithm.name} "
+        "has workers; leave it out",
+    ),
+    (
         lambda c: not c.participation.dropout or "drift" not in c.local_steps.measures,
         "participation.dropout={c.participation.dropout}: a rule that measures drift needs all ends of a round; choose other local_steps",
     ),

@@ -57,7 +57,7 @@ def resolve(config: Config) -> Experiment:
     config.sharding.check(sample_counts, K, N_c, config.seed)
     config.scheduler.check(config.batch_size)
     m = cohort(C, K)
-    config.participation.check(K, m, gamma)
+    config.participation.check(config.participation.drawable(K, m) if algorithm.federated else K, m, gamma)
     choice = Choice(config, K, C, m, J)
     check_compatibility(choice)
     experiment = Experiment(
@@ -160,7 +160,7 @@ def notes(config: Config) -> list[str]:
             told.append(f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (rounded, halves to even)")
     if config.uplink.private:
         e = resolve(config)
-        told.append(config.uplink.note(e.K, e.m, e.rounds))
+        told.append(config.uplink.note(config.participation.drawable(e.K, e.m), e.m, e.rounds))
     return told
 
 

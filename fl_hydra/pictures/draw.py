@@ -144,7 +144,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
         panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
         panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
     panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
-    panels += _participation(experiment, shards.sizes)
+    panels += _participation(experiment, e.participation.seen_sizes(shards.sizes))
     return [(kind, held, draw) for kind, held, draw in panels if panel in (None, kind) or panel not in PANELS]
 
 

@@ -48,6 +48,8 @@ class Facts:
 
     K: clients or workers. m: rows of a round. seed: of the run. layout: of a model's parameters.
     sizes: int64 [K], samples of each client. count_labels: counts them by class; None if samples have no labels.
+    held_out: int64, ascending, the clients that are never drawn. Nothing of theirs is known before the run has ended, so that sums and
+    means over all clients are over the others.
     """
 
     K: int
@@ -56,6 +58,19 @@ class Facts:
     layout: Layout
     sizes: Indices
     count_labels: Callable[[], Indices] | None = None
+    held_out: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def N(self) -> int:
+        """How many clients may be drawn: all that are not held out."""
+        return self.K - len(self.held_out)
+
+    @cached_property
+    def drawn(self) -> Mask:
+        """Which clients may be drawn, bool [K]: all that are not held out."""
+        drawn = np.ones(self.K, np.bool_)
+        drawn[self.held_out] = False
+        return drawn
 
     @cached_property
     def label_counts(self) -> Indices | None:
@@ -135,9 +150,10 @@ class Clients:
 
     @property
     def shares(self) -> Tensor:
-        """The fraction of all samples that each client holds, n_i / n, [rows, 1]; 0 for clients that drop out."""
+        """The fraction of all samples that each client holds, n_i / n, [rows, 1]; 0 for clients that drop out. What clients hold that are
+        held out does not count in n."""
         sizes = self.facts.sizes
-        values = np.where(self.reports, sizes[self.ids] / sizes.sum(), 0.0)
+        values = np.where(self.reports, sizes[self.ids] / sizes[self.facts.drawn].sum(), 0.0)
         return torch.from_numpy(values).to(self.weights.device, self.weights.dtype)[:, None]
 
     def receive(self, models: Tensor) -> Tensor:

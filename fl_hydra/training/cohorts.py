@@ -81,9 +81,9 @@ class Cohorts:
         )
 
     def everyone(self, run: PackedRun, index: int, state: State) -> Clients:
-        """All clients of a run that have samples, weighted by their number. state: what it carries, [1, ...]."""
-        ids = np.flatnonzero(run.shard_sizes)
-        shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
+        """All clients of a run that have samples and are not held out, weighted by their number. state: what it carries, [1, ...]."""
+        ids = np.flatnonzero(run.drawn_sizes)
+        shares = to_device(run.shard_sizes[ids] / run.drawn_sizes.sum(), self._group.device).to(self._group.dtype)
         rate = torch.full((1, 1), run.lr, dtype=self._group.dtype, device=self._group.device)
         return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, replace(self._servers[index], local_lr=rate), state)
 

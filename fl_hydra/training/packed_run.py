@@ -46,19 +46,24 @@ class PackedRun:
         """State that its clients carry from round to round."""
         self.shards = shards
         self.shard_sizes = shards.sizes
-        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
+        self.drawn_sizes = experiment.participation.seen_sizes(shards.sizes)
+        """Samples of each client that may be drawn, int64 [K]; 0 of those that are held out."""
+        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.drawn_sizes))
+        held_out = experiment.participation.kept_away
+        which = "have samples" if not len(held_out) else "have samples and are not held out"
         require(
             m <= owners or m == K,
-            f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
+            f"C={m / K:g}: {owners} of {K} clients {which}, and {m} are needed; choose at most C={owners / K:g}",
         )
         labels, classes = sample_owners.labels, experiment.dataset_info.classes
         count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
         require(
-            owners == K or not experiment.uplink.private,
-            f"uplink={experiment.uplink.name}: {K - owners} of {K} clients have no samples and are never drawn, which tells who they are; "
+            owners == K - len(held_out) or not experiment.uplink.private,
+            f"uplink={experiment.uplink.name}: {K - len(held_out) - owners} of {K} clients have no samples and are never drawn, which tells "
+            "who they are; "
             f"choose a smaller K, or a sharding that gives every client samples",
         )
-        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels)
+        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, held_out)
         """The run's constants, for its method."""
         self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
