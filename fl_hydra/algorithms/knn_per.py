@@ -78,7 +78,7 @@ class KNNPer(Algorithm):
     def _remembered(self, size: int) -> int:
         return int(self.capacity * size)
 
-    def join(self, models: Tensor, clients: Clients, steps: int) -> Tensor:
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
         return models
 
     def predictor(self, clients: Clients, model: Tensor) -> Callable[[Outputs], Tensor]:
