@@ -69,6 +69,12 @@ class Choice:
         return self.local_steps.steady and not self.local_steps.spread
 
     @property
+    def fewest_steps(self) -> int:
+        """Local steps of the client that takes fewest in a whole round, with J of them on average."""
+        assert self.J is not None
+        return max(1, self.J - round(self.J * self.local_steps.spread))
+
+    @property
     def unequal(self) -> str:
         """What makes numbers of steps differ, as it is typed."""
         rule = self.local_steps
@@ -134,9 +140,14 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "{c.unequal}: algorithm={c.algorithm.name} has no J to choose; {c.without}",
     ),
     (
-        lambda c: not c.local_steps.spread or not c.algorithm.lockstep,
+        lambda c: not c.local_steps.spread or not c.algorithm.lockstep or c.algorithm.federated,
         "local_steps.spread={c.local_steps.spread}: workers of algorithm={c.algorithm.name} take all J steps of a period, to be averaged "
         "after it; leave local_steps.spread out",
+    ),
+    (
+        lambda c: not c.local_steps.spread or not c.algorithm.lockstep,
+        "local_steps.spread={c.local_steps.spread}: clients of algorithm={c.algorithm.name} take J steps of each kind; leave "
+        "local_steps.spread out",
     ),
     (
         lambda c: not c.participation.dropout or c.algorithm.federated,
@@ -194,6 +205,14 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         lambda c: c.algorithm.global_model or not c.participation.asks,
         "participation={c.participation.name}: asks for losses of the server's model, and algorithm={c.algorithm.name} has none; "
         "choose another scheme",
+    ),
+    (
+        lambda c: c.algorithm.communicates or c.config.server.averages,
+        "algorithm={c.algorithm.name}: clients train alone, without a server; leave server and its keys out",
+    ),
+    (
+        lambda c: c.algorithm.communicates or c.config.uplink.bypassed,
+        "uplink={c.config.uplink.name}: encodes what clients send, and those of algorithm={c.algorithm.name} send nothing; leave uplink out",
     ),
     (
         lambda c: c.config.swa.start is None or c.algorithm.global_model,

@@ -45,6 +45,11 @@ def resolve(config: Config) -> Experiment:
         not (algorithm.needs_labels or "label_counts" in algorithm.row_facts) or sample_counts.classes is not None,
         f"algorithm={algorithm.name}: counts labels, and samples of dataset={config.dataset.name} have none; choose images",
     )
+    require(
+        not (algorithm.one_target and info.everywhere),
+        f"algorithm={algorithm.name}: compares samples of one target each, and those of dataset={config.dataset.name} have one at every "
+        "position; choose dataset=shakespeare, or images",
+    )
     config.model.check(info)
     _check_samples(config, sample_counts.total)
     N_c = config.N_c if "N_c" in config.sharding.uses else None
@@ -95,6 +100,7 @@ def resolve(config: Config) -> Experiment:
     budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
         config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
+        config.algorithm.check_steps(choice.fewest_steps)
     return dataclasses.replace(experiment, budget=budget)
 
 

@@ -59,6 +59,22 @@ METHODS = {
     "FedBN": "#CC7722",
     "FedVC": "#884400",
     "CCVR": "#CCCC00",
+    "Local": "#333300",
+    "FedAvg-FT": "#B3004D",
+    "LG-FedAvg": "#808033",
+    "FedRep": "#1A33CC",
+    "FedBABU": "#FFB300",
+    "FedAlt": "#1A4D80",
+    "FedSim": "#00B3FF",
+    "Ditto": "#FF1A00",
+    "pFedMe": "#FF99FF",
+    "APFL": "#CCCC66",
+    "FedROD": "#9900CC",
+    "FedALA": "#4D8099",
+    "Per-FedAvg": "#001A80",
+    "kNN-Per": "#334D4D",
+    "pFedHN": "#331AFF",
+    "pFedHR": "#B3CC99",
 }
 """One for each method. Those of a section are at least 24 apart in CIELAB, also with green-blindness (Machado et al., 2009)."""
 

@@ -57,6 +57,28 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
     return of
 
 
+def _personal() -> list[Measure]:
+    """Figures of models of clients, each on samples of its own."""
+    found = []
+    for part, word in (("val", "validation"), ("test", "test")):
+        accuracy, prefix = f"personal {word} accuracy", f"personal/{part}"
+        found += [
+            Measure(f"{prefix}/loss", f"personal {word} loss", _column(f"{prefix}/loss"), "min", 4),
+            Measure(f"{prefix}/acc", f"{accuracy}, %", _column(f"{prefix}/acc", 100), "max"),
+            Measure(f"{prefix}/acc_weighted", f"{accuracy} by samples, %", _column(f"{prefix}/acc_weighted", 100), "max"),
+            Measure(f"{prefix}/acc_worst_tenth", f"{accuracy} of the worst tenth, %", _column(f"{prefix}/acc_worst_tenth", 100), "max"),
+            Measure(f"{prefix}/acc_deviation", f"deviation of {accuracy} over clients, %", _column(f"{prefix}/acc_deviation", 100), "min"),
+            Measure(f"{prefix}/acc_held_out", f"{accuracy} of clients held out, %", _column(f"{prefix}/acc_held_out", 100), "max"),
+        ]
+    return found
+
+
+def validation(of: Measure, table: CostTable) -> Measure:
+    """The validation figure by which the best of a figure is chosen: a loss by a loss, that of clients' models by that of theirs."""
+    whose = "personal/" if of.name.startswith("personal/") else ""
+    return measure(f"{whose}val/{'loss' if of.name.endswith('loss') else 'acc'}", table)
+
+
 def _uploads(row: Row, config: Configuration) -> float:
     workers: int = max(config["K"], config.get("data_parallel", 1))
     return float(row["bytes_up"]) / workers
@@ -91,7 +113,8 @@ def privacy(table: CostTable) -> Measure:
 
 def measures(table: CostTable) -> dict[str, Measure]:
     """Measures by name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
-    by the workers or clients; messages to and from a server both count, one between two workers counts once.
+    by the workers or clients; messages to and from a server both count, one between two workers counts once. `flops` are those of workers
+    or clients, without `server_flops`.
     """
     device = table.devices[0]
     parts = {"train": "training", "val": "validation", "test": "test"}
@@ -106,6 +129,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
     found = [
         *losses,
         *accuracies,
+        *_personal(),
         Measure("round", "rounds", _column("round"), digits=0),
         Measure("epoch", "epochs", _column("epoch"), digits=1),
         Measure("samples", "training samples", _column("samples"), digits=0),
@@ -114,6 +138,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("noise_scale", "gradient noise scale, samples", _column("noise_scale"), digits=0),
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),
+        Measure("server_flops", "computation of the server, GFLOP", _column("server_flops", 1e-9), digits=1),
         Measure("payload", "payload per worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
         Measure("up", "uploads per worker, MB", lambda row, config: _uploads(row, config) / 1e6),
         Measure("bytes", "communication per worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),

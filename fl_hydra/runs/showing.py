@@ -97,6 +97,9 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, list):  # by client
+        there = [each for each in value if each is not None]
+        return f"{len(value)} clients, from {min(there):.6g} to {max(there):.6g}" if there else f"{len(value)} clients"
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 

@@ -193,6 +193,7 @@ class Rows:
     facts: what is known of each row's client, by name (`row_facts`), [rows, width]: its `sizes` and `label_counts`, and `rates`, the sum of
     its learning rates in this round.
     hyper: the method's own hyper-parameters (`hyper`), by name, [rows, 1].
+    J: local steps of the round as the rule chose them, on the host, for methods that declare `reads_J`; a cut round has fewer.
     """
 
     parameters: Tensor
@@ -203,6 +204,7 @@ class Rows:
     received: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Tensor] = field(default_factory=dict)
     hyper: dict[str, Tensor] = field(default_factory=dict)
+    J: int = 0
 
     def descend(
         self, gradient: Tensor, j: int, *, columns: str | None = None, lr: Tensor | float | None = None, of: str | None = None

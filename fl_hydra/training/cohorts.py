@@ -112,7 +112,7 @@ class Cohorts:
     ) -> Clients:
         """Some clients of a run, without their state. encoded: whether what they send passes through the uplink."""
         group = self._group
-        wire = Wire(group.layout.size, group.personal.width, self._uplink.size if encoded else None)
+        wire = Wire(group.layout.size, group.unsent.width, self._uplink.size if encoded else None)
         first = group.division.sections[index].start
         return Clients(
             run.facts,
@@ -124,7 +124,7 @@ class Cohorts:
             torch.zeros_like(weights)[:, None],
             {},
             {},
-            Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
+            Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire, silent=not self._algorithm.communicates),
             server,
             {name: values[first : first + 1] for name, values in group.buffers.own_hyper.items()},
             RunShards(self.passes, run, state),

@@ -192,7 +192,10 @@ class RowGroup:
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
         self.personal = algorithm.personal(self.layout)
         """Columns of the parameters that stay with their client."""
-        self.shared = self.layout.columns(lambda name, module: name not in self.personal.names)
+        unsent = {*self.personal.names, *algorithm.untrained(self.layout).names}
+        self.unsent = self.layout.columns(lambda name, module: name in unsent)
+        """Columns of the parameters that are not sent: these, and those that are not trained."""
+        self.shared = self.layout.columns(lambda name, module: name not in unsent)
         """All others."""
         everything = self.layout.columns(lambda name, module: True)
         local = experiment.model.statistics == "local"
@@ -253,12 +256,11 @@ class RowGroup:
     def payload(self) -> int:
         """Bytes of a model as it is sent."""
         statistics = 0 if self.statistics_known else self.layout.statistics.size - self.personal_statistics.width
-        return (self.layout.size - self.personal.width + statistics) * self.dtype.itemsize
+        return (self.layout.size - self.unsent.width + statistics) * self.dtype.itemsize
 
-    def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
-        """Initial values of what each client of a run carries, by name, [1 or K, width], from its initial model [1, P] and running
-        statistics [1, size]."""
-        e = self._experiment
+    def client_state(self, e: Experiment, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
+        """Initial values of what each client of a run carries, by name, [1 or K, width], from its experiment, initial model [1, P] and
+        running statistics [1, size]."""
         named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
         if self.personal.width:
             named[PERSONAL] = self.personal.of(models).clone()
@@ -273,12 +275,12 @@ class RowGroup:
         self.kept_widths = {name: values.shape[1] for name, values in named.items()}
         return named
 
-    def rows(self, lane: Lane, parameters: Tensor, starts: Tensor, lr: Tensor, rule: Optimizer, of: RowsOf) -> Rows:
+    def rows(self, lane: Lane, parameters: Tensor, starts: Tensor, lr: Tensor, rule: Optimizer, of: RowsOf, J: int = 0) -> Rows:
         """Rows in training.
 
         Args:
             lane: whose fresh slots they use. parameters, starts: [rows, P]. lr: [rows, steps]. rule: of the local optimizer.
-            of: the buffers of these rows.
+            of: the buffers of these rows. J: local steps of the round as the rule chose them.
         """
         count = len(parameters)
         slots = of.kept if not self._fresh else {name: slot[:count] for name, slot in lane.slots.items()}
@@ -290,7 +292,7 @@ class RowGroup:
             self.columns,
         )
         state = {name.removeprefix(STATE): values for name, values in of.kept.items() if name.startswith(STATE)}
-        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper)
+        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, J)
 
     def of_rows(self, rows: slice, run: int) -> RowsOf:
         """The buffers of some rows of a run."""

@@ -97,9 +97,9 @@ class Trainer:
         models, buffers = group.initial([experiment.seed for experiment in experiments])
         for index, (run, model, folder) in enumerate(zip(self.runs, models, folders, strict=True)):
             statistics = buffers["model"][index : index + 1] if "model" in buffers else None
-            initial = group.client_state(model[None], statistics, run.facts)
+            initial = group.client_state(run.experiment, model[None], statistics, run.facts)
             run.clients = ClientStore(initial, first.K, folder, state_on, len(experiments))
-        states = [algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
+        states = [run.experiment.algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
         self.state = type(states[0]).together(states)
         self.state.server, self.state.buffers = self._outer_slots(), group.buffers_of_runs(buffers, first.m)
         if first.swa is not None:

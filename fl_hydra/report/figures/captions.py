@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fl_hydra.report.axes import Axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures import curves, heat, lines, search, targets
+from fl_hydra.report.figures import curves, heat, lines, ranked, search, targets
 from fl_hydra.report.figures.drawing import Planned, planned, sheets
 from fl_hydra.report.figures.legends import pretty
 from fl_hydra.report.measures import measure
@@ -40,13 +40,13 @@ def caption(one: Planned, table: CostTable) -> str:
     if plan.spec.beside:
         words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.shared:
-        wide = ", drawn wide" if plan.spec.kind == "curves" else ""
+        wide = ", drawn wide" if plan.spec.kind in ("curves", "clients") else ""
         words.append(f"The lines are split over several panels, each with {pretty(listed(plan.shared))}{wide}.")
     if plan.left_out:
         words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
     if plan.empty:
         words.append(f"No result yet, so no panel: {pretty('; '.join(plan.empty))}.")
-    if plan.spec.kind == "curves" and plan.missing:
+    if plan.spec.kind in ("curves", "clients") and plan.missing:
         words.append(f"No result: {pretty('; '.join(plan.missing))}.")
     if plan.spec.kind != "classes":  # of one seed
         words.append(_seeds(plan.settings, "" if plan.spec.kind == "sampling" else "±" if plan.spec.kind == "heat" else "bands and bars"))
@@ -96,6 +96,8 @@ def _what(one: Planned) -> str:
             f"{capital(what)} when an evaluation first found a {bare(shown.accuracy)} of {shown.target:g} %."
             f"{' Never: at least one seed did not reach it.' if never else ''}"
         )
+    if isinstance(shown, ranked.Shown):
+        return f"Test accuracy of each client's own model, clients sorted by it{by}. The worst tenth of them lies on grey."
     if plan.spec.kind == "sampling":
         return (
             "Probability that a client is drawn first in a round, clients sorted by it; the dotted line is uniform sampling. Effective "

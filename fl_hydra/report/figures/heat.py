@@ -16,7 +16,7 @@ from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import plain
 from fl_hydra.report.figures.style import COLUMN, SHADES, SMALL, WIDE
-from fl_hydra.report.measures import Measure, measure
+from fl_hydra.report.measures import Measure, measure, validation
 from fl_hydra.report.results import Setting, Statistic
 
 CELL = 0.42
@@ -42,7 +42,7 @@ def read(plan: Fitted, table: CostTable) -> Shown | None:
     value = measure(plan.spec.value, table)
     cells, asked = {}, {}
     best: dict[int, list[tuple[Value, Value]]] = {}
-    chooser = measure("val/loss" if value.name.endswith("loss") else "val/acc", table)
+    chooser = validation(value, table)
     for index, panel in enumerate(plan.panels):
         judged = []
         for setting in panel.settings:
