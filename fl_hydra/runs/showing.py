@@ -81,7 +81,8 @@ def _about(run: Run, homes: Sequence[str]) -> dict[str, str]:
 
 
 def _last_row(run: Run) -> dict[str, Any]:
-    return (run.rows or rows(run.folder / METRICS) or [{}])[-1]
+    last = (run.rows or rows(run.folder / METRICS) or [{}])[-1]
+    return {name: value for name, value in last.items() if not isinstance(value, list)}  # those by client are too long to be read
 
 
 def _results(run: Run) -> dict[str, Any]:

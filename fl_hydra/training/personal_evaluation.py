@@ -14,6 +14,7 @@ from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.rows import METER_WIDTH
+from fl_hydra.training.judged import JudgedModel
 from fl_hydra.training.losses import score
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.personal_shares import PersonalShares
@@ -134,8 +135,21 @@ class PersonalEvaluation:
         """The models with which some clients are judged, [rows, P]. Either all of them are held out, and have joined, or none is."""
         models, steps = self._algorithm.personal_models(state, clients), run.experiment.joining_steps
         if steps is not None and np.isin(clients.ids, run.facts.held_out).all():
-            models = self._algorithm.join(models, clients, steps)
+            models = self._algorithm.join(state, models, clients, steps)
         return self._algorithm.adapt(models, clients)
+
+    def module(self, run: PackedRun, state: State, clients: Clients, choice: int) -> JudgedModel:
+        """The model with which one client is judged. clients: the client alone. choice: which of the method's `choices` is used."""
+        group, algorithm = self._group, self._algorithm
+        model = self.models(run, state, clients)
+        whole = group.whole(model, state, group.client_statistics(state, run.clients, clients.ids))
+        module = group.architecture.build().to(group.dtype)
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        with torch.no_grad():
+            for name, view in group.layout.whole_views(whole[0]).items():
+                tensors[name].copy_(view)
+        predict = algorithm.predictor(clients, model) if algorithm.predicts else None
+        return JudgedModel(module, group.engine.precision, group.layout.head, predict, choice)
 
     def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
         """Summed loss, correct predictions and targets of a client, [choices, 3]. model: [1, P]; whole: the same with its other tensors."""

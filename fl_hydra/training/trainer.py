@@ -35,6 +35,7 @@ from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.event_phase import EventPhase
 from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.judged import JudgedModel
 from fl_hydra.training.local_phase import LocalPhase
 from fl_hydra.training.measurements import LossQueries, Measurements
 from fl_hydra.training.packed_run import PackedRun
@@ -293,6 +294,11 @@ class Trainer:
         """Scores of a run's clients with their own models."""
         run = self.runs[index]
         return self.personal.scores(run, state, name, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
+
+    def client_module(self, client: int, choice: int = 0, run: int = 0) -> JudgedModel:
+        """The model with which a client is judged. choice: which of the method's `choices` is used."""
+        packed, state = self.runs[run], self._judged(run)
+        return self.personal.module(packed, state, self.cohorts.uncharged(packed, run, np.array([client]), state), choice)
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""
