@@ -47,6 +47,7 @@ from fl_hydra.errors import UserError
 from fl_hydra.models.lstm import CharacterLSTM
 from fl_hydra.models.small import Small
 from fl_hydra.paths import CONF
+from fl_hydra.resolving import resolve
 from fl_hydra.seams.rows import CALLS, METER_WIDTH, Batch
 from fl_hydra.training.engine_selection import ENGINES
 from fl_hydra.training.trainer import Trainer
@@ -398,12 +399,27 @@ def packed(scale: Scale) -> Figures:
 
 
 def evaluation(scale: Scale) -> Figures:
-    """Loss and accuracy of one model on test images."""
+    """Loss and accuracy of one model on test images, and of 100 clients' models, each on its share of them."""
     figures = Figures(f"evaluation of {scale.evaluated:,} images")
     for precision in ("fp32", "bf16"):
         seconds = interleaved({"evaluation": partial(_evaluate, trainer(precision=precision), scale.evaluated)}, scale.repeats)
         figures.add(precision, seconds["evaluation"], scale.evaluated)
+    digits = configuration("algorithm=fedavg", "K=100", "evaluation.personal=dealt", "rounds=1")
+    for what, run in (
+        ("personal, LeNet", trainer(personal="dealt")),
+        ("personal, digits", Trainer(resolve(digits), device=DEVICE)),
+    ):
+        count = len(run.split.test)
+        seconds = interleaved({"global": partial(_evaluate, run, count), "personal": partial(_judge, run)}, scale.repeats)
+        ratio = seconds["personal"] / seconds["global"]
+        figures.add(f"{what}, K=100", seconds["personal"], count, f"{ratio:.2f} of the global model's evaluation, in turn with it")
+        figures.ratios[f"{what}, K=100: personal / global"] = ratio
     return figures
+
+
+def _judge(run: Trainer) -> None:
+    """Judge every client on its share of the test set."""
+    run.personal_scores(0, run.state, "test", torch.arange(len(run.split.test), device=DEVICE))
 
 
 def _evaluate(run: Trainer, images: int) -> list[float]:
