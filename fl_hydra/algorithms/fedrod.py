@@ -79,7 +79,7 @@ class FedROD(Algorithm):
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         return self._with_heads(super().personal_models(state, clients), self.columns(clients.facts.layout)["head"], clients.state["head"])
 
-    def join(self, models: Tensor, clients: Clients, steps: int) -> Tensor:
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
         return clients.tune(models, steps, columns=self.columns(clients.facts.layout)["head"])
 
 

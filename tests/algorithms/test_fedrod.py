@@ -55,7 +55,7 @@ def test_steps_are_those_of_the_paper(more: tuple[str, ...]) -> None:
     layout, counts = run.group.layout, run.sole_run.facts.label_counts
     assert counts is not None
     heads = {
-        client: torch.nn.Linear(*reversed(layout.views(run.state.model[0])[f"{layout.head}.weight"].shape)).double() for client in range(6)
+        client: torch.nn.Linear(layout.views(run.state.model[0])[f"{layout.head}.weight"].shape[1], 10).double() for client in range(6)
     }
     for head in heads.values():
         for parameter in head.parameters():
