@@ -114,12 +114,12 @@ def test_rounds_are_those_of_the_paper(more: tuple[str, ...], engine: str) -> No
             if reports:
                 clients[client].local, clients[client].rounds = higher.of(model), clients[client].rounds + 1
         assert_exact(run.state.model[0], mean if any(reported(plan)) else received)
-    kept = {name: run.sole_run.clients.read(np.arange(6), f"state.{name}") for name in ("local", "weights", "rounds")}
+    found = {name: run.sole_run.clients.read(np.arange(6), f"state.{name}") for name in ("local", "weights", "rounds")}
     for client, reference in clients.items():
-        assert_exact(kept["local"][client], reference.local)
-        assert_exact(kept["weights"][client], reference.weights)
-        assert kept["rounds"][client] == min(2, reference.rounds)
-    assert float((kept["weights"] < 0.99).double().mean()) > 0.01, "weights were learned"
+        assert_exact(found["local"][client], reference.local)
+        assert_exact(found["weights"][client], reference.weights)
+        assert found["rounds"][client] == min(2, reference.rounds)
+    assert float((found["weights"] < 0.99).double().mean()) > 0.01, "weights were learned"
 
 
 @pytest.mark.parametrize("number", ["eta=0", "s=0", "adaptive_layers=none"])
