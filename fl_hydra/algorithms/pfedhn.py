@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fl_hydra.algorithms.base import Algorithm, State, algorithms
-from fl_hydra.devices import free_memory, to_device
+from fl_hydra.devices import to_device
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class PFedHN(Algorithm):
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.01
     J: ClassVar[int | None] = 50
-    hyper: ClassVar[tuple[str, ...]] = ("lr", "embedding_lr", "momentum", "weight_decay", "clip")
+    hyper: ClassVar[tuple[str, ...]] = ("lr", "embedding_lr", "momentum", "weight_decay", "clip", "search_lr")
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True
     own_server: ClassVar[bool] = True
@@ -129,7 +129,7 @@ class PFedHN(Algorithm):
             tuned = clients.tune(models, steps)
             changes = models - tuned
             own.write(changes, torch.zeros_like(own.of(changes)))
-            embeddings -= self.search_lr * server.network.gradient(embeddings, changes, clients.weights).embeddings
+            embeddings -= clients.hyper["search_lr"] * server.network.gradient(embeddings, changes, clients.weights).embeddings
             models = server.network.models(embeddings)
             own.write(models, own.of(tuned))
         return models
