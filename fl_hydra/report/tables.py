@@ -423,7 +423,9 @@ def common(results: Results) -> list[str]:
         if alone and each.name in ("sharding", "K", "J", "algorithm.momentum", "server", "server.lr"):
             continue
         values = {each.of(setting.config) for setting in results.settings}
-        if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
+        if len(values) != 1 or (value := values.pop()) is None or each.name in ("participation", "speeds", "local_steps"):
+            continue
+        if each.name != "N_c" or not isinstance(value, str):  # else the division says it
             told.append(f"{column(each)} {each.text(value)}")
     return [f"All: {', '.join(told)}."] if told else []
 

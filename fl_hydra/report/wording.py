@@ -112,6 +112,8 @@ def phrase(of: Axis, value: Value) -> str:
         return ABSENT[of.name]
     if (of.name, value) in VALUES:
         return VALUES[of.name, str(value)]
+    if of.name == "N_c" and isinstance(value, str):
+        return PHRASES["sharding"].format(of.text(value))
     if of.name in ("method", "optimizer", "dataset"):
         return of.text(value)
     return PHRASES[of.name].format(of.text(value)) if of.name in PHRASES else f"{spelled(of.name)} {of.text(value)}"
