@@ -144,7 +144,9 @@ class Participation(Component):
         named = spans(self.held_out)
         require(named[-1][1] < K, f"participation.held_out={self.held_out}: there are clients 0 to {K - 1}")
         left = K - sum(last - first + 1 for first, last in named)
-        require(left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer")
+        require(
+            left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer"
+        )
         most = f"C={left / K:g}" + (" with participation=uniform" if self.name == "all" else "")
         require(
             m <= left,

@@ -72,8 +72,8 @@ def read(plan: Fitted) -> Shown | None:
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     """The figure: a line for each setting, with a band over seeds; the worst tenth of the clients lies on grey."""
     panels = len(plan.panels)
-    parts = sum(panel.title == plan.panels[0].title for panel in plan.panels)  # in a row, if there are several of all
-    columns = parts if 1 < parts <= ACROSS and panels % parts == 0 else min(ACROSS, panels)
+    parts = sum(panel.title == plan.panels[0].title for panel in plan.panels)  # of a facet, which are in one row
+    columns = min(panels, parts * (ACROSS // parts)) if parts <= ACROSS else ACROSS
     rows = -(-panels // columns)
     width = COLUMN if columns == 1 else WIDE
     figure, axes = open_canvas(rows, columns, (width, (1.75 if columns > 1 else 2.1) * rows + 0.3), sharex=True)
