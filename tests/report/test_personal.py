@@ -12,7 +12,7 @@ import pytest
 
 from fl_hydra.report.cost import TABLE, read_table
 from fl_hydra.report.figures import captions, draw_figures
-from fl_hydra.report.figures.ranked import ranked
+from fl_hydra.report.figures.ranked import accuracies, ranked
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.measures import measure, validation
 from fl_hydra.report.results import Results
@@ -168,6 +168,8 @@ def test_curves_by_client_are_means_over_seeds_at_each_rank() -> None:
     curve = ranked(both)
     assert curve is not None and len(curve.x) == 11 and curve.mean[0] == pytest.approx((71 + 70) / 2)
     assert ranked(Results.of("mine", of({"fedavg": 0.5}, personal=False)).settings[0]) is None
+    (away,) = Results.of("mine", of({"fedper": 0.5}, "participation.held_out=1-2|11")).settings
+    assert away.finished and accuracies(away.runs[0]) == pytest.approx(np.linspace(67, 39, 8)), "the best and the two worst were never trained"
 
 
 NINE = ("local", "fedavg", "fedavg_ft", "fedper", "fedrep", "fedbabu", "ditto", "apfl", "knn_per")

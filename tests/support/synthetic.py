@@ -129,7 +129,7 @@ def rows(config: Mapping[str, Any], points: int = 6) -> Iterator[dict[str, Any]]
             counts["block_averages"] = int(0.8 * each) if name == "hierarchical" else 0
         measured = {"train/acc": 1.05 * accuracy, "val/acc": accuracy * apart[0] - 0.004, "test/acc": accuracy}
         method, own = algorithms[name](), {}
-        if method.personalised or config.get("evaluation", {}).get("personal") is not None:
+        if method.personalised or config.get("personal") is not None:
             own = personal(config, accuracy, last=n == points)
         losses = {key.replace("acc", "loss"): 4.6 * (1 - value) ** 1.6 * apart[1] for key, value in measured.items()}
         if not method.global_model:
