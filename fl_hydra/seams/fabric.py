@@ -63,9 +63,7 @@ class Fabric:
         wire: the size of vectors on the wire. silent: whether nothing is sent, and nothing counted.
     """
 
-    def __init__(
-        self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None, *, silent: bool = False
-    ) -> None:
+    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None, *, silent: bool = False) -> None:
         self._rows, self._reports, self.traffic = rows, reports, traffic
         self._remote, self._apart = remote, (remote or rows > 1) and not silent
         self._wire = wire or Wire()
