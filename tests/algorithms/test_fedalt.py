@@ -70,9 +70,9 @@ def test_in_a_cut_round_personal_parameters_are_trained_first() -> None:
 
 
 def test_a_growing_number_of_steps_is_read_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds of 2, 4 and 8 steps, of which half are personal: graphs of one are not replayed in another."""
-    monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 2)
-    words = ("algorithm=fedalt", *SMALL, "samples=1400", "local_steps=doubling")
+    """Rounds of 6 and then of 8 steps, of which half are personal: graphs of one are not replayed in the other."""
+    monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 4)
+    words = ("algorithm=fedalt", *SMALL, "samples=1400", "local_steps=linear", "local_steps.start=3")
     eager, replayed = trainer(*words, engine="stacked"), trainer(*words, engine="stacked")
     recorder = Recorder(replayed)
     while not eager.finished:
