@@ -296,8 +296,8 @@ def _of_clients(results: Results) -> list[str]:
     away = any("personal/test/acc_held_out" in run.rows[-1] for run in _finished(results))
     apart = " Clients held out were never trained; each joins with some steps on its own samples." if away else ""
     return [
-        f"Personal figures: of each client's own model on {judged_on(judged)}. Their mean over clients with test samples{many}; by samples: "
-        f"weighted by the number of these; the mean of the worst tenth of clients; and the deviation over clients.{apart}"
+        f"Personal figures: of each client's own model on {judged_on(judged)}. Their mean over clients with test samples{many}; by "
+        f"samples: weighted by the number of these; the mean of the worst tenth of clients; and the deviation over clients.{apart}"
     ]
 
 

@@ -169,7 +169,9 @@ def test_curves_by_client_are_means_over_seeds_at_each_rank() -> None:
     assert curve is not None and len(curve.x) == 11 and curve.mean[0] == pytest.approx((71 + 70) / 2)
     assert ranked(Results.of("mine", of({"fedavg": 0.5}, personal=False)).settings[0]) is None
     (away,) = Results.of("mine", of({"fedper": 0.5}, "participation.held_out=1-2|11")).settings
-    assert away.finished and accuracies(away.runs[0]) == pytest.approx(np.linspace(67, 39, 8)), "the best and the two worst were never trained"
+    assert away.finished and accuracies(away.runs[0]) == pytest.approx(np.linspace(67, 39, 8)), (
+        "the best and the two worst were never trained"
+    )
 
 
 NINE = ("local", "fedavg", "fedavg_ft", "fedper", "fedrep", "fedbabu", "ditto", "apfl", "knn_per")
