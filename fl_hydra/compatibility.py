@@ -212,7 +212,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     (
         lambda c: c.algorithm.communicates or c.config.uplink.bypassed,
-        "uplink={c.config.uplink.name}: encodes what clients send, and those of algorithm={c.algorithm.name} send nothing; leave uplink out",
+        "uplink={c.config.uplink.name}: clients of algorithm={c.algorithm.name} send nothing that it could encode; leave uplink out",
     ),
     (
         lambda c: c.config.swa.start is None or c.algorithm.global_model,

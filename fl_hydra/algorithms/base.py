@@ -122,7 +122,7 @@ class Algorithm(Component):
     """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 
     stepped: ClassVar[tuple[str, ...]] = ()
-    """Names of client state of P numbers, such as a second model, that `rows.descend(of=)` steps with its own slots."""
+    """Names of client state, such as a second model of P numbers, that `rows.descend(of=)` steps with its own slots."""
 
     messages: ClassVar[tuple[str, ...]] = ()
     """Names of client vectors that are sent besides the model (`clients.mean(values, name)`), each of P numbers."""
@@ -277,6 +277,10 @@ class Algorithm(Component):
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""
+        return {}
+
+    def stepped_columns(self, layout: Layout) -> dict[str, Columns]:
+        """Which parameters a vector of `stepped` stands for, by its name, if not for all: it has as many numbers, in the same layers."""
         return {}
 
     def personal(self, layout: Layout) -> Columns:

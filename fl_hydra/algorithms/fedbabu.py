@@ -33,10 +33,10 @@ class FedBABU(Algorithm):
     label = "FedBABU"
     personal_layers: str = "head"
     """What is not trained, the head: head (the last linear layer), none, or names of parameters or module classes (fc*, Linear)."""
-    ft_steps: int = 10
-    """Steps of each client on its own samples before it is judged; 0: the model of everyone is."""
+    ft_steps: int = 5
+    """Steps that a client takes on its own samples before it is judged; 0: it is judged with the model of everyone."""
     ft_lr: float | None = None
-    """Learning rate of these steps; null: the highest of the schedule."""
+    """Learning rate of these steps; null: the run's, at the top of its schedule."""
     ft_part: str = "all"
     """What these steps change: all, head or body. The paper compares the three; all and head are close, and body is behind."""
 
@@ -45,8 +45,7 @@ class FedBABU(Algorithm):
         return True
 
     def __post_init__(self) -> None:
-        require(self.ft_steps >= 0, f"algorithm.ft_steps={self.ft_steps}: must be 0 or more")
-        require(self.ft_lr is None or self.ft_lr >= 0, f"algorithm.ft_lr={self.ft_lr}: must be 0 or more, or null")
+        self.check_not_negative("ft_steps", *([] if self.ft_lr is None else ["ft_lr"]))
         require(self.ft_part in PARTS, f"algorithm.ft_part={self.ft_part}: choose all, head or body")
 
     def check_layout(self, layout: Layout) -> None:

@@ -34,7 +34,7 @@ class FedRep(FedPer):
     """How many of the J local steps train the personal layers; they come first. In the paper's experiments these are most of them."""
 
     def __post_init__(self) -> None:
-        require(self.head_steps >= 0, f"algorithm.head_steps={self.head_steps}: must be 0 or more")
+        self.check_not_negative("head_steps")
 
     def check_steps(self, fewest: int) -> None:
         require(

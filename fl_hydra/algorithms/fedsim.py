@@ -43,7 +43,7 @@ class FedSim(FedPer):
         if self.adapters is not None:
             require(
                 add_adapters(module, self.adapters) > 0,
-                f"algorithm.adapters={self.adapters}: the model has neither a Conv2d nor a Linear to which one could be added; leave it out",
+                f"algorithm.adapters={self.adapters}: the model has neither a Conv2d nor a Linear that could have one; leave it out",
             )
         return module
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fl_hydra.algorithms.base import Algorithm, State, algorithms
-from fl_hydra.devices import free_memory, to_device
+from fl_hydra.devices import to_device
 from fl_hydra.errors import require
 
 if TYPE_CHECKING:
@@ -50,13 +50,15 @@ class PFedHN(Algorithm):
     """The largest norm of the server's gradient."""
     personal_layers: str = "none"
     """Layers that clients keep: none, head (the last linear layer), or names of parameters or module classes with wildcards."""
+    search_lr: float = 10.0
+    """For clients that were never trained: learning rate of the search for their embedding, without momentum and decay."""
     search_rounds: int = 20
     """For clients that were never trained: steps of their embedding, each after as many local steps as `evaluation.joining_steps`."""
 
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.01
     J: ClassVar[int | None] = 50
-    hyper: ClassVar[tuple[str, ...]] = ("lr", "embedding_lr", "momentum", "weight_decay", "clip")
+    hyper: ClassVar[tuple[str, ...]] = ("lr", "embedding_lr", "momentum", "weight_decay", "clip", "search_lr")
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True
     own_server: ClassVar[bool] = True
@@ -64,7 +66,7 @@ class PFedHN(Algorithm):
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.check_not_negative("hidden_layers", "lr", "embedding_lr", "momentum", "weight_decay", "search_rounds")
+        self.check_not_negative("hidden_layers", "lr", "embedding_lr", "momentum", "weight_decay", "search_lr", "search_rounds")
         require(self.momentum < 1, f"algorithm.momentum={self.momentum}: must be below 1")
         require(self.hidden_units >= 1, f"algorithm.hidden_units={self.hidden_units}: at least 1 is needed")
         size = self.embedding_size
@@ -119,11 +121,16 @@ class PFedHN(Algorithm):
         return models
 
     def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
+        import torch
+
         server, own = self._server(state), self.personal(clients.facts.layout)
-        search = server.search(to_device(clients.ids, models.device), clients.hyper)
+        embeddings = server.embeddings[to_device(clients.ids, models.device)]
         for _ in range(self.search_rounds):
             tuned = clients.tune(models, steps)
-            models = search.send(tuned)
+            changes = models - tuned
+            own.write(changes, torch.zeros_like(own.of(changes)))
+            embeddings -= clients.hyper["search_lr"] * server.network.gradient(embeddings, changes, clients.weights).embeddings
+            models = server.network.models(embeddings)
             own.write(models, own.of(tuned))
         return models
 

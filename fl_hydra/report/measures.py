@@ -66,9 +66,13 @@ def _personal() -> list[Measure]:
             Measure(f"{prefix}/loss", f"personal {word} loss", _column(f"{prefix}/loss"), "min", 4),
             Measure(f"{prefix}/acc", f"{accuracy}, %", _column(f"{prefix}/acc", 100), "max"),
             Measure(f"{prefix}/acc_weighted", f"{accuracy} by samples, %", _column(f"{prefix}/acc_weighted", 100), "max"),
-            Measure(f"{prefix}/acc_worst_tenth", f"{accuracy} of the worst tenth, %", _column(f"{prefix}/acc_worst_tenth", 100), "max"),
-            Measure(f"{prefix}/acc_deviation", f"deviation of {accuracy} over clients, %", _column(f"{prefix}/acc_deviation", 100), "min"),
-            Measure(f"{prefix}/acc_held_out", f"{accuracy} of clients held out, %", _column(f"{prefix}/acc_held_out", 100), "max"),
+            Measure(
+                f"{prefix}/acc_worst_tenth", f"{word} accuracy of the worst tenth, %", _column(f"{prefix}/acc_worst_tenth", 100), "max"
+            ),
+            Measure(
+                f"{prefix}/acc_deviation", f"deviation of {word} accuracy over clients, %", _column(f"{prefix}/acc_deviation", 100), "min"
+            ),
+            Measure(f"{prefix}/acc_held_out", f"{word} accuracy of clients held out, %", _column(f"{prefix}/acc_held_out", 100), "max"),
         ]
     return found
 

@@ -27,7 +27,7 @@ from fl_hydra.report.sentences import Sentence, answers, as_macros, numbers
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed, plain_name
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, judged_on, listed, plain_name
 from fl_hydra.runs.reading import model_of
 
 BASE = {
@@ -359,6 +359,10 @@ def _setup(content: _Content, size: _Size) -> list[str]:
             "0.8) takes what was observed as true."
         )
     )
+    if judged := [results for results, spec in content.sections if spec.personal]:
+        titles = listed([f"“{spec.title}”" for _, spec in content.sections if spec.personal])
+        on = judged_on([setting.config for results in judged for setting in results.settings])
+        lines.append(escaped(f"In {titles} every client is judged with its own model, on {on}; figures are means over clients."))
     lines.append(r"\par\textbf{Hyper-parameters.}")
     tuned = [(results, spec, content.found[results.name]) for results, spec in content.sections if content.found[results.name]]
     for _, spec, found in tuned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fl_hydra.files import write_atomically
@@ -142,7 +143,6 @@ def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
         ranked = [(setting, final) for setting in settings if (final := setting.final(by))]
         tested = [setting.final(accuracy) for setting, _ in ranked]
         apart, where = _apart(task, tasks)
-        told_before = DIVISIONS if spec.personal else ()
         if len(ranked) < 2:
             for (setting, _), test in zip(ranked, tested, strict=True):
                 if test:
@@ -157,7 +157,7 @@ def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
             begun = f"By validation{where} all {level} settings are level; the first is "
         elif level > 1:
             begun = f"Best by validation{where} are {level} settings that are level; the first is "
-        sentence: list[str | Number] = [f"{begun}{setting_name(results, top, but=told_before)}, with a {bare(by)} of "]
+        sentence: list[str | Number] = [f"{begun}{setting_name(results, top, but=_told(results, spec))}, with a {bare(by)} of "]
         sentence += _figure(results, top, by, final)
         if test:
             sentence += [f" and a {bare(accuracy)} of ", *_figure(results, top, accuracy, test)]
@@ -170,15 +170,24 @@ def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
     return said
 
 
-DIVISIONS = ("sharding", "N_c", "sharding.alpha")
-"""Axes that the name of a task tells."""
+def _told(results: Results, spec: Spec) -> list[str]:
+    """Axes that need not be told of a setting whose task and method are: none but where clients' own models are judged."""
+    if not spec.personal:
+        return []
+    told = [axis(name) for name in ("dataset", "N_c", "method")]
+    found: list[str] = []
+    for each in results.axes:
+        pairs = {(tuple(one.of(setting.config) for one in told), each.of(setting.config)) for setting in results.settings}
+        if each.name != "method" and len(pairs) == len({known for known, _ in pairs}):
+            found.append(each.name)
+    return found
 
 
 def _apart(task: Task, tasks: Collection[Task]) -> tuple[list[str], str]:
     """What tells a task from the others, and these words in a sentence, as ` on Digits with N_c=2`; nothing if there is only one."""
     dataset, division = (len({each[place] for each in tasks}) > 1 for place in (0, 1))
     where = f" on {axis('dataset').text(task[0])}" if dataset else ""
-    where += f" with {phrase(axis('sharding'), task[1]) if '=' not in task[1] else task[1]}" if division else ""
+    where += f" with {task[1] if '=' in task[1] else f'the {task[1]} division'}" if division else ""
     return [task[place] for place, differs in enumerate((dataset, division)) if differs], where
 
 
@@ -343,19 +352,21 @@ def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
         name = key(results.name, *apart, "target")
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
-        for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            said += _to_reach(results, settings, x, accuracy, target, name, where if not place else None)
+        costs = [known["bytes"], *([known[slowest]] if len(tasks) < 3 else [])] if sends else [known["epoch"]]
+        for place, x in enumerate(costs):
+            said += _to_reach(results, spec, settings, x, accuracy, target, name, where if not place else None)
     return said
 
 
 def _to_reach(
-    results: Results, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
+    results: Results, spec: Spec, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
 ) -> list[Sentence]:
     """The lowest and the highest cost of any setting; where: the target's description, the first time."""
     reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
+    named = partial(setting_name, results, but=_told(results, spec))
     said: list[str | Number] = []
     if where is not None:
         said = [f"A {bare(y)} of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
@@ -364,11 +375,11 @@ def _to_reach(
     what, unit, place = _unit(x, "client" if any(setting.config["m"] < setting.config["K"] for setting in settings) else "worker")
     taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
     if len(reached) > 1 and most[1].mean > least[1].mean:
-        said += [f"{capital(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
-        said += [f", and {setting_name(results, most[0])} the most, "]
+        said += [f"{capital(named(least[0]))} took the least {what}{place}, ", taken, unit]
+        said += [f", and {named(most[0])} the most, "]
         said += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit, "."]
     else:
-        who = "All of these" if len(reached) > 1 else capital(setting_name(results, least[0]))
+        who = "All of these" if len(reached) > 1 else capital(named(least[0]))
         said += [f"{who} took ", taken, f"{unit}{place}."]
     return [tuple(said)]
 

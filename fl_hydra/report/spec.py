@@ -137,7 +137,7 @@ class Spec:
         """Settings by what they learn: data, and, where models of clients are judged, how it is divided, which makes easier tasks of it."""
         found: dict[Task, list[Setting]] = {}
         for setting in settings:
-            division = DIVISION.label(DIVISION.of(setting.config)) if self.personal else ""
+            division = DIVISION.label(setting.value("N_c")) if self.personal else ""
             found.setdefault((str(setting.value("dataset")), division), []).append(setting)
         return found
 

@@ -20,7 +20,8 @@ from fl_hydra.report.measures import Measure, delta_of, measures, privacy
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import Search, how, searches, tuned_values
-from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
+from fl_hydra.report.wording import column, figure, judged_on, listed, setting_name, spelled
+from fl_hydra.runs.reading import Run
 from fl_hydra.uplinks.accountant import MISSING
 
 RESULTS = ("val/acc", "test/acc", "test/loss")
@@ -287,12 +288,21 @@ def _shown(results: Results, spec: Spec, table: CostTable, short: bool = False) 
 
 def _of_clients(results: Results) -> list[str]:
     """A note on what personal figures are of."""
-    if not any(run.rows[-1].get("personal/test/acc") is not None for setting in results.drawn for run in setting.finished):
+    judged = [run.config for run in _finished(results) if run.rows[-1].get("personal/test/acc") is not None]
+    if not judged:
         return []
+    numbers = sorted({int(run.rows[-1]["personal/test/clients"]) for run in _finished(results) if "personal/test/clients" in run.rows[-1]})
+    many = f" ({' to '.join(str(each) for each in dict.fromkeys((numbers[0], numbers[-1])))} clients)" if numbers else ""
+    away = any("personal/test/acc_held_out" in run.rows[-1] for run in _finished(results))
+    apart = " Clients held out were never trained; each joins with some steps on its own samples." if away else ""
     return [
-        "Personal figures: of each client's own model on samples of its own; their mean over clients, the mean of the worst tenth of "
-        "clients, and the deviation over clients."
+        f"Personal figures: of each client's own model on {judged_on(judged)}. Their mean over clients with test samples{many}; by "
+        f"samples: weighted by the number of these; the mean of the worst tenth of clients; and the deviation over clients.{apart}"
     ]
+
+
+def _finished(results: Results) -> list[Run]:
+    return [run for setting in results.drawn for run in setting.finished]
 
 
 def _privacy(results: Results, table: CostTable) -> list[Measure]:
@@ -423,7 +433,9 @@ def common(results: Results) -> list[str]:
         if alone and each.name in ("sharding", "K", "J", "algorithm.momentum", "server", "server.lr"):
             continue
         values = {each.of(setting.config) for setting in results.settings}
-        if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
+        if len(values) != 1 or (value := values.pop()) is None or each.name in ("participation", "speeds", "local_steps"):
+            continue
+        if each.name != "N_c" or not isinstance(value, str):  # else the division says it
             told.append(f"{column(each)} {each.text(value)}")
     return [f"All: {', '.join(told)}."] if told else []
 

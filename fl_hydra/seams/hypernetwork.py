@@ -94,7 +94,7 @@ class Hypernetwork:
     def _features(self, embeddings: Tensor, trunk: Tensor) -> Tensor:
         """The inputs of the last layer, [n, units]."""
         features, pairs = embeddings, list(pairwise(self.widths))
-        parts = iter(trunk[0].split([size for inputs, outputs in pairs for size in (outputs * inputs, outputs)]))
+        parts = iter(torch.split(trunk[0], [size for inputs, outputs in pairs for size in (outputs * inputs, outputs)]))
         for position, (inputs, outputs) in enumerate(pairs):
             features = F.linear(features.relu() if position else features, next(parts).view(outputs, inputs), next(parts))
         return features

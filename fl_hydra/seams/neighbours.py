@@ -39,7 +39,7 @@ class Memory:
         """
         most, every = max(ks), torch.arange(classes, device=self.labels.device)
         parts = []
-        for part in features.split(max(1, NUMBERS_AT_ONCE // max(len(self.features), most * classes))):
+        for part in torch.split(features, max(1, NUMBERS_AT_ONCE // max(len(self.features), most * classes))):
             distances, labels = self.nearest(part, most)
             exponents, of_class = -distances / (features.shape[1] * scale), labels[..., None] == every
             found = [(exponents[:, None, :k].softmax(-1) @ of_class[:, :k].to(exponents.dtype)).squeeze(1) for k in ks]

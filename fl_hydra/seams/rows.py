@@ -181,6 +181,8 @@ class LocalOptimizer:
     hyper: dict[str, Tensor]
     slots: dict[str, dict[str, Tensor]]
     columns: dict[str, Columns] = field(default_factory=dict)
+    stepped: dict[str, Columns] = field(default_factory=dict)
+    """The parameters that other vectors stand for, by name; all, if they are not named."""
 
 
 @dataclass
@@ -214,7 +216,7 @@ class Rows:
         Args:
             columns: the name of declared columns; only these are stepped, with their own step counters.
             lr: a rate in place of the schedule's, [rows, 1] or a number.
-            of: the name of client state of P numbers that is stepped in place of the parameters, with its own slots.
+            of: the name of client state that is stepped in place of the parameters, with its own slots; `gradient` is as wide as it is.
         """
         local = self.optimizer
         vectors = self.parameters if of is None else self.state[of]
@@ -223,7 +225,8 @@ class Rows:
         if lr is not None:
             rate = lr if isinstance(lr, Tensor) else rate.new_full(rate.shape, lr)
         if columns is None:
-            local.rule.step(vectors, gradient, slots, local.hyper, rate, local.layers)
+            layers = local.stepped[of].layers if of in local.stepped else local.layers
+            local.rule.step(vectors, gradient, slots, local.hyper, rate, layers)
             return
         where = local.columns[columns]
         # Views if the columns are contiguous, else copies that are written back.

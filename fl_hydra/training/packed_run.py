@@ -65,7 +65,7 @@ class PackedRun:
             "tells who they are; "
             f"choose a smaller K, or a sharding that gives every client samples",
         )
-        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, held_out)
+        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, held_out, experiment.batch_size)
         """The run's constants, for its method."""
         self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
@@ -162,7 +162,7 @@ class PackedRun:
         assert counts is not None
         return counts[ids].astype(np.float64)
 
-    def charge_gradients(self, ids: Indices, samples: int | None = None) -> None:
+    def charge_gradients(self, ids: Indices, samples: int | Indices | None = None) -> None:
         """Charge gradients of so many samples to each of some clients, which compute in parallel. samples: None: all that each has."""
         sizes = self.shard_sizes[ids] if samples is None else np.full(len(ids), samples)
         self.computed += int(sizes.sum())

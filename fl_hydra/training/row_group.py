@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,11 +132,11 @@ class SlotNames:
     widths: dict[str, int]
 
     @classmethod
-    def made(cls, optimizer: Optimizer, vectors: Sequence[str], columns: Sequence[str], size: int) -> SlotNames:
-        """The names of an optimizer's slots for these vectors of `size` numbers, whose named `columns` are stepped separately."""
+    def made(cls, optimizer: Optimizer, vectors: Mapping[str, int], columns: Sequence[str]) -> SlotNames:
+        """The names of an optimizer's slots for these vectors, of so many numbers, whose named `columns` are stepped separately."""
         of: dict[str, dict[str, str]] = {}
         widths: dict[str, int] = {}
-        for vector in ("", *vectors):
+        for vector, size in vectors.items():
             own = of[vector] = {}
             for name, width in optimizer.slots.items():
                 for slot in (name,) if width == "row" else (name, *(counter(name, each) for each in columns)):
@@ -205,7 +205,9 @@ class RowGroup:
         """Whether running statistics are what they were in the beginning, and are not sent."""
         self.columns = algorithm.columns(self.layout)
         """Columns that the method steps separately, by name."""
-        self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
+        self._stepped = algorithm.stepped_columns(self.layout)
+        widths = {name: self._stepped[name].width if name in self._stepped else self.layout.size for name in ("", *algorithm.stepped)}
+        self._slots = SlotNames.made(optimizer, widths, tuple(self.columns))
         self._fresh = {} if algorithm.keeps_optimizer else self._slots.widths
         self.kept_slots = self._slots.widths if algorithm.keeps_optimizer else {}
         """Numbers of the optimizer's slots that each client keeps, by name."""
@@ -290,6 +292,7 @@ class RowGroup:
             of.hyper,
             {vector: {name: slots[place] for name, place in names.items()} for vector, names in self._slots.of.items()},
             self.columns,
+            self._stepped,
         )
         state = {name.removeprefix(STATE): values for name, values in of.kept.items() if name.startswith(STATE)}
         return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, J)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
+from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from tests.support.make import experiment, trainer
 from tests.support.quadratics import Quadratics
@@ -107,11 +110,27 @@ def test_clients_adapt_before_they_are_judged() -> None:
     run = trainer(*_of("fo", 0.1), *SMALL, "algorithm.ft_steps=2")
     run.run_round()
     clients = run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state)
-    adapted = run.personal.models(run.state, clients)
+    adapted = run.personal.models(run.sole_run, run.state, clients)
     assert torch.equal(adapted, clients.tune(run.state.model.repeat(6, 1), 2, 0.1))
     assert not torch.equal(adapted[0], adapted[1])
     line = run.evaluate()[0]
     assert line["val/acc"] is not None and line["personal/val/acc"] is not None
+
+
+def test_products_of_recurrent_layers_do_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(*_of("hvp", 0.1), *SMALL)
+    engine, seen = run.group.engine, list[bool]()
+    product = engine._product
+
+    def watched(*arguments: Any) -> Tensor:
+        seen.append(torch.backends.cudnn.enabled)
+        return product(*arguments)
+
+    monkeypatch.setattr(engine, "_product", watched)
+    run.run_round()
+    monkeypatch.setattr(Layout, "recurrent", True)
+    run.run_round()
+    assert seen == [True] * 9 + [False] * 9 and torch.backends.cudnn.enabled
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fl_hydra.arrays import Reals
+from fl_hydra.participation.held_out import members, spans
 from fl_hydra.report.figures.curves import ACROSS
 from fl_hydra.report.figures.fitting import Fitted, Series
 from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, say_seeds
@@ -53,9 +54,12 @@ def ranked(setting: Setting) -> Ranked | None:
 
 
 def accuracies(run: Run) -> Reals:
-    """The accuracies of a run's clients in percent, best first, float64 [clients with samples]."""
-    found = run.rows[-1].get(ACCURACIES) if run.rows else None
-    return 100 * np.sort(np.array([each for each in found or () if each is not None], np.float64))[::-1]
+    """The accuracies of a run's clients in percent, best first, float64 [clients]: of those that have samples and were not held out."""
+    found = (run.rows[-1].get(ACCURACIES) if run.rows else None) or ()
+    held_out = run.config["participation"].get("held_out")
+    away = members(() if held_out is None else spans(held_out))
+    kept = [each for client, each in enumerate(found) if each is not None and client not in away]
+    return 100 * np.sort(np.array(kept, np.float64))[::-1]
 
 
 def read(plan: Fitted) -> Shown | None:
@@ -72,7 +76,8 @@ def read(plan: Fitted) -> Shown | None:
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     """The figure: a line for each setting, with a band over seeds; the worst tenth of the clients lies on grey."""
     panels = len(plan.panels)
-    columns = min(ACROSS, panels)
+    parts = sum(panel.title == plan.panels[0].title for panel in plan.panels)  # of a facet, which are in one row
+    columns = min(panels, parts * (ACROSS // parts)) if parts <= ACROSS else ACROSS
     rows = -(-panels // columns)
     width = COLUMN if columns == 1 else WIDE
     figure, axes = open_canvas(rows, columns, (width, (1.75 if columns > 1 else 2.1) * rows + 0.3), sharex=True)
