@@ -15,6 +15,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.optim.base import Layers
 from fl_hydra.optim.outer import Outer
 from fl_hydra.randomness import generator
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.fabric import Fabric
 from fl_hydra.seams.layout import Columns, Layout
 from fl_hydra.seams.rows import Outputs
@@ -41,6 +42,14 @@ class ShardPass(Protocol):
         """Charge floating-point operations of the server."""
         ...
 
+    def charge(self, flops: int) -> None:
+        """Charge floating-point operations of clients."""
+        ...
+
+    def public(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the training samples that no client has."""
+        ...
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -48,6 +57,7 @@ class Facts:
 
     K: clients or workers. m: rows of a round. seed: of the run. layout: of a model's parameters.
     sizes: int64 [K], samples of each client. count_labels: counts them by class; None if samples have no labels.
+    architectures: of all clients' models. architecture: the number of the one that `layout` is of.
     """
 
     K: int
@@ -56,6 +66,8 @@ class Facts:
     layout: Layout
     sizes: Indices
     count_labels: Callable[[], Indices] | None = None
+    architectures: Architectures | None = None
+    architecture: int = 0
 
     @cached_property
     def label_counts(self) -> Indices | None:
@@ -215,3 +227,14 @@ class Clients:
         """Charge floating-point operations of the server, for a method that `computes_at_server`."""
         assert self.shards is not None
         self.shards.charge_server(flops)
+
+    def charge(self, flops: int) -> None:
+        """Charge floating-point operations of these clients that no gradient, output or product of their own models has counted."""
+        assert self.shards is not None
+        self.shards.charge(flops)
+
+    def public(self) -> tuple[Tensor, Tensor]:
+        """Inputs [n, ...] and targets [n] of the training samples that a method's `public` withholds from all clients, without crops or
+        flips."""
+        assert self.shards is not None
+        return self.shards.public()

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Dataset, DatasetInfo
+from fl_hydra.data.public import without_public, public_samples
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
@@ -15,7 +20,7 @@ from fl_hydra.optim.outer import Outer, OuterSGD
 from fl_hydra.optim.schedules import Scheduler
 from fl_hydra.participation.base import Participation
 from fl_hydra.registry import as_before
-from fl_hydra.sharding.base import Sharding
+from fl_hydra.sharding.base import Sharding, Shards
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
 from fl_hydra.training.averages import SWA
@@ -33,6 +38,7 @@ class Experiment:
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
     swa: how the server's models are averaged; None: they are not.
+    architectures: client k has that at position k mod n; none: all have `model`.
     """
 
     dataset: Dataset
@@ -64,11 +70,35 @@ class Experiment:
     split_seed: int
     data: Path
     swa: SWA | None = field(default=None, metadata=as_before(None))
+    architectures: tuple[Model, ...] = field(default=(), metadata=as_before(()))
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of clients, by the number of their architecture."""
+        return self.architectures or (self.model,)
+
+    @property
+    def sample_counts(self) -> SampleCounts:
+        """Of the training samples that clients have: after the validation split, and without public ones."""
+        return without_public(self.dataset.sample_counts(self.dataset_info, self.split_seed), self.algorithm.public)
+
+    def public_samples(self, sample_owners: SampleOwners) -> Indices:
+        """The training samples that no client has, int64 [n], ascending; those of all seeds are the same."""
+        return public_samples(sample_owners, self.algorithm.public, self.split_seed)
+
+    def shards(self, sample_owners: SampleOwners) -> Shards:
+        """The training samples of each client."""
+        public = self.public_samples(sample_owners)
+        if not len(public):
+            return self.sharding.shards(sample_owners, self.K, self.N_c, self.seed)
+        others = np.setdiff1d(np.arange(sample_owners.total), public)
+        shards = self.sharding.shards(sample_owners.some(others), self.K, self.N_c, self.seed)
+        return Shards(others[shards.indices], shards.offsets)
 
     @property
     def train_samples(self) -> int:
-        """Training samples, after the validation split."""
-        return self.dataset.sample_counts(self.dataset_info, self.split_seed).total
+        """Training samples of clients."""
+        return self.sample_counts.total
 
     @property
     def step_samples(self) -> int:

@@ -7,7 +7,7 @@ the number of the others is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -70,6 +70,14 @@ class PersonalScores:
     sizes: Indices
     choice: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def together(cls, scores: Sequence[PersonalScores]) -> PersonalScores:
+        """The scores of several groups of clients."""
+        if len(scores) == 1:
+            return scores[0]
+        parts = ([getattr(each, name) for each in scores] for name in ("losses", "accuracies", "sizes"))
+        return cls(*(np.concatenate(part) for part in parts), scores[0].choice)
+
     def figures(self, prefix: str) -> dict[str, float]:
         """Figures for a line of metrics: means over clients, also weighted by targets, the mean of the worst tenth, and the deviation."""
         worst = np.sort(self.accuracies)[: -(-len(self.accuracies) // 10)]
@@ -106,11 +114,12 @@ class PersonalEvaluation:
         """
         shares = self._shares_of(run, samples, looked_at)
         ids = np.array([client for client, share in enumerate(shares) if len(share)], np.int64)
+        ids = ids[run.architectures.have(ids, self._group.number)]
         totals = []
         for first in range(0, len(ids), CLIENTS_AT_ONCE):
             some = ids[first : first + CLIENTS_AT_ONCE]
             models = self.models(state, clients(some))
-            wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
+            wholes = self._group.whole(models, state, self._group.client_statistics(state, run.members[self._group.number].clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = looked_at[to_device(shares[client], looked_at.device)]
                 # A copy, as the last bits of a product may depend on the address.
