@@ -10,7 +10,7 @@ DEMO := section=demo
 
 .DEFAULT_GOAL := help
 TRACK_A := centralized large_batch localsgd slowmo outer hierarchical decentralized asynchronous local_steps learning_rate
-TRACK_B := schedules fedavg participation heterogeneity shakespeare algorithms architectures compression
+TRACK_B := schedules fedavg participation heterogeneity shakespeare algorithms architectures compression personalised
 SEARCHES := tune-centralized tune-large_batch tune-localsgd tune-slowmo tune-fedavg tune-heterogeneity tune-shakespeare
 .PHONY: help setup demo test lint format bench chaos chaos-searches chaos-uploads combinations peers gpu-check gpu-tables cifar100 smoke status runs report sync dashboard track-a track-b $(TRACK_A) $(TRACK_B) $(SEARCHES)
 
@@ -94,6 +94,7 @@ shakespeare: ## section: roles as clients against iid, over J
 algorithms: ## section: methods against label skew, and what they cost
 architectures: ## section: normalisation and architecture under label skew
 compression: ## section: how much of what clients send can be left out
+personalised: ## section: a model for each client, by methods beside each other
 
 $(TRACK_A): setup
 	$(TRAIN) -m +sweep/track_a=$@ $(ARGS)

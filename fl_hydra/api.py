@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
+    from fl_hydra.runs.judging import Judge
     from fl_hydra.training.experiment import Experiment
 
 AT_ONCE = 500
@@ -132,7 +133,7 @@ class Run:
         """
         model = self._checkpoint.trainer["state"]["model"]
         digest = hashlib.sha256(model.contiguous().numpy().tobytes()).hexdigest()
-        expected = self.summary.get("weights_sha256", digest)
+        expected = self.summary.get("weights_parts", {}).get("model", self.summary.get("weights_sha256", digest))
         require(
             digest == expected, f"{self.folder}: its last checkpoint does not have the weights of its summary; give the run's command again"
         )
@@ -140,25 +141,44 @@ class Run:
 
     @property
     def clients(self) -> int:
-        """How many workers have models of their own that are kept from round to round, as in gossip; 0 if there is one model."""
+        """How many workers have models of their own that are kept from round to round, as in gossip, or how many clients there are, if they
+        are judged; 0 if there is one model."""
         workers = self._checkpoint.trainer["state"].get("workers")
-        return 0 if workers is None else len(workers)
+        return len(workers) if workers is not None else self.experiment.K if self.experiment.personalised else 0
 
     def client(self, k: int) -> nn.Module:
-        """The module of worker k, from 0.
+        """The model with which client k is judged, from 0: after it has joined or adapted, on the CPU and in evaluation. It gives the
+        logits with which the client predicts. Of workers that keep models of their own, the module of worker k.
+
+        It is made from the newest checkpoint that can be read, also while another process trains the run, whose folder is only read.
 
         Raises:
-            UserError: there is no such worker, or none has a model of its own.
+            UserError: there is no such client, or none has a model of its own.
         """
-        count = self.clients
-        name = self.experiment.algorithm.option
-        has = "one model after a round; see .module" if self.experiment.global_model else "none to be loaded"
-        require(count > 0, f"client({k}): in algorithm={name} there is {has}")
-        require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are workers 0 to {count - 1}")
-        return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
+        count, e = self.clients, self.experiment
+        require(count > 0, f"client({k}): in algorithm={e.algorithm.option} there is one model after a round; see .module")
+        who = "clients" if e.personalised else "workers"
+        require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are {who} 0 to {count - 1}")
+        if not e.personalised:
+            return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
+        try:
+            return self._judge.client(k)
+        except (CorruptFile, OSError):  # files that a later checkpoint no longer needs are gone
+            self.__dict__.pop("_judge", None)
+        try:
+            return self._judge.client(k)
+        except (CorruptFile, OSError) as error:
+            raise UserError(f"{self.folder}: the model of client {k} cannot be loaded ({error}); give the run's command again") from error
 
-    def predict(self, inputs: Any) -> Tensor:
-        """Probabilities of each class, float32 [n, classes], under the trained model.
+    @cached_property
+    def _judge(self) -> Judge:
+        from fl_hydra.runs.judging import Judge
+
+        self.__dict__.pop("_checkpoint", None)  # the newest one now
+        return Judge(self.folder, self.experiment, self._checkpoint, self.summary)
+
+    def predict(self, inputs: Any, client: int | None = None) -> Tensor:
+        """Probabilities of each class, float32 [n, classes], under the trained model, or that of a client.
 
         Args:
             inputs: images uint8 [n, height, width, channels], or [n, height, width] of one channel, as they are in the dataset: they are
@@ -173,7 +193,10 @@ class Run:
 
         e = self.experiment
         who = f"algorithm={e.algorithm.name}" if not e.algorithm.global_model else f"model.statistics={e.model.statistics}"
-        require(e.global_model, f"{who} trains no model for everyone; its figures are personal/test/acc and so on")
+        require(
+            client is not None or e.global_model,
+            f"{who} trains no model for everyone; its figures are personal/test/acc and so on; choose a client: predict(inputs, client=0)",
+        )
         given = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
         info = self.experiment.dataset_info
         require(given.dtype == np.uint8, f"predict: inputs are {given.dtype}; uint8 is needed, as in the dataset")
@@ -188,7 +211,7 @@ class Run:
                 given.shape[1:] == wanted, f"predict: inputs have shape {given.shape}; images [n, {height}, {width}, {channels}] are needed"
             )
             prepared = self._normalised(given)
-        module = self.module
+        module = self.module if client is None else self.client(client)
         with torch.no_grad():
             logits = [module(piece).float() for piece in torch.split(prepared, AT_ONCE)]
         return torch.cat(logits).softmax(-1) if logits else torch.empty(0, info.classes)

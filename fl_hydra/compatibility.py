@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.config import Config
+from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import UserError
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.participation.base import Participation
@@ -53,9 +54,25 @@ class Choice:
         return self.config.model.statistics == "local"
 
     @property
+    def judged(self) -> bool:
+        """Whether clients are judged on data of their own."""
+        return self.algorithm.personalised or self.local_statistics or self.config.evaluation.personal is not None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples have labels: images have, and texts have not."""
+        return not isinstance(self.config.dataset, TextDataset)
+
+    @property
     def equal_steps(self) -> bool:
         """Whether every row takes the same number of steps in every round."""
         return self.local_steps.steady and not self.local_steps.spread
+
+    @property
+    def fewest_steps(self) -> int:
+        """Local steps of the client that takes fewest in a whole round, with J of them on average."""
+        assert self.J is not None
+        return max(1, self.J - round(self.J * self.local_steps.spread))
 
     @property
     def unequal(self) -> str:
@@ -123,14 +140,24 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "{c.unequal}: algorithm={c.algorithm.name} has no J to choose; {c.without}",
     ),
     (
-        lambda c: not c.local_steps.spread or not c.algorithm.lockstep,
+        lambda c: not c.local_steps.spread or not c.algorithm.lockstep or c.algorithm.federated,
         "local_steps.spread={c.local_steps.spread}: workers of algorithm={c.algorithm.name} take all J steps of a period, to be averaged "
         "after it; leave local_steps.spread out",
+    ),
+    (
+        lambda c: not c.local_steps.spread or not c.algorithm.lockstep,
+        "local_steps.spread={c.local_steps.spread}: clients of algorithm={c.algorithm.name} take J steps of each kind; leave "
+        "local_steps.spread out",
     ),
     (
         lambda c: not c.participation.dropout or c.algorithm.federated,
         "participation.dropout={c.participation.dropout}: clients of federated algorithms drop out, and algorithm={c.algorithm.name} has "
         "workers; leave it out",
+    ),
+    (
+        lambda c: c.participation.held_out is None or c.algorithm.federated,
+        "participation.held_out={c.participation.held_out}: clients of federated algorithms are held out, and algorithm={c.algorithm.name} "
+        "has workers; leave it out",
     ),
     (
         lambda c: not c.participation.dropout or "drift" not in c.local_steps.measures,
@@ -142,8 +169,19 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "round than a weighted sum; choose another scheme",
     ),
     (
-        lambda c: c.algorithm.personalised or c.local_statistics or not c.config.objective.startswith("personal/"),
-        "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say",
+        lambda c: c.config.evaluation.personal is None or c.algorithm.federated,
+        "evaluation.personal={c.config.evaluation.personal}: judges clients on data of their own, and algorithm={c.algorithm.option} has "
+        "workers; leave it out",
+    ),
+    (
+        lambda c: c.config.evaluation.personal != "shards" or c.config.sharding.name == "natural" or c.labelled,
+        "evaluation.personal=shards: windows of a text overlap, so that with sharding={c.config.sharding.name} those that are withheld are "
+        "in what other clients train with; choose sharding=natural, or evaluation.personal=dealt",
+    ),
+    (
+        lambda c: c.judged or not any(name.startswith("personal/") for name in c.config.objective.split("+")),
+        "objective={c.config.objective}: algorithm={c.algorithm.name} has no personal models; choose val/acc, say, or judge clients with "
+        "evaluation.personal=dealt",
     ),
     (
         lambda c: not c.algorithm.sgd_inside or c.config.optimizer.plain,
@@ -167,6 +205,14 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         lambda c: c.algorithm.global_model or not c.participation.asks,
         "participation={c.participation.name}: asks for losses of the server's model, and algorithm={c.algorithm.name} has none; "
         "choose another scheme",
+    ),
+    (
+        lambda c: c.algorithm.communicates or c.config.server.averages,
+        "algorithm={c.algorithm.name}: clients train alone, without a server; leave server and its keys out",
+    ),
+    (
+        lambda c: c.algorithm.communicates or c.config.uplink.bypassed,
+        "uplink={c.config.uplink.name}: clients of algorithm={c.algorithm.name} send nothing that it could encode; leave uplink out",
     ),
     (
         lambda c: c.config.swa.start is None or c.algorithm.global_model,

@@ -57,9 +57,12 @@ LARGEST = 1e30
 """The largest other number: the largest in fp32 is 3e38."""
 
 
+PERSONAL = ("dealt", "shards")
+
+
 @dataclass
 class Evaluation:
-    """When a run is evaluated."""
+    """When a run is evaluated, and on what."""
 
     points: int = 50
     """Evaluations, equally spaced in the budget, and one at the end. Each takes place at the end of a round."""
@@ -67,10 +70,26 @@ class Evaluation:
     """Fraction of the validation and test samples in the last evaluation. They are the first ones of an order that never changes."""
     test: bool = True
     """Whether the test set is evaluated. Trials of a search leave it alone."""
+    personal: str | None = None
+    """dealt, shards or null. What clients are judged on: their shares of the validation and test sets, or parts of their shards, which are
+    withheld from training; null: shares, where the method has models of clients. docs/personalised.md."""
+    shard_part: float = 0.2
+    """Fraction of each shard that personal=shards withholds. Half of it is for validation, and half for test."""
+    joining_steps: int = 20
+    """Local steps of held-out clients before they are judged. They join with them (`participation.held_out`)."""
 
     def __post_init__(self) -> None:
         require(self.points >= 1, f"evaluation.points={self.points}: at least 1 is needed")
         require(0 < self.final <= 1, f"evaluation.final={self.final}: a fraction above 0 and at most 1 of the validation and test samples")
+        require(
+            self.personal is None or self.personal in PERSONAL,
+            f"evaluation.personal={self.personal}: choose dealt or shards, or null, with which the method decides",
+        )
+        require(
+            0 < self.shard_part < 1,
+            f"evaluation.shard_part={self.shard_part}: a fraction above 0 and below 1 of each shard is needed",
+        )
+        require(self.joining_steps >= 0, f"evaluation.joining_steps={self.joining_steps}: must be 0 steps or more")
 
 
 @dataclass

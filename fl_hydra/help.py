@@ -102,9 +102,14 @@ def _overview() -> str:
     for group, options in groups().items():
         named = list(dict.fromkeys(name for option in options for name in read_option(group, option).values))
         lines += [_row(group, ", ".join(named), widths=[15])] if named else []
+    together = ("evaluation", "swa")
+    for part in together:
+        named = [key.partition(".")[2] for key, _, _ in _fields() if key.startswith(f"{part}.")]
+        lines += [_row(part, ", ".join(named), widths=[15])]
     lines += ["", "Other keys, as KEY=VALUE, with their defaults:"]
     shown = {"data": "data/", "outputs": "outputs/"}
-    lines += [_row(key, shown.get(key, value), _first_sentence(meaning), widths=[20, 9]) for key, value, meaning in _fields()]
+    others = [field for field in _fields() if field[0].partition(".")[0] not in together]
+    lines += [_row(key, shown.get(key, value), _first_sentence(meaning), widths=[20, 9]) for key, value, meaning in others]
     return "\n".join(lines)
 
 

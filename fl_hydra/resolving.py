@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.compatibility import Choice, check_compatibility
-from fl_hydra.config import REGISTRIES, Config
+from fl_hydra.config import REGISTRIES, Config, Evaluation
 from fl_hydra.data.public import without_public
 from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import UserError, require
@@ -48,6 +48,11 @@ def resolve(config: Config) -> Experiment:
         not (algorithm.needs_labels or "label_counts" in algorithm.row_facts) or sample_counts.classes is not None,
         f"algorithm={algorithm.name}: counts labels, and samples of dataset={config.dataset.name} have none; choose images",
     )
+    require(
+        not (algorithm.one_target and info.everywhere),
+        f"algorithm={algorithm.name}: compares samples of one target each, and those of dataset={config.dataset.name} have one at every "
+        "position; choose dataset=shakespeare, or images",
+    )
     config.model.check(info)
     architectures = _architectures(config)
     for model in architectures:
@@ -58,9 +63,12 @@ def resolve(config: Config) -> Experiment:
     config.sharding.check(sample_counts, K, N_c, config.seed)
     config.scheduler.check(config.batch_size)
     m = cohort(C, K)
-    config.participation.check(K, m, gamma)
+    config.participation.check(config.participation.drawable(K, m) if algorithm.federated else K, m, gamma)
     choice = Choice(config, K, C, m, J)
     check_compatibility(choice)
+    by_itself = algorithm.personalised or choice.local_statistics  # then `dealt` asks for what there is anyway
+    personal = None if by_itself and config.evaluation.personal == "dealt" else config.evaluation.personal
+    personalised = by_itself or personal is not None
     experiment = Experiment(
         dataset=config.dataset,
         dataset_info=info,
@@ -92,10 +100,14 @@ def resolve(config: Config) -> Experiment:
         data=Path(config.data),
         swa=None if config.swa.start is None else config.swa,
         architectures=architectures,
+        personal=personal,
+        shard_part=config.evaluation.shard_part if personal == "shards" else None,
+        joining_steps=config.evaluation.joining_steps if personalised and config.participation.held_out is not None else None,
     )
     budget = _budget(config, experiment, sample_counts.total)
     if J is not None:
         config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
+        config.algorithm.check_steps(choice.fewest_steps)
     return dataclasses.replace(experiment, budget=budget)
 
 
@@ -190,6 +202,11 @@ def notes(config: Config) -> list[str]:
             told.append(
                 f"swa.cycle={config.swa.cycle}: no cycle ends in the rounds after swa.start, so that the average is of one model alone"
             )
+    chosen, default = config.evaluation, Evaluation()
+    if chosen.shard_part != default.shard_part and chosen.personal != "shards":
+        told.append("evaluation.shard_part has no effect without evaluation.personal=shards")
+    if chosen.joining_steps != default.joining_steps and resolve(config).joining_steps is None:
+        told.append("evaluation.joining_steps has no effect where no client is held out and judged (participation.held_out)")
     C = config.C if config.C is not None else config.algorithm.C
     if C is not None and config.algorithm.K is not None:
         K = config.K or _clients(config, config.dataset.sample_counts(config.dataset.info(Path(config.data)), config.split_seed)) or 1
@@ -197,7 +214,7 @@ def notes(config: Config) -> list[str]:
             told.append(f"C={C:g} of K={K} clients is {C * K:.6g}: {m} take part in a round (rounded, halves to even)")
     if config.uplink.private:
         e = resolve(config)
-        told.append(config.uplink.note(e.K, e.m, e.rounds))
+        told.append(config.uplink.note(config.participation.drawable(e.K, e.m), e.m, e.rounds))
     return told
 
 

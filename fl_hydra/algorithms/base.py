@@ -130,19 +130,15 @@ class Algorithm(Component):
     J_matters: ClassVar[bool] = True
     """Whether J affects training, not only how often the method can be evaluated."""
 
-    batches_per_step: ClassVar[int] = 1
-    """How many batches `step` is given."""
-
-    gradients_per_batch: ClassVar[float] = 1.0
-    """Cost of `step` for each batch, in gradients: a forward pass counts as a third of one, a product with the Hessian as two. It
-    determines the simulated time of a step."""
-
     hyper: ClassVar[tuple[str, ...]] = ()
     """Numeric fields that change no shape. They are read from `rows.hyper` and `clients.hyper`, never from `self`, so that runs
     which differ in them train together."""
 
     reads_features: ClassVar[bool] = False
     """Whether it reads features, the inputs of the last linear layer, which a model must then have."""
+
+    one_target: ClassVar[bool] = False
+    """Whether it needs samples of one target each, which texts with a target at every position are not."""
 
     needs_labels: ClassVar[bool] = False
     """Whether it reads labels other than those in `row_facts`, which texts have not."""
@@ -151,7 +147,7 @@ class Algorithm(Component):
     """Which of `sizes`, `label_counts` and `rates` a step reads from `rows.facts`."""
 
     stepped: ClassVar[tuple[str, ...]] = ()
-    """Names of client state of P numbers, such as a second model, that `rows.descend(of=)` steps with its own slots."""
+    """Names of client state, such as a second model of P numbers, that `rows.descend(of=)` steps with its own slots."""
 
     messages: ClassVar[tuple[str, ...]] = ()
     """Names of client vectors that are sent besides the model (`clients.mean(values, name)`), each of P numbers."""
@@ -192,11 +188,17 @@ class Algorithm(Component):
     reads_back: ClassVar[bool] = False
     """Whether `step` reads values back to the host, so that it cannot be recorded."""
 
+    reads_J: ClassVar[bool] = False
+    """Whether `step` reads `rows.J`."""
+
+    communicates: ClassVar[bool] = True
+    """Whether anything is sent; if not, no message is counted."""
+
     event_driven: ClassVar[bool] = False
     """Whether a round is a list of events (:class:`fl_hydra.algorithms.events.EventDriven`)."""
 
     lockstep: ClassVar[bool] = False
-    """Whether rows meet within a round after a number of steps that each of them must take."""
+    """Whether all rows take the same number of steps in a round, in which there is a moment that they must reach together."""
 
     synchronous: ClassVar[bool] = True
     """Whether every round begins with equal models and ends with their mean."""
@@ -216,6 +218,17 @@ class Algorithm(Component):
         for seam, declared in SEAMS:
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
+
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches `step` is given; a class variable where no option changes it."""
+        return 1
+
+    @property
+    def gradients_per_batch(self) -> float:
+        """Cost of `step` for each batch, in gradients: a forward pass counts as a third of one, a product with the Hessian as two. It
+        determines the simulated time of a step. A class variable where no option changes it."""
+        return 1.0
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -240,6 +253,13 @@ class Algorithm(Component):
     def public(self) -> int:
         """Training samples that are withheld from all clients, for the server (`clients.public`), about equally many of each class."""
         return 0
+
+    def check_steps(self, fewest: int) -> None:
+        """Refuse a number of local steps that a client takes in a whole round, the fewest that any takes.
+
+        Raises:
+            UserError: naming what works.
+        """
 
     def own_steps(self, batch_size: int) -> int | None:
         """Local steps of a round that follow from a number of the method's own, which excludes `J`; None: `J` says it.
@@ -305,8 +325,16 @@ class Algorithm(Component):
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""
         return {}
 
+    def stepped_columns(self, layout: Layout) -> dict[str, Columns]:
+        """Which parameters a vector of `stepped` stands for, by its name, if not for all: it has as many numbers, in the same layers."""
+        return {}
+
     def personal(self, layout: Layout) -> Columns:
         """Parameters that stay with their client: excluded from messages, the mean and the outer step."""
+        return layout.columns(lambda name, module: False)
+
+    def untrained(self, layout: Layout) -> Columns:
+        """Parameters that no step changes: they keep their initial values, which are the same everywhere, and are not sent."""
         return layout.columns(lambda name, module: False)
 
     def initial(self, models: Tensor, facts: Facts) -> State:
@@ -391,7 +419,7 @@ class Algorithm(Component):
     predicts: ClassVar[bool] = False
     """Whether clients need more than their model's forward pass to predict (:meth:`predictor`)."""
 
-    def join(self, models: Tensor, clients: Clients, steps: int) -> Tensor:
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
         """Models [rows, P] of clients that never take part in training, after what they do with what they are given, [rows, P]: by default
         some steps of SGD on their own samples, of the parameters that stay with clients, or of all if none do."""
         own = self.personal(clients.facts.layout)

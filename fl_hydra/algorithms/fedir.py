@@ -38,8 +38,8 @@ class FedIR(Algorithm):
     def send(self, state: State, clients: Clients) -> dict[str, Tensor]:
         from fl_hydra.devices import to_device
 
-        counts = clients.facts.label_counts
-        assert counts is not None
+        assert clients.facts.label_counts is not None
+        counts = clients.facts.label_counts[clients.facts.drawn]
         fractions = to_device(counts.sum(0, keepdims=True) / counts.sum(), state.model.device)
         return {"fractions": fractions.to(state.model.dtype)}
 

@@ -23,7 +23,7 @@ class FedPer(Algorithm):
     name: str = "fedper"
     label = "FedPer"
     personal_layers: str = "head"
-    """head (the last linear layer), none, all, or names of parameters or module classes with wildcards (fc*, Linear|LayerNorm)."""
+    """head (the last linear layer), body (all else), none, all, or names of parameters or module classes (fc*, Linear|LayerNorm)."""
 
     @property
     def global_model(self) -> bool:

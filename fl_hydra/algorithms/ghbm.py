@@ -41,7 +41,7 @@ class GHBM(Algorithm):
         require(self.tau is None or self.tau >= 1, f"algorithm.tau={self.tau}: must be at least 1 round, or null for 1 / C")
 
     def initial(self, models: Tensor, facts: Facts) -> State:
-        tau = self.tau or round(facts.K / facts.m)
+        tau = self.tau or round(facts.drawable / facts.m)
         return State(models, carried={"past": models.new_zeros(1, tau, models.shape[1])})
 
     def send(self, state: State, clients: Clients) -> dict[str, Tensor]:

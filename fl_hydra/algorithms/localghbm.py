@@ -52,5 +52,5 @@ class LocalGHBM(Algorithm):
         rows.state["anchor"].copy_(rows.starts)
 
     def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
-        clients.state["C"].fill_(clients.facts.m / clients.facts.K)
+        clients.state["C"].fill_(clients.facts.m / clients.facts.drawable)
         super().outer(state, clients, mean)

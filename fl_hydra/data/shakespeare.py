@@ -51,13 +51,18 @@ class TextArrays:
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Where the samples of a run's three sets begin in the characters, int64 [N] each, and who owns the training samples."""
+    """Where the samples of a run's three sets begin in the characters, int64 [N] each, and whose they are.
+
+    validation_users, test_users: int64 [N], numbers of users that train; -1 of others.
+    """
 
     characters: NDArray[np.uint8]
     train: Indices
     validation: Indices
     test: Indices
     sample_owners: SampleOwners
+    validation_users: Indices
+    test_users: Indices
     users: tuple[str, ...]
 
 
@@ -158,20 +163,25 @@ class TextDataset(Dataset):
         validation = np.concatenate([corpus.train[end - some : end] for end, some in zip(last, held, strict=True)])
         # Users with test samples only (LEAF's split by user) are in the test set whichever users train.
         testing = np.isin(np.arange(count), users) | (of_train == 0)
-        test = corpus.test[testing[corpus.test_users]]
+        tested = testing[corpus.test_users]
+        test = corpus.test[tested]
+        numbers = np.full(count, -1)
+        numbers[users] = np.arange(len(users))
         return TextSplit(
             corpus.characters,
             train,
             _shuffled(validation),
             _shuffled(test),
             SampleOwners(len(train), users=np.repeat(np.arange(len(users)), remaining)),
+            _shuffled(np.repeat(np.arange(len(users)), held)),
+            _shuffled(numbers[corpus.test_users[tested]]),
             tuple(corpus.users[user] for user in users),
         )
 
 
-def _shuffled(starts: Indices) -> Indices:
+def _shuffled(samples: Indices) -> Indices:
     """Shuffled in an order that never changes, so that the first ones are a fair sample of all."""
-    return generator(0, "evaluation").permutation(starts)
+    return samples[generator(0, "evaluation").permutation(len(samples))]
 
 
 @datasets.register

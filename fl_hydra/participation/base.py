@@ -11,8 +11,9 @@ import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
+from fl_hydra.participation.held_out import members, spans, spelled
 from fl_hydra.randomness import generator
-from fl_hydra.registry import Component, Registry
+from fl_hydra.registry import Component, Registry, as_before
 
 SchemeState = Mapping[str, Reals]
 """What a scheme keeps from round to round: float64 [..., K] by name; part of every checkpoint."""
@@ -42,10 +43,10 @@ def no_losses(ids: Indices, samples: int | None) -> Reals:
 class Round:
     """A scheme's view of the round whose cohort it draws.
 
-    sizes: int64 [K], samples of each client; clients without samples are never drawn. m: how many take part. seed: of the run.
-    round: its number, from 0. gamma: the top-level key; None if the scheme does not use it. seconds: float64 [K], simulated seconds of
-    each client's computation in the round. memory: the scheme's memory; initially empty, read-only here. losses: queries clients for
-    the loss of the current model.
+    sizes: int64 [K], samples of each client, and 0 of those that are held out; clients without samples are never drawn. m: how many take
+    part. seed: of the run. round: its number, from 0. gamma: the top-level key; None if the scheme does not use it.
+    seconds: float64 [K], simulated seconds of each client's computation in the round. memory: the scheme's memory; initially empty,
+    read-only here. losses: queries clients for the loss of the current model.
     """
 
     sizes: Indices
@@ -102,6 +103,8 @@ class Participation(Component):
     """Probability that a client that has trained drops out before it reports, independently of others. Its update is lost and nothing is
     sent up, but its samples count in the budget, since they were computed. The others' weights grow in proportion; if nobody is left, the
     model stays as it is. State that a method keeps for its clients is what it was before the round."""
+    held_out: str | None = field(default=None, metadata=as_before(None))
+    """Clients that are never drawn, as 90-99 or 3|7|90-99; where clients are judged, they are so too, after `evaluation.joining_steps`."""
 
     measures: ClassVar[frozenset[str]] = frozenset()
     """The `CLIENT_STATS` that are read back for every client after each round."""
@@ -122,9 +125,46 @@ class Participation(Component):
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, f"participation.dropout={self.dropout}: a probability in [0, 1) is needed")
+        if self.held_out is not None:
+            self.held_out = spelled(spans(self.held_out))
+
+    @property
+    def kept_away(self) -> Indices:
+        """The clients that are held out; int64, ascending."""
+        return members(() if self.held_out is None else spans(self.held_out))
+
+    def drawable(self, K: int, m: int) -> int:
+        """How many of K clients may be drawn, of which a round needs m.
+
+        Raises:
+            UserError: clients are held out that do not exist, or too few are left.
+        """
+        if self.held_out is None:
+            return K
+        named = spans(self.held_out)
+        require(named[-1][1] < K, f"participation.held_out={self.held_out}: there are clients 0 to {K - 1}")
+        left = K - sum(last - first + 1 for first, last in named)
+        require(
+            left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer"
+        )
+        most = f"C={left / K:g}" + (" with participation=uniform" if self.name == "all" else "")
+        require(
+            m <= left,
+            f"participation.held_out={self.held_out}: {left} of {K} clients are left, and {m} take part in a round; choose at most {most}, "
+            "or hold out fewer",
+        )
+        return left
+
+    def seen_sizes(self, sizes: Indices) -> Indices:
+        """Samples of each client, int64 [K], as the scheme sees them: those that are held out have none."""
+        if self.held_out is None:
+            return sizes
+        seen = sizes.copy()
+        seen[self.kept_away] = 0
+        return seen
 
     def check(self, K: int, m: int, gamma: float | None) -> None:
-        """Refuse values that the scheme does not support.
+        """Refuse values that the scheme does not support. K: the clients that may be drawn.
 
         Raises:
             UserError: naming what works.

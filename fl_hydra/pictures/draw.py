@@ -129,7 +129,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
     """Each available panel: its name, the data it shows (equal for panels that look the same), and how it is drawn."""
     e = experiment
     sample_owners = e.dataset.sample_owners(e.data, e.split_seed)
-    shards = e.sharding.shards(sample_owners, e.K, e.N_c, e.seed)
+    shards, *_ = e.divided(sample_owners)
     panels: list[tuple[str, Any, Panel]] = []
     if isinstance(e.dataset, TextDataset):
         panels.append(
@@ -144,7 +144,7 @@ def _panels_of(experiment: Experiment, panel: str | None) -> list[tuple[str, Any
         panels.append(("classes", counts, lambda look, figure, axis: _draw_classes(figure, axis, counts)))
         panels.append(("distinct", counts, lambda look, figure, axis: _draw_distinct(axis, counts, look)))
     panels.append(("sizes", np.sort(shards.sizes), lambda look, figure, axis: _draw_sizes(axis, shards.sizes, "samples", look)))
-    panels += _participation(experiment, shards.sizes)
+    panels += _participation(experiment, e.participation.seen_sizes(shards.sizes))
     return [(kind, held, draw) for kind, held, draw in panels if panel in (None, kind) or panel not in PANELS]
 
 

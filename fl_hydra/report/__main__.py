@@ -155,7 +155,7 @@ def _spec(results: Results, section: str, outputs: Path, table: CostTable) -> Sp
     if not results.description and file.exists():
         print(f"{section}: {file} is damaged; it is drawn as a grid without a report block", file=sys.stderr)
     try:
-        spec = Spec.of(block, section) if block else Spec.default(section, results.axes)
+        spec = (Spec.of(block, section) if block else Spec.default(section, results.axes)).fitting(results)
         spec.check(table)
     except UserError as error:
         raise UserError(f"section={section}: {error}; fix {file}, or the sweep's own file and give its command again") from error

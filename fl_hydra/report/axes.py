@@ -58,6 +58,7 @@ TITLES = {
     "tiny_imagenet": "Tiny-ImageNet",
     "shakespeare": "Shakespeare",
     "iid": "iid",
+    "dirichlet": "Dirichlet",
     "post_local": "post-local",
     "lenet": "LeNet",
     "lenet_bn": "LeNet BN",
@@ -97,6 +98,12 @@ def _key(key: str) -> Callable[[Configuration], Value]:
     return lambda config: by_key(dict(config)).get(key)
 
 
+def _division(config: Configuration) -> Value:
+    """Classes per client if given, None for iid, else the option's name."""
+    name = _part("sharding")(config)
+    return _key("N_c")(config) or (None if name == "iid" else name)
+
+
 AXES: Mapping[str, Axis] = {
     axis.name: axis
     for axis in (
@@ -115,7 +122,7 @@ AXES: Mapping[str, Axis] = {
         Axis("algorithm.momentum", "momentum after averages", _key("algorithm.momentum")),
         Axis("K", "number of clients or workers K", _key("K"), log=True),
         Axis("J", "local steps J", _key("J"), log=True),
-        Axis("N_c", "classes per client N_c", _key("N_c"), absent="iid", log=True),
+        Axis("N_c", "classes per client N_c", _division, absent="iid", log=True),
         Axis("gamma", "concentration of participation γ", _key("gamma"), absent="uniform", log=True),
         Axis("batch_size", "batch size", _key("batch_size"), log=True),
         Axis("optimizer.lr", "learning rate", _key("optimizer.lr"), log=True),
@@ -127,14 +134,8 @@ AXES: Mapping[str, Axis] = {
 """Axes with titles of their own. Any other key of a configuration is an axis too."""
 
 
-def _division(config: Configuration) -> Value:
-    """Classes per client if given, None for iid, else the option's name."""
-    name = _part("sharding")(config)
-    return _key("N_c")(config) or (None if name == "iid" else name)
-
-
 DIVISION = Axis("N_c", "division of the data", _division, absent="iid")
-"""For images and texts in one figure: N_c if there is one, else how data was divided. It is redundant with two of :data:`AXES`."""
+"""The same as N_c, for figures in which it is not a number of classes alone."""
 
 
 def axis(name: str) -> Axis:

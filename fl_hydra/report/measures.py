@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
+from fl_hydra.participation.held_out import spans
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
 from fl_hydra.uplinks.accountant import epsilon, usual_delta
 
@@ -56,6 +57,32 @@ def _cost(cost: Callable[[Ledger], float]) -> Callable[[Row, Configuration], flo
     return of
 
 
+def _personal() -> list[Measure]:
+    """Figures of models of clients, each on samples of its own."""
+    found = []
+    for part, word in (("val", "validation"), ("test", "test")):
+        accuracy, prefix = f"personal {word} accuracy", f"personal/{part}"
+        found += [
+            Measure(f"{prefix}/loss", f"personal {word} loss", _column(f"{prefix}/loss"), "min", 4),
+            Measure(f"{prefix}/acc", f"{accuracy}, %", _column(f"{prefix}/acc", 100), "max"),
+            Measure(f"{prefix}/acc_weighted", f"{accuracy} by samples, %", _column(f"{prefix}/acc_weighted", 100), "max"),
+            Measure(
+                f"{prefix}/acc_worst_tenth", f"{word} accuracy of the worst tenth, %", _column(f"{prefix}/acc_worst_tenth", 100), "max"
+            ),
+            Measure(
+                f"{prefix}/acc_deviation", f"deviation of {word} accuracy over clients, %", _column(f"{prefix}/acc_deviation", 100), "min"
+            ),
+            Measure(f"{prefix}/acc_held_out", f"{word} accuracy of clients held out, %", _column(f"{prefix}/acc_held_out", 100), "max"),
+        ]
+    return found
+
+
+def validation(of: Measure, table: CostTable) -> Measure:
+    """The validation figure by which the best of a figure is chosen: a loss by a loss, that of clients' models by that of theirs."""
+    whose = "personal/" if of.name.startswith("personal/") else ""
+    return measure(f"{whose}val/{'loss' if of.name.endswith('loss') else 'acc'}", table)
+
+
 def _uploads(row: Row, config: Configuration) -> float:
     workers: int = max(config["K"], config.get("data_parallel", 1))
     return float(row["bytes_up"]) / workers
@@ -66,7 +93,14 @@ def delta_of(config: Configuration, table: CostTable) -> float | None:
     uplink = config.get("uplink", {})
     if uplink.get("name") != "dp" or not uplink["noise_multiplier"]:
         return None
-    return usual_delta(config["K"]) if table.delta is None else table.delta
+    return usual_delta(clients_of(config)) if table.delta is None else table.delta
+
+
+def clients_of(config: Configuration) -> int:
+    """How many clients may be drawn: all that are not held out."""
+    held_out = config["participation"].get("held_out")
+    named = spans(held_out) if held_out is not None else ()
+    return int(config["K"]) - sum(last - first + 1 for first, last in named)
 
 
 def privacy(table: CostTable) -> Measure:
@@ -76,14 +110,15 @@ def privacy(table: CostTable) -> Measure:
         delta = delta_of(config, table)
         if delta is None:
             return None
-        return epsilon(config["K"], config["m"], config["uplink"]["noise_multiplier"], row["round"], delta)
+        return epsilon(clients_of(config), config["m"], config["uplink"]["noise_multiplier"], row["round"], delta)
 
     return Measure("epsilon", "epsilon", of)
 
 
 def measures(table: CostTable) -> dict[str, Measure]:
     """Measures by name, with the costs on the networks of a table, for its first device. `bytes`: of all messages, divided
-    by the workers or clients; messages to and from a server both count, one between two workers counts once.
+    by the workers or clients; messages to and from a server both count, one between two workers counts once. `flops` are those of workers
+    or clients, without `server_flops`.
     """
     device = table.devices[0]
     parts = {"train": "training", "val": "validation", "test": "test"}
@@ -98,6 +133,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
     found = [
         *losses,
         *accuracies,
+        *_personal(),
         Measure("round", "rounds", _column("round"), digits=0),
         Measure("epoch", "epochs", _column("epoch"), digits=1),
         Measure("samples", "training samples", _column("samples"), digits=0),
@@ -106,6 +142,7 @@ def measures(table: CostTable) -> dict[str, Measure]:
         Measure("noise_scale", "gradient noise scale, samples", _column("noise_scale"), digits=0),
         Measure("messages", "messages", _column("messages"), digits=0),
         Measure("flops", "computation, GFLOP", _column("flops", 1e-9), digits=1),
+        Measure("server_flops", "computation of the server, GFLOP", _column("server_flops", 1e-9), digits=1),
         Measure("payload", "payload per worker, MB", _cost(lambda ledger: ledger.payload / ledger.workers / 1e6)),
         Measure("up", "uploads per worker, MB", lambda row, config: _uploads(row, config) / 1e6),
         Measure("bytes", "communication per worker, MB", _cost(lambda ledger: wire_bytes(ledger, table.collective) / ledger.workers / 1e6)),

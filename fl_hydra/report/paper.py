@@ -27,7 +27,7 @@ from fl_hydra.report.sentences import Sentence, answers, as_macros, numbers
 from fl_hydra.report.spec import FigureSpec, Spec
 from fl_hydra.report.tables import as_latex, overview_table, results_table, tuned_numbers, tuned_table
 from fl_hydra.report.tuned import Search, how, searches
-from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, listed, plain_name
+from fl_hydra.report.wording import DATA, DIVISIONS, HELD_OUT, MODELS, capital, judged_on, listed, plain_name
 from fl_hydra.runs.reading import model_of
 
 BASE = {
@@ -38,7 +38,7 @@ BASE = {
 
 FURTHER = {
     "a": ("hierarchical", "decentralized", "asynchronous", "local_steps", "learning_rate"),
-    "b": ("algorithms", "architectures", "compression"),
+    "b": ("algorithms", "architectures", "compression", "personalised"),
 }
 """Sections of a track's own contribution. Sections with other names are the user's own, and belong to both tracks."""
 
@@ -91,6 +91,9 @@ WORDS = {
 }
 """Parts that only the authors write, and what belongs there."""
 
+
+NOTES = ("Bold", "In no mean", "In all rows", "The best", "Of each", "Personal figures")
+"""How the notes of tables begin that the paper shows; the others are in the Markdown files."""
 
 YOURS = "Your reading of these results: why they may be so, and what the literature says."
 """The same for a section."""
@@ -356,6 +359,10 @@ def _setup(content: _Content, size: _Size) -> list[str]:
             "0.8) takes what was observed as true."
         )
     )
+    if judged := [results for results, spec in content.sections if spec.personal]:
+        titles = listed([f"“{spec.title}”" for _, spec in content.sections if spec.personal])
+        on = judged_on([setting.config for results in judged for setting in results.settings])
+        lines.append(escaped(f"In {titles} every client is judged with its own model, on {on}; figures are means over clients."))
     lines.append(r"\par\textbf{Hyper-parameters.}")
     tuned = [(results, spec, content.found[results.name]) for results, spec in content.sections if content.found[results.name]]
     for _, spec, found in tuned:
@@ -392,10 +399,8 @@ def _section(content: _Content, results: Results, spec: Spec, rows: int, figures
         lines += [rf"\{'question' if sub else 'subsection'}{{{escaped(question)}}}"] if question else []
         lines += [" ".join(map(as_macros, paragraph)) + "\n" for asked, paragraph in content.said[results.name] if asked == number]
     if results.drawn and rows:
-        shown = results_table(results, spec, content.table, rows, ("val/acc", "test/acc", "test/loss", "round"))
-        said = [
-            note for note in shown.notes if note.startswith(("Bold", "In no mean", "In all rows", "The best", "Of each"))
-        ]  # the others are in the Markdown file
+        shown = results_table(results, spec, content.table, rows, short=True)
+        said = [note for note in shown.notes if note.startswith(NOTES)]
         shown = replace(shown, caption=f"{shown.caption}. {_facts(results, found)}", notes=said, commands=shown.commands[-1:])
         lines.append(as_latex(shown, label(results.name), macros=True))
     drawn = [(figure, content.target / f"{results.name}-{figure.name}.pdf") for figure in spec.figures]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fl_hydra.files import write_atomically
@@ -12,9 +13,9 @@ from fl_hydra.report.axes import axis, in_order
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.latex import escaped, join, key
 from fl_hydra.report.marks import POINT, best_of, furthest, lines, reachable, reference
-from fl_hydra.report.measures import Measure, measure, measures, privacy
+from fl_hydra.report.measures import Measure, measure, measures, privacy, validation
 from fl_hydra.report.results import Results, Setting, Statistic, narrowed
-from fl_hydra.report.spec import FigureSpec, Spec
+from fl_hydra.report.spec import FigureSpec, Spec, Task
 from fl_hydra.report.statistics import FEWEST, MOST_SEEDS, Difference, differences, largest
 from fl_hydra.report.wording import DATA, MODELS, bare, capital, column, figure, listed, phrase, plain_name, setting_name
 
@@ -66,7 +67,7 @@ def answers(results: Results, spec: Spec, table: CostTable) -> list[tuple[int, l
 
     They state which runs there are, the best by validation, each comparison, what figures mark, and the cost of reaching an accuracy.
     """
-    said = [(0, _there(results)), (1, _best(results, table))]
+    said = [(0, _there(results)), (1, _best(results, spec, table))]
     if results.drawn:
         found = differences(results, spec.compare, table)
         for number, comparison in enumerate(spec.compare, 1):
@@ -134,48 +135,60 @@ def _ends(results: Results) -> str:
     return ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(states))
 
 
-def _best(results: Results, table: CostTable) -> list[Sentence]:
-    """The best setting of each data set by validation, and its test accuracy."""
-    known, said = measures(table), []
-    data = axis("dataset")
-    for value in dict.fromkeys(setting.value("dataset") for setting in results.drawn):
-        ranked = [
-            (setting, final)
-            for setting in results.drawn
-            if setting.value("dataset") == value and (final := setting.final(known["val/acc"]))
-        ]
-        tested = [setting.final(known["test/acc"]) for setting, _ in ranked]
+def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
+    """The best setting of each task by validation, and its test accuracy."""
+    accuracy, by, said = measure(spec.accuracy, table), measure(spec.validation, table), []
+    tasks = spec.tasks(results.drawn)
+    for task, settings in tasks.items():
+        ranked = [(setting, final) for setting in settings if (final := setting.final(by))]
+        tested = [setting.final(accuracy) for setting, _ in ranked]
+        apart, where = _apart(task, tasks)
         if len(ranked) < 2:
             for (setting, _), test in zip(ranked, tested, strict=True):
                 if test:
-                    said.append(
-                        (
-                            capital(f"{setting_name(results, setting)} ends at a test accuracy of "),
-                            *_figure(results, setting, known["test/acc"], test),
-                            ".",
-                        )
-                    )
+                    told = _figure(results, setting, accuracy, test)
+                    said.append((capital(f"{setting_name(results, setting)} ends at a {bare(accuracy)} of "), *told, "."))
             continue
         top, final = max(ranked, key=lambda each: each[1].mean)
         level = sum(each.mean == final.mean for _, each in ranked)
-        test = top.final(known["test/acc"])
-        where = f" on {data.text(value)}" if len({setting.value("dataset") for setting in results.drawn}) > 1 else ""
+        test = top.final(accuracy)
         begun = f"Best by validation{where} is "
         if level == len(ranked):
             begun = f"By validation{where} all {level} settings are level; the first is "
         elif level > 1:
             begun = f"Best by validation{where} are {level} settings that are level; the first is "
-        sentence: list[str | Number] = [f"{begun}{setting_name(results, top)}, with a validation accuracy of "]
-        sentence += _figure(results, top, known["val/acc"], final)
+        sentence: list[str | Number] = [f"{begun}{setting_name(results, top, but=_told(results, spec))}, with a {bare(by)} of "]
+        sentence += _figure(results, top, by, final)
         if test:
-            sentence += [" and a test accuracy of ", *_figure(results, top, known["test/acc"], test)]
+            sentence += [f" and a {bare(accuracy)} of ", *_figure(results, top, accuracy, test)]
         near = sum(each.mean >= final.mean - (final.deviation or 0.0) for _, each in ranked) - level
         if near:
             of = f" of the other {len(ranked) - level}" if near < len(ranked) - level else " more"
-            macro = Number(key(results.name, *([str(value)] if where else []), "near best"), str(near))
+            macro = Number(key(results.name, *apart, "near best"), str(near))
             sentence += ["; ", macro, f"{of} {'are' if near > 1 else 'is'} within one deviation of it"]
         said.append((*sentence, "."))
     return said
+
+
+def _told(results: Results, spec: Spec) -> list[str]:
+    """Axes that need not be told of a setting whose task and method are: none but where clients' own models are judged."""
+    if not spec.personal:
+        return []
+    told = [axis(name) for name in ("dataset", "N_c", "method")]
+    found: list[str] = []
+    for each in results.axes:
+        pairs = {(tuple(one.of(setting.config) for one in told), each.of(setting.config)) for setting in results.settings}
+        if each.name != "method" and len(pairs) == len({known for known, _ in pairs}):
+            found.append(each.name)
+    return found
+
+
+def _apart(task: Task, tasks: Collection[Task]) -> tuple[list[str], str]:
+    """What tells a task from the others, and these words in a sentence, as ` on Digits with N_c=2`; nothing if there is only one."""
+    dataset, division = (len({each[place] for each in tasks}) > 1 for place in (0, 1))
+    where = f" on {axis('dataset').text(task[0])}" if dataset else ""
+    where += f" with {task[1] if '=' in task[1] else f'the {task[1]} division'}" if division else ""
+    return [task[place] for place, differs in enumerate((dataset, division)) if differs], where
 
 
 def _asked(spec: Spec, figure: FigureSpec) -> int:
@@ -193,8 +206,7 @@ def _marked(results: Results, figure: FigureSpec, table: CostTable) -> list[Sent
     others = [each.name for each in results.axes if each not in look]
     named = [setting_name(results, line[0], but=others) for line in found]
     if figure.mark == "best":
-        by = measure("val/loss" if of.name.endswith("loss") else "val/acc", table)
-        marked = [best_of(line, by) for line in found]
+        marked = [best_of(line, validation(of, table)) for line in found]
         begun, none = f"Best {x.title} by validation: ", "nothing"
     else:
         settings = narrowed(results.drawn, figure.where)
@@ -327,46 +339,47 @@ def _difference(results: Results, each: Difference, name: str) -> Sentence:
 
 
 def _reached(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
-    """The cost of reaching an accuracy on each data set: bytes and seconds if workers send anything, else epochs."""
+    """The cost of reaching an accuracy on each task: bytes and seconds if workers send anything, else epochs."""
     known, said = measures(table), []
-    accuracy = known["test/acc"]
-    sets = list(dict.fromkeys(setting.value("dataset") for setting in results.drawn))
+    accuracy = known[spec.accuracy]
+    tasks = spec.tasks(results.drawn)
     named = next((figure.target for figure in spec.figures if figure.target is not None), None)
-    for value in sets:
-        settings = [setting for setting in results.drawn if setting.value("dataset") == value]
-        target = named if named is not None and len(sets) == 1 else reachable(settings, accuracy)
+    for task, settings in tasks.items():
+        target = named if named is not None and len(tasks) == 1 else reachable(settings, accuracy)
         if target is None:
             continue
-        name = key(results.name, *([str(value)] if len(sets) > 1 else []), "target")
-        where = f" on {axis('dataset').text(value)}" if len(sets) > 1 else ""
+        apart, where = _apart(task, tasks)
+        name = key(results.name, *apart, "target")
         sends = any((final := setting.final(known["bytes"])) and final.mean > 0 for setting in settings)
         slowest = table.networks[-1].name
-        for place, x in enumerate([known["bytes"], known[slowest]] if sends else [known["epoch"]]):
-            said += _to_reach(results, settings, x, accuracy, target, name, where if not place else None)
+        costs = [known["bytes"], *([known[slowest]] if len(tasks) < 3 else [])] if sends else [known["epoch"]]
+        for place, x in enumerate(costs):
+            said += _to_reach(results, spec, settings, x, accuracy, target, name, where if not place else None)
     return said
 
 
 def _to_reach(
-    results: Results, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
+    results: Results, spec: Spec, settings: Sequence[Setting], x: Measure, y: Measure, target: float, name: str, where: str | None
 ) -> list[Sentence]:
     """The lowest and the highest cost of any setting; where: the target's description, the first time."""
     reached = [(setting, found) for setting in settings if (found := setting.reached(x, target, y))]
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
+    named = partial(setting_name, results, but=_told(results, spec))
     said: list[str | Number] = []
     if where is not None:
-        said = ["A test accuracy of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
+        said = [f"A {bare(y)} of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]
         counted: Sentence = (", by ", Number(f"{name}/{key(x.name)}/reached", str(len(reached))), f" of {len(settings)} settings")
         said += [*(counted if len(settings) > 1 else ()), ". "]
     what, unit, place = _unit(x, "client" if any(setting.config["m"] < setting.config["K"] for setting in settings) else "worker")
     taken = Number(f"{name}/{key(x.name)}/least", figure(least[1], x)[0])
     if len(reached) > 1 and most[1].mean > least[1].mean:
-        said += [f"{capital(setting_name(results, least[0]))} took the least {what}{place}, ", taken, unit]
-        said += [f", and {setting_name(results, most[0])} the most, "]
+        said += [f"{capital(named(least[0]))} took the least {what}{place}, ", taken, unit]
+        said += [f", and {named(most[0])} the most, "]
         said += [Number(f"{name}/{key(x.name)}/most", figure(most[1], x)[0]), unit, "."]
     else:
-        who = "All of these" if len(reached) > 1 else capital(setting_name(results, least[0]))
+        who = "All of these" if len(reached) > 1 else capital(named(least[0]))
         said += [f"{who} took ", taken, f"{unit}{place}."]
     return [tuple(said)]
 

@@ -3,6 +3,7 @@
 report:
   title: LocalSGD
   questions: [Which combination works best?, ...]
+  judged: personal
   figures:
     - {kind: curves, x: epoch, y: [train/loss, test/acc], color: optimizer, dash: scheduler}
     - {kind: heat, x: J, y: K, value: test/acc}
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
-from fl_hydra.report.axes import AXES, Axis, Value
+from fl_hydra.report.axes import AXES, DIVISION, Axis, Value
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.measures import measure
-from fl_hydra.report.results import Results
+from fl_hydra.report.results import Results, Setting
 from fl_hydra.runs.identity import by_key
 
 KINDS = {
@@ -32,9 +33,14 @@ KINDS = {
     "targets": "what it takes to reach an accuracy: a bar for each setting, a panel for each of y",
     "sampling": "how probable each client is in a round, for each value of color",
     "classes": "what clients hold, a panel for each value of facet",
+    "clients": "test accuracy of each client's own model, from the best to the worst; a line for each value of color",
     "search": "the searches of the section: how good each trial was over the first two keys that were searched, a map for each study",
 }
 """Kinds of figures."""
+
+
+Task = tuple[str, str]
+"""What models learn: a data set, and how it is divided; nothing for the latter where that does not matter."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class Spec:
     """A section's report.
 
     title: its heading. questions: those of the assignment that it answers. reaching: which of them, from 1, the cost of reaching an
-    accuracy answers; None: that of the last comparison.
+    accuracy answers; None: that of the last comparison. judged: `personal` if its accuracies are those of clients' own models wherever
+    nothing else is named, `global` if they are those of one model for all; nothing: :meth:`fitting` says it.
     """
 
     title: str
@@ -109,6 +116,57 @@ class Spec:
     questions: tuple[str, ...] = ()
     compare: tuple[Comparison, ...] = ()
     reaching: int | None = None
+    judged: str = ""
+
+    @property
+    def personal(self) -> bool:
+        """Whether its accuracies are those of clients' own models."""
+        return self.judged == "personal"
+
+    @property
+    def accuracy(self) -> str:
+        """The measure that reports: the test accuracy of one model for all, or of clients' own."""
+        return "personal/test/acc" if self.personal else "test/acc"
+
+    @property
+    def validation(self) -> str:
+        """The measure that chooses."""
+        return "personal/val/acc" if self.personal else "val/acc"
+
+    def tasks(self, settings: Sequence[Setting]) -> dict[Task, list[Setting]]:
+        """Settings by what they learn: data, and, where models of clients are judged, how it is divided, which makes easier tasks of it."""
+        found: dict[Task, list[Setting]] = {}
+        for setting in settings:
+            division = DIVISION.label(setting.value("N_c")) if self.personal else ""
+            found.setdefault((str(setting.value("dataset")), division), []).append(setting)
+        return found
+
+    def comparable(self, settings: Sequence[Setting]) -> list[Setting]:
+        """Those of each data set's first task, whose accuracies can be put beside each other."""
+        firsts: dict[str, list[Setting]] = {}
+        for (dataset, _), mine in self.tasks(settings).items():
+            firsts.setdefault(dataset, mine)
+        return [setting for mine in firsts.values() for setting in mine]
+
+    def fitting(self, results: Results) -> Spec:
+        """The spec for these runs: with clients' own models where none of them trains a model for all.
+
+        Then every figure of a model for all becomes that of clients' own models, also one that is named.
+        """
+        if self.judged:
+            return self
+        last = [run.rows[-1] for setting in results.settings for run in setting.finished]
+
+        def there(name: str) -> bool:
+            return any(row.get(name) is not None for row in last)
+
+        if there("test/acc") or not there("personal/test/acc"):
+            return dataclasses.replace(self, judged="global")
+        figures = tuple(
+            dataclasses.replace(each, y=tuple(map(_of_clients, each.y)), value=_of_clients(each.value)) for each in self.figures
+        )
+        compare = tuple(dataclasses.replace(each, measure=_of_clients(each.measure)) for each in self.compare)
+        return dataclasses.replace(self, figures=figures, compare=compare, judged="personal")
 
     @classmethod
     def of(cls, block: Mapping[str, Any], section: str) -> Spec:
@@ -117,19 +175,23 @@ class Spec:
         Raises:
             UserError: something in it is unknown.
         """
-        keys = "title, questions, figures, compare, reaching"
+        keys = "title, questions, figures, compare, reaching, judged"
         require(isinstance(block, Mapping), f"report: {_short(block)}: keys and values are needed; choose from {keys}")
         block = dict(block)
         figures = tuple(_typed(FigureSpec, each, "report.figures") for each in _listed(block.pop("figures", None), "report.figures"))
         compare = tuple(_typed(Comparison, each, "report.compare") for each in _listed(block.pop("compare", None), "report.compare"))
         questions = tuple(str(each) for each in _listed(block.pop("questions", None), "report.questions"))
         title = str(block.pop("title", None) or section)
-        reaching = block.pop("reaching", None)
+        reaching, judged = block.pop("reaching", None), str(block.pop("judged", None) or "")
         require(not block, f"report.{next(iter(block), '')}: no such key; choose from {keys}")
         for where, asked in [*(("compare.question", each.question) for each in compare), ("reaching", 1 if reaching is None else reaching)]:
             fits = isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= max(1, len(questions))
             require(fits, f"report.{where}: {_short(asked)}: the number of one of the {max(1, len(questions))} questions is needed, from 1")
-        return cls(title, _named(figures), questions, compare, reaching)
+        require(judged in ("", "personal", "global"), f"report.judged: {_short(judged)}: choose personal or global")
+        if judged == "personal":  # what nobody has named
+            figures = tuple(dataclasses.replace(each, value=_of_clients(each.value)) for each in figures)
+            compare = tuple(dataclasses.replace(each, measure=_of_clients(each.measure)) for each in compare)
+        return cls(title, _named(figures), questions, compare, reaching, judged)
 
     def check(self, table: CostTable) -> None:
         """Check that all named measures exist.
@@ -160,6 +222,11 @@ class Spec:
     def default(cls, section: str, axes: Sequence[Axis]) -> Spec:
         """The spec of a grid without a block: curves, a heat map if two numbers differ, and the final models against each number."""
         return cls(section, _named(tuple(_default_figures([each.name for each in axes]))), (), _default_comparisons(axes))
+
+
+def _of_clients(name: str) -> str:
+    """A figure of a model for all, as that of clients' own models; others as they are."""
+    return f"personal/{name}" if name in ("val/acc", "val/loss", "test/acc", "test/loss") else name
 
 
 def _short(given: Any) -> str:

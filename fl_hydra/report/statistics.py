@@ -193,19 +193,29 @@ def differences(results: Results, comparisons: Sequence[Comparison], table: Cost
 
 
 def pairs(results: Results, comparison: Comparison) -> list[tuple[Setting, Setting]]:
-    """Pairs of settings in `where` that agree on the axes `within` and, if that leaves any pairs, on all other axes."""
+    """Pairs of settings in `where` that agree on the axes `within` and, if that leaves any pairs, on all other axes, but for those that
+    follow from the compared value, as the number of local steps from a method that has its own.
+    """
     compared, within = axis(comparison.axis), [axis(name) for name in comparison.within]
-    further = [each for each in results.axes if each.name != compared.name and each.name not in comparison.within]
     found: list[tuple[Setting, Setting]] = []
     theirs = results.others.get(comparison.beside, ())
     if comparison.beside and not theirs:
         return []
     within += [axis("dataset")] if comparison.beside else []
-    for group in _groups(narrowed([*results.settings, *theirs], comparison.where), within):
+    among = narrowed([*results.settings, *theirs], comparison.where)
+    named = (compared.name, *comparison.within)
+    further = [each for each in results.axes if each.name not in named and not _follows(each, compared, among)]
+    for group in _groups(among, within):
         divided = [] if theirs else [pair for part in _groups(group, further) for pair in _pairs(part, compared, comparison)]
         found += divided or _pairs(group, compared, comparison)
     foreign = {id(each) for each in theirs}
     return [pair for pair in found if id(pair[0]) not in foreign]
+
+
+def _follows(one: Axis, other: Axis, settings: Sequence[Setting]) -> bool:
+    """Whether an axis has one value at each value of the other."""
+    pairs = {(other.of(setting.config), one.of(setting.config)) for setting in settings}
+    return len(pairs) == len({value for value, _ in pairs})
 
 
 def _groups(settings: Sequence[Setting], axes: Sequence[Axis]) -> list[list[Setting]]:

@@ -20,11 +20,26 @@ from fl_hydra.report.measures import Measure, delta_of, measures, privacy
 from fl_hydra.report.results import Results, Setting, Statistic
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.tuned import Search, how, searches, tuned_values
-from fl_hydra.report.wording import column, figure, listed, setting_name, spelled
+from fl_hydra.report.wording import column, figure, judged_on, listed, setting_name, spelled
+from fl_hydra.runs.reading import Run
 from fl_hydra.uplinks.accountant import MISSING
 
-RESULTS = ("val/acc", "test/acc", "test/loss", "round", "samples")
-COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "seconds")
+RESULTS = ("val/acc", "test/acc", "test/loss")
+PERSONAL = ("personal/val/acc", "personal/test/acc", "personal/test/loss")
+COSTS = ("round", "messages", "payload", "bytes", "samples", "flops", "server_flops", "seconds")
+
+CLIENTS = {
+    "personal/test/acc": "mean, %",
+    "personal/test/acc_weighted": "by samples, %",
+    "personal/test/acc_worst_tenth": "worst tenth, %",
+    "personal/test/acc_deviation": "deviation, %",
+    "personal/test/acc_held_out": "held out, %",
+    "test/acc": "model for all, %",
+    "bytes": "MB per client",
+    "flops": "GFLOP of clients",
+    "server_flops": "GFLOP of the server",
+}
+"""Columns of the table of clients, and their heads; those of which no setting has a figure are left out."""
 
 MEANS = (
     "Figures are means ± sample standard deviations over the n seeds that finished; those of others, also of diverged runs, are in none."
@@ -61,7 +76,7 @@ class Table:
 
 
 def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequence[Mapping[str, Any]], target: Path) -> list[Path]:
-    """Write SECTION, SECTION-cost and SECTION-tuned as .csv, .md and .tex, unless empty; print a short table.
+    """Write SECTION, SECTION-cost, SECTION-clients and SECTION-tuned as .csv, .md and .tex, unless empty; print a short table.
 
     Args:
         results: the section's.
@@ -73,13 +88,16 @@ def write_tables(results: Results, spec: Spec, table: CostTable, studies: Sequen
     Raises:
         OSError: it cannot be written.
     """
-    show(results, table)
+    show(results, spec, table)
     stem = target / results.name
     known = measures(table)
-    shown = [*(known[name] for name in RESULTS), *_privacy(results, table)]
+    shown = _shown(results, spec, table)
     written = _write(stem, results_csv(results, shown), results_table(results, spec, table))
     if any(setting.final(known["seconds"]) for setting in results.settings):
         written += _write(stem.with_name(f"{stem.name}-cost"), costs_csv(results, table), costs_table(results, spec, table))
+    if any(setting.final(known["personal/test/acc"]) for setting in results.settings):
+        named = [known[name] for name in (PERSONAL[0], *CLIENTS) if any(setting.final(known[name]) for setting in results.settings)]
+        written += _write(stem.with_name(f"{stem.name}-clients"), results_csv(results, named), clients_table(results, spec, table))
     found = searches(results, studies)
     values = tuned_values(found)
     if values:
@@ -154,26 +172,29 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
     known = measures(table)
     count = len(table.networks)
     networks = [table.networks[place] for place in sorted({0, count // 2, count - 1})] if count > 3 else list(table.networks)
-    shown = [known[name] for name in ("test/acc", *OVERVIEW, *(network.name for network in networks))]
+    costs = [known[name] for name in (*OVERVIEW, *(network.name for network in networks))]
     rows, seen = [], []
     for results, spec in sections:
-        mine = [each for each in _representatives(results, known, cheapest) if {**each.config, "seed": 0} not in seen]
+        mine = [each for each in _representatives(results, spec, known, cheapest) if {**each.config, "seed": 0} not in seen]
         seen += [{**each.config, "seed": 0} for each in mine]
         for place, setting in enumerate(mine):
-            cells = [_cell(results, setting, each) for each in shown]
+            cells = [_cell(results, setting, each) for each in (known[spec.accuracy], *costs)]
             name = setting_name(results, setting, but=("K", "J"))
             said = [Cell("" if place else spec.title), Cell(name[0].upper() + name[1:])]
             workers = max(setting.config["K"], setting.config.get("data_parallel", 1))
             said += [Cell(str(workers)), Cell("" if setting.value("J") is None else str(setting.value("J")))]
             rows.append([*said, *cells, Cell(str(len(setting.finished)))])
-    titles = {"test/acc": "acc., %", "flops": "GFLOP", "bytes": "MB per worker", "seconds": "computing, s"}
-    header = ["section", "setting", "K", "J", *(titles.get(each.name) or each.title.removeprefix("time on ") for each in shown), "n"]
+    titles = {"flops": "GFLOP", "bytes": "MB per worker", "seconds": "computing, s"}
+    titled = [titles.get(each.name) or each.title.removeprefix("time on ") for each in costs]
+    header = ["section", "setting", "K", "J", "acc., %", *titled, "n"]
     header, rows, once = _without_constants(header, rows, keep=("setting", "acc., %"))
     links = "; ".join(f"{each.name}: {each.latency * 1e3:g} ms, {each.bandwidth / 1e9:g} Gb/s" for each in networks)
     devices = f", on “{table.devices[0].name}”" if table.devices[0].name != "as simulated" else ""
     and_least = ", and the one that communicates least" if cheapest else ""
+    personal = [spec.title for _, spec in sections if spec.personal]
+    whose = f"; in “{listed(personal)}”, the mean of clients' own models, for the first way to divide the data" if personal else ""
     notes = [
-        f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model. K counts the workers that "
+        f"Of each method the setting that is best by validation{and_least}. Test accuracy of the final model{whose}. K counts workers that "
         f"share the steps of large batches, too. GFLOP of all workers; MB (10^6 bytes): all messages, divided by the workers, averages by "
         f"{AVERAGES[table.collective]}; modelled seconds: computing alone{devices}, and with the messages on a network ({links}).",
         *once,
@@ -184,14 +205,17 @@ def overview_table(sections: Sequence[tuple[Results, Spec]], table: CostTable, c
 AVERAGES = {"ring": "a ring", "tree": "a tree", "point_to_point": "a server", "fastest": "ring or tree, whichever is faster"}
 
 
-def _representatives(results: Results, known: Mapping[str, Measure], cheapest: bool) -> list[Setting]:
-    """Per method (or optimizer, if one method has several) and data set: the best by validation, and the one that communicates least."""
+def _representatives(results: Results, spec: Spec, known: Mapping[str, Measure], cheapest: bool) -> list[Setting]:
+    """Per method (or optimizer, if one method has several) and data set: the best by validation, and the one that communicates least.
+
+    Where clients' own models are judged, of each data set's first division alone.
+    """
     groups: dict[tuple[object, ...], list[Setting]] = {}
-    for setting in results.drawn:
+    for setting in spec.comparable(results.drawn):
         groups.setdefault(tuple(setting.value(name) for name in ("dataset", "method", "optimizer")), []).append(setting)
     found = []
     for group in groups.values():
-        top = max(group, key=lambda each: _mean(each.final(known["val/acc"])))
+        top = max(group, key=lambda each: _mean(each.final(known[spec.validation])))
         sent = [(each, final.mean) for each in group if (final := each.final(known["bytes"]))]
         found.append(top)
         if cheapest and sent:
@@ -201,19 +225,22 @@ def _representatives(results: Results, known: Mapping[str, Measure], cheapest: b
     return found
 
 
-def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, columns: Sequence[str] = RESULTS) -> Table:
-    """The final models of every setting; with `most`, of only that many (:func:`_foremost`), in the section's order."""
-    known = measures(table)
-    shown = [*(known[name] for name in columns), *_privacy(results, table)]
+def results_table(results: Results, spec: Spec, table: CostTable, most: int | None = None, short: bool = False) -> Table:
+    """The final models of every setting; with `most`, of only that many (:func:`_foremost`), in the section's order.
+
+    short: without samples, and, where clients' own models are judged, with the worst tenth in place of the loss.
+    """
+    by = measures(table)[spec.validation]
+    shown = _shown(results, spec, table, short)
     subject = _subject(results, spec)
-    kept = results.settings if most is None else _foremost(results, subject, known["val/acc"])[:most]
+    kept = results.settings if most is None else _foremost(results, spec, subject, by)[:most]
     settings = [setting for setting in results.settings if setting in kept]
-    bold = best(results, known["val/acc"])
+    bold = best(results, spec, by)
     header, names = _names(results, settings)
     rows = [
         [
             *(Cell(name) for name in names[place]),
-            *(_cell(results, setting, each, each.name == "test/acc" and setting in bold) for each in shown),
+            *(_cell(results, setting, each, each.name == spec.accuracy and setting in bold) for each in shown),
             Cell(str(len(setting.finished))),
             Cell(setting.state),
         ]
@@ -222,10 +249,60 @@ def results_table(results: Results, spec: Spec, table: CostTable, most: int | No
     header = [*header, *(each.title for each in shown), "n", "status"]
     header, rows, once = _without_constants(header, rows, keep=[each.title for each in shown if each.name.endswith("acc")])
     left = len(results.settings) - len(settings)
-    notes = [*_seeds(results), *_bold(bold, settings), *once, *_hidden(results, table), *common(results)]
+    notes = [*_seeds(results), *_bold(bold, settings), *once, *_of_clients(results), *_hidden(results, table), *common(results)]
     each = f"Of each {column(subject)} the best by validation, then the best of the others" if subject else "The best by validation"
     notes += [f"{each}: {len(settings)} of {len(results.settings)}; all are in {results.name}.csv."] if left else []
     return Table(f"{spec.title}: final models", header, rows, [*notes, *_missing(results)], _commands(results), hashes(settings))
+
+
+def clients_table(results: Results, spec: Spec, table: CostTable) -> Table:
+    """How good the models of clients are, for the mean client and the worst ones, and what they cost, with a row for each setting."""
+    known = measures(table)
+    settings = [setting for setting in results.settings if setting.final(known["personal/test/acc"]) or not setting.finished]
+    shown = [known[name] for name in CLIENTS if any(setting.final(known[name]) for setting in settings)]
+    bold = best(results, spec, known["personal/val/acc"])
+    head, names = _names(results, settings)
+    rows = [
+        [
+            *(Cell(name) for name in names[place]),
+            *(_cell(results, setting, each, each.name == "personal/test/acc" and setting in bold) for each in shown),
+            Cell(str(len(setting.finished))),
+        ]
+        for place, setting in enumerate(settings)
+    ]
+    header = [*head, *(CLIENTS[each.name] for each in shown), "n"]
+    header, rows, once = _without_constants(header, rows, keep=[CLIENTS[each.name] for each in shown if "acc" in each.name])
+    notes = [*_seeds(results), *_of_clients(results), *_bold(bold, settings), *once, *common(results), *_missing(results)]
+    return Table(f"{spec.title}: models of clients", header, rows, notes, _commands(results), hashes(settings))
+
+
+def _shown(results: Results, spec: Spec, table: CostTable, short: bool = False) -> list[Measure]:
+    """The columns of final models: by what the section is judged, then the accuracies of the other kind of models, if there are any."""
+    known = measures(table)
+    own, others = (PERSONAL, RESULTS) if spec.personal else (RESULTS, PERSONAL)
+    there = [name for name in others[:2] if any(setting.final(known[name]) for setting in results.settings)]
+    if short and spec.personal:
+        own = (*own[:2], "personal/test/acc_worst_tenth")
+    return [*(known[name] for name in (*own, *there, "round", *([] if short else ["samples"]))), *_privacy(results, table)]
+
+
+def _of_clients(results: Results) -> list[str]:
+    """A note on what personal figures are of."""
+    judged = [run.config for run in _finished(results) if run.rows[-1].get("personal/test/acc") is not None]
+    if not judged:
+        return []
+    numbers = sorted({int(run.rows[-1]["personal/test/clients"]) for run in _finished(results) if "personal/test/clients" in run.rows[-1]})
+    many = f" ({' to '.join(str(each) for each in dict.fromkeys((numbers[0], numbers[-1])))} clients)" if numbers else ""
+    away = any("personal/test/acc_held_out" in run.rows[-1] for run in _finished(results))
+    apart = " Clients held out were never trained; each joins with some steps on its own samples." if away else ""
+    return [
+        f"Personal figures: of each client's own model on {judged_on(judged)}. Their mean over clients with test samples{many}; by "
+        f"samples: weighted by the number of these; the mean of the worst tenth of clients; and the deviation over clients.{apart}"
+    ]
+
+
+def _finished(results: Results) -> list[Run]:
+    return [run for setting in results.drawn for run in setting.finished]
 
 
 def _privacy(results: Results, table: CostTable) -> list[Measure]:
@@ -259,9 +336,13 @@ def _subject(results: Results, spec: Spec) -> Axis | None:
     return next((axes[name] for name in ("method", *(each.axis for each in spec.compare)) if name in axes), None)
 
 
-def _foremost(results: Results, subject: Axis | None, by: Measure) -> list[Setting]:
-    """Finished settings: first the best for each value of the subject and each data set, then the others; each by validation."""
-    ranked = sorted(results.drawn, key=lambda setting: -_mean(setting.final(by)))
+def _foremost(results: Results, spec: Spec, subject: Axis | None, by: Measure) -> list[Setting]:
+    """Finished settings: first the best for each value of the subject and each data set, then the others; each by validation.
+
+    Where clients' own models are judged, first those of each data set's first division: accuracies of others are not comparable.
+    """
+    early = spec.comparable(results.drawn)
+    ranked = sorted(results.drawn, key=lambda setting: (setting not in early, -_mean(setting.final(by))))
     first: dict[object, Setting] = {}
     for setting in ranked if subject else ():
         first.setdefault((setting.value("dataset"), setting.value(subject.name)), setting)  # type: ignore[union-attr]
@@ -273,7 +354,7 @@ def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
     several = len(table.devices) > 1
     settings = results.settings
     head, names = _names(results, settings)
-    columns = [*COSTS, *(network.name for network in table.networks)]
+    columns = [*_costs(results, table), *(network.name for network in table.networks)]
     header = [*head, *(["device"] if several else []), *(measures(table)[name].title for name in columns), "n", "status"]
     rows = []
     for place, setting in enumerate(settings):
@@ -295,11 +376,18 @@ def costs_table(results: Results, spec: Spec, table: CostTable) -> Table:
         *_seeds(results),
         "payload: what workers and server sent; communication: with every message of the collective; MB: 10^6 bytes. Simulated time is "
         f"without a network. Averages of workers: {table.collective}. Networks: {links}.",
+        *(["The server's computation is in no time."] if "server_flops" in columns else []),
         *once,
         *common(results),
         *_missing(results),
     ]
     return Table(f"{spec.title}: computation and communication", header, rows, notes, _commands(results), hashes(settings))
+
+
+def _costs(results: Results, table: CostTable) -> list[str]:
+    """The columns of costs; of the server's computation only where a method computes there."""
+    server = any(setting.final(measures(table)["server_flops"]) for setting in results.settings)
+    return [name for name in COSTS if name != "server_flops" or server]
 
 
 def results_csv(results: Results, shown: Sequence[Measure]) -> list[list[object]]:
@@ -315,7 +403,7 @@ def results_csv(results: Results, shown: Sequence[Measure]) -> list[list[object]
 
 def costs_csv(results: Results, table: CostTable) -> list[list[object]]:
     """The same for costs, with a row for each device."""
-    axes, names = results.axes, [*COSTS, *(network.name for network in table.networks)]
+    axes, names = results.axes, [*_costs(results, table), *(network.name for network in table.networks)]
     header = ["setting", *(each.name for each in axes), "device", *_columns([measures(table)[name] for name in names])]
     rows: list[list[object]] = [[*header, "runs", "status", "hashes"]]
     for setting in results.settings:
@@ -326,13 +414,11 @@ def costs_csv(results: Results, table: CostTable) -> list[list[object]]:
     return rows
 
 
-def best(results: Results, by: Measure) -> list[Setting]:
-    """Settings within one deviation of the best on their data by a validation figure; with one seed, only the best."""
+def best(results: Results, spec: Spec, by: Measure) -> list[Setting]:
+    """Settings within one deviation of the best on their task by a validation figure; with one seed, only the best."""
     found: list[Setting] = []
-    data = AXES["dataset"]
-    for value in dict.fromkeys(data.of(setting.config) for setting in results.settings):
-        finals = [(setting, setting.final(by)) for setting in results.settings if data.of(setting.config) == value]
-        known = [(setting, final) for setting, final in finals if final is not None]
+    for settings in spec.tasks(results.settings).values():
+        known = [(setting, final) for setting in settings if (final := setting.final(by)) is not None]
         if known:
             top = max((final for _, final in known), key=lambda final: final.mean)
             found += [setting for setting, final in known if final.mean >= top.mean - (top.deviation or 0.0)]
@@ -347,7 +433,9 @@ def common(results: Results) -> list[str]:
         if alone and each.name in ("sharding", "K", "J", "algorithm.momentum", "server", "server.lr"):
             continue
         values = {each.of(setting.config) for setting in results.settings}
-        if len(values) == 1 and (value := values.pop()) is not None and each.name not in ("participation", "speeds", "local_steps"):
+        if len(values) != 1 or (value := values.pop()) is None or each.name in ("participation", "speeds", "local_steps"):
+            continue
+        if each.name != "N_c" or not isinstance(value, str):  # else the division says it
             told.append(f"{column(each)} {each.text(value)}")
     return [f"All: {', '.join(told)}."] if told else []
 
@@ -357,15 +445,16 @@ def hashes(settings: Sequence[Setting]) -> list[str]:
     return [run.folder.name.rpartition("-")[2] for setting in settings for run in setting.runs]
 
 
-def show(results: Results, table: CostTable) -> None:
+def show(results: Results, spec: Spec, table: CostTable) -> None:
     """Print a section: setting, seeds, accuracy and status."""
     from rich.console import Console
     from rich.table import Table as Shown
 
-    known = measures(table)
-    shown = Shown("setting", "n", "val acc %", "test acc %", "status", title=results.name, title_justify="left")
+    judged = [each for each in _shown(results, spec, table, short=True) if each.name.endswith("/acc")]
+    heads = [f"{each.name.removesuffix('/acc').replace('/', ' ')} acc %" for each in judged]
+    shown = Shown("setting", "n", *heads, "status", title=results.name, title_justify="left")
     for setting in results.settings:
-        accuracies = (_cell(results, setting, known[name]).text for name in ("val/acc", "test/acc"))
+        accuracies = (_cell(results, setting, each).text for each in judged)
         shown.add_row(setting.label, str(len(setting.finished)), *accuracies, setting.state)
     Console(width=160).print(shown)
 

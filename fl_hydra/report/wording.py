@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fl_hydra.report.axes import AXES, Axis, Value
 from fl_hydra.report.measures import Measure
@@ -83,10 +84,9 @@ MODELS = {
     "convmixer": "ConvMixer of Trockman and Kolter (2023)",
 }
 
-HELD_OUT = {
-    "shakespeare": "the last part of each role's training text",
-    "shakespeare_sequences": "the last part of each role's training text",
-}
+TEXTS = ("shakespeare", "shakespeare_sequences")
+
+HELD_OUT = dict.fromkeys(TEXTS, "the last part of each role's training text")
 """What is held out of the training set for validation, if it is not a fraction of each class."""
 
 DIVISIONS = {
@@ -98,6 +98,22 @@ DIVISIONS = {
     "quantity": "by quantity: random parts of unequal, drawn sizes",
 }
 """How samples are divided among workers or clients."""
+
+
+def judged_on(configurations: Sequence[Mapping[str, Any]]) -> str:
+    """On which samples these runs judge clients' own models."""
+    words = dict.fromkeys(map(_judged_on, configurations))
+    return " or ".join(words)
+
+
+def _judged_on(config: Mapping[str, Any]) -> str:
+    if config.get("personal") == "shards":
+        return f"{100 * config['shard_part']:g} % of its shard, withheld from training, half of it for validation and half for test"
+    if config["dataset"]["name"] in TEXTS:
+        return (
+            "its own validation and test text" if config["sharding"]["name"] == "natural" else "its share of the validation and test text"
+        )
+    return "the validation and test images dealt to it, of each class in proportion to its training images"
 
 
 def column(of: Axis) -> str:
@@ -112,6 +128,8 @@ def phrase(of: Axis, value: Value) -> str:
         return ABSENT[of.name]
     if (of.name, value) in VALUES:
         return VALUES[of.name, str(value)]
+    if of.name == "N_c" and isinstance(value, str):
+        return PHRASES["sharding"].format(of.text(value))
     if of.name in ("method", "optimizer", "dataset"):
         return of.text(value)
     return PHRASES[of.name].format(of.text(value)) if of.name in PHRASES else f"{spelled(of.name)} {of.text(value)}"

@@ -59,8 +59,14 @@ def revisions_of(experiment: Experiment) -> dict[str, int]:
         "one_message": _sends_momentum(experiment),  # a model and what goes with it are one message, where they were two
         "counted_loss": experiment.local_steps.name == "loss"
         and experiment.dataset_info.everywhere,  # a loss is over the targets there are
+        "own_shares": _judges_users(experiment),  # users of a text are judged on their own samples, no longer on those of any
     }
     return {name: 2 for name, applies in mended.items() if applies}
+
+
+def _judges_users(e: Experiment) -> bool:
+    """Whether clients that are users of a text are judged on what they hold of the validation and test sets."""
+    return e.personalised and e.personal != "shards" and e.dataset_info.textual and e.sharding.name == "natural" and e.K > 1
 
 
 def _ends_within_a_batch(e: Experiment) -> bool:

@@ -19,7 +19,15 @@ from fl_hydra.runs.reading import Run, inner_optimizer, outer_optimizer, read_ru
 from fl_hydra.runs.sections import section_runs, sections
 from fl_hydra.runs.standing import is_written, part_seen, seconds_spent
 
-FIGURES = ("val/acc", "test/acc")
+FIGURES = {
+    "val/acc": "val acc %",
+    "test/acc": "test acc %",
+    "personal/val/acc": "personal val acc %",
+    "personal/test/acc": "personal test acc %",
+    "personal/test/acc_worst_tenth": "worst tenth %",
+}
+"""Columns of figures, and their headers. If some run has figures of clients' own models, only columns that some run has are shown."""
+
 MOST_COLUMNS = 8
 """Keys that differ are columns if they are no more than these; else each run is described in one column."""
 
@@ -57,7 +65,7 @@ def _listed(run: Run, homes: Sequence[str]) -> Listed:
         facts = {key: value for key, value in by_key(run.config).items() if not key.endswith(".version")}
         facts |= {key.removesuffix(".name"): value for key, value in facts.items() if key.endswith(".name")}
         facts |= {"optimizer": inner_optimizer(run.config["optimizer"]), "server": outer_optimizer(run.config.get("server", {}))}
-    facts |= run.rows[-1] if run.rows else {}
+    facts |= {key: value for key, value in run.rows[-1].items() if not isinstance(value, list)} if run.rows else {}
     facts |= {"status": run.status, "section": list(homes), "trained_seconds": seconds_spent(run.folder), "run": run.folder.name}
     if run.status == "unfinished" and is_written(run.folder):
         facts["status"] = "running"
@@ -184,13 +192,21 @@ def print_runs(runs: Sequence[Listed]) -> None:
     keys = tells_apart(runs)
     columns = keys if len(keys) <= MOST_COLUMNS else []
     settings = [] if columns else _settings(runs, keys)
-    table = Table(*(["setting"] if not columns else []), *columns, "status", "val acc %", "test acc %", "run", title=f"{len(runs)} runs")
+    judged = _judged(runs)
+    heads = [FIGURES[name] for name in judged]
+    table = Table(*(["setting"] if not columns else []), *columns, "status", *heads, "run", title=f"{len(runs)} runs")
     for position, each in enumerate(runs):
         setting = [] if columns else [Text(settings[position])]
         cells = [Text(shown(each.facts[key]) if key in each.facts else "") for key in columns]
-        figures = [_accuracy(each.facts.get(name)) for name in FIGURES]
+        figures = [_accuracy(each.facts.get(name)) for name in judged]
         table.add_row(*setting, *cells, status(each), *figures, Text(each.run.folder.name))
     Console(width=160).print(table)
+
+
+def _judged(runs: Sequence[Listed]) -> list[str]:
+    """The figures that some run has; without clients' own models, those of a model for all."""
+    there = [name for name in FIGURES if any(each.facts.get(name) is not None for each in runs)]
+    return there if any(name.startswith("personal/") for name in there) else list(FIGURES)[:2]
 
 
 def _settings(runs: Sequence[Listed], keys: Sequence[str]) -> list[str]:

@@ -236,14 +236,18 @@ def _check_rows(run: Run) -> None:
     """Find rows that no version has written.
 
     Raises:
-        CorruptFile: a figure is no number, or samples, against which all is drawn, are missing.
+        CorruptFile: a figure is no number or list of such, by client, or samples, against which all is drawn, are missing.
     """
     for row in run.rows:
         if not isinstance(row.get("samples"), int | float):
             raise CorruptFile(f"{METRICS} has a row without its samples")
         for name, value in row.items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            if not all(_is_figure(each) for each in (value if isinstance(value, list) else [value])):
                 raise CorruptFile(f"{METRICS} has a {name} that is no number")
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _is_newer(folder: Path) -> bool:

@@ -25,6 +25,7 @@ from fl_hydra.runs.ownership import OwnershipLost, RunBusy
 from fl_hydra.runs.reader_files import ReaderFiles
 from fl_hydra.runs.sections import join_section
 from fl_hydra.runs.summary import FORMAT, SEAL, seal
+from fl_hydra.runs.weights import parts_of, weights_sha256
 from fl_hydra.training.client_files import files_of
 from fl_hydra.training.experiment import Experiment
 
@@ -258,13 +259,15 @@ class Recording:
             return
         self.metrics.settle()
         self.reader_files.settle()
+        parts = parts_of(trainer, run)
         summary = {
             "status": status,
             "reason": reason,
             "run": run_hash(self.experiment),
             "parameters": trainer.group.layout.size,
             "metrics": self.row,
-            "weights_sha256": hashlib.sha256(trainer.weights(run).contiguous().numpy().tobytes()).hexdigest(),
+            "weights_sha256": weights_sha256(parts),
+            **({} if parts.keys() == {"model"} else {"weights_parts": parts}),
             "metrics_sha256": hashlib.sha256(self.metrics.content).hexdigest(),
             "config": describe(self.experiment),
             "beside_sha256": self.reader_files.digests(),

@@ -81,7 +81,8 @@ def _about(run: Run, homes: Sequence[str]) -> dict[str, str]:
 
 
 def _last_row(run: Run) -> dict[str, Any]:
-    return (run.rows or rows(run.folder / METRICS) or [{}])[-1]
+    last = (run.rows or rows(run.folder / METRICS) or [{}])[-1]
+    return {name: value for name, value in last.items() if not isinstance(value, list)}  # those by client are too long to be read
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -97,6 +98,9 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, list):  # by client
+        there = [each for each in value if each is not None]
+        return f"{len(value)} clients, from {min(there):.6g} to {max(there):.6g}" if there else f"{len(value)} clients"
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 

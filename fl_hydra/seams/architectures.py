@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fl_hydra.arrays import Indices
 from fl_hydra.seams.layout import Layout
 
-
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 

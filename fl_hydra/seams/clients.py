@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -28,6 +28,10 @@ class ShardPass(Protocol):
 
     def gradient(self, ids: Indices, models: Tensor) -> Tensor:
         """The gradient of each client's mean loss at its model, [rows, P] -> [rows, P], in new memory."""
+        ...
+
+    def gradient_of(self, ids: Indices, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+        """The gradient of the mean loss of some of each client's samples, and that loss, [rows, P] -> [rows, P], [rows], in new memory."""
         ...
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
@@ -57,7 +61,9 @@ class Facts:
 
     K: clients or workers. m: rows of a round. seed: of the run. layout: of a model's parameters.
     sizes: int64 [K], samples of each client. count_labels: counts them by class; None if samples have no labels.
-    architectures: of all clients' models. architecture: the number of the one that `layout` is of.
+    architectures: of all clients' models. architecture: the number of the one that `layout` is of. batch_size: samples of a batch.
+    held_out: int64, ascending, the clients that are never drawn. Nothing of theirs is known before the run has ended, so that sums and
+    means over all clients are over the others.
     """
 
     K: int
@@ -66,8 +72,22 @@ class Facts:
     layout: Layout
     sizes: Indices
     count_labels: Callable[[], Indices] | None = None
+    held_out: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+    batch_size: int = 1
     architectures: Architectures | None = None
     architecture: int = 0
+
+    @property
+    def drawable(self) -> int:
+        """How many clients may be drawn: all that are not held out."""
+        return self.K - len(self.held_out)
+
+    @cached_property
+    def drawn(self) -> Mask:
+        """Which clients may be drawn, bool [K]: all that are not held out."""
+        drawn = np.ones(self.K, np.bool_)
+        drawn[self.held_out] = False
+        return drawn
 
     @cached_property
     def label_counts(self) -> Indices | None:
@@ -147,9 +167,10 @@ class Clients:
 
     @property
     def shares(self) -> Tensor:
-        """The fraction of all samples that each client holds, n_i / n, [rows, 1]; 0 for clients that drop out."""
+        """The fraction of all samples that each client holds, n_i / n, [rows, 1]; 0 for clients that drop out. What clients hold that are
+        held out does not count in n."""
         sizes = self.facts.sizes
-        values = np.where(self.reports, sizes[self.ids] / sizes.sum(), 0.0)
+        values = np.where(self.reports, sizes[self.ids] / sizes[self.facts.drawn].sum(), 0.0)
         return torch.from_numpy(values).to(self.weights.device, self.weights.dtype)[:, None]
 
     def receive(self, models: Tensor) -> Tensor:
@@ -202,6 +223,24 @@ class Clients:
         """
         assert self.shards is not None
         return self.shards.gradient(self.ids, models.expand(len(self.ids), -1))
+
+    def gradient_of(self, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+        """The gradient, at models [rows, P], of the mean loss of some of each client's samples, without crops or flips, and that loss.
+
+        It is charged as :meth:`gradient` is.
+
+        Args:
+            samples: for each row, int64 [n], which of its client's samples, from 0. A row without any is not computed.
+
+        Returns:
+            [rows, P] and [rows], in new memory; 0 for rows without samples.
+        """
+        assert self.shards is not None
+        found, losses = torch.zeros_like(models, memory_format=torch.contiguous_format), models.new_zeros(len(models))
+        rows = [row for row, own in enumerate(samples) if len(own)]
+        if rows:
+            found[rows], losses[rows] = self.shards.gradient_of(self.ids[rows], models[rows], [samples[row] for row in rows])
+        return found, losses
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         """The outputs [n, ...] of a model [1, P] for all samples of one of these clients, without augmentation, and their targets [n, ...].

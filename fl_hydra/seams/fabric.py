@@ -60,12 +60,12 @@ class Fabric:
     Args:
         remote: whether even a single row communicates (a client with its server) or not (a lone worker holds the model).
         rows: their number. reports: how many of them report back. traffic: the run's ledger.
-        wire: the size of vectors on the wire.
+        wire: the size of vectors on the wire. silent: whether nothing is sent, and nothing counted.
     """
 
-    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None) -> None:
+    def __init__(self, remote: bool, rows: int, reports: int, traffic: Traffic, wire: Wire | None = None, *, silent: bool = False) -> None:
         self._rows, self._reports, self.traffic = rows, reports, traffic
-        self._remote, self._apart = remote, remote or rows > 1
+        self._remote, self._apart = remote, (remote or rows > 1) and not silent
         self._wire = wire or Wire()
         self._sent_down = self._sent_up = False
         self.waits = True
@@ -146,7 +146,7 @@ class Wire:
     """The size of a vector on the wire.
 
     Args:
-        size: numbers in a model. kept: how many of them stay with their client.
+        size: numbers in a model. kept: how many of them are never sent.
         encoded: bytes of a vector sent up, from its length and the bytes of each number; None: vectors are not encoded.
     """
 

@@ -166,8 +166,8 @@ class Layout:
         """The columns of the parameters that a pattern chooses.
 
         Args:
-            pattern: `none`, `all`, `head` (the last linear layer), or names of parameters or of module classes, with wildcards; several
-                are separated by `|`, and each must match something.
+            pattern: `none`, `all`, `head` (the last linear layer), `body` (all else), or names of parameters or of module classes, with
+                wildcards; several are separated by `|`, and each must match something.
             key: of the option that sets it, for messages.
 
         Raises:
@@ -175,14 +175,14 @@ class Layout:
         """
         if pattern in ("none", "all"):
             return self.columns(lambda name, module: pattern == "all")
-        if pattern == "head":
-            require(self.head is not None, f"{key}=head: the model has no linear layer; choose a pattern of other parameters")
-            return self.columns(lambda name, module: name.rpartition(".")[0] == self.head)
+        if pattern in ("head", "body"):
+            require(self.head is not None, f"{key}={pattern}: the model has no linear layer; choose a pattern of other parameters")
+            return self.columns(lambda name, module: (name.rpartition(".")[0] == self.head) == (pattern == "head"))
         columns = [self._matching(one) for one in pattern.split("|")]
         found = self.columns(lambda name, module: any(name in each.names for each in columns))
         require(
             all(each.names for each in columns),
-            f"{key}={pattern}: matches no parameter; choose none, all, head, or names, with wildcards, of parameters ("
+            f"{key}={pattern}: matches no parameter; choose none, all, head, body, or names, with wildcards, of parameters ("
             f"{', '.join(self.names)}) or of module classes ({', '.join(sorted(set(self.modules)))})",
         )
         return found

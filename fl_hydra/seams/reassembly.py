@@ -49,8 +49,8 @@ class Layer:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands in any model: a first layer first and a last one last, between them convolutions before linear layers, each kind in
-        the order that they had. A model has one layer at most of each order."""
+        """Where it stands in any model: a first layer first and a last one last, between them convolutions before linear layers, each kind
+        in the order that they had. A model has one layer at most of each order."""
         return (0, 0) if self.first else (3, 0) if self.last else (1 if self.kind == CONVOLUTION else 2, self.place)
 
 
@@ -211,8 +211,8 @@ class Library:
                     yield position, f"layer{position}.{index}.{name}", f"{key}.{name}"
 
     def assemble(self, recipe: Recipe, sources: Sequence[Tensor], generator: np.random.Generator) -> Tensor:
-        """The parameters [P] of a model, whose layers come from models `sources` [P] of their architectures, one for each layer. Stitches are
-        drawn, uniformly as PyTorch does."""
+        """The parameters [P] of a model, whose layers come from models `sources` [P] of their architectures, one for each layer. Stitches
+        are drawn, uniformly as PyTorch does."""
         model = self.model(recipe)
         found = sources[0].new_zeros(model.layout.size)
         views = model.layout.views(found)
@@ -347,8 +347,8 @@ def fine_tuned(model: Model, vector: Tensor, inputs: Tensor, targets: Tensor, or
 
 
 def taught(rows: Rows, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of each row's teacher, which its client keeps as `recipe` and `teacher`, for its inputs, [rows, B, classes], and whether it
-    has one, [rows]. Reads back."""
+    """The logits of each row's teacher, which its client keeps as `recipe` and `teacher`, for its inputs, [rows, B, classes], and whether
+    it has one, [rows]. Reads back."""
     assert rows.architectures is not None
     library = Library.of(rows.architectures)
     teachers, classes = rows.state["teacher"], library.classes
@@ -369,4 +369,3 @@ def distilled(outputs: Outputs, targets: Tensor, /, **inputs: Tensor) -> Tensor:
     theirs = F.log_softmax(inputs["teacher"], -1)
     divergence = (theirs.exp() * (theirs - log)).sum(-1)
     return cross_entropies(outputs.logits, targets) + inputs["alpha"] * divergence
-

@@ -182,6 +182,8 @@ class LocalOptimizer:
     hyper: dict[str, Tensor]
     slots: dict[str, dict[str, Tensor]]
     columns: dict[str, Columns] = field(default_factory=dict)
+    stepped: dict[str, Columns] = field(default_factory=dict)
+    """The parameters that other vectors stand for, by name; all, if they are not named."""
 
 
 @dataclass
@@ -195,6 +197,7 @@ class Rows:
     its learning rates in this round.
     hyper: the method's own hyper-parameters (`hyper`), by name, [rows, 1].
     architectures: of all of the run's clients.
+    J: local steps of the round as the rule chose them, on the host, for methods that declare `reads_J`; a cut round has fewer.
     """
 
     parameters: Tensor
@@ -205,6 +208,7 @@ class Rows:
     received: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Tensor] = field(default_factory=dict)
     hyper: dict[str, Tensor] = field(default_factory=dict)
+    J: int = 0
     architectures: Architectures | None = None
 
     def descend(
@@ -215,7 +219,7 @@ class Rows:
         Args:
             columns: the name of declared columns; only these are stepped, with their own step counters.
             lr: a rate in place of the schedule's, [rows, 1] or a number.
-            of: the name of client state of P numbers that is stepped in place of the parameters, with its own slots.
+            of: the name of client state that is stepped in place of the parameters, with its own slots; `gradient` is as wide as it is.
         """
         local = self.optimizer
         vectors = self.parameters if of is None else self.state[of]
@@ -224,7 +228,8 @@ class Rows:
         if lr is not None:
             rate = lr if isinstance(lr, Tensor) else rate.new_full(rate.shape, lr)
         if columns is None:
-            local.rule.step(vectors, gradient, slots, local.hyper, rate, local.layers)
+            layers = local.stepped[of].layers if of in local.stepped else local.layers
+            local.rule.step(vectors, gradient, slots, local.hyper, rate, layers)
             return
         where = local.columns[columns]
         # Views if the columns are contiguous, else copies that are written back.

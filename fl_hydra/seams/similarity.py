@@ -32,8 +32,8 @@ def cka(one: Tensor, other: Tensor) -> Tensor:
 
 
 def k_means(points: Tensor, clusters: int, generator: np.random.Generator) -> Indices:
-    """The cluster of each of some points [n, width], int64 [n]: Lloyd's algorithm, which begins with `clusters` of the points. A cluster that
-    loses all its points keeps its centre."""
+    """The cluster of each of some points [n, width], int64 [n]: Lloyd's algorithm, which begins with `clusters` of the points. A cluster
+    that loses all its points keeps its centre."""
     chosen = generator.permutation(len(points))[:clusters]
     centres = points[torch.from_numpy(chosen).to(points.device)]
     found = torch.full((len(points),), -1, device=points.device)

@@ -40,7 +40,9 @@ def charge_teachers(clients: Clients, samples: np.ndarray[tuple[int], np.dtype[n
     architectures = clients.facts.architectures
     assert architectures is not None
     recipes = map(Library.decoded, clients.state["recipe"].tolist())
-    clients.charge(sum(int(count) * passes(architectures, recipe).forward for recipe, count in zip(recipes, samples, strict=True) if recipe))
+    clients.charge(
+        sum(int(count) * passes(architectures, recipe).forward for recipe, count in zip(recipes, samples, strict=True) if recipe)
+    )
 
 
 def give_teachers(received: Sequence[Received], cluster_num: int, count: int, sfine: int, batch: int) -> None:
@@ -63,8 +65,9 @@ def give_teachers(received: Sequence[Received], cluster_num: int, count: int, sf
             flops += n * passes(architectures, library.whole(model.number)).forward
             for place, (layer, own) in enumerate(zip(library.layers[model.number], layers, strict=True)):
                 pieces.append(Piece(owner, model.number, place, layer))
-                points.append(torch.cat([gram(values[:SIMILARITY_SAMPLES]).flatten() for values in own]))
-                flops += sum(2 * len(values) * values[:SIMILARITY_SAMPLES].numel() for values in (v[:SIMILARITY_SAMPLES] for v in own))
+                compared = [values[:SIMILARITY_SAMPLES] for values in own]
+                points.append(torch.cat([gram(values).flatten() for values in compared]))
+                flops += sum(2 * len(values) * values.numel() for values in compared)
     clusters = k_means(torch.stack(points), cluster_num, facts.draws("pfedhr-clusters", clients.round))
     found = candidates(pieces, clusters, count, facts.draws("pfedhr-candidates", clients.round))
     orders = [facts.draws("pfedhr-order", clients.round, epoch).permutation(n) for epoch in range(sfine)]
@@ -73,11 +76,11 @@ def give_teachers(received: Sequence[Received], cluster_num: int, count: int, sf
         recipe = tuple((piece.number, piece.place) for piece in candidate)
         draws = facts.draws("pfedhr-stitches", clients.round, number)
         vector = library.assemble(recipe, [received[piece.owner].vector for piece in candidate], draws)
-        model = library.model(recipe)
-        vector = fine_tuned(model, vector, inputs, targets, orders, batch, float(clients.hyper["server_lr"]))
+        made = library.model(recipe)
+        vector = fine_tuned(made, vector, inputs, targets, orders, batch, float(clients.hyper["server_lr"]))
         with torch.no_grad():
-            own = model.logits(vector, inputs)
-            similar.append(torch.stack([agreement(own, theirs) for theirs in logits]))
+            ours = made.logits(vector, inputs)
+            similar.append(torch.stack([agreement(ours, theirs) for theirs in logits]))
         cost = passes(architectures, recipe)
         flops += n * (sfine * cost.both + cost.forward)
         teachers.append((recipe, vector))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class GridSweeper(BasicSweeper):
         params: keys and values, of a section; the command line comes before them.
         sizes: what each `size` changes in these.
         report: how the section's results are shown (:mod:`fl_hydra.report.spec`).
+        own: by `key=value,...`, what points with all of these have in place of what others have (:func:`with_own`).
     """
 
     def __init__(
@@ -43,11 +44,15 @@ class GridSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         sizes: dict[str, dict[str, Any]] | None = None,
         report: dict[str, Any] | None = None,
+        own: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         super().__init__(max_batch_size=None, params=dict(params or {}))
         self._compose: Composer | None = None
         self._sizes = sizes or {}
         self._report: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(report or {}))  # type: ignore[assignment]
+        self._own = dict(own or {})
+        self._typed = frozenset[str]()
+        """Keys of the command line, and all budgets if one of them is there."""
         self._noted = set[str]()
         """Messages about the points that were printed."""
 
@@ -100,7 +105,7 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
         named = {override.key_or_group for override in given}
-        unsaid = named | (BUDGETS if named & BUDGETS else set())
+        unsaid = self._typed = frozenset(named | (BUDGETS if named & BUDGETS else set()))
         given = [each for each in parser.parse_overrides(self._of_size(given)) if each.key_or_group not in unsaid] + given
         named = {override.key_or_group for override in given}
         overrides = [each for each in parser.parse_overrides(self._parse_config()) if each.key_or_group not in named] + given
@@ -139,9 +144,14 @@ class GridSweeper(BasicSweeper):
                 not override.is_sweep_override() or override.key_or_group != "until",
                 f"{as_typed(str(override.input_line))}: a run pauses once; give one command for each",
             )
-        points = self.split_arguments(overrides, max_batch_size=None)[0]
+        points = self._split(overrides)
         require(bool(points), "the grid is empty: a glob matches nothing")
         return points
+
+    def _split(self, overrides: list[Override]) -> list[Point]:
+        """The points of a grid, each with what is its own."""
+        points = self.split_arguments(overrides, max_batch_size=None)[0]
+        return [own for point in points if (own := with_own(point, self._own, self._typed)) is not None]
 
     def _checked(self, points: list[Point], labels: list[str]) -> list[tuple[Config, Experiment]]:
         """Compose and check every point; all bad ones are named together."""
@@ -221,6 +231,27 @@ class GridSweeper(BasicSweeper):
             outcome = result._return_value  # the property would raise what a failed job raised
             outcomes[folder] = outcome if isinstance(outcome, Outcome) else Outcome("failed", folder, {}, " ".join(str(outcome).split()))
         return [outcomes[folder] for folder in folders]
+
+
+def with_own(point: Point, own: Mapping[str, Mapping[str, Any] | None], typed: Collection[str] = ()) -> Point | None:
+    """A point with what is its own in place of what others have, but for keys that were typed; None where there is no such point.
+
+    own: by `key=value,...`, the keys and values of points with all of these, or None if they are left out; in the order in which they are
+    put in, so that a later one sees what earlier ones have changed.
+    """
+    from fl_hydra.arguments import as_text
+
+    for condition, its_own in own.items():
+        if not set(condition.split(",")) <= set(point):
+            continue
+        if its_own is None:
+            return None
+        changed = {key: value for key, value in its_own.items() if key not in typed}
+        replaced = changed.keys() | (BUDGETS if changed.keys() & BUDGETS else set())
+        kept = [each for each in point if each.partition("=")[0] not in replaced]
+        nothing = [f"{budget}=null" for budget in sorted(BUDGETS & replaced - changed.keys())]
+        point = [*kept, *nothing, *(as_text(f"{key}={value}") for key, value in changed.items())]
+    return point
 
 
 def check_models(experiments: list[Experiment]) -> None:

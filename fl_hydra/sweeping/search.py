@@ -75,7 +75,7 @@ class SearchSweeper(GridSweeper):
         pruner: one of Optuna's, from the group `hydra/sweeper/pruner`; None: every trial is trained to its end.
         rungs: fractions of the budget at which trials are compared; None: the pruner's defaults.
         storage: of studies, one of :data:`fl_hydra.tuning.study.STORAGES`.
-        params, sizes, report: as in a grid.
+        params, sizes, report, own: as in a grid.
     """
 
     def __init__(
@@ -90,11 +90,12 @@ class SearchSweeper(GridSweeper):
         params: dict[str, str] | None = None,
         sizes: dict[str, dict[str, Any]] | None = None,
         report: dict[str, Any] | None = None,
+        own: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         from fl_hydra.tuning.pruning import Pruning
         from fl_hydra.tuning.study import STORAGES
 
-        super().__init__(params, sizes, report)
+        super().__init__(params, sizes, report, own)
         whole = isinstance(n_trials, int) and not isinstance(n_trials, bool) and n_trials >= 1
         require(whole, f"hydra.sweeper.n_trials={n_trials}: a whole number of trials, at least 1, is needed")
         rate = isinstance(max_failure_rate, int | float) and 0 <= max_failure_rate <= 1
@@ -131,7 +132,7 @@ class SearchSweeper(GridSweeper):
                 not any(each.get_key_element() == key and each not in searched for each in overrides),
                 f"{key}: trials have {key}={value}, whatever is typed; leave it out",
             )
-        points = self.split_arguments([each for each in overrides if each not in searched], max_batch_size=None)[0]
+        points = self._split([each for each in overrides if each not in searched])
         searches = self._asked(points, space)
         objectives = Objective.several(searches[0].config.objective)
         self._check_pruning(objectives)

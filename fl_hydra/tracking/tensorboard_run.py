@@ -25,7 +25,7 @@ class TensorBoardRun:
             self._writer = SummaryWriter(str(self._folder))
         for step, line in enumerate(held.lines[self._sent :], self._sent):
             for name, value in json.loads(line).items():
-                if value is not None:
+                if value is not None and not isinstance(value, list):  # those by client are no curves
                     self._writer.add_scalar(name, value, step)
         self._sent = max(self._sent, len(held.lines))
         self._writer.flush()

@@ -77,8 +77,8 @@ def digest_of(lines: Sequence[str]) -> str:
 
 
 def history_row(line: str) -> dict[str, Any]:
-    """A row as it is sent: what is not there (null) is left out; bytes are those of both ways together."""
-    row = {name: value for name, value in json.loads(line).items() if value is not None}
+    """A row as it is sent: what is not there (null) is left out, and so are lists by client; bytes are those of both ways together."""
+    row = {name: value for name, value in json.loads(line).items() if value is not None and not isinstance(value, list)}
     if "bytes_up" in row and "bytes_down" in row:
         row["bytes"] = row["bytes_up"] + row["bytes_down"]
     return row

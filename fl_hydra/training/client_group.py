@@ -21,7 +21,6 @@ from fl_hydra.training.averages import averages
 from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.cohorts import Cohorts
 from fl_hydra.training.event_phase import EventPhase
-from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.local_phase import LocalPhase
 from fl_hydra.training.measurements import Measurements
 from fl_hydra.training.packed_run import PackedRun
@@ -34,14 +33,14 @@ from fl_hydra.training.shard_passes import ShardPasses
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fl_hydra.training.samples import Samples
+    from fl_hydra.training.split import Split
 
 
 class ClientGroup:
     """One architecture's clients of all runs.
 
     Args:
-        rows: of this architecture. runs: of the trainer. samples: the training samples.
+        rows: of this architecture. runs: of the trainer. split: the samples.
         measurements: of all groups.
         folders: for each run, where client state is written; None keeps it in memory. state_on: where it is held.
     """
@@ -50,7 +49,7 @@ class ClientGroup:
         self,
         rows: RowGroup,
         runs: Sequence[PackedRun],
-        samples: Samples,
+        split: Split,
         measurements: Measurements,
         folders: Sequence[Path | None],
         state_on: str,
@@ -63,18 +62,21 @@ class ClientGroup:
         for index, (run, model, folder) in enumerate(zip(runs, models, folders, strict=True)):
             statistics = buffers["model"][index : index + 1] if "model" in buffers else None
             members = run.members[rows.number]
-            initial = rows.client_state(model[None], statistics, members.facts)
+            initial = rows.client_state(run.experiment, model[None], statistics, members.facts)
             kind = str(rows.number) if rows.number else ""
             clients = -(-first.K // several)
             members.clients = ClientStore(initial, clients, folder, state_on, len(runs) * several, kind)
-        states = [algorithm.initial(model[None], run.members[rows.number].facts) for run, model in zip(runs, models, strict=True)]
+        states = [
+            run.experiment.algorithm.initial(model[None], run.members[rows.number].facts) for run, model in zip(runs, models, strict=True)
+        ]
         self.state = type(states[0]).together(states)
         self.state.server, self.state.buffers = self._outer_slots(), rows.buffers_of_runs(buffers, first.m)
         if first.swa is not None:
             self.state.buffers |= averages(self.state)
+        samples = split.train
         rows.engine.squares = measurements.squares
         self.cohorts = Cohorts(first, rows, ShardPasses(rows, samples))
-        self.personal = PersonalEvaluation(algorithm, rows)
+        self.personal = PersonalEvaluation(algorithm, rows, split)
         self.phase: LocalPhase | EventPhase
         if isinstance(algorithm, EventDriven):
             self.phase = EventPhase(algorithm, rows, samples)
@@ -89,10 +91,9 @@ class ClientGroup:
         """What a run carries, for a checkpoint."""
         return {name: tensor[run].clone() for name, tensor in self.state.tensors().items()}
 
-    def scores(self, run: PackedRun, index: int, samples: Samples, looked_at: Tensor, chooses: bool) -> PersonalScores:
-        """Scores of a run's clients in this group with their own models."""
-        state = self.state_of(index)
-        return self.personal.scores(run, state, samples, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state), chooses)
+    def scores(self, run: PackedRun, index: int, state: State, name: str, looked_at: Tensor) -> PersonalScores:
+        """Scores of a run's clients in this group with their own models. state: from which these are made."""
+        return self.personal.scores(run, state, name, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
 
     def begin(self, runs: Sequence[PackedRun], plans: Sequence[RoundPlan]) -> RoundInputs:
         """Begin a round of the clients that this group has in it, if any: check out their state, and prepare the inputs of local steps."""

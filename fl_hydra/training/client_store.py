@@ -8,6 +8,7 @@ memory is bounded for any K, and a method without such state costs nothing. Wher
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from fl_hydra.devices import to_device
 from fl_hydra.files import CorruptFile
 from fl_hydra.training.client_files import ClientFiles, Reference, check_shapes, file_of, rows_in
 from fl_hydra.training.client_memory import ClientMemory, place
+
+DIGESTED_AT_ONCE = 64
 
 
 class ClientStore:
@@ -257,6 +260,28 @@ class ClientStore:
             read = list(self._files.read(dict(islice(clients.items(), first, first + each))))
             rows = {name: torch.stack([state[name] for _, state in read]) for name in self._initial}
             self._write([client for client, _ in read], rows)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of what clients keep; empty for methods without such state."""
+        return tuple(sorted(self._initial))
+
+    def digest(self) -> str:
+        """SHA-256 over the state of all clients that have taken part, 64 hex digits; it does not depend on where the state is held."""
+        if self._initial:
+            resident = self._resident_ids
+            self.retire()
+            self._resident_ids = resident  # their rows stay in place
+        digest, clients, names = hashlib.sha256(), sorted(self._rounds), self.named
+        for first in range(0, len(clients), DIGESTED_AT_ONCE):
+            some = clients[first : first + DIGESTED_AT_ONCE]
+            rows = {name: self._initial[name].new_empty(len(some), self._initial[name].shape[1]) for name in names}
+            self._fill(some, rows)
+            digest.update(np.array(some, np.int64).tobytes())
+            for name in names:
+                digest.update(name.encode())
+                digest.update(rows[name].cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def restore(self, references: Mapping[int, Reference]) -> None:
         """Restore the state that a checkpoint refers to.

@@ -81,9 +81,9 @@ class Cohorts:
         )
 
     def everyone(self, run: PackedRun, index: int, state: State) -> Clients:
-        """All clients of a run that have samples, weighted by their number. state: what it carries, [1, ...]."""
-        ids = np.flatnonzero(run.shard_sizes)
-        shares = to_device(run.shard_sizes[ids] / run.shard_sizes.sum(), self._group.device).to(self._group.dtype)
+        """All clients of a run that have samples and are not held out, weighted by their number. state: what it carries, [1, ...]."""
+        ids = np.flatnonzero(run.drawn_sizes)
+        shares = to_device(run.shard_sizes[ids] / run.drawn_sizes.sum(), self._group.device).to(self._group.dtype)
         rate = torch.full((1, 1), run.lr, dtype=self._group.dtype, device=self._group.device)
         return self._clients(run, index, ids, np.ones(len(ids), np.bool_), shares, replace(self._servers[index], local_lr=rate), state)
 
@@ -113,7 +113,7 @@ class Cohorts:
     ) -> Clients:
         """Some clients of a run, without their state. encoded: whether what they send passes through the uplink."""
         group = self._group
-        wire = Wire(group.layout.size, group.personal.width, self._uplink.size if encoded else None)
+        wire = Wire(group.layout.size, group.unsent.width, self._uplink.size if encoded else None)
         first = group.division.sections[index].start
         return Clients(
             run.members[group.number].facts,
@@ -125,7 +125,7 @@ class Cohorts:
             torch.zeros_like(weights)[:, None],
             {},
             {},
-            Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire),
+            Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire, silent=not self._algorithm.communicates),
             server,
             {name: values[first : first + 1] for name, values in group.buffers.own_hyper.items()},
             RunShards(self.passes, run, state),

@@ -222,15 +222,16 @@ class Engine(ABC):
         """The Hessian of each row's mean loss at parameters [rows, P] times vectors [rows, P]: [rows, P], in new memory."""
         batch.calls[:, PRODUCTS] += 1
         size = batch.targets.shape[1]
-        if size <= self.samples_at_once or (objective is not None and objective.whole):
-            return self._product(parameters, vectors, batch, objective)
-        self._check_whole(batch, size)
-        total, whole = torch.zeros_like(parameters), counts_of(batch)
-        for part in even_parts(size, self.samples_at_once):
-            piece = batch.samples(part)
-            found = self._product(parameters, vectors, piece, None if objective is None else objective.samples(part))
-            total.add_(found.mul_(counts_of(piece) / whole))
-        return total
+        with _second_derivatives(self.layout.recurrent):
+            if size <= self.samples_at_once or (objective is not None and objective.whole):
+                return self._product(parameters, vectors, batch, objective)
+            self._check_whole(batch, size)
+            total, whole = torch.zeros_like(parameters), counts_of(batch)
+            for part in even_parts(size, self.samples_at_once):
+                piece = batch.samples(part)
+                found = self._product(parameters, vectors, piece, None if objective is None else objective.samples(part))
+                total.add_(found.mul_(counts_of(piece) / whole))
+            return total
 
     def _divide(self, size: int, error: RuntimeError) -> None:
         """Halve the samples of a batch that are computed at once.
@@ -325,6 +326,17 @@ def features_of(module: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
         yield features
     finally:
         handle.remove()
+
+
+@contextmanager
+def _second_derivatives(recurrent: bool) -> Iterator[None]:
+    """Without cuDNN if there are recurrent layers, of which it has first derivatives alone."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and not recurrent
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def stream_of(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,15 @@ from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.samples import Samples
 from fl_hydra.training.split import Split
 
-Metrics = dict[str, float | int | None]
-"""One line of metrics.jsonl; None if a number is not finite or the set does not exist."""
+Metrics = dict[str, Any]
+"""One line of metrics.jsonl: numbers, None if one is not finite or the set does not exist; and in the last line lists by client."""
 
 
 def evaluate(
     run: PackedRun,
     index: int,
     models: Tensor,
-    personal: Callable[[Samples, Tensor], PersonalScores] | None,
+    personal: Callable[[str, Tensor], PersonalScores] | None,
     split: Split,
     groups: Sequence[RowGroup],
     measured: Measurements,
@@ -34,7 +35,7 @@ def evaluate(
 
     Args:
         index: of the run in the trainer. models: [models, P], evaluated as the global model.
-        personal: scores clients with their own models on some samples of a set; None if they have none.
+        personal: scores clients with their own models on some samples of the set `val` or `test`; None if they have none.
         groups: the rows of each architecture.
         notify: is called when a long evaluation begins.
     """
@@ -56,16 +57,18 @@ def evaluate(
     for name in ("val", "test"):
         metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
         samples = sets.get(name)
-        if not samples:
+        if samples is None or not (len(samples) or e.personal == "shards"):
             continue
-        if e.global_model:
-            totals = group.engine.evaluate(models, samples, _looked_at(run, samples, group.device)).mean(0)
+        looked_at = _looked_at(run, samples, group.device)
+        if e.global_model and len(samples):
+            totals = group.engine.evaluate(models, samples, looked_at).mean(0)
             mean_loss, metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
             metrics[f"{name}/loss"] = _finite(mean_loss)
         if personal is not None:
-            scores = personal(samples, _looked_at(run, samples, group.device))
+            scores = personal(name, looked_at)
             figures = scores.figures(f"personal/{name}") | {f"personal/choice/{key}": value for key, value in scores.choice.items()}
-            metrics |= {key: _finite(value) for key, value in figures.items()}
+            metrics |= {key: None if value is None else _finite(value) for key, value in figures.items()}
+            metrics |= scores.by_client(f"personal/{name}") if run.finished else {}
     measured.meter[index].zero_()
     return {
         **metrics,

@@ -10,7 +10,7 @@ import numpy as np
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Dataset, DatasetInfo
-from fl_hydra.data.public import without_public, public_samples
+from fl_hydra.data.public import public_samples, without_public
 from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
@@ -21,6 +21,7 @@ from fl_hydra.optim.schedules import Scheduler
 from fl_hydra.participation.base import Participation
 from fl_hydra.registry import as_before
 from fl_hydra.sharding.base import Sharding, Shards
+from fl_hydra.sharding.withheld import withhold
 from fl_hydra.speeds.base import Speeds
 from fl_hydra.speeds.models import Equal
 from fl_hydra.training.averages import SWA
@@ -39,6 +40,9 @@ class Experiment:
     final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
     swa: how the server's models are averaged; None: they are not.
     architectures: client k has that at position k mod n; none: all have `model`.
+    personal: on what clients are judged, `dealt` or `shards`; None: on what is dealt, if the method has models of clients.
+    shard_part: of each shard, withheld from training for `shards`. joining_steps: of clients that are held out, before they are judged;
+    None: there are none.
     """
 
     dataset: Dataset
@@ -70,6 +74,9 @@ class Experiment:
     split_seed: int
     data: Path
     swa: SWA | None = field(default=None, metadata=as_before(None))
+    personal: str | None = field(default=None, metadata=as_before(None))
+    shard_part: float | None = field(default=None, metadata=as_before(None))
+    joining_steps: int | None = field(default=None, metadata=as_before(None))
     architectures: tuple[Model, ...] = field(default=(), metadata=as_before(()))
 
     @property
@@ -127,7 +134,15 @@ class Experiment:
     @property
     def personalised(self) -> bool:
         """Whether models of clients are evaluated."""
-        return self.algorithm.personalised or not self.global_model
+        return self.personal is not None or self.algorithm.personalised or not self.global_model
+
+    def divided(self, sample_owners: SampleOwners) -> tuple[Shards, Shards | None, Shards | None]:
+        """What each client trains with, and what is withheld of its shard for validation and for test; None: nothing is withheld."""
+        shards = self.shards(sample_owners)
+        if self.personal != "shards":
+            return shards, None, None
+        assert self.shard_part is not None
+        return withhold(shards, sample_owners.labels, self.shard_part, self.seed)
 
     @property
     def peak_lr(self) -> float:

@@ -126,7 +126,7 @@ class LocalPhase:
         if part.plan.residual_weight:  # x + sum of q_k (w_k - x), where weights q do not sum to 1
             mean.add_(part.state.model, alpha=part.plan.residual_weight)
         if self._uplink.at_server:
-            shared = self._group.shared  # personal parameters are not sent
+            shared = self._group.shared
             change = shared.of(mean - part.state.model)
             self._uplink.arrive(change, part.reports, part.server_stream)
             shared.write(mean, shared.of(part.state.model) + change)
@@ -135,13 +135,13 @@ class LocalPhase:
     def update(self, part: RunRound, inputs: RoundInputs, mean: Tensor | None) -> None:
         """Update a run's state from what its rows returned. If nobody reports, nothing changes."""
         if part.reports:
-            stays = self._group.personal.of(part.state.model).clone()
+            stays = self._group.unsent.of(part.state.model).clone()
             if mean is not None:
                 self._algorithm.outer(part.state, part.clients, mean)
             else:
                 returned = self.returned(part, inputs)
                 self._algorithm.update(part.state, part.clients, returned.starts, returned.ends)
-            self._group.personal.write(part.state.model, stays)
+            self._group.unsent.write(part.state.model, stays)
             self._statistics.end(part)
             self._algorithm.finish(part.state, part.clients)
         part.restore_lost()
@@ -169,7 +169,11 @@ class LocalPhase:
             train = partial(self._train_segment, wave, rows, slice(first, last), inputs.counts[rows, batches], inputs, optimizers)
             # Rounds of different lengths share the recordings of their first segments.
             own = tuple(
-                (min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last], part.plan.fixed) for part in parts
+                (
+                    *(min(last, part.plan.steps), part.plan.steps <= last, part.exchanges[first:last], part.plan.fixed),
+                    part.plan.J if self._algorithm.reads_J else None,
+                )
+                for part in parts
             )
             shapes = tuple(tensor.shape for tensor in segment.values())
             blocks = tuple((lane, block.run, block.rows.start, block.rows.stop) for lane, block in wave.items())
@@ -246,7 +250,7 @@ class LocalPhase:
             parameters.copy_(starts)
             if given.starts is None and lane.starts is None:
                 engine.mark_equal(parameters)
-        rows = group.rows(lane, parameters, starts, given.rates[local], optimizer, of_rows)
+        rows = group.rows(lane, parameters, starts, given.rates[local], optimizer, of_rows, part.plan.J or 0)
         statistics, frozen = self._group.buffers.statistics, part.state.buffers.get("frozen")
         beside = Beside(None if statistics is None else statistics[block.rows], None if frozen is None else frozen[0], part.plan.fixed)
         changed = (
@@ -332,10 +336,10 @@ class LocalPhase:
         assert part.uplink_streams is not None
         streams = part.uplink_streams[rows.start - part.rows.start : rows.stop - part.rows.start]
         streams = streams ^ crc32(name.encode())  # each vector has draws of its own; the model's are those of the client
-        if not self._group.personal.width:
+        if not self._group.unsent.width:
             self._uplink.encode(vectors, slots, streams)
             return
-        shared, size = self._group.shared, self._group.layout.size  # personal parameters are not sent
+        shared, size = self._group.shared, self._group.layout.size
         named = {"": vectors, **slots}
         parts = {name: shared.of(tensor) if tensor.shape[1] == size else tensor for name, tensor in named.items()}
         self._uplink.encode(parts[""], {name: tensor for name, tensor in parts.items() if name}, streams)

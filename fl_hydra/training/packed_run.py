@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -15,9 +16,9 @@ from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.randomness import generator, key
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.clients import Facts
 from fl_hydra.seams.fabric import Traffic
-from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.rows import GRADIENTS, OUTPUTS, PRODUCTS
 from fl_hydra.sharding.shard_sampler import ShardSampler
 from fl_hydra.training.client_files import Reference
@@ -73,27 +74,35 @@ class PackedRun:
     """
 
     def __init__(self, experiment: Experiment, sample_owners: SampleOwners, architectures: Architectures) -> None:
-        shards = experiment.shards(sample_owners)
+        shards, validation, test = experiment.divided(sample_owners)
+        self.withheld = {"val": validation, "test": test}
+        """What is withheld of each client's shard, by the set that it makes; None: nothing is."""
         self.experiment = experiment
         self.shards = shards
         self.public = experiment.public_samples(sample_owners)
         """Training samples that no client has, int64 [n]."""
         self.shard_sizes = shards.sizes
-        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.shard_sizes))
+        self.drawn_sizes = experiment.participation.seen_sizes(shards.sizes)
+        """Samples of each client that may be drawn, int64 [K]; 0 of those that are held out."""
+        m, K, owners = experiment.m, experiment.K, int(np.count_nonzero(self.drawn_sizes))
+        held_out = experiment.participation.kept_away
+        which = "have samples" if not len(held_out) else "have samples and are not held out"
         require(
             m <= owners or m == K,
-            f"C={m / K:g}: {owners} of {K} clients have samples, and {m} are needed; choose at most C={owners / K:g}",
+            f"C={m / K:g}: {owners} of {K} clients {which}, and {m} are needed; choose at most C={owners / K:g}",
         )
         labels, classes = sample_owners.labels, experiment.dataset_info.classes
         count_labels = None if labels is None else partial(shards.label_counts, labels, classes)
         require(
-            owners == K or not experiment.uplink.private,
-            f"uplink={experiment.uplink.name}: {K - owners} of {K} clients have no samples and are never drawn, which tells who they are; "
+            owners == K - len(held_out) or not experiment.uplink.private,
+            f"uplink={experiment.uplink.name}: {K - len(held_out) - owners} of {K} clients have no samples and are never drawn, which "
+            "tells who they are; "
             f"choose a smaller K, or a sharding that gives every client samples",
         )
         self.architectures = architectures
+        sizes, size = self.shard_sizes, experiment.batch_size
         self.members = [
-            Members(Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, architectures, number))
+            Members(Facts(K, m, experiment.seed, layout, sizes, count_labels, held_out, size, architectures, number))
             for number, layout in enumerate(architectures.layouts)
         ]
         """Its clients, by the architecture of their models."""
@@ -212,7 +221,7 @@ class PackedRun:
         assert counts is not None
         return counts[ids].astype(np.float64)
 
-    def charge_gradients(self, ids: Indices, samples: int | None = None, architecture: int = 0) -> None:
+    def charge_gradients(self, ids: Indices, samples: int | Indices | None = None, architecture: int = 0) -> None:
         """Charge gradients of so many samples to each of some clients of an architecture, which compute in parallel. samples: None: all
         that each has."""
         sizes = self.shard_sizes[ids] if samples is None else np.full(len(ids), samples)
@@ -234,6 +243,11 @@ class PackedRun:
         """Copy the cohort's state to where it is held, to free its rows for others."""
         for members in self.members:
             members.clients.retire()
+
+    def clients_digest(self) -> str:
+        """SHA-256 over the state of all clients that have taken part, 64 hex digits."""
+        digests = [members.clients.digest() for members in self.members]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def collect_files(self, kept: Sequence[Mapping[int, Reference]]) -> None:
         """Delete files of client state to which neither a checkpoint in `kept` nor the current state refers."""

@@ -93,7 +93,7 @@ def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:
     work = _samples_of_whole_round(run, J)
     queries = _QueryAccount(losses, run.shard_sizes)
     seen = Round(
-        run.shard_sizes, e.m, e.seed, run.round, e.gamma, work * run.step_sample_seconds[: e.K], dict(run.scheme_state), queries.losses
+        run.drawn_sizes, e.m, e.seed, run.round, e.gamma, work * run.step_sample_seconds[: e.K], dict(run.scheme_state), queries.losses
     )
     cohort = e.participation.cohort(seen)
     ids, wanted = cohort.ids, work[cohort.ids]

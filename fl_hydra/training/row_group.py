@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,11 +133,11 @@ class SlotNames:
     widths: dict[str, int]
 
     @classmethod
-    def made(cls, optimizer: Optimizer, vectors: Sequence[str], columns: Sequence[str], size: int) -> SlotNames:
-        """The names of an optimizer's slots for these vectors of `size` numbers, whose named `columns` are stepped separately."""
+    def made(cls, optimizer: Optimizer, vectors: Mapping[str, int], columns: Sequence[str]) -> SlotNames:
+        """The names of an optimizer's slots for these vectors, of so many numbers, whose named `columns` are stepped separately."""
         of: dict[str, dict[str, str]] = {}
         widths: dict[str, int] = {}
-        for vector in ("", *vectors):
+        for vector, size in vectors.items():
             own = of[vector] = {}
             for name, width in optimizer.slots.items():
                 for slot in (name,) if width == "row" else (name, *(counter(name, each) for each in columns)):
@@ -197,7 +197,10 @@ class RowGroup:
         algorithm, optimizer = experiment.algorithm, experiment.optimizer
         self.personal = algorithm.personal(self.layout)
         """Columns of the parameters that stay with their client."""
-        self.shared = self.layout.columns(lambda name, module: name not in self.personal.names)
+        unsent = {*self.personal.names, *algorithm.untrained(self.layout).names}
+        self.unsent = self.layout.columns(lambda name, module: name in unsent)
+        """Columns of the parameters that are not sent: these, and those that are not trained."""
+        self.shared = self.layout.columns(lambda name, module: name not in unsent)
         """All others."""
         everything = self.layout.columns(lambda name, module: True)
         model = architecture.model
@@ -208,7 +211,9 @@ class RowGroup:
         """Whether running statistics are what they were in the beginning, and are not sent."""
         self.columns = algorithm.columns(self.layout)
         """Columns that the method steps separately, by name."""
-        self._slots = SlotNames.made(optimizer, algorithm.stepped, tuple(self.columns), self.layout.size)
+        self._stepped = algorithm.stepped_columns(self.layout)
+        widths = {name: self._stepped[name].width if name in self._stepped else self.layout.size for name in ("", *algorithm.stepped)}
+        self._slots = SlotNames.made(optimizer, widths, tuple(self.columns))
         self._fresh = {} if algorithm.keeps_optimizer else self._slots.widths
         self.kept_slots = self._slots.widths if algorithm.keeps_optimizer else {}
         """Numbers of the optimizer's slots that each client keeps, by name."""
@@ -259,12 +264,11 @@ class RowGroup:
     def payload(self) -> int:
         """Bytes of a model as it is sent."""
         statistics = 0 if self.statistics_known else self.layout.statistics.size - self.personal_statistics.width
-        return (self.layout.size - self.personal.width + statistics) * self.dtype.itemsize
+        return (self.layout.size - self.unsent.width + statistics) * self.dtype.itemsize
 
-    def client_state(self, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
-        """Initial values of what each client of a run carries, by name, [1 or K, width], from its initial model [1, P] and running
-        statistics [1, size]."""
-        e = self._experiment
+    def client_state(self, e: Experiment, models: Tensor, statistics: Tensor | None, facts: Facts) -> dict[str, Tensor]:
+        """Initial values of what each client of a run carries, by name, [1 or K, width], from its experiment, initial model [1, P] and
+        running statistics [1, size]."""
         named = {f"{STATE}{name}": values for name, values in e.algorithm.client_state(models, facts).items()}
         if self.personal.width:
             named[PERSONAL] = self.personal.of(models).clone()
@@ -279,12 +283,12 @@ class RowGroup:
         self.kept_widths = {name: values.shape[1] for name, values in named.items()}
         return named
 
-    def rows(self, lane: Lane, parameters: Tensor, starts: Tensor, lr: Tensor, rule: Optimizer, of: RowsOf) -> Rows:
+    def rows(self, lane: Lane, parameters: Tensor, starts: Tensor, lr: Tensor, rule: Optimizer, of: RowsOf, J: int = 0) -> Rows:
         """Rows in training.
 
         Args:
             lane: whose fresh slots they use. parameters, starts: [rows, P]. lr: [rows, steps]. rule: of the local optimizer.
-            of: the buffers of these rows.
+            of: the buffers of these rows. J: local steps of the round as the rule chose them.
         """
         count = len(parameters)
         slots = of.kept if not self._fresh else {name: slot[:count] for name, slot in lane.slots.items()}
@@ -294,9 +298,10 @@ class RowGroup:
             of.hyper,
             {vector: {name: slots[place] for name, place in names.items()} for vector, names in self._slots.of.items()},
             self.columns,
+            self._stepped,
         )
         state = {name.removeprefix(STATE): values for name, values in of.kept.items() if name.startswith(STATE)}
-        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, self._architectures)
+        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, J, self._architectures)
 
     def of_rows(self, rows: slice, run: int) -> RowsOf:
         """The buffers of some rows of a run."""

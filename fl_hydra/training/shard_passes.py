@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,12 +36,16 @@ class ShardPasses:
 
     def gradient(self, run: PackedRun, state: State, ids: Indices, models: Tensor) -> Tensor:
         """The gradient of the mean loss over each client's samples, int64 [n], at its model [n, P]: [n, P]."""
-        found = torch.zeros_like(models, memory_format=torch.contiguous_format)
+        return self.gradient_of(run, state, ids, models, [run.shards[client] for client in ids.tolist()])[0]
+
+    def gradient_of(self, run: PackedRun, state: State, ids: Indices, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+        """The gradient of the mean loss over some training samples of each client, at its model [n, P]: [n, P]; and that loss, [n]."""
+        found, losses = torch.zeros_like(models, memory_format=torch.contiguous_format), models.new_zeros(len(ids))
         statistics, frozen = self._group.client_statistics(state, run.members[self.architecture].clients, ids), state.buffers.get("frozen")
         for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once):
             own = Beside(None if statistics is None else statistics[rows], None if frozen is None else frozen[0])
-            self._add(run, ids[rows], models[rows].contiguous(), own, found[rows])
-        return found
+            losses[rows] = self._add(samples[rows], models[rows].contiguous(), own, found[rows])
+        return found, losses
 
     def outputs(self, run: PackedRun, state: State, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         """The outputs [n, ...] of a model [1, P] for a client's samples, and their targets [n, ...]."""
@@ -99,13 +103,15 @@ class ShardPasses:
         )
         return stream.batches(slice(0, count), False, beside)
 
-    def _add(self, run: PackedRun, ids: Indices, models: Tensor, beside: Beside, found: Tensor) -> None:
-        shards = [run.shards[client] for client in ids.tolist()]
+    def _add(self, shards: Sequence[Indices], models: Tensor, beside: Beside, found: Tensor) -> Tensor:
+        """Add the gradients of some models' mean losses over these samples to `found` [models, P]; the mean losses, [models]."""
+        count = len(shards)
+        meter = models.new_zeros(count, METER_WIDTH + self._group.engine.squares)
         longest, device = max(map(len, shards)), models.device
         indices = to_device(np.stack([np.pad(shard, (0, longest - len(shard))) for shard in shards]), device)
         sizes = to_device(np.array([len(shard) for shard in shards]), device)
         present = (torch.arange(longest, device=device) < sizes[:, None]).to(models.dtype)
-        targets = torch.zeros(len(ids), 1, dtype=models.dtype, device=device)
+        targets = torch.zeros(count, 1, dtype=models.dtype, device=device)
         for first in range(0, longest, PASS_SAMPLES):
             part = slice(first, min(first + PASS_SAMPLES, longest))
             which = indices[:, part]
@@ -114,17 +120,18 @@ class ShardPasses:
                 inputs.view(*which.shape, *inputs.shape[1:]),
                 self._samples.targets[which],
                 present[:, part],
-                models.new_zeros(len(ids), METER_WIDTH),
-                np.zeros(len(ids), np.int64),
-                np.zeros((len(ids), len(CALLS)), np.int64),
+                meter,
+                np.zeros(count, np.int64),
+                np.zeros((count, len(CALLS)), np.int64),
                 statistics=beside.statistics,
                 frozen=beside.frozen,
                 training=False,
             )
             counted = count_targets(batch.targets, present[:, part])
-            found.addcmul_(self._group.engine.gradient(models, batch, metered=False), counted)
+            found.addcmul_(self._group.engine.gradient(models, batch), counted)
             targets += counted
         found.div_(targets.clamp(min=1))
+        return meter[:, 0] / targets[:, 0].clamp(min=1)
 
 
 class RunShards:
@@ -141,6 +148,12 @@ class RunShards:
         if self._charged:
             self._run.charge_gradients(ids, architecture=self._passes.architecture)
         return self._passes.gradient(self._run, self._state, ids, models)
+
+    def gradient_of(self, ids: Indices, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+        if self._charged:
+            self._run.charge_gradients(ids, np.array([len(own) for own in samples]), self._passes.architecture)
+        chosen = [self._run.shards[client][own] for client, own in zip(ids.tolist(), samples, strict=True)]
+        return self._passes.gradient_of(self._run, self._state, ids, models, chosen)
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         if self._charged:

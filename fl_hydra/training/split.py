@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Dataset, datasets
 from fl_hydra.data.images import ImageDataset, channel_statistics
 from fl_hydra.data.sample_owners import SampleOwners
@@ -23,12 +25,16 @@ from fl_hydra.training.text_samples import Text
 
 @dataclass(frozen=True)
 class Split:
-    """The three sets of a run, on the device, and who owns the training samples."""
+    """The three sets of a run, on the device, and who owns the training samples.
+
+    owners: for `val` and `test`, numbers of the dataset's users whose the samples are, int64 [N], -1 of others; empty if it does not say.
+    """
 
     train: Samples
     validation: Samples
     test: Samples
     sample_owners: SampleOwners
+    owners: Mapping[str, Indices] = field(default_factory=dict)
 
 
 def load_split(dataset: Dataset, root: Path, split_seed: int, precision: Precision, device: torch.device) -> Split:
@@ -53,7 +59,7 @@ def _text(dataset: TextDataset, root: Path, split_seed: int, device: torch.devic
         Text(split.characters, starts, WINDOW, everywhere=dataset.everywhere, device=device)
         for starts in (split.train, split.validation, split.test)
     )
-    return Split(train, validation, test, split.sample_owners)
+    return Split(train, validation, test, split.sample_owners, {"val": split.validation_users, "test": split.test_users})
 
 
 def _images(dataset: ImageDataset, root: Path, split_seed: int, dtype: torch.dtype, device: torch.device) -> Split:

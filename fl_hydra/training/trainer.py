@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fl_hydra.algorithms.base import State
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
+from fl_hydra.errors import require
 from fl_hydra.seams.architectures import Architectures
 from fl_hydra.training.architecture import Architecture
 from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS
@@ -32,6 +34,7 @@ from fl_hydra.training.engine_names import ENGINE_KINDS
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
 from fl_hydra.training.experiment import Experiment
+from fl_hydra.training.judged import JudgedModel
 from fl_hydra.training.local_phase import LocalPhase
 from fl_hydra.training.measurements import LossQueries, Measurements, joined
 from fl_hydra.training.packed_run import PackedRun
@@ -40,7 +43,6 @@ from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.round_inputs import RoundInputs
 from fl_hydra.training.row_group import RowGroup
 from fl_hydra.training.sample_cost import example
-from fl_hydra.training.samples import Samples
 from fl_hydra.training.split import load_split
 
 
@@ -93,10 +95,12 @@ class Trainer:
         ]
         self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
         first.uplink.check(rows[0].layout.statistics.size - rows[0].personal_statistics.width)
+        if rows[0].personal_statistics.width:
+            _refuse_held_out(experiments)
         self.runs = [PackedRun(experiment, self.split.sample_owners, architectures) for experiment in experiments]
         folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
         self.measurements = Measurements(self.runs, self.device)
-        self.groups = [ClientGroup(each, self.runs, self.split.train, self.measurements, folders, state_on) for each in rows]
+        self.groups = [ClientGroup(each, self.runs, self.split, self.measurements, folders, state_on) for each in rows]
         """Clients by the architecture of their models."""
         self.loss_queries = LossQueries(self.group.engine, self.split.train, notify)
         self._allocate([[-(-experiment.m // len(rows)) for experiment in experiments]] * len(rows))
@@ -268,14 +272,30 @@ class Trainer:
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
         models = self.group.whole(models.clone(), state, statistics)
-        personal = partial(self._personal_scores, run) if self._first.personalised else None
+        personal = partial(self._personal_scores, run) if self.runs[run].experiment.personalised else None
         groups = [group.rows for group in self.groups]
         return evaluate(self.runs[run], run, models, personal, self.split, groups, self.measurements, self._notify)
 
-    def _personal_scores(self, index: int, samples: Samples, looked_at: Tensor) -> PersonalScores:
+    def _judged(self, group: ClientGroup, run: int) -> State:
+        """What a run carries, with what is evaluated of it as its model, from which clients' models are made."""
+        state = group.state_of(run)
+        if self.runs[run].finished or not self._first.global_model:
+            return state
+        models, statistics = self._evaluated(self.runs[run], state)
+        buffers = state.buffers if statistics is None else {**state.buffers, "model": statistics}
+        return state if models is state.model else replace(state, model=models.mean(0, keepdim=True), buffers=buffers)
+
+    def _personal_scores(self, index: int, name: str, looked_at: Tensor) -> PersonalScores:
         """Scores of a run's clients with their own models."""
-        run, chooses = self.runs[index], samples is self.split.validation
-        return PersonalScores.together([group.scores(run, index, samples, looked_at, chooses) for group in self.groups])
+        return PersonalScores.together(
+            [group.scores(self.runs[index], index, self._judged(group, index), name, looked_at) for group in self.groups]
+        )
+
+    def client_module(self, client: int, choice: int = 0, run: int = 0) -> JudgedModel:
+        """The model with which a client is judged. choice: which of the method's `choices` is used."""
+        packed, group = self.runs[run], self.groups[self.runs[run].architectures.number(client)]
+        state = self._judged(group, run)
+        return group.personal.module(packed, state, group.cohorts.uncharged(packed, run, np.array([client]), state), choice)
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""
@@ -286,8 +306,8 @@ class Trainer:
         return self.groups[self.runs[0].architectures.number(client)]
 
     def weights(self, run: int = 0) -> Tensor:
-        """A run's model, [P], on the host; those of all architectures one after the other."""
-        return torch.cat([group.state.model[run] for group in self.groups]).cpu()
+        """A run's model, [P], on the host; that of the first architecture."""
+        return self.state.model[run].cpu()
 
     def checkpoint(self, run: int = 0) -> dict[str, Any]:
         """Everything that a run's next round depends on, as plain values and tensors; client state is written to files and referred to."""
@@ -313,6 +333,16 @@ class Trainer:
         self.measurements.meter[run].copy_(checkpoint["meter"])
         if self.measurements.noise is not None:
             self.measurements.noise.averages[run].copy_(checkpoint["noise"])
+
+
+def _refuse_held_out(experiments: Sequence[Experiment]) -> None:
+    """Refuse runs in which clients would have to be judged without the running statistics that stay with them."""
+    for e in experiments:
+        require(
+            e.participation.held_out is None,
+            f"participation.held_out={e.participation.held_out}: running statistics of BatchNorm stay with clients here, and "
+            "those that never train have none; choose another method, or leave held_out out",
+        )
 
 
 def _prepared(device: str) -> torch.device:

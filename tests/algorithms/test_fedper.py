@@ -63,7 +63,7 @@ def test_a_pattern_chooses_parameters_or_modules() -> None:
     )
     biases = trainer("algorithm=fedper", *SMALL, "algorithm.personal_layers=*.bias").group
     assert all(name.endswith(".bias") for name in biases.personal.names) and len(biases.personal.slices) > 1
-    with pytest.raises(UserError, match=r"algorithm.personal_layers=fc9\*: matches no parameter; choose none, all, head, or names"):
+    with pytest.raises(UserError, match=r"algorithm.personal_layers=fc9\*: matches no parameter; choose none, all, head, body, or names"):
         trainer("algorithm=fedper", *SMALL, "algorithm.personal_layers=fc9*")
 
 

@@ -80,7 +80,10 @@ def inner(algorithm: str) -> str:
 
 
 def suited(algorithm: str, *words: str) -> tuple[str, ...]:
-    """Words with a model that a method can train: FedBN needs normalisations, which the small one has not."""
+    """Words with a model that a method can train, as FedBN needs normalisations, which the small one has not, and with numbers that go
+    with few local steps."""
+    if algorithm == "fedrep":
+        return ("algorithm.head_steps=1", *words)
     if algorithm != "fedbn":
         return words
     normalised = ("model=convmixer", "model.width=4", "model.depth=1", "model.patch=4", "model.kernel=3")

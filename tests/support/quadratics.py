@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.arrays import Indices
-from fl_hydra.seams.rows import GRADIENTS, Batch
+from fl_hydra.seams.rows import GRADIENTS, PRODUCTS, Batch
 from fl_hydra.training.planning import plan_round
 from fl_hydra.training.trainer import Trainer
 from tests.support.make import experiment
@@ -54,6 +54,7 @@ class Quadratics:
         self._a, self._b = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (a, b))
         self._cohort = (-1, np.zeros(0, np.int64))
         self.run.group.engine.gradient = self._gradient  # type: ignore[method-assign]
+        self.run.group.engine.product = self._product  # type: ignore[method-assign]
         self.run.state.model.fill_(start)
         self.run.sole_run.shard_sizes[:] = sizes
 
@@ -61,6 +62,11 @@ class Quadratics:
         """Rows are the clients of the cohort, in order, which the plan of the round says."""
         batch.calls[:, GRADIENTS] += 1
         return self.gradient_at(parameters, self.ids)
+
+    def _product(self, parameters: Tensor, vectors: Tensor, batch: Batch, objective: Any = None) -> Tensor:
+        batch.calls[:, PRODUCTS] += 1
+        product: Tensor = self._a[torch.from_numpy(self.ids)] * vectors
+        return product
 
     def gradient_at(self, parameters: Tensor, ids: Indices) -> Tensor:
         """Gradients of some clients, int64 [n], at parameters [n, P]."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.data.cifar100 import CIFAR100
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.data.shakespeare import Shakespeare
@@ -25,6 +26,7 @@ from fl_hydra.resolving import resolve
 from fl_hydra.runs.folder import as_json
 from fl_hydra.runs.identity import describe, hash_of
 from fl_hydra.runs.reading import Run
+from fl_hydra.sweeping.grid import with_own
 from tests.support.make import config
 
 SECTIONS = {path.stem: path for path in sorted((SWEEPS / "sweep").glob("*/*.yaml"))}
@@ -50,14 +52,18 @@ COUNTS = ("averages", "served", "block_averages", "exchanges", "exchanged")
 def configs(section: str) -> list[dict[str, Any]]:
     """The resolved configuration of each point of a section's grid at full size, each once, but for its seed."""
     content: Any = OmegaConf.to_container(OmegaConf.load(SECTIONS[section]))
-    grid = {key: str(values).split(",") for key, values in content["hydra"]["sweeper"]["params"].items() if key != "seed"}
+    sweeper = content["hydra"]["sweeper"]
+    grid = {key: str(values).split(",") for key, values in sweeper["params"].items() if key != "seed"}
     begun = [f"+sweep/{SECTIONS[section].parent.name}={section}", *(["tuned=null"] if content.get("tuned") else [])]
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for dataset, info in DATASET_INFOS.items():
             patch.setattr(dataset, "info", lambda self, root, info=info: info)
         for values in itertools.product(*grid.values()):
-            chosen = {key: f"{key}={value}" for key, value in zip(grid, values, strict=True)}
+            words = with_own([f"{key}={value}" for key, value in zip(grid, values, strict=True)], sweeper.get("own") or {})
+            if words is None:
+                continue
+            chosen = {word.partition("=")[0]: word for word in words}
             point = config(*begun, *(word for key, word in chosen.items() if key not in ALONE))
             for key in ALONE & chosen.keys():
                 setattr(point, key, getattr(config(chosen[key]), key))
@@ -122,7 +128,13 @@ def rows(config: Mapping[str, Any], points: int = 6) -> Iterator[dict[str, Any]]
             counts["served"] = 2 * each * m if name == "fedavg" else 0
             counts["block_averages"] = int(0.8 * each) if name == "hierarchical" else 0
         measured = {"train/acc": 1.05 * accuracy, "val/acc": accuracy * apart[0] - 0.004, "test/acc": accuracy}
+        method, own = algorithms[name](), {}
+        if method.personalised or config.get("personal") is not None:
+            own = personal(config, accuracy, last=n == points)
         losses = {key.replace("acc", "loss"): 4.6 * (1 - value) ** 1.6 * apart[1] for key, value in measured.items()}
+        if not method.global_model:
+            measured |= {"val/acc": None, "test/acc": None}
+            losses |= {"val/loss": None, "test/loss": None}
         yield {
             "round": max(n, averages),
             "samples": t * total,
@@ -137,7 +149,26 @@ def rows(config: Mapping[str, Any], points: int = 6) -> Iterator[dict[str, Any]]
             **counts,
             **measured,
             **losses,
+            **own,
         }
+
+
+def personal(config: Mapping[str, Any], accuracy: float, last: bool) -> dict[str, Any]:
+    """Figures of clients' own models: better than one for all where clients hold few classes; by client in the last row."""
+    K, rng = config["K"], np.random.default_rng([zlib.crc32(config["algorithm"]["name"].encode()), config["seed"]])
+    mean = min(0.95, accuracy + 0.5 / (config["N_c"] or 8))
+    accuracies = np.clip(mean + 0.12 * rng.normal(size=K), 0, 1)
+    accuracies[0], sizes = np.nan, np.full(K, 50)
+    sizes[0] = 0  # this client has no samples
+    kept = np.sort(accuracies[1:])
+    figures: dict[str, Any] = {}
+    for part in ("val", "test"):
+        found = {"loss": 1.0, "acc": kept.mean(), "acc_weighted": kept.mean(), "acc_worst_tenth": kept[: -(-K // 10)].mean()}
+        found |= {"acc_deviation": kept.std(), "clients": K - 1, "acc_held_out": mean - 0.1, "clients_held_out": 5}
+        if last:
+            found |= {"accs": [None if math.isnan(each) else float(each) for each in accuracies], "sizes": sizes.tolist()}
+        figures |= {f"personal/{part}/{key}": value for key, value in found.items()}
+    return figures
 
 
 def write_clients(config: Mapping[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,6 +20,7 @@ from fl_hydra.runs.foresight import pace_key
 from fl_hydra.runs.identity import describe
 from fl_hydra.runs.sections import section_runs, sections
 from fl_hydra.runs.status import all_standings
+from fl_hydra.sweeping.grid import BUDGETS, with_own
 from tests.conftest import Program
 from tests.support.asking import GRID, TINY, content
 from tests.support.make import PROJECT, experiment
@@ -70,6 +72,24 @@ def test_equal_paces_are_of_runs_that_differ_in_numbers_only() -> None:
         assert key(other) != key(), other
 
 
+# Points with keys of their own
+
+
+def test_points_have_their_own_keys_unless_these_are_typed() -> None:
+    own: dict[str, Any] = {
+        "dataset=shakespeare": {"sharding": "natural", "samples": 512},
+        "sharding=dirichlet": {"sharding.alpha": 0.3},
+        "algorithm=fedlc,dataset=shakespeare": None,
+    }
+    images = ["dataset=digits", "sharding=dirichlet", "epochs=3"]
+    text = ["dataset=shakespeare", "sharding=dirichlet", "epochs=3"]
+    assert with_own(images, own) == [*images, "sharding.alpha=0.3"]
+    assert with_own(text, own) == ["dataset=shakespeare", "epochs=null", "rounds=null", "sharding=natural", "samples=512"], "in this order"
+    assert with_own(text, own, BUDGETS) == ["dataset=shakespeare", "epochs=3", "sharding=natural"]
+    assert with_own(["algorithm=fedlc", *text], own) is None and with_own(["algorithm=fedlc", *images], own) is not None
+    assert with_own(["dataset=digits"], own) == ["dataset=digits"]
+
+
 # Sizes
 
 
@@ -82,7 +102,7 @@ def test_a_section_says_what_it_is_and_has_three_sizes(path: Path) -> None:
     assert set(sizes) == {"short", "smoke"}
     for size in sizes.values():
         seeds = str(size.get("seed", content.hydra.sweeper.params.get("seed", "")))
-        assert "," not in seeds, "one seed"
+        assert "," not in seeds or "at every size" in head, "one seed"
     assert sizes.smoke.get("dataset") == "digits" or "dataset.text" in sizes.smoke, "nothing is downloaded"
 
 

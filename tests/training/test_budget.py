@@ -50,7 +50,7 @@ def test_a_step_of_a_part_of_its_batches_takes_that_part_of_the_rate(algorithm: 
     while not run.finished:
         run.run_round()
     assert sum(parts) == run.sole_run.samples == run.sole_run.experiment.budget
-    assert any(0 < part < 16 * method.batches_per_step for part in parts)
+    assert any(0 < part < 16 * trained.batches_per_step for part in parts)
     assert run.evaluate()[0]["lr"] == 0.25
 
 

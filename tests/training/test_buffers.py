@@ -28,7 +28,10 @@ from tests.support.layers import FEDAVG, Layered, batch_of, gradient_of, layered
 from tests.support.make import experiment, kind
 
 ENGINES = ("loop", "stacked", "im2col")
-ALIKE = ("centralized", "localsgd", "lookahead", "slowmo", "diloco", "gossip_pga", "fedprox", "easgd", "shat", "fedbn")
+ALIKE = (
+    *("centralized", "localsgd", "lookahead", "slowmo", "diloco", "gossip_pga", "fedprox", "easgd", "shat", "fedbn"),
+    *("fedsim", "lg_fedavg", "local"),
+)
 """Methods that treat them as another one does."""
 
 ROUGH = ("participation.dropout=0.4", "local_steps.spread=0.5")

@@ -17,7 +17,7 @@ from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.trainer import Trainer
 from tests.support.capture import Recorder, under_guard
 from tests.support.engines import KINDS, PAIRS, arguments
-from tests.support.make import experiment, inner, kind, trainer
+from tests.support.make import config, experiment, inner, kind, trainer
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,7 @@ def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: 
     """What a graph replays reads fixed memory only: here a replay runs what was recorded in an earlier round once more."""
     monkeypatch.setattr("fl_hydra.training.round_inputs.GRAPH_STEPS", 3)
     samples = 900 if kind(algorithm) == "fedavg" else 4000 if algorithm in ("centralized", "hierarchical") else 2000  # by length of a round
+    samples *= config(f"algorithm={algorithm}").algorithm.batches_per_step
     settings = (*arguments(algorithm, inner(algorithm), "precision=fp64"), "rounds=null", f"samples={samples}")
     eager, replayed = trainer(*settings, engine=engine), trainer(*settings, engine=engine)
     recorder = Recorder(replayed)

@@ -14,7 +14,8 @@ from torch import Tensor
 from fl_hydra.algorithms.fedper import FedPer
 from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.rows import Outputs
-from fl_hydra.training.personal_evaluation import PersonalScores, deal_shares
+from fl_hydra.training.personal_evaluation import PersonalScores
+from fl_hydra.training.personal_shares import deal_shares
 from tests.support.make import trainer
 
 SMALL = ("algorithm=fedper", "K=6", "C=0.5", "J=3", "precision=fp64", "rounds=4", "batch_size=16", "sharding=classes", "N_c=3")

@@ -51,14 +51,13 @@ def test_clients_are_judged_with_their_own_statistics() -> None:
     assert line["val/acc"] is None and line["test/loss"] is None
     own = run.group.client_statistics(run.state, run.sole_run.clients, np.arange(8))
     assert own is not None
-    samples = run.split.test
-    shares = run.personal._shares_of(run.sole_run, samples, torch.arange(len(samples)))
+    samples, shares = run.personal._shares.of(run.sole_run, "test", torch.arange(len(run.split.test)))
     losses = []
     for client, share in enumerate(shares):
+        assert share is not None
         module = torch_module(run, statistics=own[client]).eval()
         with torch.no_grad():
-            which = torch.from_numpy(share)
-            losses.append(float(nn.functional.cross_entropy(module(samples.plain(which)), samples.targets[which])))
+            losses.append(float(nn.functional.cross_entropy(module(samples.plain(share)), samples.targets[share])))
     assert line["personal/test/loss"] == pytest.approx(np.mean(losses), rel=1e-12)
 
 

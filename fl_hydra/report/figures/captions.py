@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fl_hydra.report.axes import Axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures import curves, heat, lines, search, targets
+from fl_hydra.report.figures import curves, heat, lines, ranked, search, targets
 from fl_hydra.report.figures.drawing import Planned, planned, sheets
 from fl_hydra.report.figures.legends import pretty
-from fl_hydra.report.measures import measure
+from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Results, Setting
 from fl_hydra.report.spec import Spec
 from fl_hydra.report.wording import bare, capital, listed
@@ -40,13 +40,13 @@ def caption(one: Planned, table: CostTable) -> str:
     if plan.spec.beside:
         words.append(f"With the runs of section {plan.spec.beside}.")
     if plan.shared:
-        wide = ", drawn wide" if plan.spec.kind == "curves" else ""
+        wide = ", drawn wide" if plan.spec.kind in ("curves", "clients") else ""
         words.append(f"The lines are split over several panels, each with {pretty(listed(plan.shared))}{wide}.")
     if plan.left_out:
         words.append(f"{plan.left_out} further panel{'s are' if plan.left_out > 1 else ' is'} left out.")
     if plan.empty:
         words.append(f"No result yet, so no panel: {pretty('; '.join(plan.empty))}.")
-    if plan.spec.kind == "curves" and plan.missing:
+    if plan.spec.kind in ("curves", "clients") and plan.missing:
         words.append(f"No result: {pretty('; '.join(plan.missing))}.")
     if plan.spec.kind != "classes":  # of one seed
         words.append(_seeds(plan.settings, "" if plan.spec.kind == "sampling" else "±" if plan.spec.kind == "heat" else "bands and bars"))
@@ -67,7 +67,7 @@ def _what(one: Planned) -> str:
             "reference": f" Rings mark the largest {plan.x.title} of each line that loses at most one percentage point to the best "
             f"result with {pretty(plan.x.label(shown.xs[0]))}.",
         }
-        what = f"{capital(listed([bare(each) for each in shown.measures]))} of the final models against {plan.x.title}{by}."
+        what = f"{capital(listed([bare(each) for each in shown.measures]))} {_final(shown.measures[0])} against {plan.x.title}{by}."
         scaled = any(str(each).startswith("scaled ") for look in (plan.dash, plan.color) if look is not None for each in plan.values(look))
         why = " Scaled: the rate grows with the batch size and warms up." if scaled else ""
         lost = any(
@@ -84,9 +84,10 @@ def _what(one: Planned) -> str:
         hatched = f" Hatched: no result{' (div.: diverged)' if 'div.' in missing else ''}." if missing else ""
         where = f"by {plan.y.title} and {plan.x.title}{by}"
         tied = any(len(places) > 1 for places in shown.best.values())
+        within = " within a column, which is a task of its own" if shown.columns else ""
         unit = ", in %" if shown.value.unit == "%" else ""
         return (
-            f"{capital(bare(shown.value))} of the final models {where}{unit}; darker is better, and a "
+            f"{capital(bare(shown.value))} {_final(shown.value)} {where}{unit}; darker is better{within}, and a "
             f"frame marks the best by validation{', all of them where they are equal' if tied else ''}.{hatched}"
         )
     if isinstance(shown, targets.Shown):
@@ -96,6 +97,8 @@ def _what(one: Planned) -> str:
             f"{capital(what)} when an evaluation first found a {bare(shown.accuracy)} of {shown.target:g} %."
             f"{' Never: at least one seed did not reach it.' if never else ''}"
         )
+    if isinstance(shown, ranked.Shown):
+        return f"Test accuracy of each client's own model, clients sorted by it{by}. The worst tenth of them lies on grey."
     if plan.spec.kind == "sampling":
         return (
             "Probability that a client is drawn first in a round, clients sorted by it; the dotted line is uniform sampling. Effective "
@@ -104,6 +107,11 @@ def _what(one: Planned) -> str:
     if shown[0][1].kind == "characters":
         return f"How frequent the most common characters are in each client's text, relative to all text{by} (first seed)."
     return f"Classes of each client's samples{by} (first seed)."
+
+
+def _final(of: Measure) -> str:
+    """What a figure is of, after its name; that of clients' own models says this itself."""
+    return "at the end of training" if of.name.startswith("personal/") else "of the final models"
 
 
 def _by(looks: list[Axis | None], facets: tuple[Axis, ...]) -> str:

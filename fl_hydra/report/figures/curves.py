@@ -95,13 +95,21 @@ def _rows(plan: Fitted, table: CostTable) -> list[Row]:
         return [Row(each.title, (each,)) for each in found]
     kinds: dict[str, list[Measure]] = {}
     for each in found:
-        part, _, kind = each.name.partition("/")
-        kinds.setdefault(kind if part in PARTS else each.name, []).append(each)
+        whose, part, kind = _parted(each.name)
+        kinds.setdefault(whose + kind if part in PARTS else each.name, []).append(each)
+    titles = {"loss": "loss", "acc": "accuracy, %", "personal/loss": "personal loss", "personal/acc": "personal accuracy, %"}
     rows = []
     for kind, group in kinds.items():
-        group.sort(key=lambda each: list(PARTS).index(each.name.partition("/")[0]) if len(group) > 1 else 0)
-        rows.append(Row({"loss": "loss", "acc": "accuracy, %"}.get(kind, kind) if len(group) > 1 else group[0].title, tuple(group)))
+        group.sort(key=lambda each: list(PARTS).index(_parted(each.name)[1]) if len(group) > 1 else 0)
+        rows.append(Row(titles.get(kind, kind) if len(group) > 1 else group[0].title, tuple(group)))
     return rows
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """`personal/`, or nothing; the set; and the figure of it."""
+    whose = "personal/" if name.startswith("personal/") else ""
+    part, _, kind = name.removeprefix(whose).partition("/")
+    return whose, part, kind
 
 
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
@@ -204,7 +212,7 @@ def _parts(shown: Shown) -> list[tuple[str, Any]]:
     most = max((row.measures for row in shown.rows), key=len)
     if len(most) < 2:
         return []
-    return [(PARTS[each.name.partition("/")[0]], DASHES[index]) for index, each in enumerate(most)]
+    return [(PARTS[_parted(each.name)[1]], DASHES[index]) for index, each in enumerate(most)]
 
 
 @dataclass(frozen=True)

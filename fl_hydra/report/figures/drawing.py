@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_hydra.report.axes import axis
 from fl_hydra.report.cost import CostTable
-from fl_hydra.report.figures import clients, curves, heat, lines, search, targets
+from fl_hydra.report.figures import clients, curves, heat, lines, ranked, search, targets
 from fl_hydra.report.figures.fitting import MOST_SERIES, Fitted, fitted
 from fl_hydra.report.figures.style import COLUMN, WIDE, blank, canvas, save
 from fl_hydra.report.marks import reachable
@@ -110,7 +110,7 @@ def draw_runs(runs: Sequence[Run], table: CostTable, target: Path, name: str = "
     if len(results.settings) == 1 and len(runs) <= MOST_SERIES:
         results = Results(name, [Setting(run.label, [run]) for run in results.settings[0].runs])
         axes = [axis("seed")]
-    spec = Spec.default(name, axes)
+    spec = Spec.default(name, axes).fitting(results)
     if begun and not all(run.finished for run in runs):
         results = Results(name, [Begun(each.label, each.runs) for each in results.settings])
         spec = replace(spec, figures=tuple(figure for figure in spec.figures if figure.kind == "curves"))
@@ -134,7 +134,7 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
             continue
         if plan.spec.kind not in ("sampling", "classes"):
             plan = plan.with_results()
-        if plan.spec.kind in ("curves", "lines"):
+        if plan.spec.kind in ("curves", "lines", "clients"):
             plan = plan.parted(spec.compare)
         one = _planned(figure, plan, table)
         if one is None:
@@ -164,6 +164,9 @@ def _planned(figure: FigureSpec, plan: Fitted, table: CostTable) -> Planned | No
     if kind == "targets":
         shown = targets.read(plan, table)
         return shown and Planned(figure.name, plan, shown, lambda opened: targets.draw(plan, shown, opened))
+    if kind == "clients":
+        shown = ranked.read(plan)
+        return shown and Planned(figure.name, plan, shown, lambda opened: ranked.draw(plan, shown, opened))
     if kind == "sampling":
         shown = clients.read_probabilities(plan)
         return shown and Planned(figure.name, plan, shown, lambda opened: clients.draw_probabilities(shown, opened))

@@ -189,14 +189,16 @@ def fitted(spec: FigureSpec, results: Results) -> Fitted | None:
         slots["color"], slots["dash"] = slots["dash"], None
     used = [each for each in (x, y, *slots.values()) if each is not None]
     loose = [each for each in differ if each not in used and not _told(each, used, settings)] if named else []
-    free = {"curves": ("color", "dash", "facet"), "lines": ("color", "dash", "facet"), "targets": ("color", "facet")}
+    lines = ("color", "dash", "facet")
+    free = {"curves": lines, "lines": lines, "clients": lines, "targets": ("color", "facet")}
     for slot in free.get(spec.kind, ("facet",)):
         if slots[slot] is None and loose:
             slots[slot] = loose.pop(0)
     groups = [each for each in slots.values() if each] + loose
     cells = math.prod(len({each.of(setting.config) for setting in settings}) for each in groups)
-    if spec.kind in ("curves", "targets") and len(groups) > 1 and len(settings) <= MOST_SERIES and (cells >= 2 * len(settings) or loose):
-        slots, loose = {"color": _by_label(settings), "dash": None, "facet": None}, []  # no grid: each for itself
+    no_grid = len(groups) > 1 and len(settings) <= MOST_SERIES and (cells >= 2 * len(settings) or loose)
+    if spec.kind in ("curves", "clients", "targets") and no_grid:
+        slots, loose = {"color": _by_label(settings), "dash": None, "facet": None}, []  # each for itself
     color, dash, facet = slots["color"], slots["dash"], slots["facet"]
     facets = [each for each in (facet, *loose) if each is not None]
     if dash is not None:

@@ -16,11 +16,15 @@ from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty, say_seeds
 from fl_hydra.report.figures.scales import plain
 from fl_hydra.report.figures.style import COLUMN, SHADES, SMALL, WIDE
-from fl_hydra.report.measures import Measure, measure
+from fl_hydra.report.measures import Measure, measure, validation
 from fl_hydra.report.results import Setting, Statistic
 
 CELL = 0.42
 """Width of a cell that has room for a figure, in inches."""
+
+
+Group = tuple[int, Value]
+"""A panel, and a column of it or None for all."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +36,41 @@ class Shown:
     ys: tuple[Value, ...]
     cells: dict[tuple[int, Value, Value], Statistic]
     asked: dict[tuple[int, Value, Value], Setting]
-    best: dict[int, list[tuple[Value, Value]]]
-    """By panel, the places of all that are equally good by validation."""
+    best: dict[Group, list[tuple[Value, Value]]]
+    """The places of all that are equally good by validation, of each group of cells that are compared."""
+    columns: bool = False
+    """Whether cells are compared with those of their column alone: clients' own models where each column divides the data otherwise."""
+
+    def group(self, panel: int, x: Value) -> Group:
+        """The cells with which one is compared."""
+        return panel, x if self.columns else None
 
 
 def read(plan: Fitted, table: CostTable) -> Shown | None:
     """The numbers; None where there are fewer than two, or all are the same."""
     assert plan.x is not None and plan.y is not None
     value = measure(plan.spec.value, table)
+    columns = value.name.startswith("personal/") and plan.x.name in ("N_c", "sharding")
     cells, asked = {}, {}
-    best: dict[int, list[tuple[Value, Value]]] = {}
-    chooser = measure("val/loss" if value.name.endswith("loss") else "val/acc", table)
+    judged: dict[Group, list[tuple[float, tuple[Value, Value]]]] = {}
+    chooser = validation(value, table)
     for index, panel in enumerate(plan.panels):
-        judged = []
         for setting in panel.settings:
-            place = (index, plan.x.of(setting.config), plan.y.of(setting.config))
-            asked[place] = setting
+            x, y = plan.x.of(setting.config), plan.y.of(setting.config)
+            asked[index, x, y] = setting
             if (found := setting.final(value)) is not None:
-                cells[place] = found
+                cells[index, x, y] = found
                 if (judge := setting.final(chooser)) is not None:
-                    judged.append((judge.mean if chooser.better == "max" else -judge.mean, (place[1], place[2])))
-        if len(judged) > 1:
-            top = max(judge for judge, _ in judged)
-            best[index] = [(x, y) for judge, (x, y) in judged if math.isclose(judge, top, rel_tol=1e-12)]
+                    mine = judged.setdefault((index, x if columns else None), [])
+                    mine.append((judge.mean if chooser.better == "max" else -judge.mean, (x, y)))
+    best = {}
+    for group, compared in judged.items():
+        if len(compared) > 1:
+            top = max(judge for judge, _ in compared)
+            best[group] = [place for judge, place in compared if math.isclose(judge, top, rel_tol=1e-12)]
     if len(cells) < 2 or len({cell.mean for cell in cells.values()}) == 1:
         return None
-    return Shown(value, tuple(plan.values(plan.x)), tuple(plan.values(plan.y)), cells, asked, best)
+    return Shown(value, tuple(plan.values(plan.x)), tuple(plan.values(plan.y)), cells, asked, best, columns)
 
 
 def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
@@ -94,8 +107,13 @@ def _cells(axis: Any, shown: Shown, index: int, apart: bool) -> None:
     from matplotlib.patches import Rectangle
 
     sign = -1 if shown.value.better == "min" else 1
-    compared = [sign * cell.mean for (at, *_), cell in shown.cells.items() if at == index or not apart]
-    low, high = min(compared), max(compared)
+    ranges: dict[Group, tuple[float, float]] = {}
+    for x in shown.xs:
+        of = shown.group(index, x)
+        mine = [
+            sign * cell.mean for (at, other, _), cell in shown.cells.items() if shown.group(at, other) == of or not (apart or shown.columns)
+        ]
+        ranges[of] = (min(mine, default=0.0), max(mine, default=0.0))
     shades = LinearSegmentedColormap.from_list("shades", SHADES)
     decimals = digits([cell.mean for cell in shown.cells.values()])
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
@@ -106,11 +124,12 @@ def _cells(axis: Any, shown: Shown, index: int, apart: bool) -> None:
             word = why(shown.asked.get((index, x, y)))
             axis.text(column, row, word, color="0.25", bbox={"color": "white", "pad": 0.6}, **look)
             continue
+        low, high = ranges[shown.group(index, x)]
         share = (sign * cell.mean - low) / ((high - low) or 1.0)
         axis.add_patch(Rectangle(place, 1, 1, facecolor=shades(share), edgecolor="white", linewidth=0.8))
         text = f"{cell.mean:.{decimals}f}" + (f"\n±{cell.deviation:.{decimals}f}" if cell.deviation is not None else "")
         axis.text(column, row, text, color="white" if share > 0.5 else "black", linespacing=1.0, **look)
-    for x, y in shown.best.get(index, ()):
+    for x, y in (place for (at, _), places in shown.best.items() if at == index for place in places):
         place = (shown.xs.index(x) - 0.5, shown.ys.index(y) - 0.5)
         axis.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=VERMILION, linewidth=1.6, zorder=5))
 

@@ -15,7 +15,7 @@ from fl_hydra.report.figures.legends import at_ends, entries, legend, pretty, sa
 from fl_hydra.report.figures.scales import logarithmic, plain, suited
 from fl_hydra.report.figures.style import COLUMN, SMALL, WIDE
 from fl_hydra.report.marks import POINT, best_of, furthest
-from fl_hydra.report.measures import Measure, measure
+from fl_hydra.report.measures import Measure, measure, validation
 from fl_hydra.report.results import Setting, Statistic
 
 ACROSS = 4
@@ -299,11 +299,8 @@ def _marked(plan: Fitted, series: Series, y: Measure, table: CostTable) -> list[
     done = [setting for setting in series.settings if setting.final(y) is not None]
     if len(done) < 2 or not plan.spec.mark:
         return []
-    if plan.spec.mark == "best":
-        chooser = measure("val/loss" if y.name.endswith("loss") else "val/acc", table)
-        marked = best_of(done, chooser)
-    else:
-        marked = furthest(done, plan.settings, plan.x, y)
+    best = plan.spec.mark == "best"
+    marked = best_of(done, validation(y, table)) if best else furthest(done, plan.settings, plan.x, y)
     return [marked] if marked else []
 
 

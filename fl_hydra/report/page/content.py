@@ -24,7 +24,7 @@ from fl_hydra.runs.reading import Run
 DIGITS = 6
 """Significant digits of a figure: more than any screen shows."""
 
-LEARNT = ("train/", "val/", "test/")
+LEARNT = ("train/", "val/", "test/", "personal/")
 """How the names of losses and accuracies begin; the others are what was spent for them."""
 
 VIEWS = {"curves": "curves", "lines": "final", "heat": "heat", "targets": "targets", "sampling": "sampling", "classes": "classes"}
@@ -74,6 +74,7 @@ def _section(results: Results, spec: Spec, known: Sequence[Measure], target: Pat
         "columns": list(pool),
         "divisions": clients.divisions,
         "distributions": clients.distributions if clients.skewed else [],
+        "accuracy": spec.accuracy,
         "views": _views(spec.figures, results.settings, known, [each.name for each in axes]),
     }
 
@@ -115,7 +116,7 @@ def _views(
     for figure in figures:
         if figure.kind not in VIEWS:
             continue  # trials of a search are no runs of the section
-        y = next((name for name in ("test/acc", *figure.y) if name in figure.y), "")
+        y = next((name for name in ("personal/test/acc", "test/acc", *figure.y) if name in figure.y), "")
         chosen: dict[str, Any] = {"x": figure.x, "y": y, "value": figure.value, "color": figure.color or "", "facet": figure.facet or ""}
         if figure.kind == "targets":  # one at a time, in rows; what is to be reached is y
             chosen |= {"x": figure.y[0], "y": figure.value, "facet": "", "target": figure.target}

@@ -417,7 +417,7 @@ function map(section, settings, choice, whole) {
 
 // The cells that are best by validation, all of them where they are equal, as in the figures; of cells that several settings share, none.
 function best(found, value) {
-  const judge = value.endsWith("loss") ? "val/loss" : "val/acc",
+  const judge = (value.startsWith("personal/") ? "personal/" : "") + (value.endsWith("loss") ? "val/loss" : "val/acc"),
     sign = content.measures[judge].better === "min" ? -1 : 1;
   const judged = found.map((cell) => [cell, final(cell.setting, judge)]).filter(([, by]) => by);
   if (judged.length < 2 || found.some((cell) => cell.several.length > 1)) return [];

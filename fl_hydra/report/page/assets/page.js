@@ -69,7 +69,7 @@ function possible(section, wanted) {
   const axes = allowed.facet.slice(1).map(([name]) => name);
   const numeric = axes.filter((name) => section.axes[name].values.some((value) => value.number !== null));
   const lead = { curves: "epoch", final: numeric[0] ?? axes[0], heat: numeric[1] ?? axes[1], targets: "bytes" }[view];
-  const usual = { x: lead, y: view === "heat" ? axes.find((name) => name !== lead) : "test/acc", value: "test/acc", facet: "" };
+  const usual = { x: lead, y: view === "heat" ? axes.find((name) => name !== lead) : section.accuracy, value: section.accuracy, facet: "" };
   usual.color = view === "targets" ? "method" : (axes.find((name) => view === "curves" || name !== lead) ?? "method");
   const own = { ...usual, ...section.views[view] };
   for (const key of KEYS.slice(1)) {

@@ -1,0 +1,62 @@
+"""FedRep (Collins et al., ICML 2021, algorithm 1): a head of its own for each client, trained before what all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fl_hydra.algorithms.base import algorithms
+from fl_hydra.algorithms.fedper import FedPer
+from fl_hydra.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fl_hydra.seams.layout import Columns, Layout
+    from fl_hydra.seams.rows import Batch, Gradient, Rows
+
+
+@algorithms.register
+@dataclass
+class FedRep(FedPer):
+    """Of the J local steps of a round the first train the client's personal layers alone, the others all other layers alone. Only the
+    latter are sent and averaged.
+
+    With `personal_layers=none` all J steps train what is shared (FedAvg), with `all` every client trains alone. In the authors' code each
+    part takes whole passes, and what is measured last are clients that trained their heads for ten more; here J counts both parts, and
+    every client is judged with the head that it had in its last round.
+    """
+
+    name: str = "fedrep"
+    label = "FedRep"
+    head_steps: int = 2
+    """How many of the J local steps train the personal layers; they come first. In the paper's experiments these are most of them."""
+
+    def __post_init__(self) -> None:
+        self.check_not_negative("head_steps")
+
+    def check_steps(self, fewest: int) -> None:
+        require(
+            self.head_steps <= fewest or self.personal_layers in ("none", "all"),
+            f"algorithm.head_steps={self.head_steps}: these are the first local steps of a round, and some client takes {fewest} in all; "
+            f"choose 0 to {fewest}, or a larger J",
+        )
+
+    def columns(self, layout: Layout) -> dict[str, Columns]:
+        return in_two(self.personal(layout), layout)
+
+    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
+        descend_in_turn(rows, gradient(rows.parameters, batches[0]), j, self.head_steps)
+
+
+def in_two(personal: Columns, layout: Layout) -> dict[str, Columns]:
+    """The columns of personal parameters, and those of all others."""
+    return {"personal": personal, "shared": layout.columns(lambda name, module: name not in personal.names)}
+
+
+def descend_in_turn(rows: Rows, gradient: Tensor, j: int, first: int) -> None:
+    """Step j along `gradient` [rows, P], of the personal parameters alone if it is one of the `first`, else of the others alone. Where
+    there are none of one kind, every step is of the other."""
+    turn, other = ("personal", "shared") if j < first else ("shared", "personal")
+    rows.descend(gradient, j, columns=turn if rows.optimizer.columns[turn].width else other)
