@@ -154,6 +154,6 @@ def test_texts_with_a_target_at_every_position_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("capacity", "remembered"), [(1.0, 12), (0.5, 6), (0.01, 0)])
 def test_more_neighbours_than_a_client_remembers_are_refused(capacity: float, remembered: int) -> None:
-    line = rf"algorithm\.k=20: client \d+ remembers only {remembered} samples \(algorithm\.capacity={capacity} of its 12\); choose fewer"
+    line = rf"algorithm\.k=20: client \d+ remembers {remembered} samples \(algorithm\.capacity={capacity} of its 12\); choose fewer"
     with pytest.raises(UserError, match=line):
         trainer("algorithm=knn_per", "algorithm.k=20", f"algorithm.capacity={capacity}", "K=100", "C=0.1")
