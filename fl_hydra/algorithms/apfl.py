@@ -23,8 +23,8 @@ class APFL(OwnModel):
     """FedAvg, beside which every client trains a model v of its own, so that the mixture alpha v + (1 - alpha) w suits it: with each batch
     v also steps along alpha g(mixture), by the local optimizer. A client is judged with the mixture of v and the server's model.
 
-    With `adaptive`, alpha <- alpha - eta <v - w, g(mixture)>, within 0 and 1, in the first step of each round, as in the authors' code. That
-    mixes outputs of the two models, where here, as in the paper, their parameters are mixed; and it has another slope (docs/comparisons.md).
+    With `adaptive`, alpha <- alpha - eta <v - w, g(mixture)>, within 0 and 1, in the first step of each round, as in the authors' code.
+    That mixes outputs of the two models, where here, as in the paper, parameters are mixed; and its slope is another (docs/comparisons.md).
     """
 
     name: str = "apfl"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
+from fl_hydra.runs.identity import run_hash
 from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from tests.support.make import experiment, trainer
@@ -117,6 +118,13 @@ def test_the_noise_scale_is_of_gradients_where_all_clients_begin() -> None:
     assert once.isfinite().all() and once.abs().min() > 0
     run.run_round()
     assert run.finished and torch.equal(noise.averages, once)
+
+
+def test_a_number_without_effect_is_in_no_name() -> None:
+    def name(*words: str) -> str:
+        return run_hash(experiment("algorithm=per_fedavg", *words))
+
+    assert name() == name("algorithm.delta=0.1") != name("algorithm.order=hf") != name("algorithm.order=hf", "algorithm.delta=0.1")
 
 
 def test_clients_adapt_before_they_are_judged() -> None:
