@@ -43,7 +43,6 @@ METHODS = {
     "SCAFFOLD": "#000099",
     "FedSAM": "#99CC33",
     "FedPer": "#330033",
-    "pFedHR": "#AA7700",
     "GHBM": "#002266",
     "LocalGHBM": "#88CCEE",
     "FedHBM": "#222222",
