@@ -77,6 +77,11 @@ class PackedRun:
         shards, validation, test = experiment.divided(sample_owners)
         self.withheld = {"val": validation, "test": test}
         """What is withheld of each client's shard, by the set that it makes; None: nothing is."""
+        require(
+            test is None or len(test.indices) > 0,
+            f"evaluation.shard_part={experiment.shard_part}: no client has enough samples to withhold one, at most {shards.sizes.max()}; "
+            "choose a larger part, or a smaller K",
+        )
         self.experiment = experiment
         self.shards = shards
         self.public = experiment.public_samples(sample_owners)

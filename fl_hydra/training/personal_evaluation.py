@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -117,7 +118,7 @@ class PersonalEvaluation:
                 which = shares[client]
                 assert which is not None
                 # A copy, as the last bits of a product may depend on the address.
-                totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, clients(np.array([client]))))
+                totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, partial(clients, np.array([client]))))
         if totals:
             found[..., np.concatenate([ids[drawn], ids[~drawn]])] = torch.stack(totals).permute(2, 1, 0).cpu().numpy()
         loss, correct, targets = found  # each [choices, K]
@@ -162,12 +163,16 @@ class PersonalEvaluation:
         predict = algorithm.predictor(clients, model) if algorithm.predicts else None
         return JudgedModel(module, group.engine.precision, group.layout.head, predict, choice)
 
-    def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Clients) -> Tensor:
-        """Summed loss, correct predictions and targets of a client, [choices, 3]. model: [1, P]; whole: the same with its other tensors."""
+    def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Callable[[], Clients]) -> Tensor:
+        """Summed loss, correct predictions and targets of a client, [choices, 3].
+
+        Args:
+            model: [1, P]. whole: the same with its other tensors. client: makes the client's :class:`Clients`, which takes time.
+        """
         engine = self._group.engine
         if not self._algorithm.predicts:
             return engine.evaluate(whole, samples, which)
-        predict = self._algorithm.predictor(client, model)
+        predict = self._algorithm.predictor(client(), model)
         totals = torch.zeros(len(self._algorithm.choices), METER_WIDTH, dtype=torch.float64, device=model.device)
         for part in torch.split(which, OUTPUTS_AT_ONCE):
             totals += score(predict(engine.outputs_of(whole, samples.plain(part)[None])), samples.targets[part])

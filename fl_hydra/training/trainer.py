@@ -272,7 +272,7 @@ class Trainer:
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
         models = self.group.whole(models.clone(), state, statistics)
-        personal = partial(self._personal_scores, run) if self.runs[run].experiment.personalised else None
+        personal = partial(self.personal_scores, run) if self.runs[run].experiment.personalised else None
         groups = [group.rows for group in self.groups]
         return evaluate(self.runs[run], run, models, personal, self.split, groups, self.measurements, self._notify)
 
@@ -285,7 +285,7 @@ class Trainer:
         buffers = state.buffers if statistics is None else {**state.buffers, "model": statistics}
         return state if models is state.model else replace(state, model=models.mean(0, keepdim=True), buffers=buffers)
 
-    def _personal_scores(self, index: int, name: str, looked_at: Tensor) -> PersonalScores:
+    def personal_scores(self, index: int, name: str, looked_at: Tensor) -> PersonalScores:
         """Scores of a run's clients with their own models."""
         return PersonalScores.together(
             [group.scores(self.runs[index], index, self._judged(group, index), name, looked_at) for group in self.groups]

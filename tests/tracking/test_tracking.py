@@ -204,7 +204,7 @@ def test_tensorboard_has_the_rows_of_the_file_alone(tmp_path: Path) -> None:
     from fl_hydra.tracking.tensorboard_run import TensorBoardRun
 
     folder = tmp_path / "digits" / "fedavg" / "x"
-    lines = [json.dumps({"round": n, "val/acc": n / 10, "test/acc": None}) for n in range(3)]
+    lines = [json.dumps({"round": n, "val/acc": n / 10, "test/acc": None, "personal/val/accs": [0.5, None]}) for n in range(3)]
     for held in (lines[:2], lines):  # the second process goes on
         run = TensorBoardRun(Followed(folder, "abc", "x", {}, "s", False, tmp_path))
         run.held(Held(held[:1]))
@@ -214,6 +214,15 @@ def test_tensorboard_has_the_rows_of_the_file_alone(tmp_path: Path) -> None:
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"round", "val/acc"}
     assert [(event.step, round(event.value, 6)) for event in events.Scalars("val/acc")] == [(0, 0.0), (1, 0.1), (2, 0.2)]
+
+
+def test_lists_by_client_are_not_sent() -> None:
+    from fl_hydra.tracking.wandb_run import history_row
+
+    assert history_row('{"round": 1, "test/acc": null, "personal/test/accs": [0.5, null], "personal/test/acc": 0.5}') == {
+        "round": 1,
+        "personal/test/acc": 0.5,
+    }
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

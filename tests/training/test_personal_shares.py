@@ -168,17 +168,28 @@ def test_mistakes_are_one_line(words: tuple[str, ...], line: str) -> None:
     resolve(config("algorithm=fedavg", "objective=personal/val/acc", "evaluation.personal=dealt", "rounds=2"))
 
 
+def test_shards_too_small_to_withhold_anything_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no client has enough samples to withhold one, at most 3; choose a larger part"):
+        trainer(
+            "algorithm=fedavg", "K=600", "C=0.01", "rounds=1", "batch_size=8", "evaluation.personal=shards", "evaluation.shard_part=0.1"
+        )
+
+
+def test_runs_that_are_judged_in_other_ways_train_together() -> None:
+    """Not one bit of a run depends on those beside it, whose clients are judged in another way or held out."""
+    words = ((), ("evaluation.personal=dealt",), ("evaluation.personal=shards",), ("evaluation.personal=dealt", "participation.held_out=0"))
+    experiments = [experiment(*BASE, *more) for more in words]
+    together = trained(Trainer(*experiments, engine="stacked"))
+    found = together.evaluate(range(4))
+    for each, figures in zip(experiments, found, strict=True):
+        assert trained(Trainer(each, engine="stacked")).evaluate()[0] == figures
+    assert [any(name.startswith("personal/") for name in figures) for figures in found] == [False, True, True, True]
+
+
 def test_users_of_a_text_are_judged_on_their_own_samples(tmp_path: Path) -> None:
     write_shakespeare(tmp_path)
-    words = (
-        "dataset=shakespeare",
-        "dataset.users=null",
-        "dataset.min_samples=2",
-        "model.hidden=4",
-        "model.embedding=2",
-        f"data={tmp_path}",
-    )
-    words += ("rounds=1", "J=1", "C=0.5", "evaluation.personal=dealt")
+    text = ("dataset=shakespeare", "dataset.users=null", "dataset.min_samples=2", "model.hidden=4", "model.embedding=2")
+    words = (*text, f"data={tmp_path}", "rounds=1", "J=1", "C=0.5", "evaluation.personal=dealt")
     e = experiment("algorithm=fedavg", *words)
     assert revisions_of(e)["own_shares"] == 2
     assert "own_shares" not in revisions_of(experiment("algorithm=fedavg", *words, "sharding=iid", "K=4"))
