@@ -26,7 +26,7 @@ def digests(folder: Path) -> tuple[str, str]:
     newest = max((folder / "checkpoints").glob("round-*.pt"))
     model = read_verified(newest)["trainer"]["state"]["model"].numpy().tobytes()
     assert summary["metrics_sha256"] == metrics
-    assert summary["weights_sha256"] == hashlib.sha256(model).hexdigest()
+    assert summary.get("weights_parts", {}).get("model", summary["weights_sha256"]) == hashlib.sha256(model).hexdigest()
     return summary["weights_sha256"], metrics
 
 
