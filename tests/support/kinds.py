@@ -6,7 +6,9 @@ from fl_hydra.algorithms.base import Algorithm
 from tests.support.make import PROJECT, config
 
 SHIPPED = sorted(path.stem for path in (PROJECT / "conf" / "algorithm").glob("*.yaml"))
-NAMES = {"name", "option", "label", "variants", "K", "C", "check", "hyper", "form", "identity", "gradients_per_batch"}
+NAMES = {"name", "option", "label", "variants", "K", "C", "check", "hyper", "form", "identity", "gradients_per_batch"} | {
+    *("check_steps", "communicates"),
+}
 """What says nothing about how a method trains or what it keeps."""
 
 
