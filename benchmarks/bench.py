@@ -6,6 +6,7 @@ Absolute times are this machine's; the ratios are what is required, and compared
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -69,13 +70,27 @@ class Scale:
     cohorts: tuple[int, ...] = (1, 2, 5, 10, 50, 200)
     packs: tuple[int, ...] = (1, 3, 9, 15)
     steps: int = 16
+    inner: int = 50
+    """Local steps of a round of pFedHN."""
+    units: int = 100
+    """Hidden units of its hypernetwork."""
     evaluated: int = 10_000
     compared: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """Precisions in which engines are compared; fp16 on a GPU alone."""
 
 
 SHORT = Scale(
-    repeats=1, overheads=1, batch_size=2, clients=(10, 100), cohorts=(1, 2), packs=(1, 2), steps=2, evaluated=100, compared=("fp32",)
+    repeats=1,
+    overheads=1,
+    batch_size=2,
+    clients=(10, 100),
+    cohorts=(1, 2),
+    packs=(1, 2),
+    steps=2,
+    inner=2,
+    units=4,
+    evaluated=100,
+    compared=("fp32",),
 )
 
 
@@ -104,6 +119,8 @@ REQUIRED: dict[str, tuple[str, float]] = {
     "a round, feddyn / fedavg": ("at most", 1.1),
     "a round, fedprox / fedavg": ("at most", 1.1),
     "a round, moon / fedavg": ("at most", 2.2),
+    "a round of one client, J=50, pfedhn / fedavg": ("at most", 1.15),
+    "5,000 rounds of pfedhn on the digits, minutes": ("at most", 15.0),
     "Flower / ours": ("at least", 1.0),
     "Flower / ours, overhead round": ("at least", 1.0),
     "pfl / ours": ("at least", 1.0),
@@ -419,7 +436,7 @@ def evaluation(scale: Scale) -> Figures:
 
 def _judge(run: Trainer) -> None:
     """Judge every client on its share of the test set."""
-    run.personal_scores(0, run.state, "test", torch.arange(len(run.split.test), device=DEVICE))
+    run.personal_scores(0, "test", torch.arange(len(run.split.test), device=DEVICE))
 
 
 def _evaluate(run: Trainer, images: int) -> list[float]:
@@ -486,6 +503,25 @@ def _trainer_of(words: list[str], size: str) -> tuple[Trainer, str]:
             except UserError as refusal:
                 refusals.append(refusal)
     raise refusals[0]
+
+
+def hypernetwork(scale: Scale) -> Figures:
+    """pFedHN's round, of one client and 50 local steps, with the digits' model and with LeNet, beside FedAvg's of one client."""
+    figures = Figures(f"a round of one client, J={scale.inner}, batch {scale.batch_size}; beside it: 5,000 of them, as in the paper")
+    size = ("C=0.01", f"J={scale.inner}", f"batch_size={scale.batch_size}", "optimizer=sgdm")
+    own = ("algorithm=pfedhn", f"algorithm.hidden_units={scale.units}")
+    digits = resolve(configuration(*own, *size, "K=10", "dataset=digits", "model=small"))
+    contenders = {
+        "pFedHN, digits": Trainer(dataclasses.replace(digits, budget=10**12), device=DEVICE),
+        "pFedHN, LeNet": Trainer(composed(*own, *size, "model=lenet"), device=DEVICE),
+        "FedAvg, LeNet": Trainer(composed("algorithm=fedavg", *size, "model=lenet"), device=DEVICE),
+    }
+    seconds = interleaved({name: run.run_round for name, run in contenders.items()}, max(1, scale.repeats // 3))
+    for name, value in seconds.items():
+        figures.add(name, value, scale.inner * scale.batch_size, f"{5000 * value / 60:.0f} min")
+    figures.ratios["a round of one client, J=50, pfedhn / fedavg"] = seconds["pFedHN, LeNet"] / seconds["FedAvg, LeNet"]
+    figures.ratios["5,000 rounds of pfedhn on the digits, minutes"] = 5000 * seconds["pFedHN, digits"] / 60
+    return figures
 
 
 def client_state(scale: Scale) -> Figures:
@@ -624,6 +660,7 @@ SECTIONS: dict[str, Callable[[Scale], Figures]] = {
         packed,
         evaluation,
         methods,
+        hypernetwork,
         clients,
         client_state,
         cohorts,

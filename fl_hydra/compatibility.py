@@ -270,7 +270,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "swa.start={c.config.swa.start}: averages the server's models, which have no statistics with model.statistics=local; leave swa out",
     ),
     (
-        lambda c: c.config.model.statistics != "frozen" or c.algorithm.synchronous,
+        lambda c: c.config.model.statistics != "frozen" or c.algorithm.synchronous or c.algorithm.federated,
         "model.statistics=frozen: workers of algorithm={c.algorithm.option} have statistics of their own, which differ; choose averaged",
     ),
     (

@@ -45,6 +45,16 @@ def read_option(group: str, name: str) -> Option:
     return Option(head(path), part, values, _chosen(path))
 
 
+def option_names(group: str) -> list[str]:
+    """The options of a group that `conf` has, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def made(option: Option) -> Any:
+    """The part that an option is, with its file's values."""
+    return option.part(**option.values)
+
+
 def _defaults(part: type[Any]) -> dict[str, Any]:
     return {field.name: default_of(field) for field in dataclasses.fields(part) if field.name != "name"}
 

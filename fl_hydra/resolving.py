@@ -13,8 +13,11 @@ from typing import Any
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.compatibility import Choice, check_compatibility
 from fl_hydra.config import REGISTRIES, Config, Evaluation
+from fl_hydra.data.public import without_public
 from fl_hydra.data.sample_owners import SampleCounts
 from fl_hydra.errors import UserError, require
+from fl_hydra.models.base import Model, models
+from fl_hydra.options import has_option, made, option_names, read_option
 from fl_hydra.training.averages import SWA
 from fl_hydra.training.experiment import Experiment
 
@@ -37,7 +40,7 @@ def resolve(config: Config) -> Experiment:
     J = _counted("J", config.J, algorithm.J, 1 if algorithm.federated else None, algorithm) if J is None else J
     require(J is None or J >= 1, f"J={J}: at least 1 local step is needed in a round")
     info = config.dataset.info(Path(config.data))
-    sample_counts = config.dataset.sample_counts(info, config.split_seed)
+    sample_counts = _of_clients(config, config.dataset.sample_counts(info, config.split_seed))
     K: int = _counted("K", config.K, _clients(config, sample_counts), 1, algorithm)
     C: float = _counted("C", config.C, algorithm.C, 1.0, algorithm)
     algorithm.check(K, C)
@@ -51,6 +54,9 @@ def resolve(config: Config) -> Experiment:
         "position; choose dataset=shakespeare, or images",
     )
     config.model.check(info)
+    architectures = _architectures(config)
+    for model in architectures:
+        model.check(info)
     _check_samples(config, sample_counts.total)
     N_c = config.N_c if "N_c" in config.sharding.uses else None
     gamma = config.gamma if "gamma" in config.participation.uses else None
@@ -93,6 +99,7 @@ def resolve(config: Config) -> Experiment:
         split_seed=config.split_seed,
         data=Path(config.data),
         swa=None if config.swa.start is None else config.swa,
+        architectures=architectures,
         personal=personal,
         shard_part=config.evaluation.shard_part if personal == "shards" else None,
         joining_steps=config.evaluation.joining_steps if personalised and config.participation.held_out is not None else None,
@@ -102,6 +109,42 @@ def resolve(config: Config) -> Experiment:
         config.local_steps.check(J, -(-budget // (m * experiment.step_samples)))
         config.algorithm.check_steps(choice.fewest_steps)
     return dataclasses.replace(experiment, budget=budget)
+
+
+def _architectures(config: Config) -> tuple[Model, ...]:
+    """The models of clients, where they may have several.
+
+    Raises:
+        UserError: there is no such option, or `model=` is none of them.
+    """
+    names, mine = config.algorithm.models_of_clients, config.model.option
+    known = [*option_names("model"), *(name for name in models if not has_option("model", name))]
+    for name in names:
+        require(name in known, f"algorithm.architectures: there is no model={name}; choose from {', '.join(known)}")
+    require(
+        not names or mine in names,
+        f"model={mine}: no client has it with algorithm.architectures={'|'.join(names)}; choose model={names[0] if names else mine}, say, "
+        "or name it there",
+    )
+    return tuple(config.model if name == mine else made(read_option("model", name)) for name in names)
+
+
+def _of_clients(config: Config, counts: SampleCounts) -> SampleCounts:
+    """The counts of the training samples that are not public.
+
+    Raises:
+        UserError: too many are, or they cannot be taken from whoever holds them.
+    """
+    public = config.algorithm.public
+    if not public:
+        return counts
+    name = config.dataset.name
+    require(
+        counts.classes is not None and counts.users is None,
+        f"algorithm.public_samples={public}: takes labelled samples that belong to nobody, and dataset={name} has none; choose digits, say",
+    )
+    require(public < counts.total, f"algorithm.public_samples={public}: dataset={name} has {counts.total} training samples; choose fewer")
+    return without_public(counts, public)
 
 
 def _check_samples(config: Config, total: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import gpu_tables
 from tests.support.make import PROJECT
 
-SECTIONS = ("rounds", "overhead", "levers", "profile", "throughput", "packed", "evaluation", "cohorts")
+SECTIONS = ("rounds", "overhead", "levers", "profile", "throughput", "packed", "evaluation", "hypernetwork", "cohorts")
 """All but those that start processes of their own or build hundreds of thousands of shards."""
 
 

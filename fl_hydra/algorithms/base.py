@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from typing_extensions import Self
 
-    from fl_hydra.arrays import Reals
+    from fl_hydra.arrays import Indices, Reals
     from fl_hydra.seams.clients import Clients, Facts
     from fl_hydra.seams.fabric import Traffic
     from fl_hydra.seams.layout import Columns, Layout
@@ -79,6 +79,31 @@ class State:
             return {name: tensor[runs] for name, tensor in value.items()} if isinstance(value, dict) else value[runs]
 
         return replace(self, **{part.name: take(getattr(self, part.name)) for part in fields(self)})
+
+
+@dataclass
+class Returned:
+    """The clients of one architecture in a round, after their local steps.
+
+    state: what the run carries for this architecture. clients: these clients, whose weights are those in the whole cohort.
+    starts, ends: [rows, P], where they began and what they return. samples: int64 [rows], which they drew.
+    """
+
+    state: State
+    clients: Clients
+    starts: Tensor
+    ends: Tensor
+    samples: Indices
+
+
+SEAMS = (
+    ("start", "own_starts"),
+    ("update", "needs_ends"),
+    ("combine", "mixes"),
+    ("conclude", "concludes"),
+    ("predictor", "predicts"),
+)
+"""Seams that are called only where a method declares them, with the declaration of each."""
 
 
 @dataclass
@@ -157,6 +182,12 @@ class Algorithm(Component):
     needs_ends: ClassVar[bool] = False
     """Whether `update` needs the end of every row, not only their mean."""
 
+    mixes: ClassVar[bool] = False
+    """Whether clients may have models of several `architectures`; `combine` then gets what all of them return."""
+
+    reads_back: ClassVar[bool] = False
+    """Whether `step` reads values back to the host, so that it cannot be recorded."""
+
     reads_J: ClassVar[bool] = False
     """Whether `step` reads `rows.J`."""
 
@@ -184,7 +215,7 @@ class Algorithm(Component):
             TypeError: a seam is overridden, but would not be called, since it is not declared.
         """
         super().__init_subclass__(**keywords)
-        for seam, declared in (("start", "own_starts"), ("update", "needs_ends"), ("conclude", "concludes"), ("predictor", "predicts")):
+        for seam, declared in SEAMS:
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
 
@@ -212,6 +243,16 @@ class Algorithm(Component):
         """
         require(K >= 1, f"K={K}: the number of {'clients' if self.federated else 'workers'} must be at least 1")
         require(0 < C <= 1, f"C={C}: the fraction of clients in a round must be above 0 and at most 1")
+
+    @property
+    def models_of_clients(self) -> tuple[str, ...]:
+        """If `mixes`: options of `model=`, of which client k has that at position k mod n; none: all have the run's."""
+        return ()
+
+    @property
+    def public(self) -> int:
+        """Training samples that are withheld from all clients, for the server (`clients.public`), about equally many of each class."""
+        return 0
 
     def check_steps(self, fewest: int) -> None:
         """Refuse a number of local steps that a client takes in a whole round, the fewest that any takes.
@@ -273,6 +314,11 @@ class Algorithm(Component):
             layout.head is not None or not self.reads_features,
             f"algorithm={self.option}: reads the features that the last linear layer of a model gets, and this one has no linear layer; "
             "choose a model that ends with one",
+        )
+        require(
+            not self.mixes or not layout.statistics.names,
+            f"algorithm={self.option}: every client has a model of its own, whose running statistics nobody would average; choose models "
+            "without BatchNorm, as lenet or lenet_gn",
         )
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
@@ -349,6 +395,11 @@ class Algorithm(Component):
         Otherwise rows are averaged as they finish, so they are never in memory together, and `outer` gets the mean.
         """
         self.outer(state, clients, clients.mean(ends))
+
+    def combine(self, returned: Sequence[Returned]) -> None:
+        """If `mixes`: in place of `update`, what becomes of a round's ends, given for each architecture, of which some may have no client
+        in the round. Changes the states in place, and what clients keep."""
+        raise NotImplementedError
 
     def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
         """The outer step, given the mean of what clients returned, [1, P]; changes `state` in place."""

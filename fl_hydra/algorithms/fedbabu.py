@@ -26,7 +26,7 @@ class FedBABU(Algorithm):
     the model on its own samples by steps of plain SGD.
 
     The model of everyone is the averaged body with the initial head. With `personal_layers=none` this is FedAvg, whose clients fine-tune.
-    The authors' code averages clients equally, and fine-tunes for passes of a client's samples, with momentum.
+    The authors' code averages clients equally, and fine-tunes for five passes, with momentum.
     """
 
     name: str = "fedbabu"
@@ -38,7 +38,7 @@ class FedBABU(Algorithm):
     ft_lr: float | None = None
     """Learning rate of these steps; null: the run's, at the top of its schedule."""
     ft_part: str = "all"
-    """What these steps change: all, head or body. The paper compares the three; all and head are close, and body is behind."""
+    """What these steps change: all, head or body. The paper compares the three."""
 
     @property
     def personalised(self) -> bool:

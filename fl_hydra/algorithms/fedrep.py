@@ -23,9 +23,10 @@ class FedRep(FedPer):
     """Of the J local steps of a round the first train the client's personal layers alone, the others all other layers alone. Only the
     latter are sent and averaged.
 
-    With `personal_layers=none` all J steps train what is shared (FedAvg), with `all` every client trains alone. In the authors' code each
-    part takes whole passes, and what is measured last are clients that trained their heads for ten more; here J counts both parts, and
-    every client is judged with the head that it had in its last round.
+    With `personal_layers=none` all J steps train what is shared (FedAvg), with `all` every client trains alone. A round that is cut, or
+    for which the rule for J has fewer steps, takes the first of them. In the authors' code each part takes whole passes, the last figures
+    are of clients that trained their heads for ten more, and with its PyTorch, 0.4.1, heads go on by their momentum while bodies are
+    trained; here, as in the paper, they rest.
     """
 
     name: str = "fedrep"

@@ -70,8 +70,8 @@ class KNNPer(Algorithm):
         remembered = self._remembered(size)
         require(
             max(self._listed("k", int)) <= remembered,
-            f"algorithm.k={self.k}: client {client} remembers only {remembered} of its {size} samples "
-            f"(algorithm.capacity={self.capacity}); choose fewer neighbours, or a smaller K or another sharding for larger shards",
+            f"algorithm.k={self.k}: client {client} remembers {remembered} samples (algorithm.capacity={self.capacity} of its {size}); "
+            "choose fewer neighbours, or a smaller K or another sharding for larger shards",
         )
         return State(models)
 

@@ -39,6 +39,11 @@ class SampleOwners:
     labels: Indices | None = None
     users: Indices | None = None
 
+    def some(self, which: Indices) -> SampleOwners:
+        """Some of the samples, int64 [n]."""
+        labels, users = (None if each is None else each[which] for each in (self.labels, self.users))
+        return SampleOwners(len(which), labels, users)
+
     @classmethod
     def of_labels(cls, labels: Indices) -> SampleOwners:
         """Labelled samples that belong to no user."""

@@ -27,6 +27,8 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         value = getattr(experiment, field.name)
         if isinstance(value, Component):
             described[field.name] = {**_changed(value.identity(), type(value)), "version": value.version}
+        elif field.name == "architectures":
+            described[field.name] = tuple({**_changed(each.identity(), type(each)), "version": each.version} for each in value)
         elif field.name == "dataset_info":
             described["fingerprint"] = value.fingerprint
         elif field.name != "data":
@@ -51,7 +53,7 @@ def revisions_of(experiment: Experiment) -> dict[str, int]:
     """
     e = experiment
     mended = {
-        "sharding": e.sharding.revised(e.dataset.sample_counts(e.dataset_info, e.split_seed), e.K, e.N_c, e.seed),  # divided in another way
+        "sharding": e.sharding.revised(e.sample_counts, e.K, e.N_c, e.seed),  # divided in another way
         "cut_steps": _ends_within_a_batch(experiment),  # a step of b of B samples takes b / B of the rate
         "mean_rate": _divides_by_changing_rates(experiment),  # SlowMo divides by the mean rate of a round
         "one_message": _sends_momentum(experiment),  # a model and what goes with it are one message, where they were two

@@ -44,7 +44,7 @@ class Judge:
             samples_at_once=conditions.samples_at_once,
         )
         run = self._trainer.sole_run
-        run.clients.check = _refuse_to_write
+        run.watch_files(_refuse_to_write)
         self._trainer.restore(checkpoint.trainer)
         expected = summary.get("weights_parts", {})
         require(

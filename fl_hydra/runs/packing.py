@@ -19,7 +19,7 @@ def shape(config: Config, experiment: Experiment) -> str:
     common = {
         "dataset": asdict(e.dataset),
         "data": [str(e.data), e.dataset_info.fingerprint, e.split_seed],
-        "model": asdict(e.model),
+        "model": [asdict(model) for model in e.models],
         "algorithm": e.algorithm.form,
         "optimizer": e.optimizer.form,
         "server": [e.server.form, e.server.averages],

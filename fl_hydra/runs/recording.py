@@ -130,7 +130,7 @@ class Recording:
             ForeignRun: a checkpoint is another run's.
             OSError: a file cannot be read now, which is no reason to give up what is in it.
         """
-        trainer.runs[run].clients.check = self.folder.check
+        trainer.runs[run].watch_files(self.folder.check)
         planned, fresh = self.wish, trainer.checkpoint(run)
         while True:
             checkpoint = self.look(trainer.device.type)
@@ -226,7 +226,7 @@ class Recording:
         self._references[checkpoint.round] = checkpoint.trainer["clients"]
         self._references = {round: clients for round, clients in self._references.items() if round in kept}
         if len(self._references) == len(kept):  # else a kept checkpoint of an earlier process may refer to more
-            trainer.runs[run].clients.collect(list(self._references.values()))
+            trainer.runs[run].collect_files(list(self._references.values()))
         self._tell_follower(checkpoint)
 
     def _tell_follower(self, checkpoint: Checkpoint | None) -> None:

@@ -15,6 +15,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.optim.base import Layers
 from fl_hydra.optim.outer import Outer
 from fl_hydra.randomness import generator
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.fabric import Fabric
 from fl_hydra.seams.layout import Columns, Layout
 from fl_hydra.seams.rows import Outputs
@@ -45,6 +46,14 @@ class ShardPass(Protocol):
         """Charge floating-point operations of the server."""
         ...
 
+    def charge(self, flops: int) -> None:
+        """Charge floating-point operations of clients."""
+        ...
+
+    def public(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the training samples that no client has."""
+        ...
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -52,7 +61,7 @@ class Facts:
 
     K: clients or workers. m: rows of a round. seed: of the run. layout: of a model's parameters.
     sizes: int64 [K], samples of each client. count_labels: counts them by class; None if samples have no labels.
-    batch_size: samples of a batch.
+    architectures: of all clients' models. architecture: the number of the one that `layout` is of. batch_size: samples of a batch.
     held_out: int64, ascending, the clients that are never drawn. Nothing of theirs is known before the run has ended, so that sums and
     means over all clients are over the others.
     """
@@ -65,6 +74,8 @@ class Facts:
     count_labels: Callable[[], Indices] | None = None
     held_out: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
     batch_size: int = 1
+    architectures: Architectures | None = None
+    architecture: int = 0
 
     @property
     def drawable(self) -> int:
@@ -255,3 +266,14 @@ class Clients:
         """Charge floating-point operations of the server, for a method that `computes_at_server`."""
         assert self.shards is not None
         self.shards.charge_server(flops)
+
+    def charge(self, flops: int) -> None:
+        """Charge floating-point operations of these clients that no gradient, output or product of their own models has counted."""
+        assert self.shards is not None
+        self.shards.charge(flops)
+
+    def public(self) -> tuple[Tensor, Tensor]:
+        """Inputs [n, ...] and targets [n] of the training samples that a method's `public` withholds from all clients, without crops or
+        flips."""
+        assert self.shards is not None
+        return self.shards.public()

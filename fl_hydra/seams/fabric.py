@@ -68,10 +68,12 @@ class Fabric:
         self._remote, self._apart = remote, (remote or rows > 1) and not silent
         self._wire = wire or Wire()
         self._sent_down = self._sent_up = False
+        self.waits = True
+        """Whether the server's waiting for these rows is charged: of groups of rows that report together, once."""
 
     def count_down(self, values: Tensor, plain: bool = False) -> None:
         """Charge for sending every row one of `values` [1 or rows, width]; `plain`: with the columns that otherwise stay with clients."""
-        if self._apart:
+        if self._apart and self._rows:
             self.traffic.bytes_down += self._rows * (_bytes(values) if plain else self._wire.down(values))
             if not self._sent_down:
                 self.traffic.messages += self._rows
@@ -80,17 +82,27 @@ class Fabric:
 
     def count_up(self, values: Tensor, plain: bool = False) -> None:
         """Charge every reporting row for one of `values` [any, width], sent to be averaged; `plain`: all columns, not encoded."""
-        self.charge_up(self._reports * (_bytes(values) if plain else self._wire.up(values)))
+        if self._reports:
+            self.charge_up(self._reports * (_bytes(values) if plain else self._wire.up(values)))
 
     def charge_up(self, total: int) -> None:
         """Charge the reporting rows for `total` bytes that they send together, each as many as it has."""
-        if self._apart:
+        if self._apart and self._reports:
             self.traffic.bytes_up += total
             if not self._sent_up:
                 self.traffic.messages += self._reports
                 self.traffic.served += self._reports * self._remote
-                self.traffic.averages += 1
+                self.traffic.averages += self.waits
             self._sent_up = True
+
+    def charge_down(self, total: int) -> None:
+        """Charge the reporting rows for `total` bytes that they receive together, each as many as there are for it."""
+        if self._apart:
+            self.traffic.bytes_down += total
+            if not self._sent_down:
+                self.traffic.messages += self._reports
+                self.traffic.served += self._reports * self._remote
+            self._sent_down = True
 
     def count_before(self, values: Tensor) -> None:
         """Charge every reporting row for one of `values` [any, width], sent before its local steps, for which the server waits; its answer,

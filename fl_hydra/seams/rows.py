@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl_hydra.arrays import Indices
 from fl_hydra.optim.base import Layers, Optimizer
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.layout import Columns
 
 METER_WIDTH = 3
@@ -195,6 +196,7 @@ class Rows:
     facts: what is known of each row's client, by name (`row_facts`), [rows, width]: its `sizes` and `label_counts`, and `rates`, the sum of
     its learning rates in this round.
     hyper: the method's own hyper-parameters (`hyper`), by name, [rows, 1].
+    architectures: of all of the run's clients.
     J: local steps of the round as the rule chose them, on the host, for methods that declare `reads_J`; a cut round has fewer.
     """
 
@@ -207,6 +209,7 @@ class Rows:
     facts: dict[str, Tensor] = field(default_factory=dict)
     hyper: dict[str, Tensor] = field(default_factory=dict)
     J: int = 0
+    architectures: Architectures | None = None
 
     def descend(
         self, gradient: Tensor, j: int, *, columns: str | None = None, lr: Tensor | float | None = None, of: str | None = None

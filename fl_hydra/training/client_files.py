@@ -102,10 +102,11 @@ class ClientFiles:
     Args:
         folder: where they lie.
         like: tensors [any, width] by name, whose widths and dtype those of a client are.
+        kind: goes into the digests in their names, which differ for other kinds of clients in the same folder.
     """
 
-    def __init__(self, folder: Path, like: Mapping[str, Tensor]) -> None:
-        self.folder, self._like = folder, dict(like)
+    def __init__(self, folder: Path, like: Mapping[str, Tensor], kind: str = "") -> None:
+        self.folder, self._like, self._kind = folder, dict(like), kind
         self._widths = {name: like[name].shape[1] for name in sorted(like)}
         self._dtype = next(iter(like.values())).dtype
         self._header = MAGIC + json.dumps([self._widths, str(self._dtype)]).encode() + b"\n"
@@ -130,7 +131,7 @@ class ClientFiles:
 
         content = torch.cat([rows[name] for name in self._widths], 1).contiguous().view(torch.uint8).numpy()
         digests = [hashlib.sha256(row).hexdigest()[:DIGITS] for row in content]
-        own = hashlib.sha256("".join(digests).encode()).hexdigest()[:DIGITS]
+        own = hashlib.sha256("".join([*digests, self._kind]).encode()).hexdigest()[:DIGITS]
         name = f"{max(rounds.values())}-{len(digests)}-{own}.rows"  # other content has another name
         make_folder(self.folder)
         new = not (self.folder / name).exists()

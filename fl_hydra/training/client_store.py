@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -37,16 +37,23 @@ class ClientStore:
         folder: where files are written; None keeps everything in memory.
         state_on: where clients are held between rounds: `auto`, `device`, `cpu` or `disk`.
         runs: that share the memory.
+        kind: of several stores that share the folder, which one this is; "" of one alone.
     """
 
     def __init__(
-        self, initial: Mapping[str, Tensor], clients: int, folder: Path | None = None, state_on: str = "cpu", runs: int = 1
+        self,
+        initial: Mapping[str, Tensor],
+        clients: int,
+        folder: Path | None = None,
+        state_on: str = "cpu",
+        runs: int = 1,
+        kind: str = "",
     ) -> None:
         self._initial, self._count = dict(initial), clients
         self._state_on, self._runs = state_on, runs
         self.check: Callable[[], None] = lambda: None
         """Called before a file is written or deleted; raises if the run may not do so any more."""
-        self._files = ClientFiles(folder, initial) if folder is not None and initial else None
+        self._files = ClientFiles(folder, initial, kind) if folder is not None and initial else None
         self._held: ClientMemory | None = None
         self._resident_ids: tuple[int, ...] = ()
         self._resident: dict[str, Tensor] = {}
@@ -303,11 +310,17 @@ class ClientStore:
         if given:
             self._hold(list(given), {name: torch.stack([state[name] for state in given.values()]) for name in self._initial})
 
-    def collect(self, kept: Sequence[Mapping[int, Reference]]) -> None:
-        """Delete files to which neither a checkpoint in `kept` nor the current state refers. One that cannot be deleted stays."""
+    @property
+    def living(self) -> frozenset[str]:
+        """The files to which the current state refers."""
+        return frozenset(self._living)
+
+    def collect(self, kept: Sequence[Mapping[int, Reference]], others: Collection[str] = ()) -> None:
+        """Delete files to which neither a checkpoint in `kept` nor the current state refers, except `others`. One that cannot be deleted
+        stays."""
         if self._files is None:
             return
         needed = {file_of(client, reference) for references in kept for client, reference in references.items()} | self._living.keys()
         for name in self._files.names():
-            if name not in needed:
+            if name not in needed and name not in others:
                 self._delete(name)

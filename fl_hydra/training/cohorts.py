@@ -52,7 +52,7 @@ class Cohorts:
         rows = group.division.sections[index]
         reports = np.ones(len(plan.ids), np.bool_) if plan.reports is None else plan.reports
         kept = {name: values[rows] for name, values in group.buffers.kept.items()}
-        run.clients.check_out(plan.ids, run.round, kept)
+        run.members[group.number].clients.check_out(plan.ids, run.round, kept)
         for name, values in group.buffers.facts.items():
             known = plan.rates.sum(1, keepdims=True) if name == "rates" else run.fact(name, plan.ids)
             values[rows].copy_(to_device(known, group.device))
@@ -91,7 +91,8 @@ class Cohorts:
         """Some clients, int64 [n], for an evaluation, whose computation is not charged. state: what the run carries, [1, ...]."""
         weights = torch.full((len(ids),), 1 / len(ids), dtype=self._group.dtype, device=self._group.device)
         clients = self._clients(run, index, ids, np.ones(len(ids), np.bool_), weights, self._servers[index], state)
-        kept = {name: run.clients.read(ids, name) for name in self._group.kept_widths if name == PERSONAL or name.startswith(STATE)}
+        store = run.members[self._group.number].clients
+        kept = {name: store.read(ids, name) for name in self._group.kept_widths if name == PERSONAL or name.startswith(STATE)}
         return replace(
             clients,
             shards=RunShards(self.passes, run, state, charged=False),
@@ -115,7 +116,7 @@ class Cohorts:
         wire = Wire(group.layout.size, group.unsent.width, self._uplink.size if encoded else None)
         first = group.division.sections[index].start
         return Clients(
-            run.facts,
+            run.members[group.number].facts,
             run.round,
             ids,
             weights,

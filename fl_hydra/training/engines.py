@@ -347,5 +347,5 @@ def stream_of(device: torch.device) -> int:
 def even_parts(count: int, most: int) -> list[slice]:
     """0..count-1 in as few parts as possible of at most `most`, of equal size (±1)."""
     parts = -(-count // most)
-    borders = [count * part // parts for part in range(parts + 1)]
+    borders = [count * part // max(1, parts) for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(borders)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +27,7 @@ def evaluate(
     models: Tensor,
     personal: Callable[[str, Tensor], PersonalScores] | None,
     split: Split,
-    group: RowGroup,
+    groups: Sequence[RowGroup],
     measured: Measurements,
     notify: Callable[[str], None],
 ) -> Metrics:
@@ -36,9 +36,10 @@ def evaluate(
     Args:
         index: of the run in the trainer. models: [models, P], evaluated as the global model.
         personal: scores clients with their own models on some samples of the set `val` or `test`; None if they have none.
+        groups: the rows of each architecture.
         notify: is called when a long evaluation begins.
     """
-    e = run.experiment
+    e, group = run.experiment, groups[0]
     sets = {"val": split.validation, "test": split.test} if e.test else {"val": split.validation}
     if run.finished and any(samples.eval_subset_size < e.final * len(samples) for samples in sets.values()):
         count = sum(math.ceil(e.final * len(samples)) for samples in sets.values())
@@ -76,9 +77,16 @@ def evaluate(
         **({"asked": run.evaluated} if e.participation.asks else {}),
         **asdict(run.traffic),
         "seconds": run.seconds,
-        "flops": group.flops(run.computed, run.evaluated + run.forwarded, run.products),
+        "flops": sum(_flops(run, rows) for rows in groups),
         **({"server_flops": run.server_flops} if e.algorithm.computes_at_server else {}),
     }
+
+
+def _flops(run: PackedRun, rows: RowGroup) -> int:
+    """Floating-point operations of a run's clients of one architecture."""
+    members = run.members[rows.number]
+    asked = run.evaluated if rows.number == 0 else 0
+    return rows.flops(members.computed, asked + members.forwarded, members.products) + members.other_flops
 
 
 def _looked_at(run: PackedRun, samples: Samples, device: torch.device) -> Tensor:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.arrays import Indices
 from fl_hydra.data.dataset import Dataset, DatasetInfo
-from fl_hydra.data.sample_owners import SampleOwners
+from fl_hydra.data.public import public_samples, without_public
+from fl_hydra.data.sample_owners import SampleCounts, SampleOwners
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.local_steps.scheduled import Fixed
 from fl_hydra.models.base import Model
@@ -35,6 +39,7 @@ class Experiment:
     batch_size: samples of a local step. budget: samples of the whole run. points: evaluations, equally spaced in the budget.
     final: fraction of the validation and test samples that the last evaluation uses. test: whether the test set is evaluated.
     swa: how the server's models are averaged; None: they are not.
+    architectures: client k has that at position k mod n; none: all have `model`.
     personal: on what clients are judged, `dealt` or `shards`; None: on what is dealt, if the method has models of clients.
     shard_part: of each shard, withheld from training for `shards`. joining_steps: of clients that are held out, before they are judged;
     None: there are none.
@@ -72,11 +77,35 @@ class Experiment:
     personal: str | None = field(default=None, metadata=as_before(None))
     shard_part: float | None = field(default=None, metadata=as_before(None))
     joining_steps: int | None = field(default=None, metadata=as_before(None))
+    architectures: tuple[Model, ...] = field(default=(), metadata=as_before(()))
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of clients, by the number of their architecture."""
+        return self.architectures or (self.model,)
+
+    @property
+    def sample_counts(self) -> SampleCounts:
+        """Of the training samples that clients have: after the validation split, and without public ones."""
+        return without_public(self.dataset.sample_counts(self.dataset_info, self.split_seed), self.algorithm.public)
+
+    def public_samples(self, sample_owners: SampleOwners) -> Indices:
+        """The training samples that no client has, int64 [n], ascending; those of all seeds are the same."""
+        return public_samples(sample_owners, self.algorithm.public, self.split_seed)
+
+    def shards(self, sample_owners: SampleOwners) -> Shards:
+        """The training samples of each client."""
+        public = self.public_samples(sample_owners)
+        if not len(public):
+            return self.sharding.shards(sample_owners, self.K, self.N_c, self.seed)
+        others = np.setdiff1d(np.arange(sample_owners.total), public)
+        shards = self.sharding.shards(sample_owners.some(others), self.K, self.N_c, self.seed)
+        return Shards(others[shards.indices], shards.offsets)
 
     @property
     def train_samples(self) -> int:
-        """Training samples, after the validation split."""
-        return self.dataset.sample_counts(self.dataset_info, self.split_seed).total
+        """Training samples of clients."""
+        return self.sample_counts.total
 
     @property
     def step_samples(self) -> int:
@@ -109,7 +138,7 @@ class Experiment:
 
     def divided(self, sample_owners: SampleOwners) -> tuple[Shards, Shards | None, Shards | None]:
         """What each client trains with, and what is withheld of its shard for validation and for test; None: nothing is withheld."""
-        shards = self.sharding.shards(sample_owners, self.K, self.N_c, self.seed)
+        shards = self.shards(sample_owners)
         if self.personal != "shards":
             return shards, None, None
         assert self.shard_part is not None

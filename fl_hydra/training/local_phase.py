@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.algorithms.base import Algorithm
+from fl_hydra.algorithms.base import Algorithm, Returned
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.base import Optimizer
@@ -59,12 +59,13 @@ class LocalPhase:
     def send(self, inputs: RoundInputs) -> None:
         """Send every row its start, and what the method sends besides it."""
         if self._algorithm.own_starts:
-            starts = [self._algorithm.start(part.state, part.clients) for part in inputs.runs]
-            inputs.start_from(starts[0] if len(starts) == 1 else torch.cat(starts))
+            starts = [self._algorithm.start(part.state, part.clients) for part in inputs.present]
+            if starts:
+                inputs.start_from(starts[0] if len(starts) == 1 else torch.cat(starts))
         else:
-            for part in inputs.runs:
+            for part in inputs.present:
                 part.clients.fabric.count_down(part.state.model)
-        for part in inputs.runs:
+        for part in inputs.present:
             self._statistics.begin(part)
             message = self._algorithm.send(part.state, part.clients)
             self._check_names(message)
@@ -138,15 +139,19 @@ class LocalPhase:
             if mean is not None:
                 self._algorithm.outer(part.state, part.clients, mean)
             else:
-                starts = inputs.steps.starts
-                own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
-                buffers = self._group.buffers
-                part.clients.own_ends = (buffers.ends if buffers.own_ends is None else buffers.own_ends)[part.rows]
-                self._algorithm.update(part.state, part.clients, own, buffers.ends[part.rows])
+                returned = self.returned(part, inputs)
+                self._algorithm.update(part.state, part.clients, returned.starts, returned.ends)
             self._group.unsent.write(part.state.model, stays)
             self._statistics.end(part)
             self._algorithm.finish(part.state, part.clients)
         part.restore_lost()
+
+    def returned(self, part: RunRound, inputs: RoundInputs) -> Returned:
+        """What a run's rows returned."""
+        starts, buffers = inputs.steps.starts, self._group.buffers
+        own = part.state.model.expand(len(part.plan.ids), -1) if starts is None else starts[part.rows]
+        part.clients.own_ends = (buffers.ends if buffers.own_ends is None else buffers.own_ends)[part.rows]
+        return Returned(part.state, part.clients, own, buffers.ends[part.rows], part.plan.samples)
 
     def _train_blocks(self, wave: dict[int, Block], inputs: RoundInputs, optimizers: list[Optimizer]) -> None:
         """Take all local steps of some neighbouring blocks, one in each lane, in segments that can be recorded."""

@@ -15,6 +15,7 @@ from fl_hydra.seams.rows import METER_WIDTH
 from fl_hydra.training.engines import Engine
 from fl_hydra.training.noise import NoiseScale
 from fl_hydra.training.packed_run import PackedRun
+from fl_hydra.training.planning import RoundPlan
 from fl_hydra.training.round_inputs import RoundInputs, RunRound
 from fl_hydra.training.row_group import RowBuffers
 from fl_hydra.training.samples import Samples
@@ -55,10 +56,10 @@ class Measurements:
         if self.noise is not None:
             self.noise.retain_runs(runs)
 
-    def clients(self, inputs: RoundInputs, buffers: RowBuffers) -> dict[str, Reals] | None:
-        """Measurements of each row by name, float64 [rows]; None if no scheme needs any. Reads back once."""
+    def clients(self, inputs: RoundInputs, buffers: RowBuffers) -> dict[str, Reals]:
+        """Measurements of each row by name, float64 [rows]; none if no scheme needs any. Reads back once."""
         if not self.of_clients:
-            return None
+            return {}
         samples = np.maximum(1, inputs.counts.sum(1))
         read = torch.cat([buffers.meter.double(), buffers.squared_displacement.double()], 1)[: len(samples)].cpu().numpy()
         figures = {"loss": read[:, 0] / np.maximum(1, read[:, 2]), "norm": np.sqrt(read[:, -1])}
@@ -99,6 +100,15 @@ class Measurements:
     def add(self, run: int, rows: Tensor) -> None:
         """Add the meters of a run's rows in a round, [rows, 3 or more]."""
         self.meter[run] += rows[:, :METER_WIDTH].sum(0)
+
+
+def joined(plan: RoundPlan, parts: Sequence[RunRound], measured: Sequence[dict[str, Reals]]) -> dict[str, Reals]:
+    """A run's measurements of its whole cohort by name, float64 [rows], from those of its part in each group of rows."""
+    ids = np.concatenate([part.plan.ids for part in parts])
+    places = np.argsort(ids)[np.argsort(np.argsort(plan.ids))]
+    return {
+        name: np.concatenate([each[name][part.rows] for part, each in zip(parts, measured, strict=True)])[places] for name in measured[0]
+    }
 
 
 class LossQueries:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -14,11 +16,12 @@ from fl_hydra.data.sample_owners import SampleOwners
 from fl_hydra.errors import require
 from fl_hydra.local_steps.base import Measured, Memory
 from fl_hydra.randomness import generator, key
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.clients import Facts
 from fl_hydra.seams.fabric import Traffic
-from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import GRADIENTS, OUTPUTS, PRODUCTS
 from fl_hydra.sharding.shard_sampler import ShardSampler
+from fl_hydra.training.client_files import Reference
 from fl_hydra.training.client_store import ClientStore
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.image_samples import augmentation_stream
@@ -27,19 +30,50 @@ from fl_hydra.training.planning import RoundPlan
 _stream = lru_cache(maxsize=2**17)(augmentation_stream)
 
 
+class Members:
+    """The clients of a run whose models have one architecture.
+
+    Args:
+        facts: of the run, with this architecture's layout.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.clients: ClientStore
+        """State that they carry from round to round."""
+        self.computed = 0
+        """Samples of gradients, counted once for each gradient."""
+        self.forwarded = 0
+        """Samples of forward passes alone."""
+        self.products = 0
+        """Samples of products with the Hessian."""
+        self.other_flops = 0
+        """Floating-point operations that their method charges besides."""
+
+    def counts(self) -> dict[str, int]:
+        """What they computed, by name, where it is not 0."""
+        named = {"forwarded": self.forwarded, "products": self.products, "other_flops": self.other_flops}
+        return {name: value for name, value in named.items() if value}
+
+    def load(self, computed: int, counts: Mapping[str, Any]) -> None:
+        """Restore what they computed."""
+        self.computed = computed
+        self.forwarded, self.products, self.other_flops = (counts.get(name, 0) for name in ("forwarded", "products", "other_flops"))
+
+
 class PackedRun:
     """One run of a trainer: its shards, its clients, and its progress.
 
     Args:
         experiment: what it trains.
         sample_owners: the owner and the label of each training sample.
-        layout: of the model's parameters.
+        architectures: of its clients' models.
 
     Raises:
         UserError: the shards cannot be made, or too few clients have samples.
     """
 
-    def __init__(self, experiment: Experiment, sample_owners: SampleOwners, layout: Layout) -> None:
+    def __init__(self, experiment: Experiment, sample_owners: SampleOwners, architectures: Architectures) -> None:
         shards, validation, test = experiment.divided(sample_owners)
         self.withheld = {"val": validation, "test": test}
         """What is withheld of each client's shard, by the set that it makes; None: nothing is."""
@@ -49,9 +83,9 @@ class PackedRun:
             "choose a larger part, or a smaller K",
         )
         self.experiment = experiment
-        self.clients: ClientStore
-        """State that its clients carry from round to round."""
         self.shards = shards
+        self.public = experiment.public_samples(sample_owners)
+        """Training samples that no client has, int64 [n]."""
         self.shard_sizes = shards.sizes
         self.drawn_sizes = experiment.participation.seen_sizes(shards.sizes)
         """Samples of each client that may be drawn, int64 [K]; 0 of those that are held out."""
@@ -70,8 +104,13 @@ class PackedRun:
             "tells who they are; "
             f"choose a smaller K, or a sharding that gives every client samples",
         )
-        self.facts = Facts(K, m, experiment.seed, layout, self.shard_sizes, count_labels, held_out, experiment.batch_size)
-        """The run's constants, for its method."""
+        self.architectures = architectures
+        sizes, size = self.shard_sizes, experiment.batch_size
+        self.members = [
+            Members(Facts(K, m, experiment.seed, layout, sizes, count_labels, held_out, size, architectures, number))
+            for number, layout in enumerate(architectures.layouts)
+        ]
+        """Its clients, by the architecture of their models."""
         self.sampler = ShardSampler(shards, experiment.seed)
         self.cursors = np.zeros(experiment.K, np.int64)
         """Samples that each client has drawn so far."""
@@ -95,12 +134,6 @@ class PackedRun:
         self._forward_seconds = 0.0
         """Simulated seconds of forward passes over whole shards in this round."""
         self.traffic = Traffic()
-        self.computed = 0
-        """Samples of gradients, counted once for each gradient."""
-        self.forwarded = 0
-        """Samples of forward passes alone."""
-        self.products = 0
-        """Samples of products with the Hessian."""
         self.server_flops = 0
         """Floating-point operations of the server, as far as the method charges them."""
         self.evaluated = 0
@@ -109,6 +142,31 @@ class PackedRun:
         """Memory of the participation scheme."""
         self.averaged: int | None = None
         """Rounds since the average of the server's models began; None before."""
+
+    @property
+    def facts(self) -> Facts:
+        """The run's constants, for its method, with the layout of its first architecture."""
+        return self.members[0].facts
+
+    @property
+    def clients(self) -> ClientStore:
+        """State that the clients of its first architecture carry from round to round."""
+        return self.members[0].clients
+
+    @property
+    def computed(self) -> int:
+        """Samples of gradients, counted once for each gradient."""
+        return sum(members.computed for members in self.members)
+
+    @property
+    def forwarded(self) -> int:
+        """Samples of forward passes alone."""
+        return sum(members.forwarded for members in self.members)
+
+    @property
+    def products(self) -> int:
+        """Samples of products with the Hessian."""
+        return sum(members.products for members in self.members)
 
     @property
     def finished(self) -> bool:
@@ -141,9 +199,10 @@ class PackedRun:
 
     def draw(self, plan: RoundPlan, count: int) -> Indices:
         """The next `count` draws of each client: positions in the training samples, int64 [rows, count]."""
-        return np.stack(
-            [self.sampler.indices(client, cursor, count) for client, cursor in zip(plan.ids, self.cursors[plan.ids], strict=True)]
-        )
+        drawn = np.empty((len(plan.ids), count), np.int64)
+        for row, client in enumerate(plan.ids):
+            drawn[row] = self.sampler.indices(client, self.cursors[client], count)
+        return drawn
 
     def augmentation_streams(self, ids: Indices) -> list[int]:
         """The numbers that identify the crops and flips of some clients, int64 [n]."""
@@ -167,17 +226,38 @@ class PackedRun:
         assert counts is not None
         return counts[ids].astype(np.float64)
 
-    def charge_gradients(self, ids: Indices, samples: int | Indices | None = None) -> None:
-        """Charge gradients of so many samples to each of some clients, which compute in parallel. samples: None: all that each has."""
+    def charge_gradients(self, ids: Indices, samples: int | Indices | None = None, architecture: int = 0) -> None:
+        """Charge gradients of so many samples to each of some clients of an architecture, which compute in parallel. samples: None: all
+        that each has."""
         sizes = self.shard_sizes[ids] if samples is None else np.full(len(ids), samples)
-        self.computed += int(sizes.sum())
+        self.members[architecture].computed += int(sizes.sum())
         self._pass_seconds += float((sizes * self.sample_seconds[ids]).max())
 
-    def charge_outputs(self, client: int) -> None:
+    def charge_outputs(self, client: int, architecture: int = 0) -> None:
         """Charge one forward pass over all samples of a client; the slowest one of a round determines the time."""
         size = int(self.shard_sizes[client])
-        self.forwarded += size
+        self.members[architecture].forwarded += size
         self._forward_seconds = max(self._forward_seconds, size * float(self.sample_seconds[client]) / 3)
+
+    def watch_files(self, check: Callable[[], None]) -> None:
+        """Have `check` called before a file of client state is written or deleted; it raises if the run may not do so any more."""
+        for members in self.members:
+            members.clients.check = check
+
+    def retire_clients(self) -> None:
+        """Copy the cohort's state to where it is held, to free its rows for others."""
+        for members in self.members:
+            members.clients.retire()
+
+    def clients_digest(self) -> str:
+        """SHA-256 over the state of all clients that have taken part, 64 hex digits."""
+        digests = [members.clients.digest() for members in self.members]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def collect_files(self, kept: Sequence[Mapping[int, Reference]]) -> None:
+        """Delete files of client state to which neither a checkpoint in `kept` nor the current state refers."""
+        living = frozenset[str]().union(*(members.clients.living for members in self.members))
+        self.clients.collect(kept, living)
 
     def settle(self) -> None:
         """Add the time of passes over whole shards."""
@@ -201,11 +281,17 @@ class PackedRun:
         seen = replace(plan.seen, memory=self.scheme_state)
         self.scheme_state = {**self.scheme_state, **self.experiment.participation.observe(seen, plan.ids[plan.reports], reported)}
 
-    def advance(self, plan: RoundPlan, computed: Indices, payload: int) -> None:
+    def count(self, computed: Indices, architecture: int = 0) -> None:
+        """Count samples of local steps, int64 [3], by kind of computation (:data:`fl_hydra.seams.rows.CALLS`)."""
+        members = self.members[architecture]
+        members.computed += int(computed[GRADIENTS])
+        members.forwarded += int(computed[OUTPUTS])
+        members.products += int(computed[PRODUCTS])
+
+    def advance(self, plan: RoundPlan, payload: int) -> None:
         """Finish the round: charge it, and advance the run.
 
         Args:
-            computed: samples of local steps, int64 [3], by kind of computation (:data:`fl_hydra.seams.rows.CALLS`).
             payload: bytes of a model.
         """
         e = self.experiment
@@ -217,9 +303,6 @@ class PackedRun:
         self.traffic.steps += plan.steps
         self.cursors[plan.ids] += plan.samples
         self.samples += int(plan.samples.sum())
-        self.computed += int(computed[GRADIENTS])
-        self.forwarded += int(computed[OUTPUTS])
-        self.products += int(computed[PRODUCTS])
         self.lr = plan.last_rate
         self.seconds = plan.end_time
         self.settle()
@@ -243,18 +326,20 @@ class PackedRun:
             "memory": dict(self.memory),
             "J": self.J,
             "seconds": self.seconds,
-            "gradient_samples": self.computed,
+            "gradient_samples": self.members[0].computed,
             "evaluated": self.evaluated,
             "participation": {name: torch.from_numpy(values.copy()) for name, values in self.scheme_state.items()},
             "traffic": asdict(self.traffic),
-            "clients": self.clients.save(),
-            **{name: value for name, value in self._more().items() if value},
+            "clients": {client: place for members in self.members for client, place in members.clients.save().items()},
+            **self.members[0].counts(),
+            **({"server_flops": self.server_flops} if self.server_flops else {}),
+            **({} if len(self.members) == 1 else {"members": [self._counted(members) for members in self.members[1:]]}),
             **({} if self.averaged is None else {"averaged": self.averaged}),
         }
 
-    def _more(self) -> dict[str, int]:
-        """Counts that most methods leave at 0."""
-        return {"forwarded": self.forwarded, "products": self.products, "server_flops": self.server_flops}
+    @staticmethod
+    def _counted(members: Members) -> dict[str, int]:
+        return {"gradient_samples": members.computed, **members.counts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state.
@@ -262,12 +347,15 @@ class PackedRun:
         Raises:
             CorruptFile: the state of a client that it refers to is damaged; then nothing changes.
         """
-        self.clients.restore(state["clients"])
+        for number, members in enumerate(self.members):
+            kept = state["clients"].items()
+            members.clients.restore({client: place for client, place in kept if self.architectures.number(client) == number})
         self.round, self.samples, self.lr = state["round"], state["samples"], state["lr"]
         self.cursors = state["cursors"].numpy().copy()
         self.memory, self.J, self.seconds = dict(state["memory"]), state["J"], state["seconds"]
-        self.computed, self.evaluated = state["gradient_samples"], state["evaluated"]
-        self.forwarded, self.products = state.get("forwarded", 0), state.get("products", 0)
+        self.evaluated = state["evaluated"]
+        for members, counts in zip(self.members, [state, *state.get("members", [])], strict=True):
+            members.load(counts["gradient_samples"], counts)
         self.server_flops = state.get("server_flops", 0)
         self.averaged = state.get("averaged")
         self.scheme_state = {name: values.numpy().copy() for name, values in state["participation"].items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -43,6 +43,16 @@ class PersonalScores:
     sizes: Indices
     held_out: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
     choice: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def together(cls, scores: Sequence[PersonalScores]) -> PersonalScores:
+        """The scores of clients of several architectures, each of which has its own samples alone."""
+        losses, accuracies, sizes = scores[0].losses, scores[0].accuracies, scores[0].sizes
+        for each in scores[1:]:
+            theirs = each.sizes > 0
+            losses, accuracies = np.where(theirs, each.losses, losses), np.where(theirs, each.accuracies, accuracies)
+            sizes = sizes + each.sizes
+        return replace(scores[0], losses=losses, accuracies=accuracies, sizes=sizes)
 
     def figures(self, prefix: str) -> dict[str, float | None]:
         """Figures for a line of metrics: means over clients that may be drawn, also weighted by targets, the mean of the worst tenth, and
@@ -97,12 +107,13 @@ class PersonalEvaluation:
         samples, shares = self._shares.of(run, name, looked_at)
         held_out = run.facts.held_out
         ids = np.array([client for client, share in enumerate(shares) if share is not None], np.int64)
+        ids = ids[run.architectures.have(ids, self._group.number)]
         drawn, choices = ~np.isin(ids, held_out), self._algorithm.choices
         found = np.zeros((METER_WIDTH, len(choices), len(shares)))
         totals = []
         for some in self.together(ids, held_out):
             models = self.models(run, state, clients(some))
-            wholes = self._group.whole(models, state, self._group.client_statistics(state, run.clients, some))
+            wholes = self._group.whole(models, state, self._group.client_statistics(state, run.members[self._group.number].clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 which = shares[client]
                 assert which is not None
@@ -143,7 +154,7 @@ class PersonalEvaluation:
         """The model with which one client is judged. clients: the client alone. choice: which of the method's `choices` is used."""
         group, algorithm = self._group, self._algorithm
         model = self.models(run, state, clients)
-        whole = group.whole(model, state, group.client_statistics(state, run.clients, clients.ids))
+        whole = group.whole(model, state, group.client_statistics(state, run.members[self._group.number].clients, clients.ids))
         module = group.architecture.build().to(group.dtype)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ class RoundPlan:
     residual_weight: weight of the old model in the mean, 1 minus the sum of `weights` if the scheme sets these itself; else 0.
     reports: bool [rows], whether each stays (does not drop out); None: all do.
     fixed: whether BatchNorm's running statistics no longer change, and are used in training (`model.statistics=frozen`).
+    whole: the plan of the whole cohort, of which this one has some rows; None: this is the whole one.
     """
 
     ids: Indices
@@ -64,6 +65,21 @@ class RoundPlan:
     residual_weight: float = 0.0
     reports: Mask | None = None
     fixed: bool = False
+    whole: RoundPlan | None = None
+
+    def of_rows(self, which: Mask) -> RoundPlan:
+        """The plan of some rows, bool [rows], of a round without exchanges: as many steps, and the weights that they have in the cohort."""
+        if which.all():
+            return self
+        return replace(
+            self,
+            ids=self.ids[which],
+            samples=self.samples[which],
+            rates=self.rates[which],
+            weights=self.weights[which],
+            reports=None if self.reports is None else self.reports[which],
+            whole=self,
+        )
 
 
 def plan_round(run: PackedRun, losses: Losses = no_losses) -> RoundPlan:

@@ -100,6 +100,11 @@ class RoundInputs:
     calls: Indices
     runs: list[RunRound]
 
+    @property
+    def present(self) -> list[RunRound]:
+        """The parts of runs that have rows here."""
+        return [part for part in self.runs if len(part.plan.ids)]
+
     def start_from(self, starts: Tensor) -> None:
         """Let every row begin with its own start, [rows, P]."""
         self.steps = replace(self.steps, starts=starts)
@@ -137,6 +142,7 @@ def step_inputs(
 
 def is_masked(plan: RoundPlan, run: PackedRun) -> bool:
     """Whether some row of a run draws fewer samples than its batches hold."""
+    plan = plan.whole or plan
     return bool((plan.samples < plan.steps * run.experiment.step_samples).any())
 
 

@@ -16,6 +16,7 @@ from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.arrays import Indices
 from fl_hydra.errors import require
 from fl_hydra.optim.base import Optimizer
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.clients import Facts
 from fl_hydra.seams.layout import Columns, flat, frozen_tensors, initial_module, running_statistics
 from fl_hydra.seams.rows import METER_WIDTH, LocalOptimizer, Rows, counter
@@ -156,6 +157,7 @@ class RowGroup:
         device: where.
         rows_at_once, samples_at_once: see :class:`fl_hydra.training.trainer.Trainer`.
         notify: is told, in one line, what the user should know.
+        number: of the architecture among those of the runs' clients, `architectures`.
     """
 
     def __init__(
@@ -168,8 +170,11 @@ class RowGroup:
         rows_at_once: int | None,
         samples_at_once: int | None,
         notify: Callable[[str], None],
+        architectures: Architectures,
+        number: int = 0,
     ) -> None:
         self._experiment, self._notify = experiment, notify
+        self._architectures, self.number = architectures, number
         self.device, self.dtype = device, precision.master
         self.architecture, self.layout, self.layers = architecture, architecture.layout, architecture.layout.layers
         gradients, launcher = ENGINES[engine]
@@ -198,10 +203,11 @@ class RowGroup:
         self.shared = self.layout.columns(lambda name, module: name not in unsent)
         """All others."""
         everything = self.layout.columns(lambda name, module: True)
-        local = experiment.model.statistics == "local"
+        model = architecture.model
+        local = model.statistics == "local"
         self.personal_statistics: Columns = self.layout.statistics_beside(everything if local else self.personal)
         """Columns of the running statistics that stay with their client."""
-        self.statistics_known = experiment.model.statistics == "frozen" and not experiment.model.frozen_after
+        self.statistics_known = model.statistics == "frozen" and not model.frozen_after
         """Whether running statistics are what they were in the beginning, and are not sent."""
         self.columns = algorithm.columns(self.layout)
         """Columns that the method steps separately, by name."""
@@ -295,7 +301,7 @@ class RowGroup:
             self._stepped,
         )
         state = {name.removeprefix(STATE): values for name, values in of.kept.items() if name.startswith(STATE)}
-        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, J)
+        return Rows(parameters, starts, lr, local, state, of.received, of.facts, of.own_hyper, J, self._architectures)
 
     def of_rows(self, rows: slice, run: int) -> RowsOf:
         """The buffers of some rows of a run."""
@@ -364,6 +370,13 @@ class RowGroup:
         threads = max(self.division.threads)
         self.pool = single_threaded_pool(threads) if threads > 1 else None
 
+    def limit(self, rows: int, samples: int) -> bool:
+        """Compute at most so many rows, and samples of a row, at once; whether that is fewer rows than before."""
+        self.engine.samples_at_once = samples if samples < self.samples_at_once else self.engine.samples_at_once
+        fewer = rows < self.rows_at_once
+        self._limit = rows if fewer else self._limit
+        return fewer
+
     def resize(self, counts: list[int], optimizers: Sequence[Optimizer], algorithms: Sequence[Algorithm]) -> bool:
         """Divide the allocated memory among other numbers of rows of the same runs, so that recorded graphs can still be used.
 
@@ -371,12 +384,14 @@ class RowGroup:
             whether it is enough for them; if not, nothing changes.
         """
         division, lanes = self._divide(counts), self.buffers.lanes
-        rows = max(block.size for own in division.blocks for block in own)
+        rows = max((block.size for own in division.blocks for block in own), default=0)
         threads = max(division.threads)
         enough = sum(counts) <= len(self.buffers.meter) and rows <= len(lanes[0].parameters) and division.lanes <= len(lanes)
         if not enough or threads > max(self.division.threads):
             return False
         self.division = division
+        if not sum(counts):
+            return True
         for places, values in (
             (self.buffers.hyper, self.hyper(_by_row(optimizers, counts))),
             (self.buffers.own_hyper, self._own_hyper(_by_row(algorithms, counts))),

@@ -32,6 +32,7 @@ class ShardPasses:
 
     def __init__(self, group: RowGroup, samples: Samples) -> None:
         self._group, self._samples = group, samples
+        self.architecture = group.number
 
     def gradient(self, run: PackedRun, state: State, ids: Indices, models: Tensor) -> Tensor:
         """The gradient of the mean loss over each client's samples, int64 [n], at its model [n, P]: [n, P]."""
@@ -40,7 +41,7 @@ class ShardPasses:
     def gradient_of(self, run: PackedRun, state: State, ids: Indices, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
         """The gradient of the mean loss over some training samples of each client, at its model [n, P]: [n, P]; and that loss, [n]."""
         found, losses = torch.zeros_like(models, memory_format=torch.contiguous_format), models.new_zeros(len(ids))
-        statistics, frozen = self._group.client_statistics(state, run.clients, ids), state.buffers.get("frozen")
+        statistics, frozen = self._group.client_statistics(state, run.members[self.architecture].clients, ids), state.buffers.get("frozen")
         for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once):
             own = Beside(None if statistics is None else statistics[rows], None if frozen is None else frozen[0])
             losses[rows] = self._add(samples[rows], models[rows].contiguous(), own, found[rows])
@@ -49,7 +50,9 @@ class ShardPasses:
     def outputs(self, run: PackedRun, state: State, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         """The outputs [n, ...] of a model [1, P] for a client's samples, and their targets [n, ...]."""
         which = to_device(run.shards[client], model.device)
-        model = self._group.whole(model, state, self._group.client_statistics(state, run.clients, np.array([client])))
+        model = self._group.whole(
+            model, state, self._group.client_statistics(state, run.members[self.architecture].clients, np.array([client]))
+        )
         parts = [self._group.engine.outputs_of(model, self._samples.plain(part)[None]) for part in torch.split(which, PASS_SAMPLES)]
         outputs = Outputs(torch.cat([part.logits[0] for part in parts]), torch.cat([part.features[0] for part in parts]))
         return outputs, self._samples.targets[which]
@@ -65,7 +68,7 @@ class ShardPasses:
         found = models.clone(memory_format=torch.contiguous_format)
         rates = found.new_empty(len(ids), 1)
         rates.copy_(lr) if isinstance(lr, Tensor) else rates.fill_(run.experiment.peak_lr if lr is None else lr)
-        statistics, frozen = self._group.client_statistics(state, run.clients, ids), state.buffers.get("frozen")
+        statistics, frozen = self._group.client_statistics(state, run.members[self.architecture].clients, ids), state.buffers.get("frozen")
         for rows in self._group.engine.blocks(len(ids), self._group.rows_at_once) if steps else []:
             own = Beside(None if statistics is None else statistics[rows], None if frozen is None else frozen[0], run.fixed)
             part = found[rows].clone()  # the last bits of a product may depend on the address
@@ -77,6 +80,11 @@ class ShardPasses:
                     columns.write(part, columns.of(part) - columns.of(step))
             found[rows] = part
         return found
+
+    def public(self, run: PackedRun) -> tuple[Tensor, Tensor]:
+        """Inputs [n, ...] and targets [n] of the samples that no client has."""
+        which = to_device(run.public, self._group.device)
+        return self._samples.plain(which), self._samples.targets[which]
 
     def _first_batches(self, run: PackedRun, ids: Indices, steps: int, beside: Beside) -> Iterator[Batch]:
         """The batches with which the orders of some clients begin, as in training."""
@@ -138,25 +146,32 @@ class RunShards:
 
     def gradient(self, ids: Indices, models: Tensor) -> Tensor:
         if self._charged:
-            self._run.charge_gradients(ids)
+            self._run.charge_gradients(ids, architecture=self._passes.architecture)
         return self._passes.gradient(self._run, self._state, ids, models)
 
     def gradient_of(self, ids: Indices, models: Tensor, samples: Sequence[Indices]) -> tuple[Tensor, Tensor]:
         if self._charged:
-            self._run.charge_gradients(ids, np.array([len(own) for own in samples]))
+            self._run.charge_gradients(ids, np.array([len(own) for own in samples]), self._passes.architecture)
         chosen = [self._run.shards[client][own] for client, own in zip(ids.tolist(), samples, strict=True)]
         return self._passes.gradient_of(self._run, self._state, ids, models, chosen)
 
     def outputs(self, client: int, model: Tensor) -> tuple[Outputs, Tensor]:
         if self._charged:
-            self._run.charge_outputs(client)
+            self._run.charge_outputs(client, self._passes.architecture)
         return self._passes.outputs(self._run, self._state, client, model)
 
     def tune(self, ids: Indices, models: Tensor, steps: int, lr: Tensor | float | None, columns: Columns | None) -> Tensor:
         if self._charged:
-            self._run.charge_gradients(ids, steps * self._run.experiment.batch_size)
+            self._run.charge_gradients(ids, steps * self._run.experiment.batch_size, self._passes.architecture)
         return self._passes.tune(self._run, self._state, ids, models, steps, lr, columns)
 
     def charge_server(self, flops: int) -> None:
         if self._charged:
             self._run.server_flops += flops
+
+    def charge(self, flops: int) -> None:
+        if self._charged:
+            self._run.members[self._passes.architecture].other_flops += flops
+
+    def public(self) -> tuple[Tensor, Tensor]:
+        return self._passes.public(self._run)

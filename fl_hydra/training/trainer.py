@@ -22,29 +22,27 @@ import torch
 from torch import Tensor
 
 from fl_hydra.algorithms.base import State
-from fl_hydra.algorithms.events import EventDriven
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
 from fl_hydra.errors import require
-from fl_hydra.seams.rows import CALLS
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.training.architecture import Architecture
-from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS, averages
-from fl_hydra.training.client_store import ClientStore
+from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS
+from fl_hydra.training.client_group import ClientGroup
 from fl_hydra.training.cohorts import Cohorts
+from fl_hydra.training.engine_names import ENGINE_KINDS
 from fl_hydra.training.engine_selection import candidates, fastest
 from fl_hydra.training.evaluation import Metrics, evaluate
-from fl_hydra.training.event_phase import EventPhase
 from fl_hydra.training.experiment import Experiment
 from fl_hydra.training.judged import JudgedModel
 from fl_hydra.training.local_phase import LocalPhase
-from fl_hydra.training.measurements import LossQueries, Measurements
+from fl_hydra.training.measurements import LossQueries, Measurements, joined
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.personal_evaluation import PersonalEvaluation, PersonalScores
-from fl_hydra.training.planning import RoundPlan
 from fl_hydra.training.precision import PRECISIONS
-from fl_hydra.training.round_inputs import RoundInputs, step_inputs
+from fl_hydra.training.round_inputs import RoundInputs
 from fl_hydra.training.row_group import RowGroup
-from fl_hydra.training.shard_passes import ShardPasses
+from fl_hydra.training.sample_cost import example
 from fl_hydra.training.split import load_split
 
 
@@ -84,40 +82,48 @@ class Trainer:
         self._notify = notify
         if not computes_in(self.device, self.precision.compute):
             notify(f"precision={first.precision}: this CPU has no instructions for it, so that a step takes longer than in fp32, not less")
-        architecture = Architecture.of(first.model, first.dataset_info, algorithm)
-        self.engine_name = self._choose(experiments, architecture) if engine == "auto" else engine
-        group = self.group = RowGroup(
-            first, architecture, self.engine_name, self.precision, self.device, rows_at_once, samples_at_once, notify
+        built = [Architecture.of(model, first.dataset_info, algorithm) for model in first.models]
+        architectures = Architectures(
+            tuple(each.module for each in built), tuple(each.layout for each in built), example(first.dataset_info, 2)
         )
-        self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
-        first.uplink.check(group.layout.statistics.size - group.personal_statistics.width)
-        if group.personal_statistics.width:
-            _refuse_held_out(experiments)
-        self.runs = [PackedRun(experiment, self.split.sample_owners, group.layout) for experiment in experiments]
-        folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
-        models, buffers = group.initial([experiment.seed for experiment in experiments])
-        for index, (run, model, folder) in enumerate(zip(self.runs, models, folders, strict=True)):
-            statistics = buffers["model"][index : index + 1] if "model" in buffers else None
-            initial = group.client_state(run.experiment, model[None], statistics, run.facts)
-            run.clients = ClientStore(initial, first.K, folder, state_on, len(experiments))
-        states = [run.experiment.algorithm.initial(model[None], run.facts) for run, model in zip(self.runs, models, strict=True)]
-        self.state = type(states[0]).together(states)
-        self.state.server, self.state.buffers = self._outer_slots(), group.buffers_of_runs(buffers, first.m)
-        if first.swa is not None:
-            self.state.buffers |= averages(self.state)
-        self.measurements = Measurements(self.runs, self.device)
-        group.engine.squares = self.measurements.squares
-        self.loss_queries = LossQueries(group.engine, self.split.train, notify)
-        self.cohorts = Cohorts(first, group, ShardPasses(group, self.split.train))
-        self.personal = PersonalEvaluation(algorithm, group, self.split)
-        self._phase: LocalPhase | EventPhase
-        if isinstance(algorithm, EventDriven):
-            self._phase = EventPhase(algorithm, group, self.split.train)
-        else:
-            self._phase = LocalPhase(
-                algorithm, first.uplink, group, self.split.train, self.measurements.noise, self.measurements.measures_displacement
+        self.engine_name = self._choose(experiments, built) if engine == "auto" else engine
+        rows = [
+            RowGroup(
+                first, each, self.engine_name, self.precision, self.device, rows_at_once, samples_at_once, notify, architectures, number
             )
-        self._allocate([experiment.m for experiment in experiments])
+            for number, each in enumerate(built)
+        ]
+        self.split = load_split(first.dataset, first.data, first.split_seed, self.precision, self.device)
+        first.uplink.check(rows[0].layout.statistics.size - rows[0].personal_statistics.width)
+        if rows[0].personal_statistics.width:
+            _refuse_held_out(experiments)
+        self.runs = [PackedRun(experiment, self.split.sample_owners, architectures) for experiment in experiments]
+        folders: Sequence[Path | None] = client_folders or [None] * len(experiments)
+        self.measurements = Measurements(self.runs, self.device)
+        self.groups = [ClientGroup(each, self.runs, self.split, self.measurements, folders, state_on) for each in rows]
+        """Clients by the architecture of their models."""
+        self.loss_queries = LossQueries(self.group.engine, self.split.train, notify)
+        self._allocate([[-(-experiment.m // len(rows)) for experiment in experiments]] * len(rows))
+
+    @property
+    def group(self) -> RowGroup:
+        """The rows of the first architecture."""
+        return self.groups[0].rows
+
+    @property
+    def state(self) -> State:
+        """What all runs carry for the first architecture."""
+        return self.groups[0].state
+
+    @property
+    def cohorts(self) -> Cohorts:
+        """Makes the clients of the first architecture, as a method sees them."""
+        return self.groups[0].cohorts
+
+    @property
+    def personal(self) -> PersonalEvaluation:
+        """Evaluates models of the first architecture's clients."""
+        return self.groups[0].personal
 
     def run_round(self) -> None:
         """One round of every run.
@@ -127,36 +133,58 @@ class Trainer:
         """
         if any(run.finished for run in self.runs):
             raise ValueError("a run of this trainer has spent its budget; retain_runs() the others, or make a new trainer")
-        plans = [self._phase.plan(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
-        if (counts := [len(plan.ids) for plan in plans]) != self.group.division.counts:
-            self._resize(counts)
-        inputs = self._begin(plans)
+        plans = [self.groups[0].phase.plan(run, partial(self._losses, index)) for index, run in enumerate(self.runs)]
+        for run, plan in zip(self.runs, plans, strict=True):
+            run.begin(plan, self.group.payload)
+        rounds = [(group, group.begin(self.runs, plans)) for group in self.groups]
+        for group, inputs in rounds:
+            group.phase.send(inputs)
+            group.phase.train(inputs, [run.experiment.optimizer for run in self.runs])
+        means = [self._means(group, inputs) for group, inputs in rounds]
 
-        self._phase.send(inputs)
-        self._phase.train(inputs, [run.experiment.optimizer for run in self.runs])
-        means = [self._phase.mean(index, part) for index, part in enumerate(inputs.runs)]
+        of_clients = [self.measurements.clients(inputs, group.rows.buffers) for group, inputs in rounds]
+        of_rounds = [self.measurements.rounds(inputs, group.rows.buffers, own) for (group, inputs), own in zip(rounds, means, strict=True)]
+        for index, (run, plan) in enumerate(zip(self.runs, plans, strict=True)):
+            self._update(index, rounds, means)
 
-        of_clients = self.measurements.clients(inputs, self.group.buffers)
-        of_rounds = self.measurements.rounds(inputs, self.group.buffers, means)
-        for part, mean in zip(inputs.runs, means, strict=True):
-            self._phase.update(part, inputs, mean)
-
-        computed = (inputs.calls * inputs.counts[..., None]).sum(1)
-        for index, (run, part) in enumerate(zip(self.runs, inputs.runs, strict=True)):
-            self.measurements.add(index, self.group.buffers.meter[part.rows])
-            if of_clients is not None:
-                run.observe_clients(part.plan, {name: values[part.rows] for name, values in of_clients.items()})
-            run.advance(part.plan, computed[part.rows].sum(0), self.group.payload)
-            if of_rounds is not None:
-                run.observe_round(part.plan, of_rounds[index])
+            parts = [inputs.runs[index] for _, inputs in rounds]
+            for (group, inputs), part in zip(rounds, parts, strict=True):
+                self.measurements.add(index, group.rows.buffers.meter[part.rows])
+                run.count((inputs.calls[part.rows] * inputs.counts[part.rows, :, None]).sum((0, 1)), group.rows.number)
+            if self.measurements.of_clients:
+                run.observe_clients(plan, joined(plan, parts, of_clients))
+            run.advance(plan, self.group.payload)
+            if (found := of_rounds[0]) is not None:
+                run.observe_round(plan, found[index])
+            state = self._state_of(index)
             if run.experiment.swa is not None:
-                models = self._first.algorithm.models(part.state)
-                run.averaged = run.experiment.swa.follow(run.averaged, run.done, part.state, models)
+                run.averaged = run.experiment.swa.follow(run.averaged, run.done, state, self._first.algorithm.models(state))
             if run.finished:
-                self._settle(run, part.state)
+                self._settle(run, state)
             if run.finished and self._first.algorithm.concludes:
-                self._first.algorithm.conclude(part.state, self.cohorts.everyone(run, index, part.state))
+                self._first.algorithm.conclude(state, self.cohorts.everyone(run, index, state))
                 run.settle()
+
+    @staticmethod
+    def _means(group: ClientGroup, inputs: RoundInputs) -> list[Tensor | None]:
+        return [group.phase.mean(index, part) for index, part in enumerate(inputs.runs)]
+
+    def _update(self, index: int, rounds: list[tuple[ClientGroup, RoundInputs]], means: list[list[Tensor | None]]) -> None:
+        """Update what a run carries from what its rows returned."""
+        if not self._first.algorithm.mixes:
+            ((group, inputs),) = rounds
+            group.phase.update(inputs.runs[index], inputs, means[0][index])
+            return
+        parts = [inputs.runs[index] for _, inputs in rounds]
+        reporting = [part for part in parts if part.reports]
+        for part in reporting[1:]:
+            part.clients.fabric.waits = False  # the server waits for all of them together
+        if reporting:
+            phases = [group.phase for group, _ in rounds if isinstance(group.phase, LocalPhase)]
+            returned = [phase.returned(part, inputs) for phase, part, (_, inputs) in zip(phases, parts, rounds, strict=True)]
+            self._first.algorithm.combine(returned)
+        for part in parts:
+            part.restore_lost()
 
     def _settle(self, run: PackedRun, state: State) -> None:
         """After the last round: what is evaluated becomes the model."""
@@ -172,70 +200,35 @@ class Trainer:
             return state.buffers[AVERAGE], state.buffers.get(AVERAGE_STATISTICS)
         return self._first.algorithm.models(state), None
 
-    def _begin(self, plans: list[RoundPlan]) -> RoundInputs:
-        """Charge the planning, check out the cohorts' state, and prepare the inputs of local steps."""
-        for run, plan in zip(self.runs, plans, strict=True):
-            run.begin(plan, self.group.payload)
-        steps, counts = step_inputs(plans, self.runs, self.device, self.group.dtype)
-        parts = [
-            self.cohorts.part(run, index, plan, self._state_of(index))
-            for index, (run, plan) in enumerate(zip(self.runs, plans, strict=True))
-        ]
-        for part in parts:
-            part.clients.uplink = None if self._first.uplink.bypassed else partial(self._phase.encode, part)
-        self.group.buffers.meter.zero_()
-        if self.measurements.noise is not None:
-            self.measurements.noise.begin()
-        return RoundInputs(steps, counts, np.zeros((*counts.shape, len(CALLS)), np.int64), parts)
-
-    def _outer_slots(self) -> dict[str, Tensor]:
-        """The outer optimizer's initial state for every field that it steps."""
-        slots = {}
-        for stepped in self._first.algorithm.outer_steps:
-            vectors = self.state.model if stepped == "model" else self.state.carried[stepped]
-            for name, width in self._first.server.slots.items():
-                key = name if stepped == "model" else f"{stepped}.{name}"
-                slots[key] = torch.zeros_like(vectors if width == "row" else vectors[:, :1])
-        return slots
-
-    def _resize(self, counts: list[int]) -> None:
-        """Change each run's number of rows, within the allocated memory if it is enough."""
-        if not self._fits(counts):
-            self._allocate([max(count, before) for count, before in zip(counts, self.group.division.counts, strict=True)])
-            if not self._fits(counts):  # fewer rows may use more threads
-                self._allocate(counts)
-        if self.measurements.noise is not None:
-            self.measurements.noise.rows = counts
-
-    def _fits(self, counts: list[int]) -> bool:
-        """Divide the allocated memory among these numbers of rows, if it is enough; whether it is."""
-        experiments = [run.experiment for run in self.runs]
-        return self.group.resize(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
-
-    def _allocate(self, counts: list[int]) -> None:
-        """Allocate memory for rounds with these numbers of rows of each run."""
-        group = self.group
-        experiments = [run.experiment for run in self.runs]
-        group.allocate(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
-        self.cohorts.allocate([each.server for each in experiments])
-        if self.measurements.noise is not None:
-            self.measurements.noise.allocate(group.division.lanes, counts, group.layout.size, group.dtype)
+    def _allocate(self, counts: Sequence[list[int]]) -> None:
+        """Allocate memory for rounds with these numbers of rows of each run, in each group."""
+        for group, own in zip(self.groups, counts, strict=True):
+            group.allocate(self.runs, own)
+        least = min(group.rows.rows_at_once for group in self.groups), min(group.rows.samples_at_once for group in self.groups)
+        for group, own in zip(self.groups, counts, strict=True):  # one number for all, on which a run's last bits depend
+            if group.rows.limit(*least):
+                group.allocate(self.runs, own)
 
     def _losses(self, index: int, ids: Indices, samples: int | None) -> Reals:
         """Mean losses of a run's current model, for its participation scheme."""
         model = self.group.whole(self.state.model[index : index + 1], self._state_of(index))[0]
         return self.loss_queries.answer(self.runs[index], model, ids, samples)
 
-    def _choose(self, experiments: Sequence[Experiment], architecture: Architecture) -> str:
+    def _choose(self, experiments: Sequence[Experiment], architectures: Sequence[Architecture]) -> str:
         """The engine for `auto`: by a rule, or by timing a few short rounds of each candidate."""
         first = self._first
-        step_bytes = architecture.sample_bytes * first.batch_size
-        names = candidates(self.device, architecture.layout, step_bytes, self.precision, first.m)
+        of_each = [
+            candidates(self.device, each.layout, each.sample_bytes * first.batch_size, self.precision, -(-first.m // len(architectures)))
+            for each in architectures
+        ]
+        names = max(of_each, key=lambda names: (len(names), "loop" in names))
+        if first.algorithm.reads_back:
+            names = list(dict.fromkeys(ENGINE_KINDS[name].gradients for name in names))
         if len(names) == 1:
             return names[0]
         rows = sum(experiment.m for experiment in experiments)
         described = (
-            first.model,
+            first.models,
             first.dataset_info,
             first.batch_size,
             rows,
@@ -261,11 +254,12 @@ class Trainer:
     def retain_runs(self, runs: Sequence[int]) -> None:
         """Keep only these runs."""
         for run in self.runs:
-            run.clients.retire()
+            run.retire_clients()
         which = torch.tensor(list(runs), device=self.device)
-        counts = [self.group.division.counts[run] for run in runs]
+        counts = [[group.rows.division.counts[run] for run in runs] for group in self.groups]
         self.runs = [self.runs[run] for run in runs]
-        self.state = self.state.of_runs(which)
+        for group in self.groups:
+            group.state = group.state.of_runs(which)
         self.measurements.retain_runs(which)
         self._allocate(counts)
 
@@ -278,34 +272,41 @@ class Trainer:
         # A copy, as for every evaluation: the last bits of a product may depend on the address.
         models, statistics = (state.model, None) if self.runs[run].finished else self._evaluated(self.runs[run], state)
         models = self.group.whole(models.clone(), state, statistics)
-        personal = partial(self.personal_scores, run, self._judged(run)) if self.runs[run].experiment.personalised else None
-        return evaluate(self.runs[run], run, models, personal, self.split, self.group, self.measurements, self._notify)
+        personal = partial(self.personal_scores, run) if self.runs[run].experiment.personalised else None
+        groups = [group.rows for group in self.groups]
+        return evaluate(self.runs[run], run, models, personal, self.split, groups, self.measurements, self._notify)
 
-    def _judged(self, run: int) -> State:
+    def _judged(self, group: ClientGroup, run: int) -> State:
         """What a run carries, with what is evaluated of it as its model, from which clients' models are made."""
-        state = self._state_of(run)
+        state = group.state_of(run)
         if self.runs[run].finished or not self._first.global_model:
             return state
         models, statistics = self._evaluated(self.runs[run], state)
         buffers = state.buffers if statistics is None else {**state.buffers, "model": statistics}
         return state if models is state.model else replace(state, model=models.mean(0, keepdim=True), buffers=buffers)
 
-    def personal_scores(self, index: int, state: State, name: str, looked_at: Tensor) -> PersonalScores:
+    def personal_scores(self, index: int, name: str, looked_at: Tensor) -> PersonalScores:
         """Scores of a run's clients with their own models."""
-        run = self.runs[index]
-        return self.personal.scores(run, state, name, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
+        return PersonalScores.together(
+            [group.scores(self.runs[index], index, self._judged(group, index), name, looked_at) for group in self.groups]
+        )
 
     def client_module(self, client: int, choice: int = 0, run: int = 0) -> JudgedModel:
         """The model with which a client is judged. choice: which of the method's `choices` is used."""
-        packed, state = self.runs[run], self._judged(run)
-        return self.personal.module(packed, state, self.cohorts.uncharged(packed, run, np.array([client]), state), choice)
+        packed, group = self.runs[run], self.groups[self.runs[run].architectures.number(client)]
+        state = self._judged(group, run)
+        return group.personal.module(packed, state, group.cohorts.uncharged(packed, run, np.array([client]), state), choice)
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""
-        return self.state.of_runs(slice(run, run + 1))
+        return self.groups[0].state_of(run)
+
+    def group_of(self, client: int) -> ClientGroup:
+        """The group of a client."""
+        return self.groups[self.runs[0].architectures.number(client)]
 
     def weights(self, run: int = 0) -> Tensor:
-        """A run's model, [P], on the host."""
+        """A run's model, [P], on the host; that of the first architecture."""
         return self.state.model[run].cpu()
 
     def checkpoint(self, run: int = 0) -> dict[str, Any]:
@@ -313,7 +314,8 @@ class Trainer:
         noise = self.measurements.noise
         return {
             **self.runs[run].state_dict(),
-            "state": {name: tensor[run].clone() for name, tensor in self.state.tensors().items()},
+            "state": self.groups[0].saved(run),
+            **({} if len(self.groups) == 1 else {"states": [group.saved(run) for group in self.groups[1:]]}),
             "meter": self.measurements.meter[run].clone(),
             "noise": None if noise is None else noise.averages[run].clone(),
         }
@@ -325,8 +327,9 @@ class Trainer:
             CorruptFile: client state that it refers to is damaged.
         """
         self.runs[run].load_state_dict(checkpoint)
-        for name, tensor in self.state.tensors().items():
-            tensor[run].copy_(checkpoint["state"][name])
+        for group, saved in zip(self.groups, [checkpoint["state"], *checkpoint.get("states", [])], strict=True):
+            for name, tensor in group.state.tensors().items():
+                tensor[run].copy_(saved[name])
         self.measurements.meter[run].copy_(checkpoint["meter"])
         if self.measurements.noise is not None:
             self.measurements.noise.averages[run].copy_(checkpoint["noise"])

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 
-from fl_hydra.algorithms.fedavg import FedAvg
 from tests.support.make import trainer
 
 SMALL = ("K=6", "C=0.5", "J=3", "precision=fp64", "rounds=4", "batch_size=16", "sharding=classes", "N_c=3", "model.filters=2")
-
-
-@dataclass
-class Judged(FedAvg):
-    """FedAvg, judged by clients."""
-
-    @property
-    def personalised(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
@@ -36,7 +24,7 @@ def test_training_is_fedavgs_however_often_it_is_evaluated(engine: str) -> None:
 
 def test_without_steps_it_is_fedavg_judged_by_clients() -> None:
     plain, none, some = (
-        trainer("algorithm=fedavg", *SMALL, algorithm=Judged()),
+        trainer("algorithm=fedavg", "evaluation.personal=dealt", *SMALL),
         trainer("algorithm=fedavg_ft", "algorithm.ft_steps=0", *SMALL),
         trainer("algorithm=fedavg_ft", "algorithm.ft_steps=20", *SMALL),
     )

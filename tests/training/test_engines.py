@@ -43,7 +43,7 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
     passes: list[float] = []
     charge_gradients, charge_outputs = run.charge_gradients, run.charge_outputs
 
-    def pass_over(ids: Indices, samples: Indices | None = None) -> None:
+    def pass_over(ids: Indices, samples: Indices | None = None, architecture: int = 0) -> None:
         passes.append(int((run.shard_sizes[ids] if samples is None else samples).sum()))
         charge_gradients(ids, samples)
 

@@ -142,7 +142,8 @@ def planned(results: Results, spec: Spec, table: CostTable) -> list[Planned]:
         mark = _signature(one)
         if mark in seen:
             first = found[seen[mark]]
-            found[seen[mark]] = Planned(first.name, first.plan, first.shown, first.draw, (*first.repeated, figure.x))
+            again = (figure.x,) if figure.x else ()
+            found[seen[mark]] = Planned(first.name, first.plan, first.shown, first.draw, (*first.repeated, *again))
             continue
         seen[mark] = len(found)
         found.append(one)
@@ -180,10 +181,12 @@ def _searches(figure: FigureSpec, results: Results) -> list[Planned]:
 
 
 def _signature(one: Planned) -> Any:
-    """The same for figures that look the same: curves against measures that are proportional, lines of the same numbers."""
+    """The same for figures that look the same: curves against measures that are proportional, lines or clients of the same numbers."""
     looks = tuple(axis.name for axis in (one.plan.color, one.plan.dash, *one.plan.facets) if axis is not None)
     if isinstance(one.shown, curves.Shown):
         return "curves", tuple(curves.signature(one.shown, row) for row in range(len(one.shown.rows)))
     if isinstance(one.shown, lines.Shown):
         return "lines", one.plan.x.name if one.plan.x else "", tuple(each.name for each in one.shown.measures), looks
+    if isinstance(one.shown, ranked.Shown):
+        return "clients", looks, tuple((place, *curve.mean.round(6)) for place, curve in one.shown.curves.items())
     return one.name
