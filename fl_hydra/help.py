@@ -30,8 +30,8 @@ fl_hydra trains and compares distributed and federated learning algorithms.
   python train.py -m +sweep/track_a=localsgd                            a section of the report
   python train.py --help KEY | GROUP | GROUP=OPTION                     more about one of them
 
-The same command again continues an interrupted run and returns a finished one. Hydra's own options: --hydra-help.
-Packs (hydra/launcher=packed): docs/running.md; searches (hydra/sweeper=optuna): docs/tuning.md."""
+The same command again continues an interrupted run and returns a finished one.
+Packs: docs/running.md. Searches: docs/tuning.md. Hydra's own options: --hydra-help."""
 
 
 def help_text(topics: Sequence[str] = ()) -> str:
