@@ -274,6 +274,16 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "model.statistics=frozen: workers of algorithm={c.algorithm.option} have statistics of their own, which differ; choose averaged",
     ),
     (
+        lambda c: not c.algorithm.reads_back or not c.config.engine.startswith("graph"),
+        "engine={c.config.engine}: teachers of algorithm={c.algorithm.option} are other networks from round to round, so that steps cannot be "
+        "recorded; choose stacked, im2col or loop",
+    ),
+    (
+        lambda c: not c.algorithm.mixes or not c.local_steps.measures,
+        "local_steps={c.local_steps.name}: compares what clients of one architecture measure, and algorithm={c.algorithm.option} may have "
+        "several; choose a rule that measures nothing, as local_steps=linear",
+    ),
+    (
         lambda c: c.m == c.K or c.participation.name != "all",
         "C={c.C}: participation=all takes every client; choose participation=uniform or leave C out",
     ),

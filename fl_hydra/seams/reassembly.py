@@ -168,7 +168,10 @@ class Library:
 
     @cached_property
     def width(self) -> int:
-        """No model has more parameters: the largest layer of each order, behind the largest stitch that may lead to it."""
+        """No candidate has more parameters: the largest layer of each order, behind the largest stitch that may lead to it; of one
+        architecture, its own."""
+        if len(self.layers) == 1:
+            return self.architectures.layouts[0].size
         by_order: dict[tuple[int, int], list[tuple[int, Layer]]] = {}
         for number, layers in enumerate(self.layers):
             for layer in layers:

@@ -178,7 +178,7 @@ def _loss(run: Trainer) -> float:
         return float(nn.functional.cross_entropy(module(samples.plain(torch.arange(len(samples)))), samples.targets))
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms if name not in ALIKE])
+@pytest.mark.parametrize("name", [name for name in algorithms if name not in ALIKE and not algorithms[name].mixes])
 def test_engines_agree(name: str) -> None:
     rough = ROUGH if name == "fedavg" else ()
     words = (*of(name), *rough, "precision=fp64")

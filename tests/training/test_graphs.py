@@ -23,7 +23,7 @@ from tests.support.make import config, experiment, inner, kind, trainer
 @pytest.mark.parametrize(
     ("algorithm", "optimizer", "engine", "precision"),
     [
-        *((*pair, engine, "fp32") for pair in PAIRS for engine in ("loop", "stacked")),
+        *((*pair, engine, "fp32") for pair in PAIRS for engine in ("loop", "stacked") if not algorithms[pair[0]].reads_back),
         *((*pair, "im2col", "fp32") for pair in KINDS),
         *((*pair, engine, "bf16") for pair in KINDS for engine in ("loop", "stacked", "im2col")),
     ],
@@ -53,7 +53,10 @@ def test_the_guard_refuses() -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "engine"),
-    [*((algorithm, "stacked") for algorithm in algorithms), *((algorithm, "loop") for algorithm in dict(KINDS))],
+    [
+        *((algorithm, "stacked") for algorithm in algorithms if not algorithms[algorithm].reads_back),
+        *((algorithm, "loop") for algorithm in dict(KINDS)),
+    ],
 )
 def test_replayed_steps_are_the_steps(algorithm: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a graph replays reads fixed memory only: here a replay runs what was recorded in an earlier round once more."""
