@@ -108,7 +108,7 @@ def _overview() -> str:
         lines += [_row(part, ", ".join(named), widths=[15])]
     lines += ["", "Other keys, as KEY=VALUE, with their defaults:"]
     shown = {"data": "data/", "outputs": "outputs/"}
-    others = [field for field in _fields() if field[0].partition(".")[0] not in together]
+    others = [field for field in _fields() if field[0].partition(".")[0] not in (*together, "study")]  # searches set study, not users
     lines += [_row(key, shown.get(key, value), _first_sentence(meaning), widths=[20, 9]) for key, value, meaning in others]
     return "\n".join(lines)
 

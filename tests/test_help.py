@@ -69,7 +69,7 @@ def test_a_topic_is_told_in_full(topic: str, says: str) -> None:
     ("topic", "says"),
     [
         ("slowmo", "--help server=slowmo or --help algorithm=slowmo"),
-        ("lr", "did you mean --help optimizer.lr or --help server.lr?"),
+        ("lr", "did you mean --help optimizer.lr or --help server.lr"),
         ("algorithm=fedavgg", "did you mean algorithm=fedavg?"),
         ("algorithm.name", "train.py --help lists them all"),
         ("hydra/launcher", "--hydra-help"),
