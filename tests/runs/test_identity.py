@@ -69,6 +69,7 @@ RECORDS: dict[str, Any] = {
     "Experiment.personal": None,
     "Experiment.shard_part": None,
     "Experiment.joining_steps": None,
+    "Experiment.architectures": (),
     "Participation.held_out": None,
     "Model.statistics": "averaged",
     "Model.frozen_after": 0.5,
