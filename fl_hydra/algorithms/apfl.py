@@ -24,7 +24,7 @@ class APFL(OwnModel):
     v also steps along alpha g(mixture), by the local optimizer. A client is judged with the mixture of v and the server's model.
 
     With `adaptive`, alpha <- alpha - eta <v - w, g(mixture)>, within 0 and 1, in the first step of each round, as in the authors' code.
-    That mixes outputs of the two models where the paper, as here, mixes their parameters, and adds 0.02 alpha to the derivative.
+    That mixes outputs of the two models, where here, as in the paper, parameters are mixed; and its slope is another (docs/comparisons.md).
     """
 
     name: str = "apfl"

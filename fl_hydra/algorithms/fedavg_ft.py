@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fl_hydra.algorithms.base import Algorithm, algorithms
 
@@ -32,6 +32,9 @@ class FedAvgFT(Algorithm):
         self.check_not_negative("ft_steps")
         if self.ft_lr is not None:
             self.check_not_negative("ft_lr")
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | ({} if self.ft_steps else {"ft_lr": None})
 
     @property
     def personalised(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fl_hydra.algorithms.base import Algorithm, algorithms
 from fl_hydra.errors import require
@@ -43,6 +43,9 @@ class PerFedAvg(Algorithm):
         require(self.order in ("fo", "hvp", "hf"), f"algorithm.order={self.order}: choose fo, hvp or hf")
         self.check_not_negative("alpha", "delta", "ft_steps")
         require(self.delta > 0, "algorithm.delta=0: the two gradients of order=hf would be one; choose a small number above 0")
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | ({} if self.order == "hf" else {"delta": None})
 
     @property
     def batches_per_step(self) -> int:

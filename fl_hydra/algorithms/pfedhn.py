@@ -38,7 +38,7 @@ class PFedHN(Algorithm):
     """Outputs of each of its hidden layers."""
     embedding_size: int | None = None
     """Numbers in a client's embedding; null: 1 + K / 4."""
-    lr: float = 0.01
+    alpha: float = 0.01
     """Learning rate of the hypernetwork; 0: it is frozen."""
     embedding_lr: float = 0.01
     """Learning rate of the embeddings."""
@@ -58,7 +58,7 @@ class PFedHN(Algorithm):
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.01
     J: ClassVar[int | None] = 50
-    hyper: ClassVar[tuple[str, ...]] = ("lr", "embedding_lr", "momentum", "weight_decay", "clip", "search_lr")
+    hyper: ClassVar[tuple[str, ...]] = ("alpha", "embedding_lr", "momentum", "weight_decay", "clip", "search_lr")
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True
     own_server: ClassVar[bool] = True
@@ -66,7 +66,7 @@ class PFedHN(Algorithm):
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.check_not_negative("hidden_layers", "lr", "embedding_lr", "momentum", "weight_decay", "search_lr", "search_rounds")
+        self.check_not_negative("hidden_layers", "alpha", "embedding_lr", "momentum", "weight_decay", "search_lr", "search_rounds")
         require(self.momentum < 1, f"algorithm.momentum={self.momentum}: must be below 1")
         require(self.hidden_units >= 1, f"algorithm.hidden_units={self.hidden_units}: at least 1 is needed")
         size = self.embedding_size

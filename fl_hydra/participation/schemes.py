@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_hydra.arrays import Reals
+from fl_hydra.arrays import Indices, Reals
 from fl_hydra.participation.base import LEAST, Cohort, Participation, Round, gumbel_top, participations, uniformly
 from fl_hydra.randomness import generator
 
@@ -60,6 +60,15 @@ class Skewed(Participation):
         clients = round.clients
         weights = log_probabilities(round.gamma, len(round.sizes), round.seed)[clients]
         return Cohort(np.sort(clients[gumbel_top(weights, round.m, round.rng("cohort"))]))
+
+
+def probabilities(gamma: float, K: int, seed: int, held_out: Indices) -> Reals:
+    """How likely each client is to be drawn first in a round; float64 [K], 0 of those that are held out, int64."""
+    drawn: Reals = np.exp(log_probabilities(gamma, K, seed))
+    if len(held_out):
+        drawn[held_out] = 0
+        drawn /= drawn.sum()
+    return drawn
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import require
 from fl_hydra.files import write_atomically
 from fl_hydra.participation.base import Round
-from fl_hydra.participation.schemes import log_probabilities
+from fl_hydra.participation.schemes import probabilities
 from fl_hydra.report.axes import varying
 from fl_hydra.report.colors import BLUE, PALETTE, colors
 from fl_hydra.report.figures.clients import TWICE, character, of_characters, relative
@@ -221,7 +221,7 @@ def _participation(experiment: Experiment, sizes: Indices) -> list[tuple[str, An
         return []
     panels: list[tuple[str, Any, Panel]] = []
     if e.gamma is not None:
-        drawn = np.exp(log_probabilities(e.gamma, e.K, e.seed))
+        drawn = probabilities(e.gamma, e.K, e.seed, e.participation.kept_away)
         panels.append(("probabilities", drawn, lambda look, figure, axis: _draw_probabilities(axis, drawn, e.gamma, look)))
     if e.participation.asks or e.participation.measures:
         return panels

@@ -158,18 +158,21 @@ def varying(configurations: Sequence[Configuration]) -> list[Axis]:
 
 
 def _needed(axes: list[Axis], configurations: Sequence[Configuration]) -> list[Axis]:
-    """Axes without those that another axis determines, as N_c says what is iid; of two equivalent axes, the first."""
+    """Axes without those that another axis determines, as N_c says what is iid, or method, data and their division together, as each
+    method's rate for images and for text; of two equivalent axes, the first.
+    """
 
-    def follows(one: Axis, other: Axis) -> bool:
-        pairs = {(other.of(config), one.of(config)) for config in configurations}
-        return len(pairs) == len({value for value, _ in pairs})
+    def follows(one: Axis, *others: Axis) -> bool:
+        pairs = {(tuple(other.of(config) for other in others), one.of(config)) for config in configurations}
+        return len(pairs) == len({values for values, _ in pairs})
 
     left = list(axes)
     for each in reversed(axes):
         others = [other for other in left if other is not each]
         if any(follows(each, other) and (not follows(other, each) or axes.index(other) < axes.index(each)) for other in others):
             left.remove(each)
-    return left
+    named = [each for each in left if each.name in ("method", "dataset", "N_c")]
+    return [each for each in left if each in named or len(named) < 2 or not follows(each, *named)]
 
 
 def in_order(values: Sequence[Value]) -> list[Value]:

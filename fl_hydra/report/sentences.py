@@ -157,7 +157,9 @@ def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
             begun = f"By validation{where} all {level} settings are level; the first is "
         elif level > 1:
             begun = f"Best by validation{where} are {level} settings that are level; the first is "
-        sentence: list[str | Number] = [f"{begun}{setting_name(results, top, but=_told(results, spec))}, with a {bare(by)} of "]
+        sentence: list[str | Number] = [
+            f"{begun}{setting_name(results, top, but=DIVISIONS if spec.personal else ())}, with a {bare(by)} of "
+        ]
         sentence += _figure(results, top, by, final)
         if test:
             sentence += [f" and a {bare(accuracy)} of ", *_figure(results, top, accuracy, test)]
@@ -170,17 +172,8 @@ def _best(results: Results, spec: Spec, table: CostTable) -> list[Sentence]:
     return said
 
 
-def _told(results: Results, spec: Spec) -> list[str]:
-    """Axes that need not be told of a setting whose task and method are: none but where clients' own models are judged."""
-    if not spec.personal:
-        return []
-    told = [axis(name) for name in ("dataset", "N_c", "method")]
-    found: list[str] = []
-    for each in results.axes:
-        pairs = {(tuple(one.of(setting.config) for one in told), each.of(setting.config)) for setting in results.settings}
-        if each.name != "method" and len(pairs) == len({known for known, _ in pairs}):
-            found.append(each.name)
-    return found
+DIVISIONS = ("sharding", "N_c")
+"""Axes that a task's name tells."""
 
 
 def _apart(task: Task, tasks: Collection[Task]) -> tuple[list[str], str]:
@@ -366,7 +359,7 @@ def _to_reach(
     if not reached:
         return []
     least, most = (choose(reached, key=lambda each: each[1].mean) for choose in (min, max))
-    named = partial(setting_name, results, but=_told(results, spec))
+    named = partial(setting_name, results, but=DIVISIONS if spec.personal else ())
     said: list[str | Number] = []
     if where is not None:
         said = [f"A {bare(y)} of ", Number(name, f"{target:g}"), f" %{where} was reached at an evaluation, with every seed"]

@@ -22,7 +22,7 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
     samples are alike, or where it depends on what is trained.
     """
     from fl_hydra.data.shakespeare import TextDataset
-    from fl_hydra.participation.schemes import log_probabilities
+    from fl_hydra.participation.schemes import probabilities
 
     e = experiment
     if isinstance(e.dataset, TextDataset):
@@ -35,13 +35,13 @@ def holdings(experiment: Experiment, shards: Shards) -> dict[str, Any]:
             [str(each) for each in range(e.dataset_info.classes)],
             shards.label_counts(labels, e.dataset_info.classes),
         )
-    probabilities = None if e.gamma is None else np.exp(log_probabilities(e.gamma, e.K, e.seed)).tolist()
+    drawn = None if e.gamma is None else probabilities(e.gamma, e.K, e.seed, e.participation.kept_away).tolist()
     return {
         "kind": kind,
         "names": names,
         "counts": counts.tolist() if counts.size <= MOST else None,
         "sizes": shards.sizes.tolist(),
-        "probabilities": probabilities,
+        "probabilities": drawn,
     }
 
 

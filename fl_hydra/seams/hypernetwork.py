@@ -85,11 +85,11 @@ class Hypernetwork:
         return Gradient(of_embeddings, of_trunk, changes * weights, _with_ones(features.detach()))
 
     def descend(self, velocity: Hypernetwork, gradient: Gradient, hyper: Mapping[str, Tensor]) -> None:
-        """Take a step in place, at the rate `lr`. velocity: of the trunk and of the heads."""
-        _heavy_ball(self.trunk, velocity.trunk, gradient.trunk, hyper["lr"], hyper)
+        """Take a step in place, at the rate `alpha`. velocity: of the trunk and of the heads."""
+        _heavy_ball(self.trunk, velocity.trunk, gradient.trunk, hyper["alpha"], hyper)
         for part in self._blocks():
             of_part = gradient.changes[:, part].mT @ gradient.inputs
-            _heavy_ball(self.heads[part], velocity.heads[part], of_part, hyper["lr"], hyper)
+            _heavy_ball(self.heads[part], velocity.heads[part], of_part, hyper["alpha"], hyper)
 
     def _features(self, embeddings: Tensor, trunk: Tensor) -> Tensor:
         """The inputs of the last layer, [n, units]."""
@@ -160,7 +160,7 @@ class Embedded:
 
         Args:
             ids: of clients, int64 [n]. changes: starts minus ends, [n, P]. weights: of clients in the gradient of the network, [n].
-            hyper: `lr` of the network, `embedding_lr`, `momentum`, `weight_decay` and `clip`, [1, 1].
+            hyper: `alpha`, the rate of the network, `embedding_lr`, `momentum`, `weight_decay` and `clip`, [1, 1].
         """
         embeddings, velocity = self.embeddings[ids], self._velocity[ids]
         gradient = self.network.gradient(embeddings, changes, weights)

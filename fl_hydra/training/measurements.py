@@ -31,6 +31,7 @@ class Measurements:
 
     def __init__(self, runs: Sequence[PackedRun], device: torch.device) -> None:
         first = runs[0].experiment
+        self._batches_per_step = first.algorithm.batches_per_step
         rounds = not first.algorithm.event_driven  # else workers send at different times, and nothing can be compared
         self.of_clients = frozenset[str]().union(*(run.experiment.participation.measures for run in runs)) if rounds else frozenset[str]()
         """What is read back for every row after a round, for the participation scheme."""
@@ -69,7 +70,8 @@ class Measurements:
         """Measurements of each run's round for the rule for local steps; None if it needs none. Reads back once."""
         if self.noise is not None:
             size = inputs.steps.indices.shape[2]
-            self.noise.end(size, [bool((inputs.counts[part.rows, 0] == size).all()) for part in inputs.runs])
+            first = slice(0, self._batches_per_step)
+            self.noise.end(size, [bool((inputs.counts[part.rows, first] == size).all()) for part in inputs.runs])
             for part in inputs.runs:
                 part.clients.fabric.count_average(part.state.model)
         if not self.of_rounds:
@@ -127,7 +129,7 @@ class LossQueries:
         asked = run.loss_samples(ids, samples)
         which = np.concatenate(asked)
         e = run.experiment
-        trained = e.m * (e.J or 1) * e.batch_size
+        trained = e.m * (e.J or 1) * e.step_samples
         if len(which) > 10 * trained and not self._said:
             self._said = True
             scheme = e.participation

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_hydra.algorithms.fedrod import FedROD
+from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError
+from fl_hydra.models.small import Small
 from fl_hydra.seams.clients import Facts
 from fl_hydra.seams.heads import head_gradient
 from fl_hydra.seams.rows import Batch, Gradient, Outputs, Rows
@@ -149,6 +151,15 @@ def test_gradients_of_heads_are_autograds(bias: bool, masked: bool) -> None:
     assert_exact(head_gradient(Outputs(logits.detach(), features), batch, layer.shape[1]), expected)  # type: ignore[arg-type]
 
 
-def test_a_negative_gamma_is_refused() -> None:
+def test_what_it_cannot_go_with() -> None:
+    @dataclass
+    class Wide(Small):
+        """Whose last linear layer does not give the logits."""
+
+        def build(self, info: DatasetInfo) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(256, 2 * info.classes), nn.AvgPool1d(2))
+
+    with pytest.raises(UserError, match="algorithm=fedrod: adds a layer to the last linear one, which must be trained and give the logits"):
+        trainer("algorithm=fedrod", *SMALL, model=Wide())
     with pytest.raises(UserError, match=r"algorithm\.gamma=-1.0: must be 0 or more"):
         experiment("algorithm=fedrod", "algorithm.gamma=-1", *SMALL)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
+from fl_hydra.runs.identity import run_hash
 from fl_hydra.seams.layout import Layout
 from fl_hydra.seams.rows import Batch, Gradient, Rows
 from tests.support.make import experiment, trainer
@@ -104,6 +105,26 @@ def test_a_step_with_samples_for_one_batch_is_fedavgs(order: str) -> None:
     plain.run_round()
     batches = 2 if order == "fo" else 3
     torch.testing.assert_close((run.state.model - before) * batches, plain.state.model - before, rtol=1e-12, atol=1e-15)
+
+
+def test_the_noise_scale_is_of_gradients_where_all_clients_begin() -> None:
+    """Of D, at w. A last round with samples for a part of D is left out."""
+    words = ("noise_scale=true", "K=2", "C=1", "J=1", "precision=fp64", "batch_size=16", "samples=108", "model.filters=2")
+    run = trainer(*_of("fo", 0.5), *words, engine="stacked")
+    run.run_round()
+    noise = run.measurements.noise
+    assert noise is not None and run.sole_run.samples == 64
+    once = noise.averages.clone()
+    assert once.isfinite().all() and once.abs().min() > 0
+    run.run_round()
+    assert run.finished and torch.equal(noise.averages, once)
+
+
+def test_a_number_without_effect_is_in_no_name() -> None:
+    def name(*words: str) -> str:
+        return run_hash(experiment("algorithm=per_fedavg", *words))
+
+    assert name() == name("algorithm.delta=0.1") != name("algorithm.order=hf") != name("algorithm.order=hf", "algorithm.delta=0.1")
 
 
 def test_clients_adapt_before_they_are_judged() -> None:

@@ -74,7 +74,7 @@ def finish(run: Trainer) -> Trainer:
 @pytest.mark.parametrize("layers", [0, 2])
 def test_a_step_of_one_client_is_the_rate_times_the_gradient_through_the_hypernetwork(layers: int) -> None:
     """Of one local step without momentum: d = lr times the gradient of the loss at h(e), so that J^T d is that of loss(h(e))."""
-    run = trainer(*ONE, f"algorithm.hidden_layers={layers}", "algorithm.momentum=0", "algorithm.weight_decay=0", "algorithm.lr=0.3")
+    run = trainer(*ONE, f"algorithm.hidden_layers={layers}", "algorithm.momentum=0", "algorithm.weight_decay=0", "algorithm.alpha=0.3")
     reference, engine, seen = Reference(run, layers), run.group.engine, []
     (client,) = plan_round(run.sole_run).ids
     gradient = engine.gradient
@@ -131,7 +131,7 @@ def test_steps_are_those_of_torchs_sgd(clip: float, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_frozen_hypernetwork_moves_the_embedding_of_its_client_alone() -> None:
-    run = trainer(*ONE, "algorithm.lr=0")
+    run = trainer(*ONE, "algorithm.alpha=0")
     before = carried(run)
     drawn = set()
     for _ in range(3):
@@ -236,6 +236,19 @@ def test_clients_that_join_search_their_embeddings(layers: str) -> None:
     assert not torch.equal(found, method.personal_models(state, clients))
 
 
+def test_held_out_clients_are_judged_after_their_search() -> None:
+    searching, given = (trainer(*ONE, "participation.held_out=1|3", f"algorithm.search_rounds={rounds}") for rounds in (2, 0))
+    judged = []
+    for run in (searching, given):
+        assert finish(run).evaluate()[0]["personal/val/clients_held_out"] == 2
+        state = run._state_of(0)
+        clients = [run.cohorts.uncharged(run.sole_run, 0, np.array(ids), state) for ids in ([0, 2], [1, 3])]
+        judged.append([run.personal.models(run.sole_run, state, some) for some in clients])
+    assert torch.equal(judged[0][0], judged[1][0]) and (judged[0][1] != judged[1][1]).any(1).all()
+    assert torch.equal(searching.state.carried["embeddings"], given.state.carried["embeddings"])
+    assert set(np.flatnonzero(searching.sole_run.cursors)) <= {0, 2}
+
+
 def test_a_run_that_goes_on_is_the_run() -> None:
     e = experiment(*SMALL, "C=0.5", "J=2", "optimizer=sgdm", "participation.dropout=0.2", "algorithm.personal_layers=head")
     whole, first, second = (Trainer(e, engine="loop") for _ in range(3))
@@ -250,7 +263,7 @@ def test_a_run_that_goes_on_is_the_run() -> None:
 
 def test_packed_seeds_are_the_runs_alone() -> None:
     """Also where a hypernetwork begins at an odd address."""
-    seeds = [experiment(*SMALL, "C=0.5", "J=2", "precision=fp32", f"seed={seed}", f"algorithm.lr={0.1 * seed}") for seed in (1, 2, 3)]
+    seeds = [experiment(*SMALL, "C=0.5", "J=2", "precision=fp32", f"seed={seed}", f"algorithm.alpha={0.1 * seed}") for seed in (1, 2, 3)]
     together, alone = Trainer(*seeds, engine="loop"), [Trainer(each, engine="loop") for each in seeds]
     for run in (together, *alone):
         finish(run)
@@ -272,7 +285,7 @@ def test_what_it_cannot_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
         ("embedding_size=0", "at least 1 number is needed, or null"),
         ("momentum=1", "must be below 1"),
         ("clip=0", "greater than 0"),
-        ("lr=-1", "must be 0 or more"),
+        ("alpha=-1", "must be 0 or more"),
     ):
         with refused(match=rf"algorithm\.{word}.*{line}"):
             experiment(*ONE, f"algorithm.{word}")

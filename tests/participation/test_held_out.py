@@ -10,7 +10,7 @@ import pytest
 from fl_hydra.errors import UserError
 from fl_hydra.participation.base import participations
 from fl_hydra.participation.held_out import members, spans, spelled
-from fl_hydra.participation.schemes import Uniform
+from fl_hydra.participation.schemes import Uniform, probabilities
 from fl_hydra.report.measures import clients_of
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.identity import describe, run_hash
@@ -98,6 +98,13 @@ def test_privacy_is_of_a_draw_among_the_others() -> None:
     base = ("algorithm=fedavg", "K=20", "C=0.2", "rounds=9")
     known = describe(experiment(*base, "participation.held_out=10-19"))
     assert clients_of(known) == 10 and clients_of(describe(experiment(*base))) == 20
+
+
+def test_the_others_probabilities_are_those_of_a_draw_among_them() -> None:
+    whole, left = (probabilities(0.5, 10, 3, np.array(away, np.int64)) for away in ([], [2, 7]))
+    assert whole.sum() == pytest.approx(1) and left.sum() == pytest.approx(1) and not left[[2, 7]].any()
+    others = [0, 1, 3, 4, 5, 6, 8, 9]
+    assert left[others] / left[0] == pytest.approx(whole[others] / whole[0], rel=1e-12)
 
 
 def test_statistics_that_stay_with_clients_are_refused() -> None:

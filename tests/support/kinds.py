@@ -6,7 +6,7 @@ from fl_hydra.algorithms.base import Algorithm
 from tests.support.make import PROJECT, config
 
 SHIPPED = sorted(path.stem for path in (PROJECT / "conf" / "algorithm").glob("*.yaml"))
-NAMES = {"name", "option", "label", "variants", "K", "C", "check", "hyper", "form", "identity", "gradients_per_batch"}
+NAMES = set("name option label variants K C check check_steps communicates hyper form identity gradients_per_batch".split())
 """What says nothing about how a method trains or what it keeps."""
 
 

@@ -80,7 +80,8 @@ def draw(plan: Fitted, shown: Shown, open_canvas: Any) -> Any:
     columns = min(panels, parts * (ACROSS // parts)) if parts <= ACROSS else ACROSS
     rows = -(-panels // columns)
     width = COLUMN if columns == 1 else WIDE
-    figure, axes = open_canvas(rows, columns, (width, (1.75 if columns > 1 else 2.1) * rows + 0.3), sharex=True)
+    each = 2.1 if columns == 1 else 1.75 if rows < 3 else 1.4
+    figure, axes = open_canvas(rows, columns, (width, each * rows + 0.3), sharex=True)
     for index, axis in enumerate(axes.flat):
         if index >= panels:
             axis.remove()
