@@ -275,8 +275,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     (
         lambda c: not c.algorithm.reads_back or not c.config.engine.startswith("graph"),
-        "engine={c.config.engine}: teachers of algorithm={c.algorithm.option} are other networks from round to round, so that steps cannot be "
-        "recorded; choose stacked, im2col or loop",
+        "engine={c.config.engine}: teachers of algorithm={c.algorithm.option} are other networks from round to round, so that steps cannot "
+        "be recorded; choose stacked, im2col or loop",
     ),
     (
         lambda c: not c.algorithm.mixes or not c.local_steps.measures,

@@ -264,7 +264,7 @@ class Recording:
             "status": status,
             "reason": reason,
             "run": run_hash(self.experiment),
-            "parameters": trainer.group.layout.size,
+            "parameters": trainer.group.layout.size if len(trainer.groups) == 1 else [each.rows.layout.size for each in trainer.groups],
             "metrics": self.row,
             "weights_sha256": weights_sha256(parts),
             **({} if parts.keys() == {"model"} else {"weights_parts": parts}),

@@ -120,7 +120,8 @@ def test_a_step_descends_it() -> None:
     module, layout = run.group.architecture.build().double(), run.group.layout
 
     def logits(vector: Tensor) -> Tensor:
-        return torch.func.functional_call(module, layout.views(vector), (split.train.plain(which),))
+        found: Tensor = torch.func.functional_call(module, layout.views(vector), (split.train.plain(which),))
+        return found
 
     vector = before.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(logits(vector), split.train.targets[which])

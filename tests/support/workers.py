@@ -69,7 +69,7 @@ def timed(run: Trainer) -> list[RoundPlan]:
         algorithm = run.sole_run.experiment.algorithm
         plans.append(plan_events(run.sole_run, algorithm) if isinstance(algorithm, EventDriven) else plan_round(run.sole_run))
         run.sole_run.begin(plans[-1], 0)
-        run.sole_run.advance(plans[-1], np.zeros(3, np.int64), 0)
+        run.sole_run.advance(plans[-1], 0)
     return plans
 
 

@@ -96,7 +96,7 @@ def test_all_clients_of_a_cut_round_weigh_the_same(samples: int) -> None:
     run = trainer(*SMALL, "J=1", "rounds=null", f"samples={samples}", "uplink=dp", "uplink.noise_multiplier=0", "uplink.clip=0.01")
     run.run_round()
     before = run.state.model.clone()
-    plan = run._phase.plan(run.sole_run, run._losses)  # type: ignore[arg-type]
+    plan = run.groups[0].phase.plan(run.sole_run, run._losses)  # type: ignore[arg-type]
     assert plan.weights.tolist() == [1 / 3] * 3 and plan.samples.sum() == samples - 24
     assert (plan.samples == 0).any() == (samples == 25)
     run.run_round()
