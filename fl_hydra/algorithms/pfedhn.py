@@ -50,10 +50,10 @@ class PFedHN(Algorithm):
     """The largest norm of the server's gradient."""
     personal_layers: str = "none"
     """Layers that clients keep: none, head (the last linear layer), or names of parameters or module classes with wildcards."""
-    search_lr: float = 10.0
-    """For clients that were never trained: learning rate of the search for their embedding, without momentum and decay."""
-    search_rounds: int = 20
-    """For clients that were never trained: steps of their embedding, each after as many local steps as `evaluation.joining_steps`."""
+    search_steps: int = 5
+    """For clients that join later: local steps before each step of their embedding, `evaluation.joining_steps` in all."""
+    search_lr: float = 5.0
+    """For clients that join later: learning rate of their embedding."""
 
     K: ClassVar[int | None] = 100
     C: ClassVar[float | None] = 0.01
@@ -66,8 +66,9 @@ class PFedHN(Algorithm):
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.check_not_negative("hidden_layers", "alpha", "embedding_lr", "momentum", "weight_decay", "search_lr", "search_rounds")
+        self.check_not_negative("hidden_layers", "alpha", "embedding_lr", "momentum", "weight_decay", "search_lr")
         require(self.momentum < 1, f"algorithm.momentum={self.momentum}: must be below 1")
+        require(self.search_steps >= 1, f"algorithm.search_steps={self.search_steps}: at least 1 is needed")
         require(self.hidden_units >= 1, f"algorithm.hidden_units={self.hidden_units}: at least 1 is needed")
         size = self.embedding_size
         require(size is None or size >= 1, f"algorithm.embedding_size={size}: at least 1 number is needed, or null for 1 + K / 4")
@@ -125,8 +126,8 @@ class PFedHN(Algorithm):
 
         server, own = self._server(state), self.personal(clients.facts.layout)
         embeddings = server.embeddings[to_device(clients.ids, models.device)]
-        for _ in range(self.search_rounds):
-            tuned = clients.tune(models, steps)
+        for taken in range(0, steps, self.search_steps):
+            tuned = clients.tune(models, min(self.search_steps, steps - taken))
             changes = models - tuned
             own.write(changes, torch.zeros_like(own.of(changes)))
             embeddings -= clients.hyper["search_lr"] * server.network.gradient(embeddings, changes, clients.weights).embeddings

@@ -216,16 +216,16 @@ def test_a_personal_classifier_is_neither_made_nor_sent() -> None:
 
 @pytest.mark.parametrize("layers", ["none", "head"])
 def test_clients_that_join_search_their_embeddings(layers: str) -> None:
-    run = trainer(*ONE, f"algorithm.personal_layers={layers}", "algorithm.search_rounds=2", "algorithm.search_lr=3")
+    run = trainer(*ONE, f"algorithm.personal_layers={layers}", "algorithm.search_steps=2", "algorithm.search_lr=3")
     state, method, own = run._state_of(0), run.runs[0].experiment.algorithm, run.group.personal
     clients = run.cohorts.uncharged(run.sole_run, 0, np.array([1, 3]), state)
     models, before = method.personal_models(state, clients), carried(run)
-    found = method.join(state, models.clone(), clients, 2)
+    found = method.join(state, models.clone(), clients, 3)
     assert all(torch.equal(run.state.carried[name], tensor) for name, tensor in before.items()), "nothing is kept"
     reference = Reference(run, 3)
     embeddings = reference.embeddings.weight[[1, 3]].detach().requires_grad_()
-    for _ in range(2):
-        tuned = clients.tune(models, 2)
+    for steps in (2, 1):
+        tuned = clients.tune(models, steps)
         made, changes = reference.heads(reference.trunk(embeddings)), models - tuned
         own.write(changes, torch.zeros_like(own.of(changes)))
         (gradient,) = torch.autograd.grad(made, embeddings, changes)
@@ -237,7 +237,7 @@ def test_clients_that_join_search_their_embeddings(layers: str) -> None:
 
 
 def test_held_out_clients_are_judged_after_their_search() -> None:
-    searching, given = (trainer(*ONE, "participation.held_out=1|3", f"algorithm.search_rounds={rounds}") for rounds in (2, 0))
+    searching, given = (trainer(*ONE, "participation.held_out=1|3", f"evaluation.joining_steps={steps}") for steps in (2, 0))
     judged = []
     for run in (searching, given):
         assert finish(run).evaluate()[0]["personal/val/clients_held_out"] == 2
@@ -282,6 +282,7 @@ def test_what_it_cannot_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer(*ONE, "algorithm.personal_layers=fc9")
     for word, line in (
         ("hidden_units=0", "at least 1"),
+        ("search_steps=0", "at least 1"),
         ("embedding_size=0", "at least 1 number is needed, or null"),
         ("momentum=1", "must be below 1"),
         ("clip=0", "greater than 0"),
