@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fl_hydra.algorithms.base import algorithms
-from fl_hydra.algorithms.fedrep import descend_in_turn, in_two
+from fl_hydra.algorithms.fedrep import descend_in_turn
 from fl_hydra.algorithms.fedsim import FedSim
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class FedAlt(FedSim):
         return 2 * J
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
-        return in_two(self.personal(layout), layout)
+        personal = self.personal(layout)
+        return {"personal": personal, "shared": layout.others(personal)}
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         descend_in_turn(rows, gradient(rows.parameters, batches[0]), j, rows.J)

@@ -24,7 +24,7 @@ class FedAvgFT(Algorithm):
     name: str = "fedavg_ft"
     label = "FedAvg-FT"
     ft_steps: int = 5
-    """Steps that a client takes on its own samples before it is judged; 0: FedAvg, judged by clients."""
+    """Steps that a client takes on its own samples before it is judged; 0: it is judged with the model of everyone."""
     ft_lr: float | None = None
     """Learning rate of these steps; null: the run's, at the top of its schedule."""
 

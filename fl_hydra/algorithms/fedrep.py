@@ -45,19 +45,15 @@ class FedRep(FedPer):
         )
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
-        return in_two(self.personal(layout), layout)
+        personal = self.personal(layout)
+        return {"personal": personal, "shared": layout.others(personal)}
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         descend_in_turn(rows, gradient(rows.parameters, batches[0]), j, self.head_steps)
 
 
-def in_two(personal: Columns, layout: Layout) -> dict[str, Columns]:
-    """The columns of personal parameters, and those of all others."""
-    return {"personal": personal, "shared": layout.columns(lambda name, module: name not in personal.names)}
-
-
 def descend_in_turn(rows: Rows, gradient: Tensor, j: int, first: int) -> None:
-    """Step j along `gradient` [rows, P], of the personal parameters alone if it is one of the `first`, else of the others alone. Where
-    there are none of one kind, every step is of the other."""
+    """Step j along `gradient` [rows, P], of the columns `personal` alone if it is one of the `first`, else of `shared` alone; where one of
+    them is empty, of the other."""
     turn, other = ("personal", "shared") if j < first else ("shared", "personal")
     rows.descend(gradient, j, columns=turn if rows.optimizer.columns[turn].width else other)

@@ -154,6 +154,10 @@ class Layout:
         which = [chosen(name, module) for name, module in zip(self.names, self.modules, strict=True)]
         return _columns(self.names, self.sizes, self.weights, which)
 
+    def others(self, columns: Columns) -> Columns:
+        """All columns but these."""
+        return self.columns(lambda name, module: name not in columns.names)
+
     @property
     def normalisations(self) -> Columns:
         """The columns of the parameters of BatchNorm, GroupNorm, LayerNorm and RMSNorm, and of modules derived from them."""

@@ -200,7 +200,7 @@ class RowGroup:
         unsent = {*self.personal.names, *algorithm.untrained(self.layout).names}
         self.unsent = self.layout.columns(lambda name, module: name in unsent)
         """Columns of the parameters that are not sent: these, and those that are not trained."""
-        self.shared = self.layout.columns(lambda name, module: name not in unsent)
+        self.shared = self.layout.others(self.unsent)
         """All others."""
         everything = self.layout.columns(lambda name, module: True)
         model = architecture.model

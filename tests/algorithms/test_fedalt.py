@@ -175,9 +175,12 @@ def test_engines_agree_on_adapters_and_statistics() -> None:
 def test_a_trained_model_is_loaded_with_them(tmp_path: Path) -> None:
     words = ("algorithm=fedsim", "algorithm.adapters=2", "K=4", "C=0.5", "J=2", "rounds=2", "batch_size=16", "evaluation.points=1")
     run = fl_hydra.run(*words, outputs=tmp_path, quiet=True)
-    module = fl_hydra.load(run.folder).module
-    added = [name for name, _ in module.named_parameters() if is_adapter(name)]
+    loaded = fl_hydra.load(run.folder)
+    added = [name for name, _ in loaded.module.named_parameters() if is_adapter(name)]
     assert added == ["0.adapter", *(f"{layer}.adapter_{part}" for layer in (3, 5) for part in ("down", "up"))]
+    assert not loaded.module.get_parameter("0.adapter").any(), "the server has those of before"
+    own = [loaded.client(k).get_parameter("model.0.adapter") for k in range(4)]
+    assert sum(bool(each.any()) for each in own) >= 2 and not torch.equal(own[0], own[1])
 
 
 class Positions(nn.Module):

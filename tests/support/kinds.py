@@ -6,7 +6,10 @@ from fl_hydra.algorithms.base import Algorithm
 from tests.support.make import PROJECT, config
 
 SHIPPED = sorted(path.stem for path in (PROJECT / "conf" / "algorithm").glob("*.yaml"))
-NAMES = set("name option label variants K C check check_steps communicates hyper form identity gradients_per_batch".split())
+NAMES = {
+    *("name", "option", "label", "variants", "K", "C", "check", "check_steps"),
+    *("communicates", "hyper", "form", "identity", "gradients_per_batch"),
+}
 """What says nothing about how a method trains or what it keeps."""
 
 
