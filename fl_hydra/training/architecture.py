@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.data.dataset import DatasetInfo
 from fl_hydra.errors import UserError, require
 from fl_hydra.models.base import Model
+from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.layout import BATCH_NORM, Layout, running_statistics
 from fl_hydra.training.batch_layers import BatchLayers
 from fl_hydra.training.sample_cost import example, sample_bytes
@@ -62,6 +63,25 @@ class Architecture:
     def build(self) -> nn.Module:
         """A fresh module."""
         return self.algorithm.extend(self.model.build(self.dataset_info))
+
+
+def together(architectures: Sequence[Architecture]) -> Architectures:
+    """The architectures of one run's clients.
+
+    Raises:
+        UserError: their outputs are of different shapes.
+    """
+    inputs = example(architectures[0].dataset_info, 2)
+    if len(architectures) > 1:
+        with torch.no_grad():
+            shapes = [tuple(copy.deepcopy(each.module).eval()(inputs).shape[1:]) for each in architectures]
+        for each, shape in zip(architectures, shapes, strict=True):
+            require(
+                shape == shapes[0],
+                f"algorithm.architectures: model={architectures[0].model.option} gives logits of shape {shapes[0]} for a sample, and "
+                f"model={each.model.option} of shape {shape}; choose models with the same output",
+            )
+    return Architectures(tuple(each.module for each in architectures), tuple(each.layout for each in architectures), inputs)
 
 
 def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[], nn.Module]) -> BatchLayers:

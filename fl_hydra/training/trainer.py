@@ -25,8 +25,7 @@ from fl_hydra.algorithms.base import State
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.devices import computes_in, keep_freed_memory
 from fl_hydra.errors import require
-from fl_hydra.seams.architectures import Architectures
-from fl_hydra.training.architecture import Architecture
+from fl_hydra.training.architecture import Architecture, together
 from fl_hydra.training.averages import AVERAGE, AVERAGE_STATISTICS
 from fl_hydra.training.client_group import ClientGroup
 from fl_hydra.training.cohorts import Cohorts
@@ -42,7 +41,6 @@ from fl_hydra.training.personal_evaluation import PersonalEvaluation, PersonalSc
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.round_inputs import RoundInputs
 from fl_hydra.training.row_group import RowGroup
-from fl_hydra.training.sample_cost import example
 from fl_hydra.training.split import load_split
 
 
@@ -83,9 +81,7 @@ class Trainer:
         if not computes_in(self.device, self.precision.compute):
             notify(f"precision={first.precision}: this CPU has no instructions for it, so that a step takes longer than in fp32, not less")
         built = [Architecture.of(model, first.dataset_info, algorithm) for model in first.models]
-        architectures = Architectures(
-            tuple(each.module for each in built), tuple(each.layout for each in built), example(first.dataset_info, 2)
-        )
+        architectures = together(built)
         self.engine_name = self._choose(experiments, built) if engine == "auto" else engine
         rows = [
             RowGroup(

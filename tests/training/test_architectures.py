@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import Algorithm, Returned, State
+from fl_hydra.data.dataset import DatasetInfo
+from fl_hydra.errors import UserError
 from fl_hydra.models.small import Small
 from fl_hydra.runs.weights import parts_of
 from fl_hydra.seams.clients import Clients, Facts
@@ -175,3 +177,16 @@ def test_packed_runs_are_the_runs_alone(engine: str) -> None:
     for seed, row in enumerate(alone):
         # Training figures are means since the last line, of which the pack has written as many.
         assert ended[seed] == row
+
+
+@dataclass
+class Wide(Small):
+    """More logits than there are classes."""
+
+    def build(self, info: DatasetInfo) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(256, info.classes + 1))
+
+
+def test_architectures_need_a_common_output() -> None:
+    with pytest.raises(UserError, match=r"model=small gives logits of shape \(10,\).* of shape \(11,\); choose"):
+        Trainer(mixed(Small(), Wide()), engine="loop")
