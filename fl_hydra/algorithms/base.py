@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fl_hydra.arrays import Indices, Reals
+    from fl_hydra.seams.architectures import Architectures
     from fl_hydra.seams.clients import Clients, Facts
     from fl_hydra.seams.fabric import Traffic
     from fl_hydra.seams.layout import Columns, Layout
@@ -320,6 +321,13 @@ class Algorithm(Component):
             f"algorithm={self.option}: every client has a model of its own, whose running statistics nobody would average; choose models "
             "without BatchNorm, as lenet or lenet_gn",
         )
+
+    def check_architectures(self, architectures: Architectures) -> None:
+        """Refuse models of clients that the method cannot use for what they are made of.
+
+        Raises:
+            UserError: naming what works.
+        """
 
     def columns(self, layout: Layout) -> dict[str, Columns]:
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""

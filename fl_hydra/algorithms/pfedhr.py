@@ -12,6 +12,7 @@ from fl_hydra.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fl_hydra.seams.architectures import Architectures
     from fl_hydra.seams.clients import Clients, Facts
     from fl_hydra.seams.rows import Batch, Gradient, Rows
 
@@ -71,9 +72,15 @@ class PFedHR(Algorithm):
     def public(self) -> int:
         return self.public_samples
 
+    def check_architectures(self, architectures: Architectures) -> None:
+        from fl_hydra.seams.reassembly import Library
+
+        Library.of(architectures)
+
     def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
         from fl_hydra.seams.reassembly import Library
 
+        assert facts.architectures is not None
         library = Library.of(facts.architectures)
         nothing = models.new_full((1, 2 * library.most), -1)
         return {"model": models.clone(), "recipe": nothing, "teacher": models.new_zeros(1, library.width)}

@@ -31,9 +31,10 @@ def headline(experiment: Experiment) -> str:
     skew += f" dropout={scheme.dropout:g}" if scheme.dropout else ""
     rule = "" if e.local_steps.name == "fixed" else f" {e.local_steps.option}"
     outer = "" if e.server.averages else f", server {e.server.option} lr {e.server.lr:g}"
+    models = "|".join(model.name for model in e.models)
     return (
         f"{e.dataset.name} {e.algorithm.option}{who}{steps}{rule}{skew} batch {e.batch_size}, "
-        f"{e.optimizer.option} lr {e.optimizer.lr:g}{outer}, {e.model.name}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"
+        f"{e.optimizer.option} lr {e.optimizer.lr:g}{outer}, {models}, {e.precision}, seed {e.seed}: {rounds}{e.budget} samples"
     )
 
 

@@ -261,10 +261,10 @@ def check_models(experiments: list[Experiment]) -> None:
         UserError: one cannot be trained.
     """
     if experiments:
-        from fl_hydra.training.architecture import Architecture
+        from fl_hydra.training.architecture import Architecture, together
 
-        for e in {(repr(each.model), each.dataset_info, repr(each.algorithm)): each for each in experiments}.values():
-            Architecture.of(e.model, e.dataset_info, e.algorithm)
+        for e in {(repr(each.models), each.dataset_info, repr(each.algorithm)): each for each in experiments}.values():
+            together([Architecture.of(model, e.dataset_info, e.algorithm) for model in e.models])
 
 
 def label_points(points: list[Point]) -> list[str]:

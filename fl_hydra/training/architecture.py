@@ -69,7 +69,7 @@ def together(architectures: Sequence[Architecture]) -> Architectures:
     """The architectures of one run's clients.
 
     Raises:
-        UserError: their outputs are of different shapes.
+        UserError: their outputs are of different shapes, or the method cannot train them.
     """
     inputs = example(architectures[0].dataset_info, 2)
     if len(architectures) > 1:
@@ -81,7 +81,9 @@ def together(architectures: Sequence[Architecture]) -> Architectures:
                 f"algorithm.architectures: model={architectures[0].model.option} gives logits of shape {shapes[0]} for a sample, and "
                 f"model={each.model.option} of shape {shape}; choose models with the same output",
             )
-    return Architectures(tuple(each.module for each in architectures), tuple(each.layout for each in architectures), inputs)
+    made = Architectures(tuple(each.module for each in architectures), tuple(each.layout for each in architectures), inputs)
+    architectures[0].algorithm.check_architectures(made)
+    return made
 
 
 def check_architecture(module: nn.Module, info: DatasetInfo, build: Callable[[], nn.Module]) -> BatchLayers:

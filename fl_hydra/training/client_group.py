@@ -143,7 +143,7 @@ class ClientGroup:
         """Allocate memory for rounds with these numbers of rows of each run."""
         experiments = [run.experiment for run in runs]
         self.rows.allocate(counts, [each.optimizer for each in experiments], [each.algorithm for each in experiments])
-        self.cohorts.allocate([each.server for each in experiments])
+        self.cohorts.allocate([each.server for each in experiments], [each.algorithm for each in experiments])
         if self._measurements.noise is not None:
             rows = self.rows
             self._measurements.noise.allocate(rows.division.lanes, counts, rows.layout.size, rows.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_hydra.algorithms.base import State
+from fl_hydra.algorithms.base import Algorithm, State
 from fl_hydra.arrays import Indices
 from fl_hydra.devices import to_device
 from fl_hydra.optim.outer import Outer
@@ -35,10 +35,12 @@ class Cohorts:
         self._algorithm, self._uplink = experiment.algorithm, experiment.uplink
         self._group, self.passes = group, passes
         self._servers: list[Server] = []
+        self._own_hyper: dict[str, Tensor] = {}
 
-    def allocate(self, outer: Sequence[Outer]) -> None:
-        """Make the servers of all runs from their outer optimizers."""
+    def allocate(self, outer: Sequence[Outer], algorithms: Sequence[Algorithm]) -> None:
+        """Make the servers of all runs from their outer optimizers, and note their methods' hyper-parameters."""
         group = self._group
+        self._own_hyper = group.own_hyper(algorithms)
         hyper = group.hyper(outer)
         rates = torch.tensor([[rule.lr] for rule in outer], dtype=group.dtype, device=group.device)
         self._servers = [
@@ -114,7 +116,6 @@ class Cohorts:
         """Some clients of a run, without their state. encoded: whether what they send passes through the uplink."""
         group = self._group
         wire = Wire(group.layout.size, group.unsent.width, self._uplink.size if encoded else None)
-        first = group.division.sections[index].start
         return Clients(
             run.members[group.number].facts,
             run.round,
@@ -127,6 +128,6 @@ class Cohorts:
             {},
             Fabric(self._algorithm.federated, len(ids), int(reports.sum()), run.traffic, wire, silent=not self._algorithm.communicates),
             server,
-            {name: values[first : first + 1] for name, values in group.buffers.own_hyper.items()},
+            {name: values[index : index + 1] for name, values in self._own_hyper.items()},
             RunShards(self.passes, run, state),
         )

@@ -394,7 +394,7 @@ class RowGroup:
             return True
         for places, values in (
             (self.buffers.hyper, self.hyper(_by_row(optimizers, counts))),
-            (self.buffers.own_hyper, self._own_hyper(_by_row(algorithms, counts))),
+            (self.buffers.own_hyper, self.own_hyper(_by_row(algorithms, counts))),
         ):
             for name, place in places.items():
                 place[: sum(counts)].copy_(values[name])
@@ -439,7 +439,7 @@ class RowGroup:
             self.zeros(total, METER_WIDTH + self.engine.squares),
             self.zeros(total, 1),
             self.hyper(_by_row(optimizers, division.counts)),
-            self._own_hyper(_by_row(algorithms, division.counts)),
+            self.own_hyper(_by_row(algorithms, division.counts)),
             {name: self.zeros(total, width) for name, width in self._fact_widths().items()},
             {},
             self.zeros(total, self.layout.statistics.size) if self.layout.statistics.names else None,
@@ -450,7 +450,7 @@ class RowGroup:
         widths = {"sizes": 1, "rates": 1, "label_counts": self._experiment.dataset_info.classes}
         return {name: widths[name] for name in self._experiment.algorithm.row_facts}
 
-    def _own_hyper(self, algorithms: Sequence[Algorithm]) -> dict[str, Tensor]:
+    def own_hyper(self, algorithms: Sequence[Algorithm]) -> dict[str, Tensor]:
         """Hyper-parameters of methods by name, [algorithms, 1]."""
         values = {name: [[getattr(each, name)] for each in algorithms] for name in self._experiment.algorithm.hyper}
         return {name: torch.tensor(column, dtype=self.dtype, device=self.device) for name, column in values.items()}
