@@ -103,17 +103,52 @@ def _frozen(module: nn.Module) -> bool:
     return any(not parameter.requires_grad for parameter in module.parameters())
 
 
-def stitch(before: Shape, after: Shape) -> nn.Module | None:
-    """What leads from outputs of one shape to inputs of another, linearly; None if they are the same.
+class Pool(nn.Module):
+    """Means over windows that cover images, of a size that need not divide theirs: those of `nn.AdaptiveAvgPool2d`, whose gradients on a
+    GPU are not the same each time."""
 
-    Between images: pooling to the size, and a convolution of single pixels to the channels. To or from a vector: a linear layer.
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, channels, any, any] -> [n, channels, height, width]."""
+        rows, columns = (_windows(there, here).to(images) for there, here in zip(images.shape[2:], (self.height, self.width), strict=True))
+        return rows @ images @ columns.mT
+
+
+def _windows(there: int, here: int) -> Tensor:
+    """The weights of `there` pixels in the means of `here` windows, [here, there]."""
+    found = torch.zeros(here, there, dtype=torch.float64)
+    for window in range(here):
+        first, last = window * there // here, -(-(window + 1) * there // here)
+        found[window, first:last] = 1 / (last - first)
+    return found
+
+
+SIDE = 4
+"""Pixels, at most, of an image's side that a stitch leads to a vector."""
+
+
+def stitch(before: Shape, after: Shape) -> nn.Module | None:
+    """What leads from outputs of one shape to inputs of another, linearly; None if they are the same. It has no parameters of a run.
+
+    Between images: pooling to the size, and a convolution of single pixels to the channels. To or from a vector: a linear layer, behind
+    pooling where an image has more than SIDE pixels.
     """
     if before == after:
         return None
-    if len(before) == len(after) == 3:
-        pool = [] if before[1:] == after[1:] else [nn.AdaptiveAvgPool2d((after[1], after[2]))]
-        return nn.Sequential(*pool, *([] if before[0] == after[0] else [nn.Conv2d(before[0], after[0], 1)]))
-    return nn.Sequential(nn.Flatten(), nn.Linear(prod(before), prod(after)), nn.Unflatten(1, after))
+    parts: list[nn.Module] = []
+    if len(before) == 3:
+        sides = after[1:] if len(after) == 3 else tuple(min(side, SIDE) for side in before[1:])
+        parts += [] if before[1:] == sides else [Pool(*sides)]
+        before = (before[0], *sides)
+    with torch.device("meta"):
+        if len(before) == len(after) == 3:
+            parts += [] if before[0] == after[0] else [nn.Conv2d(before[0], after[0], 1)]
+        else:
+            parts += [nn.Flatten(), nn.Linear(prod(before), prod(after)), nn.Unflatten(1, after)]
+    return nn.Sequential(*parts)
 
 
 @dataclass(frozen=True)
@@ -202,7 +237,7 @@ class Library:
                 modules = [copy.deepcopy(self.architectures.modules[number].get_submodule(key)) for key in layer.parts]
                 parts[f"layer{position}"] = nn.Sequential(*modules)
                 before = layer.outputs
-            module = nn.Sequential(parts).to(self.architectures.example.device).eval()
+            module = nn.Sequential(parts).to("meta").eval()  # parameters are given with each call
             made[recipe] = Model(module, Layout.of(module))
         return made[recipe]
 
@@ -244,7 +279,7 @@ class Library:
         """The cost of a model."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        module, example = self.model(recipe).module, self.architectures.example[:1]
+        module, example = self.model(recipe).module, self.architectures.example[:1].to("meta")
         totals = []
         for backward in (False, True):
             with torch.enable_grad(), FlopCounterMode(display=False) as counter:

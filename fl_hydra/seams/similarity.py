@@ -42,9 +42,9 @@ def k_means(points: Tensor, clusters: int, generator: np.random.Generator) -> In
         if torch.equal(nearest, found):
             break
         found = nearest
-        sizes = torch.bincount(found, minlength=len(centres))[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, found, points)
-        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+        members = F.one_hot(found, len(centres)).to(points.dtype)
+        sizes = members.sum(0)[:, None]
+        centres = torch.where(sizes > 0, members.mT @ points / sizes.clamp(min=1), centres)
     return np.asarray(found.cpu().numpy(), np.int64)
 
 

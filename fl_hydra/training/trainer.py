@@ -256,7 +256,7 @@ class Trainer:
         for run in self.runs:
             run.retire_clients()
         which = torch.tensor(list(runs), device=self.device)
-        counts = [[group.rows.division.counts[run] for run in runs] for group in self.groups]
+        counts = [[max(1, group.rows.division.counts[run]) for run in runs] for group in self.groups]  # a group may have had no rows
         self.runs = [self.runs[run] for run in runs]
         for group in self.groups:
             group.state = group.state.of_runs(which)

@@ -14,7 +14,7 @@ from fl_hydra.errors import UserError
 from fl_hydra.randomness import generator
 from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.layout import Layout
-from fl_hydra.seams.reassembly import CONVOLUTION, LINEAR, Library, Piece, candidates, fine_tuned, layers_of, stitch
+from fl_hydra.seams.reassembly import CONVOLUTION, LINEAR, Library, Piece, Pool, candidates, fine_tuned, layers_of, stitch
 
 INPUTS = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -111,13 +111,20 @@ def test_stitches_lead_from_one_shape_to_another() -> None:
         ((4, 5, 5), (6, 5, 5), 4 * 6 + 6),
         ((4, 7, 7), (6, 5, 5), 4 * 6 + 6),
         ((4, 3, 3), (5,), 36 * 5 + 5),
+        ((4, 9, 9), (5,), 64 * 5 + 5),
         ((7,), (2, 3, 3), 7 * 18 + 18),
         ((7,), (5,), 40),
     ]:
         module = stitch(before, after)
         assert module is not None
-        assert module(torch.zeros(3, *before)).shape == (3, *after)
+        assert module(torch.zeros(3, *before, device="meta")).shape == (3, *after)
         assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+
+
+@pytest.mark.parametrize("sides", [(7, 5), (5, 7), (3, 3)])
+def test_pooling_is_adaptive(sides: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(Pool(*sides)(images), nn.AdaptiveAvgPool2d(sides)(images), rtol=0, atol=1e-14)
 
 
 def test_fine_tuning_is_adam_on_the_cross_entropy() -> None:
