@@ -436,7 +436,7 @@ def evaluation(scale: Scale) -> Figures:
 
 def _judge(run: Trainer) -> None:
     """Judge every client on its share of the test set."""
-    run.personal_scores(0, "test", torch.arange(len(run.split.test), device=DEVICE))
+    run.personal_scores(0, {"test": torch.arange(len(run.split.test), device=DEVICE)})
 
 
 def _evaluate(run: Trainer, images: int) -> list[float]:

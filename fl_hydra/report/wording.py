@@ -102,8 +102,7 @@ DIVISIONS = {
 
 def judged_on(configurations: Sequence[Mapping[str, Any]]) -> str:
     """On which samples these runs judge clients' own models."""
-    words = dict.fromkeys(map(_judged_on, configurations))
-    return " or ".join(words)
+    return ", or on ".join(dict.fromkeys(map(_judged_on, configurations)))
 
 
 def _judged_on(config: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ trains the clients that it has in it, and the method combines what all groups re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -91,9 +91,9 @@ class ClientGroup:
         """What a run carries, for a checkpoint."""
         return {name: tensor[run].clone() for name, tensor in self.state.tensors().items()}
 
-    def scores(self, run: PackedRun, index: int, state: State, name: str, looked_at: Tensor) -> PersonalScores:
-        """Scores of a run's clients in this group with their own models. state: from which these are made."""
-        return self.personal.scores(run, state, name, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
+    def scores(self, run: PackedRun, index: int, state: State, looked_at: Mapping[str, Tensor]) -> dict[str, PersonalScores]:
+        """Scores of a run's clients in this group with their own models, by set. state: from which these are made."""
+        return self.personal.scores(run, state, looked_at, lambda ids: self.cohorts.uncharged(run, index, ids, state))
 
     def begin(self, runs: Sequence[PackedRun], plans: Sequence[RoundPlan]) -> RoundInputs:
         """Begin a round of the clients that this group has in it, if any: check out their state, and prepare the inputs of local steps."""

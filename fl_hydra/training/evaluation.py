@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,7 @@ def evaluate(
     run: PackedRun,
     index: int,
     models: Tensor,
-    personal: Callable[[str, Tensor], PersonalScores] | None,
+    personal: Callable[[Mapping[str, Tensor]], Mapping[str, PersonalScores]] | None,
     split: Split,
     groups: Sequence[RowGroup],
     measured: Measurements,
@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         index: of the run in the trainer. models: [models, P], evaluated as the global model.
-        personal: scores clients with their own models on some samples of the set `val` or `test`; None if they have none.
+        personal: scores clients with their own models on some samples of the sets `val` and `test`; None if they have none.
         groups: the rows of each architecture.
         notify: is called when a long evaluation begins.
     """
@@ -54,21 +54,21 @@ def evaluate(
         "train/loss": _finite(loss / max(1, targets)),
         "train/acc": _finite(correct / max(1, targets)),
     }
+    looked_at = {name: _looked_at(run, samples, group.device) for name, samples in sets.items() if len(samples) or e.personal == "shards"}
+    scores = {} if personal is None else personal(looked_at)
     for name in ("val", "test"):
         metrics[f"{name}/loss"] = metrics[f"{name}/acc"] = None
-        samples = sets.get(name)
-        if samples is None or not (len(samples) or e.personal == "shards"):
+        if name not in looked_at:
             continue
-        looked_at = _looked_at(run, samples, group.device)
-        if e.global_model and len(samples):
-            totals = group.engine.evaluate(models, samples, looked_at).mean(0)
+        if e.global_model and len(sets[name]):
+            totals = group.engine.evaluate(models, sets[name], looked_at[name]).mean(0)
             mean_loss, metrics[f"{name}/acc"], _ = (totals / totals[2]).tolist()
             metrics[f"{name}/loss"] = _finite(mean_loss)
-        if personal is not None:
-            scores = personal(name, looked_at)
-            figures = scores.figures(f"personal/{name}") | {f"personal/choice/{key}": value for key, value in scores.choice.items()}
+        if name in scores:
+            own = scores[name]
+            figures = own.figures(f"personal/{name}") | {f"personal/choice/{key}": value for key, value in own.choice.items()}
             metrics |= {key: None if value is None else _finite(value) for key, value in figures.items()}
-            metrics |= scores.by_client(f"personal/{name}") if run.finished else {}
+            metrics |= own.by_client(f"personal/{name}") if run.finished else {}
     measured.meter[index].zero_()
     return {
         **metrics,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -94,43 +93,56 @@ class PersonalEvaluation:
     def __init__(self, algorithm: Algorithm, group: RowGroup, split: Split) -> None:
         self._algorithm, self._group = algorithm, group
         self._shares = PersonalShares(split)
-        self._chosen: WeakKeyDictionary[PackedRun, int] = WeakKeyDictionary()
 
-    def scores(self, run: PackedRun, state: State, name: str, looked_at: Tensor, clients: Callable[[Indices], Clients]) -> PersonalScores:
-        """Scores of a run's clients on their shares of a set, `val` or `test`, of which `looked_at`, int64 [n], is evaluated. Reads back.
+    def scores(
+        self, run: PackedRun, state: State, looked_at: Mapping[str, Tensor], clients: Callable[[Indices], Clients]
+    ) -> dict[str, PersonalScores]:
+        """Scores of a run's clients on their shares of the sets `val` and `test`. Reads back.
 
-        Scores on `val` decide which of the method's `choices` is used, from now on.
+        Where the method has `choices`, scores on `val` decide which of them is used for all.
 
         Args:
-            state: of the run, [1, ...]. clients: makes the :class:`Clients` of some clients.
+            state: of the run, [1, ...]. looked_at: by set, int64 [n], what is evaluated of it.
+            clients: makes the :class:`Clients` of some clients.
         """
-        samples, shares = self._shares.of(run, name, looked_at)
-        held_out = run.facts.held_out
-        ids = np.array([client for client, share in enumerate(shares) if share is not None], np.int64)
+        sets = {name: self._shares.of(run, name, positions) for name, positions in looked_at.items()}
+        ids = np.flatnonzero(
+            [any(each) for each in zip(*([share is not None for share in shares] for _, shares in sets.values()), strict=True)]
+        )
         ids = ids[run.architectures.have(ids, self._group.number)]
-        drawn, choices = ~np.isin(ids, held_out), self._algorithm.choices
-        found = np.zeros((METER_WIDTH, len(choices), len(shares)))
-        totals = []
-        for some in self.together(ids, held_out):
+        scored, totals = [], []
+        for some in self.together(ids, run.facts.held_out):
             models = self.models(run, state, clients(some))
             wholes = self._group.whole(models, state, self._group.client_statistics(state, run.members[self._group.number].clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
-                which = shares[client]
-                assert which is not None
                 # A copy, as the last bits of a product may depend on the address.
-                totals.append(self._score(model[None].clone(), whole[None].clone(), samples, which, partial(clients, np.array([client]))))
-        if totals:
-            found[..., np.concatenate([ids[drawn], ids[~drawn]])] = torch.stack(totals).permute(2, 1, 0).cpu().numpy()
-        loss, correct, targets = found  # each [choices, K]
-        counted = np.maximum(targets, 1)
-        if name == "val" and drawn.any():
-            self._chosen[run] = int((correct / counted)[:, ids[drawn]].mean(1).argmax())
-        chosen = self._chosen.get(run, 0)
-        none = targets[chosen] == 0
+                judge = self._judge(model[None].clone(), whole[None].clone(), partial(clients, np.array([client])))
+                for name, (samples, shares) in sets.items():
+                    if (which := shares[client]) is not None:
+                        scored.append((name, client))
+                        totals.append(judge(samples, which))
+        found = {name: np.zeros((METER_WIDTH, len(self._algorithm.choices), run.experiment.K)) for name in sets}
+        for (name, client), values in zip(scored, torch.stack(totals).cpu().numpy() if totals else [], strict=True):
+            found[name][..., client] = values.T
+        chosen = self._best(found["val"], run.facts.held_out) if "val" in found else 0
+        return {name: self._scores(values[:, chosen], run.facts.held_out, chosen) for name, values in found.items()}
+
+    @staticmethod
+    def _best(found: Reals, held_out: Indices) -> int:
+        """The choice with the highest mean accuracy over clients that may be drawn. found: [3, choices, K]."""
+        _, correct, targets = found
+        counts = targets[0] > 0
+        counts[held_out] = False
+        return int((correct[:, counts] / targets[:, counts]).mean(1).argmax()) if counts.any() else 0
+
+    def _scores(self, found: Reals, held_out: Indices, chosen: int) -> PersonalScores:
+        """Scores from sums over each client's samples, [3, K]."""
+        loss, correct, targets = found
+        none, counted, choices = targets == 0, np.maximum(targets, 1), self._algorithm.choices
         return PersonalScores(
-            np.where(none, np.nan, loss[chosen] / counted[chosen]),
-            np.where(none, np.nan, correct[chosen] / counted[chosen]),
-            targets[chosen].astype(np.int64),
+            np.where(none, np.nan, loss / counted),
+            np.where(none, np.nan, correct / counted),
+            targets.astype(np.int64),
             held_out,
             choices[chosen] if len(choices) > 1 else {},
         )
@@ -163,17 +175,21 @@ class PersonalEvaluation:
         predict = algorithm.predictor(clients, model) if algorithm.predicts else None
         return JudgedModel(module, group.engine.precision, group.layout.head, predict, choice)
 
-    def _score(self, model: Tensor, whole: Tensor, samples: Samples, which: Tensor, client: Callable[[], Clients]) -> Tensor:
-        """Summed loss, correct predictions and targets of a client, [choices, 3].
+    def _judge(self, model: Tensor, whole: Tensor, client: Callable[[], Clients]) -> Callable[[Samples, Tensor], Tensor]:
+        """Gives summed loss, correct predictions and targets of a client on some samples, int64 [n]: [choices, 3].
 
         Args:
             model: [1, P]. whole: the same with its other tensors. client: makes the client's :class:`Clients`, which takes time.
         """
-        engine = self._group.engine
+        engine, choices = self._group.engine, len(self._algorithm.choices)
         if not self._algorithm.predicts:
-            return engine.evaluate(whole, samples, which)
+            return partial(engine.evaluate, whole)
         predict = self._algorithm.predictor(client(), model)
-        totals = torch.zeros(len(self._algorithm.choices), METER_WIDTH, dtype=torch.float64, device=model.device)
-        for part in torch.split(which, OUTPUTS_AT_ONCE):
-            totals += score(predict(engine.outputs_of(whole, samples.plain(part)[None])), samples.targets[part])
-        return totals
+
+        def judged(samples: Samples, which: Tensor) -> Tensor:
+            totals = torch.zeros(choices, METER_WIDTH, dtype=torch.float64, device=model.device)
+            for part in torch.split(which, OUTPUTS_AT_ONCE):
+                totals += score(predict(engine.outputs_of(whole, samples.plain(part)[None])), samples.targets[part])
+            return totals
+
+        return judged

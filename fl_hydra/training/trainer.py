@@ -11,7 +11,7 @@ and the number of threads and the size of blocks follow from the run alone. So r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -281,11 +281,10 @@ class Trainer:
         buffers = state.buffers if statistics is None else {**state.buffers, "model": statistics}
         return state if models is state.model else replace(state, model=models.mean(0, keepdim=True), buffers=buffers)
 
-    def personal_scores(self, index: int, name: str, looked_at: Tensor) -> PersonalScores:
-        """Scores of a run's clients with their own models."""
-        return PersonalScores.together(
-            [group.scores(self.runs[index], index, self._judged(group, index), name, looked_at) for group in self.groups]
-        )
+    def personal_scores(self, index: int, looked_at: Mapping[str, Tensor]) -> dict[str, PersonalScores]:
+        """Scores of a run's clients with their own models, by set. looked_at: int64 [n], what is evaluated of the sets `val` and `test`."""
+        of_groups = [group.scores(self.runs[index], index, self._judged(group, index), looked_at) for group in self.groups]
+        return {name: PersonalScores.together([scores[name] for scores in of_groups]) for name in looked_at}
 
     def client_module(self, client: int, choice: int = 0, run: int = 0) -> JudgedModel:
         """The model with which a client is judged. choice: which of the method's `choices` is used."""

@@ -365,7 +365,7 @@ def test_each_method_has_a_colour_of_its_own() -> None:
 def test_all_that_are_equally_good_by_validation_are_framed() -> None:
     runs = [run("algorithm=localsgd", f"K={K}", f"J={J}", acc=0.5 if J == 4 else 0.4) for K in (2, 4) for J in (4, 8)]
     (one,) = drawing.planned(Results.of("mine", runs), Spec.of({"figures": BLOCK["figures"][:1]}, "mine"), COSTS)
-    assert one.shown.best == {0: [(4, 2), (4, 4)]}
+    assert one.shown.best == {(0, None): [(4, 2), (4, 4)]}
 
 
 def test_local_steps_are_drawn_as_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

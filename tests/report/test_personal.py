@@ -174,6 +174,8 @@ def test_curves_by_client_are_means_over_seeds_at_each_rank() -> None:
     )
 
 
+WORST = "personal/test/acc_worst_tenth"
+
 NINE = ("local", "fedavg", "fedavg_ft", "fedper", "fedrep", "fedbabu", "ditto", "apfl", "knn_per")
 
 
@@ -203,11 +205,14 @@ def test_curves_by_client_can_be_read_in_print(many: int, tmp_path: Path, monkey
 def test_a_map_compares_within_a_division() -> None:
     from fl_hydra.report.figures.drawing import planned
 
+    heat = {"kind": "heat", "x": "division", "y": "method"}
     runs = [*of({"fedper": 0.8, "ditto": 0.7}, "N_c=2"), *of({"fedper": 0.4, "ditto": 0.5}, "N_c=5")]
-    results, spec = fitting(runs, judged="personal", figures=[{"kind": "heat", "x": "division", "y": "method"}])
-    (one,) = planned(results, spec, COSTS)
+    results, spec = fitting(runs, judged="personal", figures=[heat, {**heat, "name": "worst", "value": WORST, "under": "heat"}])
+    one, worst = planned(results, spec, COSTS)
     assert one.shown.best == {(0, 2): [(2, "FedPer")], (0, 5): [(5, "Ditto")]}
-    assert "darker is better within a column" in captions(results, spec, COSTS)["heat"]
+    assert worst.shown.value.name == WORST and worst.shown.best == one.shown.best
+    told = captions(results, spec, COSTS)["heat"]
+    assert "darker is better within a column" in told and told.count("Means over seeds (n=3); ±: one standard deviation.") == 1
 
 
 def test_a_list_of_runs_has_personal_figures_where_some_run_has_them(capsys: pytest.CaptureFixture[str]) -> None:

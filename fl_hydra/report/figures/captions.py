@@ -6,6 +6,7 @@ from fl_hydra.report.axes import Axis
 from fl_hydra.report.cost import CostTable
 from fl_hydra.report.figures import curves, heat, lines, ranked, search, targets
 from fl_hydra.report.figures.drawing import Planned, planned, sheets
+from fl_hydra.report.figures.fitting import Fitted
 from fl_hydra.report.figures.legends import pretty
 from fl_hydra.report.measures import Measure, measure
 from fl_hydra.report.results import Results, Setting
@@ -19,7 +20,7 @@ def captions(results: Results, spec: Spec, table: CostTable) -> dict[str, str]:
     for sheet in sheets(planned(results, spec, table)):
         told = [caption(each, table) for each in sheet]
         if len(told) > 1:
-            seeds = _seeds(sheet[-1].plan.settings, "bands and bars")  # what is said of all is said at the end
+            seeds = _seeds(sheet[-1].plan.settings, _deviations(sheet[-1].plan))  # what is said of all is said at the end
             told = [*(words.removesuffix(seeds).rstrip() for words in told[:-1]), told[-1]]
             told = [f"({letter}) {words}" for letter, words in zip("abcdefgh", told, strict=False)]
         found[sheet[0].name] = " ".join(told)
@@ -49,7 +50,7 @@ def caption(one: Planned, table: CostTable) -> str:
     if plan.spec.kind in ("curves", "clients") and plan.missing:
         words.append(f"No result: {pretty('; '.join(plan.missing))}.")
     if plan.spec.kind != "classes":  # of one seed
-        words.append(_seeds(plan.settings, "" if plan.spec.kind == "sampling" else "±" if plan.spec.kind == "heat" else "bands and bars"))
+        words.append(_seeds(plan.settings, _deviations(plan)))
     return " ".join(word for word in words if word)
 
 
@@ -117,6 +118,11 @@ def _final(of: Measure) -> str:
 def _by(looks: list[Axis | None], facets: tuple[Axis, ...]) -> str:
     names = list(dict.fromkeys(each.title for each in (*looks, *facets) if each is not None))
     return f", by {listed(names)}" if names else ""
+
+
+def _deviations(plan: Fitted) -> str:
+    """What shows deviations over seeds in a figure; nothing where they are not shown."""
+    return {"sampling": "", "heat": "±"}.get(plan.spec.kind, "bands and bars")
 
 
 def _seeds(settings: list[Setting], deviations: str) -> str:
