@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fl_hydra.algorithms.base import algorithms
+from fl_hydra.participation.base import Cohort, Round
+from fl_hydra.participation.schemes import Uniform
 from fl_hydra.resolving import resolve
 from fl_hydra.runs.packing import packs, shape
 from fl_hydra.training.trainer import Trainer
@@ -143,3 +147,24 @@ def test_a_checkpoint_in_memory_does_not_go_on_with_the_run() -> None:
     again = trainer(*settings)
     again.restore(kept)
     assert_same(train(again)[0], whole)
+
+
+@dataclass
+class Growing(Uniform):
+    """Cohorts of two and four clients in turn."""
+
+    def cohort(self, round: Round) -> Cohort:
+        return Cohort(super().cohort(round).ids[: (2, 4)[round.round % 2]])
+
+
+def test_clients_keep_what_is_theirs_when_cohorts_grow() -> None:
+    """The rows of one run are then where those of another have been, whose clients' state is put away before."""
+    settings = ("algorithm=fedper", "K=8", "C=0.5", "J=2", "samples=600", "batch_size=16")
+    each = [replace(experiment(*settings), seed=seed, participation=Growing()) for seed in (0, 1)]
+    together, alone = Trainer(*each, engine="loop"), [Trainer(one, engine="loop") for one in each]
+    for _ in range(5):
+        for run in (together, *alone):
+            run.run_round()
+    for index, run in enumerate(alone):
+        heads = [packed.clients.read(np.arange(8), "personal") for packed in (together.runs[index], run.sole_run)]
+        assert torch.equal(heads[0], heads[1])
