@@ -53,10 +53,13 @@ NORMALISED = ConvMixer(norm="group", patch=4, width=4, depth=1, kernel=3)
 
 SIZES = ("batch_size=4", "model.filters=1", "model.hidden=2", "evaluation.points=1")
 
+SIZES_OF = {"algorithm=knn_per": ("algorithm.k=1",)}
+"""A client may have few samples."""
+
 
 @cache
 def _typed(words: str) -> Config:
-    return config(*words.split(), *SIZES)
+    return config(*words.split(), *SIZES, *SIZES_OF.get(words, ()))
 
 
 @cache
