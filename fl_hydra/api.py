@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +157,10 @@ class Run:
             UserError: there is no such client, or none has a model of its own.
         """
         count, e = self.clients, self.experiment
-        require(count > 0, f"client({k}): in algorithm={e.algorithm.option} there is one model after a round; see .module")
+        asked, k = k, int(k) if isinstance(k, Integral) and not isinstance(k, bool) else -1
+        require(count > 0, f"client({asked}): in algorithm={e.algorithm.option} there is one model after a round; see .module")
         who = "clients" if e.personalised else "workers"
-        require(isinstance(k, int) and 0 <= k < count, f"client({k}): there are {who} 0 to {count - 1}")
+        require(0 <= k < count, f"client({asked}): there are {who} 0 to {count - 1}")
         if not e.personalised:
             return self._module(self._checkpoint.trainer["state"]["workers"][k], "workers", k)
         try:

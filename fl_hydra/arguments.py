@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -66,7 +66,21 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     if not options.info and not options.cfg:
         for word in options.overrides:
             _check_grammar(word, prepared[word], many, arguments)
+    if many:
+        prepared |= _of_swept_groups(prepared)
     return [prepared.get(word, word) for word in arguments]
+
+
+def _of_swept_groups(prepared: Mapping[str, str]) -> dict[str, str]:
+    """Keys of groups that are swept, as `algorithm.adapters=4` with `algorithm=fedsim,fedalt`: Hydra composes once before the sweep, with
+    a group's default option, which need not have the key; what is swept is left out of that. So they are sweeps of one value."""
+    matches = {word: match for word, text in prepared.items() if (match := _OVERRIDE.fullmatch(text))}
+    swept = {match["key"] for match in matches.values() if match["key"] in groups() and "," in match["value"]}
+    return {
+        word: f"{match['prefix']}{match['key']}=choice({match['value']})"
+        for word, match in matches.items()
+        if match["key"].partition(".")[0] in swept and "." in match["key"] and not re.fullmatch(r"\w+\(.*\)|.*,.*", match["value"])
+    }
 
 
 def help_topics(arguments: Sequence[str]) -> list[str] | None:

@@ -184,6 +184,16 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "evaluation.personal=dealt",
     ),
     (
+        lambda c: (
+            not c.algorithm.predicts
+            or len(c.algorithm.choices) == 1
+            or c.config.dataset.validation > 0
+            or c.config.evaluation.personal == "shards"
+        ),
+        "dataset.validation={c.config.dataset.validation}: algorithm={c.algorithm.name} chooses how clients predict by validation samples; "
+        "leave it out, or give one number of each",
+    ),
+    (
         lambda c: not c.algorithm.sgd_inside or c.config.optimizer.plain,
         "algorithm={c.algorithm.name}: corrects steps of plain SGD, and optimizer={c.config.optimizer.option} takes others; choose "
         "optimizer=sgd without momentum and clip",

@@ -72,7 +72,7 @@ class Evaluation:
     """Whether the test set is evaluated. Trials of a search leave it alone."""
     personal: str | None = None
     """dealt, shards or null. What clients are judged on: their shares of the validation and test sets, or parts of their shards, which are
-    withheld from training; null: shares, where the method has models of clients. docs/personalised.md."""
+    withheld from training; null: dealt, where the method has models of clients. docs/personalised.md."""
     shard_part: float = 0.2
     """Fraction of each shard that personal=shards withholds. Half of it is for validation, and half for test."""
     joining_steps: int = 20

@@ -428,10 +428,10 @@ class Algorithm(Component):
     """Whether clients need more than their model's forward pass to predict (:meth:`predictor`)."""
 
     def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
-        """Models [rows, P] of clients that never take part in training, after what they do with what they are given, [rows, P]: by default
-        some steps of SGD on their own samples, of the parameters that stay with clients, or of all if none do."""
+        """Models [rows, P] of clients that never take part in training, after what they do to have what others have trained, [rows, P]: by
+        default some steps of SGD on their own samples, of the parameters that stay with clients; without such, they have it all."""
         own = self.personal(clients.facts.layout)
-        return clients.tune(models, steps, columns=own if own.width else None)
+        return clients.tune(models, steps, columns=own) if own.width else models
 
     def adapt(self, models: Tensor, clients: Clients) -> Tensor:
         """Models [rows, P], adapted to clients' own training samples before they are evaluated, [rows, P]."""

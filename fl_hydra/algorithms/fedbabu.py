@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_hydra.algorithms.base import State, algorithms
+from fl_hydra.algorithms.base import algorithms
 from fl_hydra.algorithms.fedavg_ft import FedAvgFT
 from fl_hydra.errors import require
 
@@ -51,9 +51,6 @@ class FedBABU(FedAvgFT):
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
         rows.descend(gradient(rows.parameters, batches[0]), j, columns="body")
-
-    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
-        return clients.tune(models, steps, self.ft_lr, self.columns(clients.facts.layout).get(self.ft_part))
 
     def adapt(self, models: Tensor, clients: Clients) -> Tensor:
         return clients.tune(models, self.ft_steps, self.ft_lr, self.columns(clients.facts.layout).get(self.ft_part))

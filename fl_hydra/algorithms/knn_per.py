@@ -71,15 +71,12 @@ class KNNPer(Algorithm):
         require(
             max(self._listed("k", int)) <= remembered,
             f"algorithm.k={self.k}: client {client} remembers {remembered} samples (algorithm.capacity={self.capacity} of its {size}); "
-            "choose fewer neighbours, or a smaller K or another sharding for larger shards",
+            "choose fewer neighbours, a larger capacity, a smaller K, or another sharding for larger shards",
         )
         return State(models)
 
     def _remembered(self, size: int) -> int:
         return int(self.capacity * size)
-
-    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
-        return models
 
     def predictor(self, clients: Clients, model: Tensor) -> Callable[[Outputs], Tensor]:
         import torch

@@ -37,6 +37,9 @@ class OwnModel(Algorithm):
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         return self.judged(state, clients).where(clients.state["trained"] > 0, state.model)
 
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
+        return clients.tune(models, steps)
+
     def judged(self, state: State, clients: Clients) -> Tensor:
         """With what clients that have trained are judged, [rows, P]."""
         return clients.state["own"]

@@ -67,6 +67,7 @@ class PFedHN(Algorithm):
 
     def __post_init__(self) -> None:
         self.check_not_negative("hidden_layers", "alpha", "embedding_lr", "momentum", "weight_decay", "search_lr")
+        require(self.hidden_layers <= 100, f"algorithm.hidden_layers={self.hidden_layers}: at most 100 are allowed")
         require(self.momentum < 1, f"algorithm.momentum={self.momentum}: must be below 1")
         require(self.search_steps >= 1, f"algorithm.search_steps={self.search_steps}: at least 1 is needed")
         require(self.hidden_units >= 1, f"algorithm.hidden_units={self.hidden_units}: at least 1 is needed")
@@ -130,7 +131,9 @@ class PFedHN(Algorithm):
             tuned = clients.tune(models, min(self.search_steps, steps - taken))
             changes = models - tuned
             own.write(changes, torch.zeros_like(own.of(changes)))
-            embeddings -= clients.hyper["search_lr"] * server.network.gradient(embeddings, changes, clients.weights).embeddings
+            for embedding, change in zip(embeddings, changes, strict=True):  # apart, so that who else joins changes no bit
+                found = server.network.gradient(embedding[None], change[None], clients.weights[:1]).embeddings[0]
+                embedding.sub_(clients.hyper["search_lr"][0] * found)
             models = server.network.models(embeddings)
             own.write(models, own.of(tuned))
         return models

@@ -110,5 +110,8 @@ class PFedHR(Algorithm):
             received += [Received(each.clients, row, number, each.ends[row]) for row in each.clients.reports.nonzero()[0].tolist()]
         give_teachers(received, self.cluster_num, self.candidates, self.sfine, self.server_batch_size)
 
+    def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
+        return clients.tune(models, steps)
+
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         return clients.state["model"].clone()

@@ -55,7 +55,8 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
 
 def not_finite(row: dict[str, Any]) -> list[str]:
     """The losses of a row that are not finite: the run has diverged."""
-    return [name for name in ("train/loss", "val/loss", "test/loss") if row.get(name) is None and row.get(name[:-4] + "acc") is not None]
+    losses = ("train/loss", "val/loss", "test/loss", "personal/val/loss", "personal/test/loss")
+    return [name for name in losses if row.get(name) is None and row.get(name[:-4] + "acc") is not None]
 
 
 class RunFolder:

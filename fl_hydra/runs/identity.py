@@ -59,6 +59,9 @@ def revisions_of(experiment: Experiment) -> dict[str, int]:
         "one_message": _sends_momentum(experiment),  # a model and what goes with it are one message, where they were two
         "counted_loss": experiment.local_steps.name == "loss"
         and experiment.dataset_info.everywhere,  # a loss is over the targets there are
+        "shares": experiment.personalised
+        and experiment.personal != "shards"
+        and not _judges_users(experiment),  # ties are no longer the first clients'
         "own_shares": _judges_users(experiment),  # users of a text are judged on their own samples, no longer on those of any
     }
     return {name: 2 for name, applies in mended.items() if applies}

@@ -61,10 +61,14 @@ class Hypernetwork:
 
     def models(self, embeddings: Tensor) -> Tensor:
         """The models of embeddings [n, width], [n, P]."""
-        inputs = _with_ones(self._features(embeddings, self.trunk.clone()))
-        found = inputs.new_empty(len(inputs), len(self.heads))
+        # Copies, as the last bits of a product may depend on addresses, and one by one, as they may on how many are made together.
+        trunk = self.trunk.clone()
+        inputs = [_with_ones(self._features(one[None].clone(), trunk))[0].clone() for one in embeddings]
+        found = embeddings.new_empty(len(inputs), len(self.heads))
         for part in self._blocks():
-            found[:, part] = inputs @ self.heads[part].clone().mT  # a copy, as the last bits of a product may depend on the address
+            heads = self.heads[part].clone()
+            for model, own in zip(found, inputs, strict=True):
+                model[part] = heads @ own
         return found
 
     def gradient(self, embeddings: Tensor, changes: Tensor, weights: Tensor) -> Gradient:

@@ -170,7 +170,7 @@ class Layout:
         """The columns of the parameters that a pattern chooses.
 
         Args:
-            pattern: `none`, `all`, `head` (the last linear layer), `body` (all else), or names of parameters or of module classes, with
+            pattern: `none`, `all`, or `head` (the last linear layer), `body` (all else), and names of parameters or of module classes, with
                 wildcards; several are separated by `|`, and each must match something.
             key: of the option that sets it, for messages.
 
@@ -179,17 +179,21 @@ class Layout:
         """
         if pattern in ("none", "all"):
             return self.columns(lambda name, module: pattern == "all")
-        if pattern in ("head", "body"):
-            require(self.head is not None, f"{key}={pattern}: the model has no linear layer; choose a pattern of other parameters")
-            return self.columns(lambda name, module: (name.rpartition(".")[0] == self.head) == (pattern == "head"))
-        columns = [self._matching(one) for one in pattern.split("|")]
-        found = self.columns(lambda name, module: any(name in each.names for each in columns))
+        parts = {one: self._part(one, key) for one in pattern.split("|")}
+        empty = [one for one, columns in parts.items() if not columns.names]
+        which = "" if empty == [pattern] else f"{', '.join(empty)} "
         require(
-            all(each.names for each in columns),
-            f"{key}={pattern}: matches no parameter; choose none, all, head, body, or names, with wildcards, of parameters ("
+            not empty,
+            f"{key}={pattern}: {which}matches no parameter; choose none, all, head, body, or names, with wildcards, of parameters ("
             f"{', '.join(self.names)}) or of module classes ({', '.join(sorted(set(self.modules)))})",
         )
-        return found
+        return self.columns(lambda name, module: any(name in each.names for each in parts.values()))
+
+    def _part(self, pattern: str, key: str) -> Columns:
+        if pattern not in ("head", "body"):
+            return self._matching(pattern)
+        require(self.head is not None, f"{key}={pattern}: the model has no linear layer; choose a pattern of other parameters")
+        return self.columns(lambda name, module: (name.rpartition(".")[0] == self.head) == (pattern == "head"))
 
     def views(self, vectors: Tensor) -> dict[str, Tensor]:
         """The parameters inside vectors [..., P], as views [..., *shape] by name; convolutions lie in channels_last order."""

@@ -105,7 +105,11 @@ class ClientStore:
         self._hold(list(changed), rows)
 
     def read(self, ids: Indices, name: str) -> Tensor:
-        """The current state of some clients, int64 [n], under a name, [n, width], on the device; if resident, from its row."""
+        """The current state of some clients, int64 [n], under a name, [n, width], on the device; if resident, from its row. A client may
+        occur more than once."""
+        unique, places = np.unique(ids, return_inverse=True)
+        if len(unique) < len(ids):
+            return self.read(unique, name)[to_device(places, self._device)]
         clients = ids.tolist()
         found = self._initial[name].new_empty(len(clients), self._initial[name].shape[1])
         self._fill(clients, {name: found})

@@ -15,6 +15,7 @@ from fl_hydra.arrays import Indices, Reals
 from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.rows import METER_WIDTH
 from fl_hydra.training.judged import JudgedModel
+from fl_hydra.training.loop_engine import LoopEngine
 from fl_hydra.training.losses import score
 from fl_hydra.training.packed_run import PackedRun
 from fl_hydra.training.personal_shares import PersonalShares
@@ -112,7 +113,7 @@ class PersonalEvaluation:
         ids = ids[run.architectures.have(ids, self._group.number)]
         scored, totals = [], []
         for some in self.together(ids, run.facts.held_out):
-            models = self.models(run, state, clients(some))
+            models = self.models(run, state, clients(self._filled(some)))[: len(some)]
             wholes = self._group.whole(models, state, self._group.client_statistics(state, run.members[self._group.number].clients, some))
             for model, whole, client in zip(models, wholes, some.tolist(), strict=True):
                 # A copy, as the last bits of a product may depend on the address.
@@ -155,6 +156,11 @@ class PersonalEvaluation:
             for first in range(0, len(kind), CLIENTS_AT_ONCE):
                 yield kind[first : first + CLIENTS_AT_ONCE]
 
+    def _filled(self, ids: Indices) -> Indices:
+        """Clients, int64 [n], with the last repeated where the number of rows that are tuned together affects their last bits."""
+        missing = 0 if isinstance(self._group.engine, LoopEngine) else CLIENTS_AT_ONCE - len(ids)
+        return np.pad(ids, (0, missing), mode="edge")
+
     def models(self, run: PackedRun, state: State, clients: Clients) -> Tensor:
         """The models with which some clients are judged, [rows, P]. Either all of them are held out, and have joined, or none is."""
         models, steps = self._algorithm.personal_models(state, clients), run.experiment.joining_steps
@@ -162,17 +168,18 @@ class PersonalEvaluation:
             models = self._algorithm.join(state, models, clients, steps)
         return self._algorithm.adapt(models, clients)
 
-    def module(self, run: PackedRun, state: State, clients: Clients, choice: int) -> JudgedModel:
-        """The model with which one client is judged. clients: the client alone. choice: which of the method's `choices` is used."""
-        group, algorithm = self._group, self._algorithm
-        model = self.models(run, state, clients)
-        whole = group.whole(model, state, group.client_statistics(state, run.members[self._group.number].clients, clients.ids))
+    def module(self, run: PackedRun, state: State, client: int, clients: Callable[[Indices], Clients], choice: int) -> JudgedModel:
+        """The model with which a client is judged. clients: makes the :class:`Clients` of some clients. choice: which of the method's
+        `choices` is used."""
+        group, algorithm, ids = self._group, self._algorithm, np.array([client])
+        model = self.models(run, state, clients(self._filled(ids)))[:1].clone()
+        whole = group.whole(model, state, group.client_statistics(state, run.members[self._group.number].clients, ids))
         module = group.architecture.build().to(group.dtype)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():
             for name, view in group.layout.whole_views(whole[0]).items():
                 tensors[name].copy_(view)
-        predict = algorithm.predictor(clients, model) if algorithm.predicts else None
+        predict = algorithm.predictor(clients(ids), model) if algorithm.predicts else None
         return JudgedModel(module, group.engine.precision, group.layout.head, predict, choice)
 
     def _judge(self, model: Tensor, whole: Tensor, client: Callable[[], Clients]) -> Callable[[Samples, Tensor], Tensor]:

@@ -26,7 +26,8 @@ from fl_hydra.training.split import Split
 
 
 def deal_shares(counts: Indices, labels: Indices, seed: int) -> list[Indices]:
-    """Deal labelled samples to clients.
+    """Deal labelled samples to clients, each class by largest remainders. Of clients with equal ones those come first that have least of
+    what they would have in proportion, and then it is drawn.
 
     Args:
         counts: int64 [K, classes], training samples of each client and class. labels: int64 [n], of the samples that are dealt.
@@ -36,14 +37,17 @@ def deal_shares(counts: Indices, labels: Indices, seed: int) -> list[Indices]:
         for each client, positions in `labels`, ascending. Samples of a class that no client has are not dealt.
     """
     dealt: list[list[Indices]] = [[] for _ in counts]
+    surplus = np.zeros(len(counts))  # what each has beyond its part of the classes so far, which decides where remainders are equal
     for label in range(counts.shape[1]):
         members, total = np.flatnonzero(labels == label), int(counts[:, label].sum())
         if not total or not len(members):
             continue
         wanted = counts[:, label] * len(members)
         own = wanted // total
-        largest = np.argsort(-(wanted % total), kind="stable")[: len(members) - int(own.sum())]
+        lots = generator(seed, "personal-ties", label).permutation(len(counts))
+        largest = np.lexsort((lots, surplus.round(9), -(wanted % total)))[: len(members) - int(own.sum())]
         own[largest] += 1
+        surplus += own - wanted / total
         order = generator(seed, "personal-shares", label).permutation(members)
         for client, piece in enumerate(np.split(order, np.cumsum(own)[:-1])):
             dealt[client].append(piece)

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -290,7 +289,7 @@ class Trainer:
         """The model with which a client is judged. choice: which of the method's `choices` is used."""
         packed, group = self.runs[run], self.groups[self.runs[run].architectures.number(client)]
         state = self._judged(group, run)
-        return group.personal.module(packed, state, group.cohorts.uncharged(packed, run, np.array([client]), state), choice)
+        return group.personal.module(packed, state, client, lambda ids: group.cohorts.uncharged(packed, run, ids, state), choice)
 
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""

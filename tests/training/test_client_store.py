@@ -64,6 +64,8 @@ def test_every_place_holds_the_same_and_goes_on_from_its_files(place: str, tmp_p
         rounds(whole, first, first + 3, rows)
         rounds(store, first, first + 3, own)
         assert torch.equal(everything(store), everything(whole))
+        twice = store.read(np.array([3, 9, 3]), "velocity")
+        assert torch.equal(twice, whole.read(np.array([3, 9]), "velocity")[[0, 1, 0]])
         kept = [*kept, store.save()][-2:]
         store.collect(kept)
         there = {path.name for path in tmp_path.iterdir()}

@@ -16,6 +16,7 @@ from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.rows import Outputs
 from fl_hydra.training.personal_evaluation import PersonalScores
 from fl_hydra.training.personal_shares import deal_shares
+from fl_hydra.training.samples import Samples
 from tests.support.make import trainer
 
 SMALL = ("algorithm=fedper", "K=6", "C=0.5", "J=3", "precision=fp64", "rounds=4", "batch_size=16", "sharding=classes", "N_c=3")
@@ -28,6 +29,15 @@ def test_shares_are_disjoint_and_in_proportion() -> None:
     dealt = np.bincount(np.concatenate(shares), minlength=len(labels))
     assert dealt.max() == 1 and not dealt[labels == 1].any(), "nobody has trained on class 1"
     assert [[int((labels[share] == label).sum()) for label in range(3)] for share in shares] == [[3, 0, 2], [7, 0, 0], [0, 0, 1]]
+
+
+def test_equal_clients_are_dealt_equally_many() -> None:
+    """Whatever their numbers: of equal remainders none goes to the first clients for every class."""
+    labels = np.repeat(np.arange(10), 14)
+    sizes = np.array([len(share) for share in deal_shares(np.full((100, 10), 15), labels, seed=3)])
+    assert sizes.min() == 1 and sizes.max() == 2 and 10 < sizes[:50].sum() - 50 < 30, "140 samples"
+    others = np.array([len(share) for share in deal_shares(np.full((100, 10), 15), labels, seed=4)])
+    assert (sizes != others).any(), "it is drawn"
 
 
 def test_figures() -> None:
@@ -94,8 +104,8 @@ def test_adapted_models_and_other_predictions_are_judged_and_not_charged() -> No
 
 
 @dataclass
-class Constant(FedPer):
-    """Clients that predict one class, whatever they see: the first or the last."""
+class Marked(FedPer):
+    """Clients that predict label 0 or label 9, whatever they see."""
 
     predicts: ClassVar[bool] = True
 
@@ -107,21 +117,24 @@ class Constant(FedPer):
         return lambda outputs: torch.eye(10, dtype=outputs.logits.dtype)[[0, 9], None].expand(2, *outputs.logits.shape[1:])
 
 
-def test_the_choice_that_is_best_on_validation_samples_is_used_for_all() -> None:
-    run = trainer(*SMALL, algorithm=Constant())
+@pytest.mark.parametrize("best", [0, 9])
+def test_the_choice_that_is_best_on_validation_samples_of_drawn_clients_is_used_for_all(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test samples, and those of a client that is held out, would have chosen the other label."""
+    other = 9 - best
+    run = trainer(*SMALL, "participation.held_out=5", "evaluation.joining_steps=0", algorithm=Marked())
     run.run_round()
-    figures, counts = run.evaluate()[0], run.sole_run.facts.label_counts
-    assert counts is not None
-
-    def mean_accuracies(labels: np.ndarray) -> list[float]:
-        shares = deal_shares(counts, labels, 0)
-        return [float(np.mean([(labels[share] == label).mean() for share in shares])) for label in (0, 9)]
-
-    on_validation, on_test = (mean_accuracies(part.targets.numpy()) for part in (run.split.validation, run.split.test))
-    best = int(np.argmax(on_validation))
-    assert figures["personal/choice/label"] == (0, 9)[best]
-    assert figures["personal/val/acc"] == pytest.approx(on_validation[best])
-    assert figures["personal/test/acc"] == pytest.approx(on_test[best])
+    validation, test = run.split.validation, run.split.test
+    shares = run.personal._shares.of(run.sole_run, "val", torch.arange(len(validation)))[1]  # dealt by what labels are now
+    assert all(share is not None and len(share) > 3 for share in shares)
+    for samples in (validation, test):
+        monkeypatch.setattr(samples, "targets", torch.full_like(samples.targets, other))
+    for share in shares[:5]:
+        assert share is not None
+        validation.targets[share] = 3
+        validation.targets[share[0]] = best
+    figures = run.evaluate()[0]
+    assert figures["personal/choice/label"] == best
+    assert figures["personal/val/acc"] > 0 and figures["personal/test/acc"] == 0
 
 
 @pytest.mark.parametrize("head_alone", [True, False])
@@ -157,3 +170,23 @@ def test_tuning_in_training_and_the_servers_work_are_charged() -> None:
     assert part.computed == 6 * 2 * 16 and part.server_flops == 7
     run.restore(run.checkpoint())
     assert part.server_flops == 7
+
+
+@pytest.mark.parametrize("method", ["fedavg_ft", "pfedhn"])
+def test_a_clients_model_is_the_same_bit_by_bit_whoever_is_judged_with_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (f"algorithm={method}", "K=18", "C=0.5", "J=2", "batch_size=16", "rounds=2", "participation.held_out=17", "sharding=iid")
+    run = trainer(*words, "evaluation.joining_steps=2", engine="stacked")
+    run.run_round()
+    judged: list[Tensor] = []
+    evaluate = run.group.engine.evaluate
+
+    def seen(models: Tensor, samples: Samples, which: Tensor | None = None) -> Tensor:
+        judged.append(models[0])
+        return evaluate(models, samples, which)
+
+    monkeypatch.setattr(run.group.engine, "evaluate", seen)
+    run.evaluate()
+    for client in range(18):
+        named = dict(run.client_module(client).model.named_parameters())
+        alone = run.group.layout.flat([named[name] for name in run.group.layout.names])
+        assert any(torch.equal(alone, model) for model in judged), client

@@ -108,21 +108,21 @@ def test_withheld_samples_are_never_trained_with_and_are_judged_on() -> None:
 
 
 def test_held_out_clients_join_and_are_judged_apart() -> None:
-    """FedAvg's join with all parameters; without steps they are judged with the server's model."""
+    """Ditto's train a model of their own, from the server's; FedAvg's take what they are given."""
+    held_out = ("evaluation.personal=dealt", "participation.held_out=4-5")
     runs = {
-        steps: trained(
-            trainer(*BASE, "evaluation.personal=dealt", "participation.held_out=4-5", f"evaluation.joining_steps={steps}")
-        ).evaluate()[0]
-        for steps in (0, 5)
+        (steps, method): trained(trainer(*BASE, *held_out, f"algorithm={method}", f"evaluation.joining_steps={steps}")).evaluate()[0]
+        for steps, method in ((0, "ditto"), (5, "ditto"), (5, "fedavg"))
     }
-    still, joined = runs[0], runs[5]
+    still, joined, given = runs.values()
+    assert given["personal/test/accs"][4:] == still["personal/test/accs"][4:]
     assert still["personal/test/clients"] == 4 and still["personal/test/clients_held_out"] == 2
     for figures in runs.values():
         accuracies = figures["personal/test/accs"]
         assert figures["personal/test/acc"] == pytest.approx(np.mean(accuracies[:4]), abs=1e-12)
         assert figures["personal/test/acc_held_out"] == pytest.approx(np.mean(accuracies[4:]), abs=1e-12)
-    sizes = np.array(still["personal/test/sizes"])
-    assert float((np.array(still["personal/test/accs"]) * sizes).sum() / sizes.sum()) == pytest.approx(still["test/acc"], abs=1e-12)
+    sizes = np.array(given["personal/test/sizes"])
+    assert float((np.array(given["personal/test/accs"]) * sizes).sum() / sizes.sum()) == pytest.approx(given["test/acc"], abs=1e-12)
     assert joined["personal/test/accs"][:4] == still["personal/test/accs"][:4], "others are judged as they are"
     assert joined["personal/test/acc_held_out"] > still["personal/test/acc_held_out"]
 
