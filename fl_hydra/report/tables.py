@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_hydra.config import Evaluation
 from fl_hydra.files import write_atomically
 from fl_hydra.report.axes import AXES, Axis
 from fl_hydra.report.commands import portable
@@ -286,6 +287,12 @@ def _shown(results: Results, spec: Spec, table: CostTable, short: bool = False) 
     return [*(known[name] for name in (*own, *there, "round", *([] if short else ["samples"]))), *_privacy(results, table)]
 
 
+def _held_out(config: Mapping[str, Any]) -> str:
+    """Which clients were held out, and how long they train what their method leaves to them."""
+    steps = config.get("evaluation", {}).get("joining_steps", Evaluation.joining_steps)
+    return f"{config['participation']['held_out']} ({steps} steps of what they keep to themselves, if anything)"
+
+
 def _of_clients(results: Results) -> list[str]:
     """A note on what personal figures are of."""
     judged = [run.config for run in _finished(results) if run.rows[-1].get("personal/test/acc") is not None]
@@ -293,8 +300,8 @@ def _of_clients(results: Results) -> list[str]:
         return []
     numbers = sorted({int(run.rows[-1]["personal/test/clients"]) for run in _finished(results) if "personal/test/clients" in run.rows[-1]})
     many = f" ({' to '.join(str(each) for each in dict.fromkeys((numbers[0], numbers[-1])))} clients)" if numbers else ""
-    away = any("personal/test/acc_held_out" in run.rows[-1] for run in _finished(results))
-    apart = " Clients held out were never trained; each joins with some steps on its own samples." if away else ""
+    away = {_held_out(run.config) for run in _finished(results) if "personal/test/acc_held_out" in run.rows[-1]}
+    apart = f" Held out are clients {', '.join(sorted(away))}, who took no part in training." if away else ""
     return [
         f"Personal figures: of each client's own model on {judged_on(judged)}. Their mean over clients with test samples{many}; by "
         f"samples: weighted by the number of these; the mean of the worst tenth of clients; and the deviation over clients.{apart}"
