@@ -97,7 +97,7 @@ class FedALA(Algorithm):
             for own, loss in zip(losses, last.tolist(), strict=True):
                 own.append(loss)
             learning = [learns and done == 1 and self._changes(own) for learns, done, own in zip(learning, rounds, losses, strict=True)]
-        kept["rounds"].copy_((2 * kept["rounds"]).clamp(max=2))
+        kept["rounds"].masked_fill_(kept["rounds"] > 0, 2)
         return models
 
     def _batches(self, clients: Clients, client: int) -> list[Indices]:

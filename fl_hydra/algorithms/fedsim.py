@@ -50,5 +50,7 @@ class FedSim(FedPer):
     def personal(self, layout: Layout) -> Columns:
         from fl_hydra.models.layers.adapters import is_adapter
 
+        if self.adapters is None:
+            return super().personal(layout)
         chosen = super().personal(layout).names
         return layout.columns(lambda name, module: name in chosen or is_adapter(name))

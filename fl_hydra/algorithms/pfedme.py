@@ -24,7 +24,8 @@ class PFedMe(OwnModel):
     along lam (w - theta), by the local optimizer. The server moves to (1 - beta) x + beta mean. Clients are judged with theta.
 
     theta starts from w in each round and goes on from step to step, as in the authors' code. That also decays theta by 0.001, trains all
-    clients in each round and averages a part of them, and judges w, with which it overwrites theta.
+    clients in each round and averages a part of them, and judges w, with which it overwrites theta. No gradient is at w after a round's
+    first step, so that what is metered is of theta before it moves with a batch: training curves, and BatchNorm's running statistics.
     """
 
     name: str = "pfedme"

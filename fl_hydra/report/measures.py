@@ -78,9 +78,11 @@ def _personal() -> list[Measure]:
 
 
 def validation(of: Measure, table: CostTable) -> Measure:
-    """The validation figure by which the best of a figure is chosen: a loss by a loss, that of clients' models by that of theirs."""
-    whose = "personal/" if of.name.startswith("personal/") else ""
-    return measure(f"{whose}val/{'loss' if of.name.endswith('loss') else 'acc'}", table)
+    """The validation figure by which the best of a figure is chosen: a loss by a loss; one of clients' models by the same one of theirs."""
+    whose, _, figure = of.name.rpartition("/")
+    if whose.startswith("personal/"):
+        return measure(f"personal/val/{figure}", table)
+    return measure(f"val/{'loss' if figure == 'loss' else 'acc'}", table)
 
 
 def _uploads(row: Row, config: Configuration) -> float:

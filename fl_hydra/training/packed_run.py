@@ -313,7 +313,7 @@ class PackedRun:
         """Give the rule for local steps the measurements of the round; after :meth:`advance`."""
         e = self.experiment
         if e.J is not None:
-            samples = len(plan.ids) * e.algorithm.round_steps(1) * e.batch_size
+            samples = len(plan.ids) * e.algorithm.round_steps(1) * e.step_samples
             e.local_steps.observe(measured, e.J, samples, self.samples / e.budget, self.memory)
 
     def state_dict(self) -> dict[str, Any]:

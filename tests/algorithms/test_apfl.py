@@ -59,10 +59,10 @@ class FromZero(APFL):
         }
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
-def test_some_rounds_on_paper(adaptive: bool) -> None:
-    """All P parameters of a client are alike, so that the inner product is P times that of one."""
-    made = Quadratics("algorithm=apfl", "C=1", "J=2", "optimizer.lr=0.01", algorithm=FromZero(alpha=0.3, adaptive=adaptive))
+@pytest.mark.parametrize(("adaptive", "lr"), [(True, 0.01), (True, 0.1), (False, 0.01)])
+def test_some_rounds_on_paper(adaptive: bool, lr: float) -> None:
+    """All P parameters of a client are alike: the inner product is P times that of one. At the higher rate alphas end at 1 and 0."""
+    made = Quadratics("algorithm=apfl", "C=1", "J=2", f"optimizer.lr={lr}", algorithm=FromZero(alpha=0.3, adaptive=adaptive))
     P, x, own, alpha = made.run.group.layout.size, 0.0, [0.0, 0.0], [0.3, 0.3]
     for _ in range(3):
         ends = []
@@ -70,17 +70,17 @@ def test_some_rounds_on_paper(adaptive: bool) -> None:
             w = x
             for j in range(2):
                 slope, apart, part = a * (alpha[k] * own[k] + (1 - alpha[k]) * w - b), own[k] - w, alpha[k]
-                w -= 0.01 * a * (w - b)
-                own[k] -= 0.01 * part * slope
+                w -= lr * a * (w - b)
+                own[k] -= lr * part * slope
                 if adaptive and j == 0:
-                    alpha[k] = min(1.0, max(0.0, part - 0.01 * P * apart * slope))
+                    alpha[k] = min(1.0, max(0.0, part - lr * P * apart * slope))
             ends.append(w)
         x = sum(ends) / 2
     assert made.rounds(3)[-1] == pytest.approx(x, abs=1e-15)
     clients = made.run.sole_run.clients
     assert clients.read(np.arange(2), "state.own")[:, 0].tolist() == pytest.approx(own, abs=1e-14)
     assert clients.read(np.arange(2), "state.alpha")[:, 0].tolist() == pytest.approx(alpha, abs=1e-12)
-    assert (alpha != [0.3, 0.3]) == adaptive
+    assert (alpha != [0.3, 0.3]) == adaptive and (alpha == [1.0, 0.0]) == (lr == 0.1)
 
 
 def test_runs_of_a_pack_begin_with_alphas_of_their_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,6 +193,31 @@ class Positions(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(1)[:, : len(self.scale)] * self.scale
+
+
+class Shifted(nn.Linear):
+    """A linear layer with a parameter that is called as those of adapters are."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.adapter = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.adapter
+
+
+@dataclass
+class OwnAdapter(Model):
+    name: str = "own_adapter"
+
+    def build(self, info: DatasetInfo) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), Shifted(int(np.prod(info.shape)), info.classes))
+
+
+def test_without_adapters_the_name_of_a_parameter_means_nothing() -> None:
+    for chosen, names in (("none", set[str]()), ("*.bias", {"1.bias"})):
+        run = trainer("algorithm=fedsim", f"algorithm.personal_layers={chosen}", *SMALL, model=OwnAdapter())
+        assert set(run.group.personal.names) == names
 
 
 @dataclass

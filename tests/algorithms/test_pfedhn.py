@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,10 +20,11 @@ from fl_hydra.seams import hypernetwork
 from fl_hydra.seams.clients import Clients
 from fl_hydra.seams.fabric import Fabric
 from fl_hydra.seams.rows import Batch
+from fl_hydra.sweeping.grid import with_own
 from fl_hydra.training.planning import plan_round
 from fl_hydra.training.trainer import Trainer
 from tests.support.exact import assert_exact
-from tests.support.make import experiment, trainer
+from tests.support.make import PROJECT, experiment, trainer
 from tests.support.small import TINY
 
 SMALL = ("algorithm=pfedhn", "algorithm.hidden_units=5", "K=4", "rounds=4", "sharding=quantity", *TINY)
@@ -298,3 +300,27 @@ def test_what_it_cannot_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
         match=f"a hypernetwork of {numbers:,} numbers for 4 clients and models of {P} takes {32 * numbers:,} bytes .* and 10,000 are"
     ):
         Trainer(e, engine="loop")
+
+
+def test_memory_is_that_of_all_runs_of_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [experiment(*ONE, f"seed={seed}") for seed in (0, 1)]
+    numbers = sum(tensor.numel() for tensor in Trainer(runs[0], engine="loop").state.carried.values()) // 2
+    for short in (0, 1):
+        monkeypatch.setattr(hypernetwork, "free_memory", lambda device, free=64 * numbers - short: free)
+        Trainer(runs[0], engine="loop")
+        if not short:
+            Trainer(*runs, engine="loop")
+            continue
+        line = rf"for each of 2 runs takes {64 * numbers:,} bytes .*; choose fewer runs in a pack \(hydra\.launcher\.runs\), algorithm"
+        with pytest.raises(UserError, match=line):
+            Trainer(*runs, engine="loop")
+
+
+def test_the_comparison_of_methods_has_the_paper_s_clients() -> None:
+    own = OmegaConf.to_container(OmegaConf.load(PROJECT / "sweeps/sweep/track_b/personalised.yaml").hydra.sweeper.own)
+    assert isinstance(own, dict)
+    e = experiment(*with_own(["algorithm=pfedhn", "samples=64000"], own) or ())  # type: ignore[arg-type]
+    rule = e.optimizer
+    assert (e.K, e.m, e.J) == (100, 1, 50)
+    assert (rule.name, rule.hyper["momentum"]) == ("sgdm", 0.9)
+    assert (rule.lr, rule.weight_decay, rule.clip) == (0.005, 5e-5, 50)

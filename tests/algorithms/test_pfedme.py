@@ -25,6 +25,24 @@ def test_one_round_on_paper() -> None:
     assert own[:, 0].tolist() == pytest.approx([first, second], abs=1e-15)
 
 
+def test_of_three_samples_in_a_batch_of_four_theta_takes_three_quarters_of_a_step() -> None:
+    """Of 14 samples each client has 7: a batch of four, and one of three."""
+    words = ("algorithm=pfedme", "algorithm.lam=2", "algorithm.inner_steps=2", "algorithm.inner_lr=0.1", "C=1", "J=2")
+    made = Quadratics(*words, "batch_size=4", "samples=14", start=0.5)
+    ends, thetas = [], []
+    for a, b in zip(A, B, strict=True):
+        w = theta = 0.5
+        for part in (1.0, 0.75):
+            for _ in range(2):
+                theta -= part * 0.1 * (a * (theta - b) + 2 * (theta - w))
+            w -= part * 0.1 * 2 * (w - theta)
+        ends.append(w)
+        thetas.append(theta)
+    assert made.rounds(1) == [pytest.approx(sum(ends) / 2, abs=1e-15)]
+    assert made.run.finished
+    assert made.run.sole_run.clients.read(np.arange(2), "state.own")[:, 0].tolist() == pytest.approx(thetas, abs=1e-15)
+
+
 @pytest.mark.parametrize(("J", "beta"), [(1, 1.0), (4, 1.0), (1, 0.5)])
 def test_its_fixed_point_on_quadratics(J: int, beta: float) -> None:
     """An envelope of curvature a is one of curvature q = a lam / (a + lam), so that w is FedAvg's with q: r = 1 - eta q."""

@@ -64,9 +64,11 @@ class Watching(Fixed):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.seen: list[Measured] = []
+        self.samples: list[int] = []
 
     def observe(self, measured: Measured, J: int, samples: int, progress: float, memory: Memory) -> None:
         self.seen.append(measured)
+        self.samples.append(samples)
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
@@ -210,3 +212,12 @@ def test_noise_rule_is_shown_the_noise_scale() -> None:
         run.run_round()
         assert rule.seen[-1].noise == pytest.approx(float(run.measurements.noise.values()[0]), nan_ok=True)  # type: ignore[union-attr]
     assert np.isfinite(rule.seen[-1].noise)
+
+
+def test_rules_are_told_the_samples_of_a_step_of_all_workers() -> None:
+    """A step of Per-FedAvg takes two batches."""
+    for method, batches in (("fedavg", 1), ("per_fedavg", 2)):
+        rule = Watching()
+        run = small(f"algorithm={method}", "K=4", "C=0.5", "J=2", "rounds=1", local_steps=rule)
+        run.run_round()
+        assert rule.samples == [2 * batches * 4], method

@@ -67,6 +67,11 @@ def fitting(runs: Sequence[Run], **block: Any) -> tuple[Results, Spec]:
     return results, Spec.of({"title": "Mine", **block}, "mine").fitting(results)
 
 
+def with_worst(run: Run, accuracy: float) -> Run:
+    """The run, with another accuracy of the worst tenth on validation samples."""
+    return dataclasses.replace(run, rows=[{**row, "personal/val/acc_worst_tenth": accuracy} for row in run.rows])
+
+
 OWN = of({"fedper": 0.5, "fedbn": 0.7}, "model=lenet_bn", model_for_all=False)
 """Methods without a model for all."""
 
@@ -130,7 +135,13 @@ def test_a_division_is_a_task_of_its_own() -> None:
     bold = {(row[0].text, row[1].text) for row in table.rows if row[2].bold}
     assert bold == {("FedPer", "2"), ("Ditto", "5")}
     assert len(overview_table([(results, spec)], COSTS).rows) == 2, "accuracies of one division alone are beside each other"
-    assert validation(measure("personal/test/acc", COSTS), COSTS).name == "personal/val/acc"
+
+
+def test_the_best_of_a_figure_is_chosen_by_the_same_figure_of_validation_samples() -> None:
+    chosen = {"train/loss": "val/loss", "test/acc": "val/acc", "flops": "val/acc"}
+    chosen |= {f"personal/test/{each}": f"personal/val/{each}" for each in ("loss", "acc", "acc_worst_tenth", "acc_deviation")}
+    for name, by in chosen.items():
+        assert validation(measure(name, COSTS), COSTS).name == by
 
 
 def test_the_table_of_clients_has_the_mean_the_worst_tenth_and_the_costs() -> None:
@@ -207,10 +218,11 @@ def test_a_map_compares_within_a_division() -> None:
 
     heat = {"kind": "heat", "x": "division", "y": "method"}
     runs = [*of({"fedper": 0.8, "ditto": 0.7}, "N_c=2"), *of({"fedper": 0.4, "ditto": 0.5}, "N_c=5")]
+    runs[:3] = [with_worst(each, 0.1) for each in runs[:3]]  # of FedPer with two classes
     results, spec = fitting(runs, judged="personal", figures=[heat, {**heat, "name": "worst", "value": WORST, "under": "heat"}])
     one, worst = planned(results, spec, COSTS)
     assert one.shown.best == {(0, 2): [(2, "FedPer")], (0, 5): [(5, "Ditto")]}
-    assert worst.shown.value.name == WORST and worst.shown.best == one.shown.best
+    assert worst.shown.value.name == WORST and worst.shown.best == one.shown.best | {(0, 2): [(2, "Ditto")]}
     told = captions(results, spec, COSTS)["heat"]
     assert "darker is better within a column" in told and told.count("Means over seeds (n=3); ±: one standard deviation.") == 1
 

@@ -54,6 +54,12 @@ def test_figures() -> None:
     )
 
 
+def test_the_worst_tenth_is_rounded_up() -> None:
+    """Of eleven clients two."""
+    worst = PersonalScores(np.ones(11), np.arange(10, -1, -1) / 10, np.ones(11, int)).figures("p")["p/acc_worst_tenth"]
+    assert worst == pytest.approx(0.05)
+
+
 def test_every_sample_is_looked_at_once_by_its_client() -> None:
     run = trainer(*SMALL)
     while not run.finished:
