@@ -329,16 +329,6 @@ class Algorithm(Component):
             UserError: naming what works.
         """
 
-    def check_memory(self, models: Tensor, facts: Facts, runs: int) -> None:
-        """Refuse what runs that train together would carry, if it does not fit into memory; before :meth:`initial` makes any of it.
-
-        Args:
-            models: a run's initial model, [1, P]. runs: how many train together, all with tensors of the same shapes.
-
-        Raises:
-            UserError: naming what works.
-        """
-
     def columns(self, layout: Layout) -> dict[str, Columns]:
         """Columns of the parameters that `rows.descend(columns=)` steps separately, by name."""
         return {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fl_hydra.seams.clients import Clients, Facts
-    from fl_hydra.seams.hypernetwork import Embedded, Shape
+    from fl_hydra.seams.hypernetwork import Embedded
     from fl_hydra.seams.layout import Columns, Layout
 
 
@@ -91,16 +91,10 @@ class PFedHN(Algorithm):
         return layout.select(self.personal_layers, "algorithm.personal_layers")
 
     def initial(self, models: Tensor, facts: Facts) -> State:
-        return State(models, carried=self._shape(facts).initial(self.name, facts, models))
-
-    def check_memory(self, models: Tensor, facts: Facts, runs: int) -> None:
-        self._shape(facts).check_memory(self.name, models, runs)
-
-    def _shape(self, facts: Facts) -> Shape:
-        from fl_hydra.seams.hypernetwork import Shape
+        from fl_hydra.seams.hypernetwork import Embedded
 
         width = self.embedding_size or 1 + facts.K // 4
-        return Shape(facts.K, width, self.hidden_units, self.hidden_layers + 1, facts.layout.size)
+        return State(models, carried=Embedded.initial(self.name, width, self.hidden_units, self.hidden_layers + 1, facts, models))
 
     def start(self, state: State, clients: Clients) -> Tensor:
         server, ids = self._server(state), to_device(clients.ids, state.model.device)

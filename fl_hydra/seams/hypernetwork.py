@@ -108,69 +108,11 @@ class Hypernetwork:
         return (slice(first, first + rows) for first in range(0, len(self.heads), rows))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Of what a run carries: embeddings [K, width], a trunk of so many layers with so many units, and heads of models of P numbers."""
-
-    K: int
-    width: int
-    units: int
-    layers: int
-    P: int
-
-    @property
-    def matrices(self) -> list[tuple[int, int]]:
-        """Outputs and inputs of each layer."""
-        return [(self.units, self.width), *[(self.units, self.units)] * (self.layers - 1), (self.P, self.units)]
-
-    def check_memory(self, option: str, like: Tensor, runs: int) -> None:
-        """Refuse runs whose tensors take more memory than is free.
-
-        Args:
-            option: the method's. like: of what type, and where, the tensors are to be. runs: that train together.
-
-        Raises:
-            UserError: naming what is smaller.
-        """
-        numbers = self.K * self.width + sum(outputs * (inputs + 1) for outputs, inputs in self.matrices)
-        # Momentum; and all of it twice, while runs' states are put together, and while a checkpoint is written.
-        needed, free = 4 * runs * numbers * like.element_size(), free_memory(like.device)
-        of_each, fewer = (f" for each of {runs} runs", "fewer runs in a pack (hydra.launcher.runs), ") if runs > 1 else ("", "")
-        require(
-            free is None or needed <= free,
-            f"algorithm={option}: a hypernetwork of {numbers:,} numbers for {self.K:,} clients and models of {self.P:,}{of_each} takes "
-            f"{needed:,} bytes with its momentum and a copy of both for checkpoints, and {free:,} are free; choose {fewer}"
-            f"algorithm.hidden_units below {self.units}, algorithm.embedding_size below {self.width}, or a smaller model",
-        )
-
-    def initial(self, option: str, facts: Facts, like: Tensor) -> dict[str, Tensor]:
-        """All tensors before the first round, with a leading axis of length 1.
-
-        Embeddings are drawn as `torch.nn.Embedding` does, and layers as `torch.nn.Linear`: uniform, at most 1 / sqrt(inputs).
-
-        Args:
-            option: the method's, after which draws are named. like: of what type, and where, the tensors are to be.
-        """
-        draws = facts.draws(option)
-
-        def uniform(rows: int, columns: int, inputs: int) -> Tensor:
-            drawn = torch.from_numpy(draws.random((rows, columns), np.float32))
-            return drawn.sub_(0.5).mul_(2 / inputs**0.5).to(like)
-
-        named = {
-            "embeddings": torch.from_numpy(draws.standard_normal((self.K, self.width), np.float32)).to(like),
-            "trunk": torch.cat([uniform(1, outputs * (inputs + 1), inputs) for outputs, inputs in self.matrices[:-1]], 1),
-            "heads": uniform(self.P, self.units + 1, self.units),
-        }
-        zeros = {f"velocity.{name}": torch.zeros_like(tensor) for name, tensor in named.items()}
-        return {name: tensor[None] for name, tensor in (named | zeros).items()}
-
-
 class Embedded:
     """A hypernetwork and the embeddings of clients, [K, width], with their velocities: what a run carries, in its own memory.
 
     Args:
-        carried: by name, made by :meth:`Shape.initial`. layers: of the trunk.
+        carried: by name, made by :meth:`initial`. layers: of the trunk.
     """
 
     def __init__(self, carried: Mapping[str, Tensor], layers: int) -> None:
@@ -179,6 +121,43 @@ class Embedded:
         self.network, self._velocities = (
             Hypernetwork(widths, carried[f"{prefix}trunk"][0], carried[f"{prefix}heads"][0]) for prefix in ("", "velocity.")
         )
+
+    @staticmethod
+    def initial(option: str, width: int, units: int, layers: int, facts: Facts, like: Tensor) -> dict[str, Tensor]:
+        """All tensors before the first round, with a leading axis of length 1.
+
+        Embeddings are drawn as `torch.nn.Embedding` does, and layers as `torch.nn.Linear`: uniform, at most 1 / sqrt(inputs).
+
+        Args:
+            option: the method's, after which draws are named. width: of embeddings. units, layers: of the trunk.
+            like: of what type, and where, the tensors are to be.
+
+        Raises:
+            UserError: they take more memory than is free.
+        """
+        K, P = facts.K, facts.layout.size
+        shapes = [(units, width), *[(units, units)] * (layers - 1), (P, units)]
+        numbers = K * width + sum(outputs * (inputs + 1) for outputs, inputs in shapes)
+        needed, free = 4 * numbers * like.element_size(), free_memory(like.device)
+        require(
+            free is None or needed <= free,
+            f"algorithm={option}: a hypernetwork of {numbers:,} numbers for {K:,} clients and models of {P:,} takes {needed:,} bytes with "
+            f"its momentum and a copy of both for checkpoints, and {free:,} are free; choose algorithm.hidden_units below {units}, "
+            f"algorithm.embedding_size below {width}, or a smaller model",
+        )
+        draws = facts.draws(option)
+
+        def uniform(rows: int, columns: int, inputs: int) -> Tensor:
+            drawn = torch.from_numpy(draws.random((rows, columns), np.float32))
+            return drawn.sub_(0.5).mul_(2 / inputs**0.5).to(like)
+
+        named = {
+            "embeddings": torch.from_numpy(draws.standard_normal((K, width), np.float32)).to(like),
+            "trunk": torch.cat([uniform(1, outputs * (inputs + 1), inputs) for outputs, inputs in shapes[:-1]], 1),
+            "heads": uniform(P, units + 1, units),
+        }
+        zeros = {f"velocity.{name}": torch.zeros_like(tensor) for name, tensor in named.items()}
+        return {name: tensor[None] for name, tensor in (named | zeros).items()}
 
     def descend(self, ids: Tensor, changes: Tensor, weights: Tensor, hyper: Mapping[str, Tensor]) -> None:
         """Take a step along the gradient of how models were changed. Embeddings of other clients do not move.

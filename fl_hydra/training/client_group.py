@@ -66,7 +66,6 @@ class ClientGroup:
             kind = str(rows.number) if rows.number else ""
             clients = -(-first.K // several)
             members.clients = ClientStore(initial, clients, folder, state_on, len(runs) * several, kind)
-        algorithm.check_memory(models[:1], runs[0].members[rows.number].facts, len(runs))
         states = [
             run.experiment.algorithm.initial(model[None], run.members[rows.number].facts) for run, model in zip(runs, models, strict=True)
         ]

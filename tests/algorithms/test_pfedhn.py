@@ -302,20 +302,6 @@ def test_what_it_cannot_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
         Trainer(e, engine="loop")
 
 
-def test_memory_is_that_of_all_runs_of_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [experiment(*ONE, f"seed={seed}") for seed in (0, 1)]
-    numbers = sum(tensor.numel() for tensor in Trainer(runs[0], engine="loop").state.carried.values()) // 2
-    for short in (0, 1):
-        monkeypatch.setattr(hypernetwork, "free_memory", lambda device, free=64 * numbers - short: free)
-        Trainer(runs[0], engine="loop")
-        if not short:
-            Trainer(*runs, engine="loop")
-            continue
-        line = rf"for each of 2 runs takes {64 * numbers:,} bytes .*; choose fewer runs in a pack \(hydra\.launcher\.runs\), algorithm"
-        with pytest.raises(UserError, match=line):
-            Trainer(*runs, engine="loop")
-
-
 def test_the_comparison_of_methods_has_the_paper_s_clients() -> None:
     own = OmegaConf.to_container(OmegaConf.load(PROJECT / "sweeps/sweep/track_b/personalised.yaml").hydra.sweeper.own)
     assert isinstance(own, dict)
