@@ -209,6 +209,18 @@ def test_packed_runs_are_the_runs_alone() -> None:
     assert [parts_of(runs[0], run) for run in (0, 1)] == [parts_of(run, 0) for run in runs[1:]]
 
 
+def test_packed_runs_of_which_one_has_no_client_of_an_architecture() -> None:
+    each = [mixed("C=0.34", "samples=192", "algorithm.candidates=1", f"seed={seed}", f"algorithm.alpha={seed / 2}") for seed in (1, 0)]
+    runs = [Trainer(*each, engine="loop"), *(Trainer(one, engine="loop") for one in each)]
+    of = [{client % 2 for client in plan_round(run).ids} for run in runs[0].runs]
+    assert of == [{0}, {1}], "the second run has no rows of the first architecture, behind those that were made for both"
+    for run in runs:
+        while not run.finished:
+            run.run_round()
+    assert runs[0].evaluate([0, 1]) == [runs[1].evaluate()[0], runs[2].evaluate()[0]]
+    assert [parts_of(runs[0], run) for run in (0, 1)] == [parts_of(run, 0) for run in runs[1:]]
+
+
 def test_architectures_are_options_of_model() -> None:
     made = experiment(*SMALL, "model=small", "model.hidden=20", "algorithm.architectures='small|lenet_gn'")
     assert [model.option for model in made.models] == ["small", "lenet_gn"] and made.models[0] == Small(hidden=20)
