@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from fl_hydra.algorithms.base import Algorithm
 from fl_hydra.config import Config
-from fl_hydra.data.shakespeare import TextDataset
 from fl_hydra.errors import UserError
 from fl_hydra.local_steps.base import LocalSteps
 from fl_hydra.participation.base import Participation
@@ -20,13 +19,17 @@ from fl_hydra.participation.base import Participation
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration with its sizes worked out: K clients or workers, of which a fraction C, that is m, are in a round of J steps."""
+    """A configuration with its sizes worked out: K clients or workers, of which a fraction C, that is m, are in a round of J steps.
+
+    labelled: whether samples have labels: images have, and texts have not.
+    """
 
     config: Config
     K: int
     C: float
     m: int
     J: int | None
+    labelled: bool
 
     @property
     def algorithm(self) -> Algorithm:
@@ -57,11 +60,6 @@ class Choice:
     def judged(self) -> bool:
         """Whether clients are judged on data of their own."""
         return self.algorithm.personalised or self.local_statistics or self.config.evaluation.personal is not None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether samples have labels: images have, and texts have not."""
-        return not isinstance(self.config.dataset, TextDataset)
 
     @property
     def equal_steps(self) -> bool:

@@ -64,7 +64,7 @@ def resolve(config: Config) -> Experiment:
     config.scheduler.check(config.batch_size)
     m = cohort(C, K)
     config.participation.check(config.participation.drawable(K, m) if algorithm.federated else K, m, gamma)
-    choice = Choice(config, K, C, m, J)
+    choice = Choice(config, K, C, m, J, sample_counts.classes is not None)
     check_compatibility(choice)
     by_itself = algorithm.personalised or choice.local_statistics  # then `dealt` asks for what there is anyway
     personal = None if by_itself and config.evaluation.personal == "dealt" else config.evaluation.personal

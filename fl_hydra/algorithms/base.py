@@ -252,7 +252,7 @@ class Algorithm(Component):
 
     @property
     def public(self) -> int:
-        """Training samples that are withheld from all clients, for the server (`clients.public`), about equally many of each class."""
+        """Training samples that are withheld from all clients, for the server (`clients.public`), of each class in proportion."""
         return 0
 
     def check_steps(self, fewest: int) -> None:
@@ -327,6 +327,16 @@ class Algorithm(Component):
 
         Raises:
             UserError: naming what works.
+        """
+
+    def check_memory(self, models: Tensor, facts: Facts) -> None:
+        """Refuse runs that train together whose state does not fit into the memory that is free, before any of it is made.
+
+        Args:
+            models: their initial models, [runs, P]. facts: of one of them.
+
+        Raises:
+            UserError: naming what would fit.
         """
 
     def columns(self, layout: Layout) -> dict[str, Columns]:

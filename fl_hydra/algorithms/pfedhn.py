@@ -27,7 +27,8 @@ class PFedHN(Algorithm):
 
     Of several clients in a round h takes the mean; each of their embeddings its own. Other clients' embeddings rest, as in the paper; in
     the authors' code, whose clients are one a round, momentum and weight decay move all of them. Clients never see h or embeddings.
-    With `personal_layers=head` this is pFedHN-PC. There is no global model; what is kept as the model is that of the mean embedding.
+    With `personal_layers=head` this is pFedHN-PC. There is no global model; what is kept as the model is that of the mean
+    embedding of the clients that may be drawn.
     """
 
     name: str = "pfedhn"
@@ -62,6 +63,7 @@ class PFedHN(Algorithm):
     own_starts: ClassVar[bool] = True
     needs_ends: ClassVar[bool] = True
     own_server: ClassVar[bool] = True
+    concludes: ClassVar[bool] = True
     computes_at_server: ClassVar[bool] = True
     synchronous: ClassVar[bool] = False
 
@@ -90,11 +92,16 @@ class PFedHN(Algorithm):
     def personal(self, layout: Layout) -> Columns:
         return layout.select(self.personal_layers, "algorithm.personal_layers")
 
+    def check_memory(self, models: Tensor, facts: Facts) -> None:
+        from fl_hydra.seams.hypernetwork import check_memory
+
+        check_memory(self.name, self._width(facts), self.hidden_units, self.hidden_layers + 1, facts, models)
+
     def initial(self, models: Tensor, facts: Facts) -> State:
         from fl_hydra.seams.hypernetwork import Embedded
 
-        width = self.embedding_size or 1 + facts.K // 4
-        return State(models, carried=Embedded.initial(self.name, width, self.hidden_units, self.hidden_layers + 1, facts, models))
+        parts = Embedded.initial(self.name, self._width(facts), self.hidden_units, self.hidden_layers + 1, facts, models)
+        return State(models, carried=parts)
 
     def start(self, state: State, clients: Clients) -> Tensor:
         server, ids = self._server(state), to_device(clients.ids, state.model.device)
@@ -111,9 +118,10 @@ class PFedHN(Algorithm):
         ids = to_device(clients.ids, ends.device)[reporting]
         server.descend(ids, (starts - ends)[reporting], clients.weights[reporting], clients.hyper)
 
-    def models(self, state: State) -> Tensor:
+    def conclude(self, state: State, clients: Clients) -> None:
         server = self._server(state)
-        return server.network.models(server.embeddings.mean(0, keepdim=True))
+        mean = server.embeddings[to_device(clients.ids, state.model.device)].mean(0, keepdim=True)
+        state.model.copy_(server.network.models(mean))
 
     def personal_models(self, state: State, clients: Clients) -> Tensor:
         server = self._server(state)
@@ -137,6 +145,9 @@ class PFedHN(Algorithm):
             models = server.network.models(embeddings)
             own.write(models, own.of(tuned))
         return models
+
+    def _width(self, facts: Facts) -> int:
+        return self.embedding_size or 1 + facts.K // 4
 
     def _server(self, state: State) -> Embedded:
         from fl_hydra.seams.hypernetwork import Embedded

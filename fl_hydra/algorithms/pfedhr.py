@@ -33,7 +33,7 @@ class PFedHR(Algorithm):
     alpha: float = 0.1
     """Weight of the distillation; 0: every client trains alone."""
     public_samples: int = 200
-    """Training samples that no client has, as many of each class as there is room for, with which the server works."""
+    """Training samples that no client has, of each class in proportion, with which the server works."""
     cluster_num: int = 2
     """Clusters of layers; a candidate has a layer of each."""
     candidates: int = 4

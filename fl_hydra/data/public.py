@@ -25,7 +25,7 @@ def without_public(counts: SampleCounts, count: int) -> SampleCounts:
 
 
 def public_samples(owners: SampleOwners, count: int, seed: int) -> Indices:
-    """`count` labelled samples, about equally many of each class, int64 [count], ascending.
+    """`count` labelled samples, of each class in proportion, int64 [count], ascending.
 
     Args:
         seed: decides which of each class.

@@ -11,7 +11,7 @@ import numpy as np
 
 from fl_hydra.arrays import Indices, Reals
 from fl_hydra.errors import require
-from fl_hydra.participation.held_out import members, spans, spelled
+from fl_hydra.participation.held_out import left_of, members, spans, spelled
 from fl_hydra.randomness import generator
 from fl_hydra.registry import Component, Registry, as_before
 
@@ -141,9 +141,8 @@ class Participation(Component):
         """
         if self.held_out is None:
             return K
-        named = spans(self.held_out)
-        require(named[-1][1] < K, f"participation.held_out={self.held_out}: there are clients 0 to {K - 1}")
-        left = K - sum(last - first + 1 for first, last in named)
+        require(spans(self.held_out)[-1][1] < K, f"participation.held_out={self.held_out}: there are clients 0 to {K - 1}")
+        left = left_of(K, self.held_out)
         require(
             left > 0, f"participation.held_out={self.held_out}: all {K} clients are held out, and nobody is left to train; hold out fewer"
         )

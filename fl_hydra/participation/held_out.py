@@ -43,6 +43,11 @@ def spelled(named: Spans) -> str:
     return "|".join(str(first) if first == last else f"{first}-{last}" for first, last in named)
 
 
+def left_of(K: int, text: str | None) -> int:
+    """How many of K clients are left, where a text names those that are held out."""
+    return K - sum(last - first + 1 for first, last in (() if text is None else spans(text)))
+
+
 def members(named: Spans) -> Indices:
     """The clients of these spans; int64, ascending."""
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in named)])

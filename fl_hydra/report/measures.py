@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_hydra.errors import require
-from fl_hydra.participation.held_out import spans
+from fl_hydra.participation.held_out import left_of
 from fl_hydra.report.cost import CostTable, Ledger, Network, computing_seconds, read_ledger, wall_clock, wire_bytes
 from fl_hydra.uplinks.accountant import epsilon, usual_delta
 
@@ -100,9 +100,7 @@ def delta_of(config: Configuration, table: CostTable) -> float | None:
 
 def clients_of(config: Configuration) -> int:
     """How many clients may be drawn: all that are not held out."""
-    held_out = config["participation"].get("held_out")
-    named = spans(held_out) if held_out is not None else ()
-    return int(config["K"]) - sum(last - first + 1 for first, last in named)
+    return left_of(config["K"], config["participation"].get("held_out"))
 
 
 def privacy(table: CostTable) -> Measure:

@@ -131,20 +131,9 @@ class Embedded:
         Args:
             option: the method's, after which draws are named. width: of embeddings. units, layers: of the trunk.
             like: of what type, and where, the tensors are to be.
-
-        Raises:
-            UserError: they take more memory than is free.
         """
         K, P = facts.K, facts.layout.size
-        shapes = [(units, width), *[(units, units)] * (layers - 1), (P, units)]
-        numbers = K * width + sum(outputs * (inputs + 1) for outputs, inputs in shapes)
-        needed, free = 4 * numbers * like.element_size(), free_memory(like.device)
-        require(
-            free is None or needed <= free,
-            f"algorithm={option}: a hypernetwork of {numbers:,} numbers for {K:,} clients and models of {P:,} takes {needed:,} bytes with "
-            f"its momentum and a copy of both for checkpoints, and {free:,} are free; choose algorithm.hidden_units below {units}, "
-            f"algorithm.embedding_size below {width}, or a smaller model",
-        )
+        shapes = _shapes(width, units, layers, P)
         draws = facts.draws(option)
 
         def uniform(rows: int, columns: int, inputs: int) -> Tensor:
@@ -172,6 +161,33 @@ class Embedded:
         self.network.descend(self._velocities, gradient, hyper)
         _heavy_ball(embeddings, velocity, gradient.embeddings, hyper["embedding_lr"], hyper)
         self.embeddings[ids], self._velocity[ids] = embeddings, velocity
+
+
+def check_memory(option: str, width: int, units: int, layers: int, facts: Facts, models: Tensor) -> None:
+    """Refuse hypernetworks that do not fit into the memory that is free.
+
+    Args:
+        option, width, units, layers: as in :meth:`Embedded.initial`. models: [runs, P], of all runs that are to have one.
+
+    Raises:
+        UserError: they take more memory than is free.
+    """
+    K, P, runs = facts.K, facts.layout.size, len(models)
+    numbers = K * width + sum(outputs * (inputs + 1) for outputs, inputs in _shapes(width, units, layers, P))
+    needed, free = 4 * runs * numbers * models.element_size(), free_memory(models.device)
+    together = f", for each of the {runs} runs that train together," if runs > 1 else ""
+    fewer = f"hydra.launcher.runs below {runs}, " if runs > 1 else ""
+    require(
+        free is None or needed <= free,
+        f"algorithm={option}: a hypernetwork of {numbers:,} numbers for {K:,} clients and models of {P:,}{together} takes {needed:,} bytes "
+        f"with its momentum and a copy of both for checkpoints, and {free:,} are free; choose {fewer}algorithm.hidden_units below {units}, "
+        f"algorithm.embedding_size below {width}, or a smaller model",
+    )
+
+
+def _shapes(width: int, units: int, layers: int, P: int) -> list[tuple[int, int]]:
+    """Outputs and inputs of each layer."""
+    return [(units, width), *[(units, units)] * (layers - 1), (P, units)]
 
 
 def _heavy_ball(parameters: Tensor, velocity: Tensor, gradient: Tensor, lr: Tensor, hyper: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from fl_hydra.arrays import Indices
 from fl_hydra.errors import require
 from fl_hydra.seams.architectures import Architectures
 from fl_hydra.seams.layout import Layout
+from fl_hydra.seams.operations import counter
 from fl_hydra.seams.rows import Outputs, Rows
 
 Shape = tuple[int, ...]
@@ -277,16 +278,14 @@ class Library:
 
     def passes(self, recipe: Recipe) -> Passes:
         """The cost of a model."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         module, example = self.model(recipe).module, self.architectures.example[:1].to("meta")
         totals = []
         for backward in (False, True):
-            with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            with torch.enable_grad(), counter() as counted:
                 output = module(example).sum()
                 if backward:
                     output.backward()
-            totals.append(int(counter.get_total_flops()))
+            totals.append(int(counted.get_total_flops()))
         module.zero_grad()
         return Passes(*totals)
 

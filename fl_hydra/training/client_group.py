@@ -66,6 +66,7 @@ class ClientGroup:
             kind = str(rows.number) if rows.number else ""
             clients = -(-first.K // several)
             members.clients = ClientStore(initial, clients, folder, state_on, len(runs) * several, kind)
+        algorithm.check_memory(models, runs[0].members[rows.number].facts)
         states = [
             run.experiment.algorithm.initial(model[None], run.members[rows.number].facts) for run, model in zip(runs, models, strict=True)
         ]

@@ -2,7 +2,8 @@
 
 Every method, including centralized training, repeats a round: choose participants, give each row its start, J local steps,
 communicate, outer step. A round reads nothing back to the host except the state of clients that leave the cohort, if the method
-has such state, and the measurements of a rule for local steps or a participation scheme, if they need any.
+has such state, the measurements of a rule for local steps or a participation scheme, if they need any, and what a method itself looks
+at: before the steps (FedALA's `start`), in each of them (`reads_back`), or after them (pFedHR's `combine`).
 
 A trainer holds one run, or several that train together ("packed"), with the rows of each run adjacent. Not one bit of a run depends
 on the others: a block of rows belongs to one run, sums are taken run by run in a fixed order, a method's seams see one run at a time,
@@ -36,7 +37,7 @@ from fl_hydra.training.judged import JudgedModel
 from fl_hydra.training.local_phase import LocalPhase
 from fl_hydra.training.measurements import LossQueries, Measurements, joined
 from fl_hydra.training.packed_run import PackedRun
-from fl_hydra.training.personal_evaluation import PersonalEvaluation, PersonalScores
+from fl_hydra.training.personal_evaluation import PersonalScores
 from fl_hydra.training.precision import PRECISIONS
 from fl_hydra.training.round_inputs import RoundInputs
 from fl_hydra.training.row_group import RowGroup
@@ -114,11 +115,6 @@ class Trainer:
     def cohorts(self) -> Cohorts:
         """Makes the clients of the first architecture, as a method sees them."""
         return self.groups[0].cohorts
-
-    @property
-    def personal(self) -> PersonalEvaluation:
-        """Evaluates models of the first architecture's clients."""
-        return self.groups[0].personal
 
     def run_round(self) -> None:
         """One round of every run.
@@ -294,10 +290,6 @@ class Trainer:
     def _state_of(self, run: int) -> State:
         """What a run carries, the trainer's own memory."""
         return self.groups[0].state_of(run)
-
-    def group_of(self, client: int) -> ClientGroup:
-        """The group of a client."""
-        return self.groups[self.runs[0].architectures.number(client)]
 
     def weights(self, run: int = 0) -> Tensor:
         """A run's model, [P], on the host; that of the first architecture."""

@@ -26,7 +26,7 @@ def finished(run: Trainer) -> Trainer:
 
 
 def judged(run: Trainer) -> torch.Tensor:
-    return run.personal.models(run.sole_run, run.state, run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state))
+    return run.groups[0].personal.models(run.sole_run, run.state, run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state))
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])

@@ -65,7 +65,7 @@ def test_clients_that_have_not_trained_are_judged_with_the_servers_model(algorit
     run = trainer(f"algorithm={algorithm}", *SMALL)
     cohort = set(plan_round(run.sole_run).ids.tolist())
     run.run_round()
-    models = run.personal.models(run.sole_run, run.state, run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state))
+    models = run.groups[0].personal.models(run.sole_run, run.state, run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state))
     for client, model in enumerate(models):
         assert torch.equal(model, run.state.model[0]) == (client not in cohort)
 

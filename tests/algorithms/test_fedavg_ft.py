@@ -40,4 +40,6 @@ def test_the_rate_of_tuning_is_the_runs_or_its_own() -> None:
     for words, rate in (((), 0.1), (("algorithm.ft_lr=0.03",), 0.03)):
         run = trainer("algorithm=fedavg_ft", "optimizer.lr=0.1", *words, *SMALL)
         clients = run.cohorts.uncharged(run.sole_run, 0, np.arange(2), run.state)
-        assert torch.equal(run.personal.models(run.sole_run, run.state, clients), clients.tune(run.state.model.repeat(2, 1), 5, rate))
+        assert torch.equal(
+            run.groups[0].personal.models(run.sole_run, run.state, clients), clients.tune(run.state.model.repeat(2, 1), 5, rate)
+        )

@@ -131,7 +131,7 @@ def test_clients_adapt_before_they_are_judged() -> None:
     run = trainer(*_of("fo", 0.1), *SMALL, "algorithm.ft_steps=2")
     run.run_round()
     clients = run.cohorts.uncharged(run.sole_run, 0, np.arange(6), run.state)
-    adapted = run.personal.models(run.sole_run, run.state, clients)
+    adapted = run.groups[0].personal.models(run.sole_run, run.state, clients)
     assert torch.equal(adapted, clients.tune(run.state.model.repeat(6, 1), 2, 0.1))
     assert not torch.equal(adapted[0], adapted[1])
     line = run.evaluate()[0]

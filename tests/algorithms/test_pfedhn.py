@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,10 @@ class Reference(nn.Module):
             self.heads.bias.copy_(carried["heads"][0, :, -1])
 
     def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.heads(self.trunk(self.embeddings(ids)))
+        return self.of(self.embeddings(ids))
+
+    def of(self, embeddings: Tensor) -> Tensor:
+        out: Tensor = self.heads(self.trunk(embeddings))
         return out
 
     def assert_equals(self, run: Trainer) -> None:
@@ -243,9 +247,11 @@ def test_held_out_clients_are_judged_after_their_search() -> None:
     judged = []
     for run in (searching, given):
         assert finish(run).evaluate()[0]["personal/val/clients_held_out"] == 2
+        embeddings = run.state.carried["embeddings"][0, [0, 2]]
+        assert_exact(run.weights(), Reference(run, 3).of(embeddings.mean(0)).detach())
         state = run._state_of(0)
         clients = [run.cohorts.uncharged(run.sole_run, 0, np.array(ids), state) for ids in ([0, 2], [1, 3])]
-        judged.append([run.personal.models(run.sole_run, state, some) for some in clients])
+        judged.append([run.groups[0].personal.models(run.sole_run, state, some) for some in clients])
     assert torch.equal(judged[0][0], judged[1][0]) and (judged[0][1] != judged[1][1]).any(1).all()
     assert torch.equal(searching.state.carried["embeddings"], given.state.carried["embeddings"])
     assert set(np.flatnonzero(searching.sole_run.cursors)) <= {0, 2}
@@ -295,6 +301,10 @@ def test_what_it_cannot_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
     e = experiment(*ONE)
     P = trainer(*ONE).group.layout.size
     numbers = 4 * 2 + 5 * 3 + 3 * 5 * 6 + P * 6
+    monkeypatch.setattr(hypernetwork, "free_memory", lambda device: 2 * 32 * numbers)
+    Trainer(e, replace(e, seed=1), engine="loop")
+    with refused(match=f"each of the 3 runs that train together, takes {3 * 32 * numbers:,} .*choose hydra.launcher.runs below 3, "):
+        Trainer(e, replace(e, seed=1), replace(e, seed=2), engine="loop")
     monkeypatch.setattr(hypernetwork, "free_memory", lambda device: 10_000)
     with refused(
         match=f"a hypernetwork of {numbers:,} numbers for 4 clients and models of {P} takes {32 * numbers:,} bytes .* and 10,000 are"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,15 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_hydra.algorithms.base import State
 from fl_hydra.algorithms.fedavg import FedAvg
 from fl_hydra.errors import UserError
 from fl_hydra.models.small import Small
 from fl_hydra.runs.weights import parts_of
+from fl_hydra.seams import teachers
 from fl_hydra.seams.clients import Clients, Facts
-from fl_hydra.seams.reassembly import Library, distilled
+from fl_hydra.seams.reassembly import Library, Pool, candidates, distilled
 from fl_hydra.seams.rows import Outputs
 from fl_hydra.training.planning import plan_round
 from fl_hydra.training.trainer import Trainer
@@ -161,6 +163,59 @@ def test_the_best_of_the_candidates_is_given_and_paid_for() -> None:
     assert (traffic.messages, traffic.averages) == (6, 1)
 
 
+def counted(module: nn.Module) -> tuple[int, int]:
+    """Operations for a sample, of a forward pass and of one with its backward pass: two for each product of a layer's."""
+    found: list[tuple[int, int]] = []
+
+    def count(part: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            products = output.numel() * part.weight[0].numel()
+            found.append((2 * products, 4 * products if found else 2 * products))  # the gradient of a model's inputs is not asked for
+        elif isinstance(part, Pool):
+            channels, rows, columns = inputs[0].shape[1:]
+            products = channels * part.height * columns * (rows + part.width)
+            found.append((2 * products, 2 * products))  # its weights are constants
+
+    for part in module.modules():
+        part.register_forward_hook(count)
+    module(torch.zeros(1, 1, 16, 16, device="meta"))
+    forward, backward = (sum(some) for some in zip(*found, strict=True))
+    return forward, forward + backward
+
+
+def test_what_teachers_cost_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds of all clients: the second is the first in which they have teachers."""
+    found: list[list[tuple[tuple[int, int], ...]]] = []
+
+    def watched(*arguments: Any) -> Any:
+        made = candidates(*arguments)
+        found.append([tuple((piece.number, piece.place) for piece in candidate) for candidate in made])
+        return made
+
+    monkeypatch.setattr(teachers, "candidates", watched)
+    run = Trainer(mixed("C=1", "J=1", "samples=192", "algorithm.public_samples=150", "algorithm.sfine=2"), engine="loop")
+    library, seen = Library.of(run.sole_run.architectures), []
+    for _ in range(2):
+        seen.append([library.decoded(kept(run, client, "recipe").tolist()) for client in range(6)])
+        run.run_round()
+    assert not any(seen[0]) and all(seen[1]) and len(set(found[0] + found[1])) > 2, "of several forms"
+    cost = {recipe: counted(copy.deepcopy(library.model(recipe).module)) for recipe in {*found[0], *found[1], *map(library.whole, (0, 1))}}
+
+    server = 0
+    for filters, hidden in ((8, 32), (4, 12)):  # of three clients each
+        widths = (256 + 36 * filters) + (36 * filters + hidden) + (hidden + 10)  # in and out of three layers
+        server += 2 * 3 * (150 * cost[library.whole(int(filters == 4))][0] + 2 * 128**2 * widths)
+    server += sum(150 * (2 * cost[recipe][1] + cost[recipe][0]) for recipe in found[0] + found[1])
+    own = sum(16 * 2 * cost[library.whole(client % 2)][1] for client in range(6))
+    (row,) = run.evaluate()
+    assert row["server_flops"] == server
+    assert row["flops"] == own + sum(16 * cost[recipe][0] for recipe in seen[1])
+    sizes = [group.rows.layout.size for group in run.groups]
+    given = [library.decoded(kept(run, client, "recipe").tolist()) for client in range(6)]
+    assert row["bytes_up"] == 8 * 2 * 3 * sum(sizes)
+    assert row["bytes_down"] == 8 * sum(library.model(recipe).layout.size for recipe in seen[1] + given)
+
+
 def test_public_samples_belong_to_nobody() -> None:
     run, plain = trainer(*SMALL, "algorithm.public_samples=100"), trainer(*SMALL, "algorithm=fedavg")
     public, labels = run.sole_run.public, run.split.sample_owners.labels
@@ -206,6 +261,18 @@ def test_packed_runs_are_the_runs_alone() -> None:
             run.run_round()
     together = runs[0].evaluate([0, 1])
     assert together == [runs[1].evaluate()[0], runs[2].evaluate()[0]]
+    assert [parts_of(runs[0], run) for run in (0, 1)] == [parts_of(run, 0) for run in runs[1:]]
+
+
+def test_packed_runs_of_which_one_has_no_client_of_an_architecture() -> None:
+    each = [mixed("C=0.34", "samples=192", "algorithm.candidates=1", f"seed={seed}", f"algorithm.alpha={seed / 2}") for seed in (1, 0)]
+    runs = [Trainer(*each, engine="loop"), *(Trainer(one, engine="loop") for one in each)]
+    of = [{client % 2 for client in plan_round(run).ids} for run in runs[0].runs]
+    assert of == [{0}, {1}], "the second run has no rows of the first architecture, behind those that were made for both"
+    for run in runs:
+        while not run.finished:
+            run.run_round()
+    assert runs[0].evaluate([0, 1]) == [runs[1].evaluate()[0], runs[2].evaluate()[0]]
     assert [parts_of(runs[0], run) for run in (0, 1)] == [parts_of(run, 0) for run in runs[1:]]
 
 

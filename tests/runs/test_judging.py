@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fl_hydra
 from fl_hydra.errors import UserError
 from fl_hydra.files import read_verified
+from fl_hydra.models.small import Small
 from fl_hydra.runs.weights import parts_of, weights_sha256
 from fl_hydra.training.image_samples import Images
-from tests.support.make import trainer
+from fl_hydra.training.trainer import Trainer
+from tests.support.make import experiment, trainer
 
 SIZE = ("K=6", "C=0.5", "J=2", "rounds=4", "batch_size=16", "sharding=classes", "N_c=3")
 WORDS = (*SIZE, "evaluation.points=2", "model.filters=2", "model.hidden=8", "engine=loop", "threads=1", "checkpoint.seconds=0")
@@ -46,7 +48,7 @@ def test_its_accuracy_is_that_of_the_last_line(method: str, tmp_path: Path) -> N
     for k in range(run.clients):
         module = run.client(k)
         assert isinstance(module, nn.Module) and not module.training
-    packed, personal = run._judge._trainer.sole_run, run._judge._trainer.personal
+    packed, personal = run._judge._trainer.sole_run, run._judge._trainer.groups[0].personal
     split = run._judge._trainer.split
     samples, shares = personal._shares.of(packed, "test", torch.arange(len(split.test)))
     assert isinstance(samples, Images)
@@ -91,6 +93,38 @@ def test_the_digest_of_weights_covers_what_clients_keep(tmp_path: Path) -> None:
     kept[1, 0] += 1e-6
     run.runs[0].clients._written.clear()
     assert weights_sha256(parts_of(run, 0)) != whole, "one number of one client"
+
+
+def assert_covered(run: Trainer, part: str, tensor: Tensor) -> None:
+    """One number of a tensor changes the digest of this part alone, and that of all."""
+    before, number = parts_of(run, 0), tensor.view(-1)[-1:]
+    kept = number.clone()
+    number += 1e-3
+    changed = parts_of(run, 0)
+    assert {name for name in before if changed[name] != before[name]} == {part}
+    assert weights_sha256(changed) != weights_sha256(before)
+    number.copy_(kept)
+    assert parts_of(run, 0) == before
+
+
+def test_it_covers_what_the_server_keeps_for_them() -> None:
+    run = trainer("algorithm=pfedhn", "algorithm.hidden_units=3", *SIZE)
+    run.run_round()
+    carried = run.state.carried
+    assert set(carried) == {before + name for before in ("", "velocity.") for name in ("embeddings", "trunk", "heads")}
+    for tensor in carried.values():
+        assert_covered(run, "carried", tensor)
+
+
+def test_it_covers_clients_of_every_architecture() -> None:
+    words = ("algorithm=pfedhr", "algorithm.sfine=0", "algorithm.candidates=1", *SIZE)
+    run = Trainer(experiment(*words, "C=1", architectures=(Small(), Small(filters=2, hidden=8))), engine="loop")
+    run.run_round()
+    for members in run.sole_run.members:
+        assert members.clients._resident.keys() == {"state.model", "state.recipe", "state.teacher"}
+        for tensor in members.clients._resident.values():
+            assert_covered(run, "clients", tensor)
+    assert_covered(run, "others", run.groups[1].state.model)
 
 
 def test_without_personal_state_it_is_the_models(tmp_path: Path) -> None:

@@ -153,6 +153,13 @@ def test_the_cost_of_a_model_is_that_of_its_products() -> None:
     assert passes.both == passes.forward * 2 + 2 * 8 * 10, "nobody asks for the gradient of the inputs"
 
 
+def test_so_is_that_of_grouped_convolutions() -> None:
+    library = Library(architectures(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4 * 144, 10))))
+    first, second, last = 2 * 9 * 4 * 14 * 14, 2 * 9 * 4 * 12 * 12, 2 * 4 * 144 * 10
+    passes = library.passes(library.whole(0))
+    assert (passes.forward, passes.both) == (first + second + last, 2 * first + 3 * (second + last))
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ def test_clients_are_judged_with_their_own_statistics() -> None:
     assert line["val/acc"] is None and line["test/loss"] is None
     own = run.group.client_statistics(run.state, run.sole_run.clients, np.arange(8))
     assert own is not None
-    samples, shares = run.personal._shares.of(run.sole_run, "test", torch.arange(len(run.split.test)))
+    samples, shares = run.groups[0].personal._shares.of(run.sole_run, "test", torch.arange(len(run.split.test)))
     losses = []
     for client, share in enumerate(shares):
         assert share is not None
