@@ -83,7 +83,7 @@ class FedALA(Algorithm):
         models, kept = clients.receive(state.model).clone(), clients.state
         higher, received = self._higher(clients.facts.layout), self._higher(clients.facts.layout).of(models).clone()
         rounds, batches = kept["rounds"].flatten().tolist(), [self._batches(clients, client) for client in clients.ids.tolist()]
-        learning = [done > 0 and bool(own) for done, own in zip(rounds, batches, strict=True)]
+        learning = [done > 0 and bool(own) and higher.width > 0 for done, own in zip(rounds, batches, strict=True)]
         losses: list[list[float]] = [[] for _ in rounds]
         self._mix(models, higher, received, kept)
         while any(learning):
