@@ -61,7 +61,7 @@ class FromZero(APFL):
 
 @pytest.mark.parametrize(("adaptive", "lr"), [(True, 0.01), (True, 0.1), (False, 0.01)])
 def test_some_rounds_on_paper(adaptive: bool, lr: float) -> None:
-    """All P parameters of a client are alike, so that the inner product is P times that of one. At the higher rate alphas become 1 and 0."""
+    """All P parameters of a client are alike: the inner product is P times that of one. At the higher rate alphas end at 1 and 0."""
     made = Quadratics("algorithm=apfl", "C=1", "J=2", f"optimizer.lr={lr}", algorithm=FromZero(alpha=0.3, adaptive=adaptive))
     P, x, own, alpha = made.run.group.layout.size, 0.0, [0.0, 0.0], [0.3, 0.3]
     for _ in range(3):

@@ -130,7 +130,7 @@ def test_the_choice_that_is_best_on_validation_samples_of_drawn_clients_is_used_
     run = trainer(*SMALL, "participation.held_out=5", "evaluation.joining_steps=0", algorithm=Marked())
     run.run_round()
     validation, test = run.split.validation, run.split.test
-    shares = run.personal._shares.of(run.sole_run, "val", torch.arange(len(validation)))[1]  # dealt by what labels are now
+    shares = run.groups[0].personal._shares.of(run.sole_run, "val", torch.arange(len(validation)))[1]  # dealt by what labels are now
     assert all(share is not None and len(share) > 3 for share in shares)
     for samples in (validation, test):
         monkeypatch.setattr(samples, "targets", torch.full_like(samples.targets, other))
