@@ -243,7 +243,7 @@ def _refuse_bare_words(overrides: Sequence[str]) -> None:
 
 def _check_key(key: str, value: str, *, appended: bool) -> None:
     """Refuse a key that is not there, where it can be told which one was meant; Hydra refuses the others."""
-    if key.startswith("hydra") or "@" in key or key in keys():
+    if key.startswith("hydra") or "@" in key or key in keys() or (appended and key == "search"):
         return
     if key.partition("/")[0].rstrip("s") == "sweep" or key in sections():
         _check_section(key, value, appended=appended)

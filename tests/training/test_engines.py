@@ -47,9 +47,9 @@ def test_engines_agree(algorithm: str, optimizer: str, engine: str, precision: s
         passes.append(int((run.shard_sizes[ids] if samples is None else samples).sum()))
         charge_gradients(ids, samples)
 
-    def forward_over(client: int) -> None:
+    def forward_over(client: int, architecture: int = 0) -> None:
         passes.append(int(run.shard_sizes[client]) / 3)
-        charge_outputs(client)
+        charge_outputs(client, architecture)
 
     run.charge_gradients, run.charge_outputs = pass_over, forward_over  # type: ignore[method-assign, assignment]
     while not loop.finished:
