@@ -38,7 +38,6 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "participation=by_size",
         "participation=importance",
         "participation=oort",
-        "participation=skewed gamma=0.5",
     ),
     "sharding": ("sharding=iid", "sharding=classes N_c=5", "sharding=dirichlet", "sharding=quantity"),
     "swa": ("swa.start=null", "swa.start=0.1 swa.cycle=1"),
