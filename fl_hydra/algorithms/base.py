@@ -213,12 +213,14 @@ class Algorithm(Component):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """
         Raises:
-            TypeError: a seam is overridden, but would not be called, since it is not declared.
+            TypeError: a seam is overridden, but would not be called, since it is not declared; or `mixes` is, and nothing would be combined.
         """
         super().__init_subclass__(**keywords)
         for seam, declared in SEAMS:
             if getattr(cls, seam) is not getattr(Algorithm, seam) and not getattr(cls, declared):
                 raise TypeError(f"{cls.__name__} overrides {seam}, which is called where {declared} = True: declare it")
+        if cls.mixes and cls.combine is Algorithm.combine:
+            raise TypeError(f"{cls.__name__} declares mixes = True, and combines nothing: override combine")
 
     @property
     def batches_per_step(self) -> int:
@@ -416,8 +418,7 @@ class Algorithm(Component):
 
     def combine(self, returned: Sequence[Returned]) -> None:
         """If `mixes`: in place of `update`, what becomes of a round's ends, given for each architecture, of which some may have no client
-        in the round. Changes the states in place, and what clients keep."""
-        raise NotImplementedError
+        in the round. Changes the states in place, and what clients keep. A method that mixes says what it does here."""
 
     def outer(self, state: State, clients: Clients, mean: Tensor) -> None:
         """The outer step, given the mean of what clients returned, [1, P]; changes `state` in place."""

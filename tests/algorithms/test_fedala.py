@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from fl_hydra.algorithms.fedala import FedALA
 from fl_hydra.errors import UserError
-from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.planning import RoundPlan, plan_round
 from fl_hydra.training.trainer import Trainer
+from tests.support.batches import NotesBatches
 from tests.support.exact import assert_exact
 from tests.support.make import experiment, trainer
 from tests.support.small import finish
@@ -35,17 +34,8 @@ SMALL = (
 )
 
 
-@dataclass
-class Recording(FedALA):
+class Recording(NotesBatches, FedALA):
     """Notes batches."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.batches: list[Batch] = []
-
-    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        self.batches.append(batches[0])
-        super().step(rows, gradient, batches, j)
 
 
 def slope(run: Trainer, model: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

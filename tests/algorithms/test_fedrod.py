@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,8 +17,9 @@ from fl_hydra.errors import UserError
 from fl_hydra.models.small import Small
 from fl_hydra.seams.clients import Facts
 from fl_hydra.seams.heads import head_gradient
-from fl_hydra.seams.rows import Batch, Gradient, Outputs, Rows
+from fl_hydra.seams.rows import Outputs
 from fl_hydra.training.planning import plan_round
+from tests.support.batches import NotesBatches
 from tests.support.exact import assert_exact, module_of, weights_of
 from tests.support.make import experiment, trainer
 from tests.support.small import finish, normal
@@ -27,17 +27,8 @@ from tests.support.small import finish, normal
 SMALL = ("K=6", "C=0.5", "J=3", "precision=fp64", "samples=400", "batch_size=16", "sharding=classes", "N_c=3")
 
 
-@dataclass
-class Recording(FedROD):
+class Recording(NotesBatches, FedROD):
     """Notes batches."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.batches: list[Batch] = []
-
-    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        self.batches.append(batches[0])
-        super().step(rows, gradient, batches, j)
 
 
 @dataclass

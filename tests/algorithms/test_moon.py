@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -13,25 +10,16 @@ from torch import Tensor, nn
 
 from fl_hydra.algorithms.moon import MOON
 from fl_hydra.errors import UserError
-from fl_hydra.seams.rows import Batch, Gradient, Rows
 from fl_hydra.training.planning import plan_round
 from fl_hydra.training.trainer import Trainer
+from tests.support.batches import NotesBatches
 from tests.support.exact import assert_exact
 from tests.support.losses import SMALL
 from tests.support.make import experiment, trainer
 
 
-@dataclass
-class Recording(MOON):
+class Recording(NotesBatches, MOON):
     """Notes batches."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.batches: list[Batch] = []
-
-    def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        self.batches.append(batches[0])
-        super().step(rows, gradient, batches, j)
 
 
 def module_at(run: Trainer, model: Tensor) -> nn.Module:

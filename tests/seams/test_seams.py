@@ -312,3 +312,10 @@ def test_one_gradient_of_a_batch_is_metered() -> None:
 
     with pytest.raises(TypeError, match="say metered=False"):
         trainer(*SMALL, algorithm=Twice()).run_round()
+
+
+def test_a_method_that_mixes_says_what_it_combines() -> None:
+    with pytest.raises(TypeError, match="Mixing declares mixes = True, and combines nothing: override combine"):
+
+        class Mixing(Algorithm):
+            mixes: ClassVar[bool] = True

@@ -18,6 +18,7 @@ from fl_hydra.training.personal_evaluation import PersonalScores
 from fl_hydra.training.personal_shares import deal_shares
 from fl_hydra.training.samples import Samples
 from tests.support.make import trainer
+from tests.support.personal import FIGURES
 
 SMALL = ("algorithm=fedper", "K=6", "C=0.5", "J=3", "precision=fp64", "rounds=4", "batch_size=16", "sharding=classes", "N_c=3")
 
@@ -42,16 +43,7 @@ def test_equal_clients_are_dealt_equally_many() -> None:
 
 def test_figures() -> None:
     scores = PersonalScores(np.array([1.0, 2.0, 3.0]), np.array([0.9, 0.5, 0.1]), np.array([2, 1, 1]))
-    assert scores.figures("p") == pytest.approx(
-        {
-            "p/loss": 2,
-            "p/acc": 0.5,
-            "p/acc_weighted": 0.6,
-            "p/acc_worst_tenth": 0.1,
-            "p/acc_deviation": float(np.std([0.9, 0.5, 0.1])),
-            "p/clients": 3,
-        }
-    )
+    assert scores.figures("p") == pytest.approx(FIGURES)
 
 
 def test_the_worst_tenth_is_rounded_up() -> None:
