@@ -213,7 +213,7 @@ class Algorithm(Component):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """
         Raises:
-            TypeError: a seam is overridden, but would not be called, since it is not declared; or `mixes` is, and nothing would be combined.
+            TypeError: a seam is overridden, but would not be called, as it is not declared; or `mixes` is, and nothing is combined.
         """
         super().__init_subclass__(**keywords)
         for seam, declared in SEAMS:

@@ -317,5 +317,5 @@ def test_one_gradient_of_a_batch_is_metered() -> None:
 def test_a_method_that_mixes_says_what_it_combines() -> None:
     with pytest.raises(TypeError, match="Mixing declares mixes = True, and combines nothing: override combine"):
 
-        class Mixing(Algorithm):
+        class Mixing(FedAvg):
             mixes: ClassVar[bool] = True
