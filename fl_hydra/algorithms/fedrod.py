@@ -49,10 +49,8 @@ class FedROD(Algorithm):
     def personalised(self) -> bool:
         return True
 
-    def columns(self, layout: Layout) -> dict[str, Columns]:
+    def stepped_columns(self, layout: Layout) -> dict[str, Columns]:
         return {"head": layout.select("head", "")}
-
-    stepped_columns = columns
 
     def client_state(self, models: Tensor, facts: Facts) -> dict[str, Tensor]:
         head, counts = facts.layout.views(models).get(f"{facts.layout.head}.weight"), facts.label_counts
@@ -60,27 +58,25 @@ class FedROD(Algorithm):
             head is not None and counts is not None and head.shape[1] == counts.shape[1],
             "algorithm=fedrod: adds a layer to the last linear one, which must be trained and give the logits; choose another model",
         )
-        return {"head": models.new_zeros(1, self.columns(facts.layout)["head"].width)}
+        return {"head": models.new_zeros(1, self.stepped_columns(facts.layout)["head"].width)}
 
     def step(self, rows: Rows, gradient: Gradient, batches: Sequence[Batch], j: int) -> None:
-        from fl_hydra.seams.heads import head_gradient
+        from fl_hydra.seams.heads import head_gradient, head_logits
 
-        margins = rows.hyper["gamma"] * rows.facts["label_counts"].clamp(min=LEAST).log()
-        personal = self._with_heads(rows.parameters.clone(), rows.optimizer.columns["head"], rows.state["head"])
-        own = head_gradient(gradient.outputs(personal, batches[0]), batches[0], rows.state["head"].shape[1])
+        head, margins = rows.state["head"], rows.hyper["gamma"] * rows.facts["label_counts"].clamp(min=LEAST).log()
+        outputs = gradient.outputs(rows.parameters, batches[0])
+        outputs.logits = outputs.logits + head_logits(outputs.features, head, outputs.logits.shape[-1])
+        own = head_gradient(outputs, batches[0], head.shape[1])
         rows.descend(gradient(rows.parameters, batches[0], balanced, margins=margins), j)
         rows.descend(own, j, of="head")
 
-    def _with_heads(self, models: Tensor, head: Columns, own: Tensor) -> Tensor:
-        """Models [rows, P], changed in place, whose logits are those of both layers together."""
-        head.write(models, head.of(models) + own)
+    def personal_models(self, state: State, clients: Clients) -> Tensor:
+        models, head = super().personal_models(state, clients), self.stepped_columns(clients.facts.layout)["head"]
+        head.write(models, head.of(models) + clients.state["head"])
         return models
 
-    def personal_models(self, state: State, clients: Clients) -> Tensor:
-        return self._with_heads(super().personal_models(state, clients), self.columns(clients.facts.layout)["head"], clients.state["head"])
-
     def join(self, state: State, models: Tensor, clients: Clients, steps: int) -> Tensor:
-        return clients.tune(models, steps, columns=self.columns(clients.facts.layout)["head"])
+        return clients.tune(models, steps, columns=self.stepped_columns(clients.facts.layout)["head"])
 
 
 def balanced(outputs: Outputs, targets: Tensor, /, **inputs: Tensor) -> Tensor:

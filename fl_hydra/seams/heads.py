@@ -1,4 +1,4 @@
-"""Gradients of last linear layers, from the features that they get."""
+"""Last linear layers: their logits and gradients, from the features that they get."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 from fl_hydra.seams.rows import Batch, Outputs
+
+
+def head_logits(features: Tensor, heads: Tensor, classes: int) -> Tensor:
+    """Logits [rows, B, classes] of linear layers for features [rows, B, width].
+
+    Args:
+        heads: [rows, numbers], the weights of each row's layer, followed by its biases if it has some.
+    """
+    weights = classes * features.shape[-1]
+    logits = features @ heads[:, :weights].view(len(heads), classes, -1).mT
+    return logits + heads[:, None, weights:] if heads.shape[1] > weights else logits
 
 
 def head_gradient(outputs: Outputs, batch: Batch, width: int) -> Tensor:
