@@ -149,7 +149,9 @@ def _of_clients(config: Config, counts: SampleCounts) -> SampleCounts:
 
 def _check_samples(config: Config, total: int) -> None:
     require(total > 0, f"dataset.validation={config.dataset.validation}: no sample is left for training; choose a smaller fraction")
-    require(config.batch_size <= total, f"batch_size={config.batch_size}: there are {total} training samples; choose 1 to {total}")
+    public = config.algorithm.public
+    besides = f" besides algorithm.public_samples={public}" if public else ""
+    require(config.batch_size <= total, f"batch_size={config.batch_size}: there are {total} training samples{besides}; choose 1 to {total}")
 
 
 def _budget(config: Config, experiment: Experiment, total: int) -> int:

@@ -289,6 +289,7 @@ def test_architectures_are_options_of_model() -> None:
         (("model=lenet", "algorithm.architectures='small|lenet_gn'"), "model=lenet: no client has it.*choose model=small"),
         (("engine=graph",), "engine=graph: .*choose stacked"),
         (("algorithm.public_samples=5000",), "public_samples=5000: .* choose fewer"),
+        (("algorithm.public_samples=1290",), "batch_size=.* training samples besides algorithm.public_samples=1290; choose 1 to"),
         (("algorithm.public_samples=0",), "public_samples=0: must be at least 1"),
         (("server=adam",), "leave server out"),
         (("uplink=qsgd",), "leave uplink out"),
